@@ -1,0 +1,30 @@
+"""Label order and the step from logits to scores, for training and serving alike."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ProblemType = Literal["single_label_classification"]
+
+
+def order_labels(values: Iterable[str]) -> tuple[str, ...]:
+    """Return distinct labels in their one true order.
+
+    Labels that are all whole numbers are ordered as numbers ("2" before "10"), others by code point,
+    so that the order never depends on which row came first.
+    """
+    distinct = set(values)
+    if all(value.lstrip("-").isascii() and value.lstrip("-").isdigit() for value in distinct):
+        return tuple(sorted(distinct, key=lambda value: (int(value), value)))
+    return tuple(sorted(distinct))
+
+
+def scores_from_logits(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Turn logits [B, C] into probabilities [B, C], float64: softmax of logits / temperature."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    scaled -= scaled.max(axis=-1, keepdims=True)  # the largest exponent is 0: no overflow
+    np.exp(scaled, out=scaled)
+    scaled /= scaled.sum(axis=-1, keepdims=True)
+    return scaled

@@ -1,0 +1,47 @@
+"""No network, and caches that do not outlive the tests."""
+
+import os
+import tempfile
+
+# Read when the libraries are imported, so set before any of them is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="rawloop-tests-"))
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only get in each other's way
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from tiny_models import WORDS, save_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny random BERT without dropout."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Return a writer of csv files: (rows, name, header) -> path."""
+
+    def write(rows: Sequence[Sequence[str]], name: str = "rows.csv", header: Sequence[str] = ("text", "label")) -> Path:
+        path = tmp_path / name
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        return path
+
+    return write
+
+
+def labelled_rows(num_rows: int, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
+    """Return learnable rows of unequal lengths: the label's own word among others, labels in turn."""
+    rows = []
+    for number in range(num_rows):
+        label = labels[number % len(labels)]
+        others = [WORDS[(number * 7 + place * 13) % 60] for place in range(1 + (number * 5) % 17)]
+        rows.append((" ".join([*others, label]), label))
+    return rows

@@ -1,0 +1,348 @@
+"""Everything a run can be told: one frozen dataclass, filled from a YAML file and flags.
+
+A flag wins over the file. Naming a source of rows on the command line (`--dataset_name` or
+`--train_file`) replaces the file's whole source, so that a recipe for a Hub data set also runs on
+local files.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from serve.contract.errors import InputError
+from serve.contract.text import CleaningMode
+
+ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
+LengthGrouping = Literal["window", "batch", "none"]
+MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+MetricName = Literal[
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "weighted_f1",
+    "macro_precision",
+    "macro_recall",
+    "loss",
+]
+
+PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+CONFIG_FILE = "config.yaml"
+"""The resolved configuration in a run directory; it runs again with --config."""
+QUICKSTART_RECIPE = Path("recipes/quickstart.yaml")
+SOURCE_FIELDS = (
+    "dataset_name",
+    "dataset_config",
+    "dataset_revision",
+    "train_file",
+    "validation_file",
+    "test_file",
+)
+RESUME_FLAGS = {
+    "resume",
+    "gradient_accumulation_steps",
+    "max_tokens_per_forward",
+    "eval_max_tokens_per_forward",
+    "keep_checkpoints",
+    "log_every",
+    "trackers",
+}
+"""What may be given beside --resume: nothing here changes what is learned."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Sizes are in rows, tokens or optimizer steps, as each field says."""
+
+    # The model
+    model_name: str = PACKAGED_MODEL
+    """Hub id or folder of a pretrained encoder; the default also comes as a package (extra `demo`)."""
+    model_revision: str | None = None
+    """Branch, tag or commit of the model on the Hub; null takes its default branch."""
+
+    # The rows
+    dataset_name: str | None = None
+    """Hub id, or a folder with train, validation and test files."""
+    dataset_config: str | None = None
+    """Configuration of a Hub data set."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a Hub data set; null takes its default branch."""
+    train_file: str | None = None
+    """Training rows: a csv, tsv, jsonl or parquet file."""
+    validation_file: str | None = None
+    """Rows that choose the best model; null cuts `validation_fraction` from the training rows."""
+    test_file: str | None = None
+    """Rows for the final figure only; null cuts `test_fraction` from the training rows."""
+    validation_fraction: float = 0.1
+    """Share of the training rows cut off, stratified by label, where there is no validation split."""
+    test_fraction: float = 0.1
+    """The same for a missing test split; 0 goes without one."""
+    text_column: str = "text"
+    """Column with the text."""
+    text_pair_column: str | None = None
+    """Column with the second text of a pair; null for single texts."""
+    label_column: str = "label"
+    """Column with the label: strings, whole numbers or a ClassLabel."""
+    label_names: list[str] | None = None
+    """Names of integer labels 0, 1, ... in order; null takes the data's own."""
+    cleaning: CleaningMode = "none"
+    """Text cleaning, kept in the model's contract and applied when serving too."""
+    max_length: int | None = None
+    """Longest input [tokens], longer ones are truncated; null takes the model's limit."""
+
+    # The steps
+    epochs: int = 3
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop, and end the learning-rate schedule, after so many optimizer steps; null runs all epochs."""
+    batch_size: int = 32
+    """Rows of one optimizer step over all processes together."""
+    gradient_accumulation_steps: int | None = None
+    """Forward passes a process cuts its share of a step into; null derives it from max_tokens_per_forward."""
+    max_tokens_per_forward: int | None = None
+    """Most tokens of one forward pass, padding included; null does not cut. Never changes what is learned."""
+    length_grouping: LengthGrouping = "window"
+    """window: rows of similar length share a step; batch: random steps, sorted inside; none: as drawn."""
+
+    # The optimizer
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape after the warm-up; linear and cosine end at 0."""
+    warmup_ratio: float = 0.06
+    """Share of the optimizer steps in which the learning rate rises linearly."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; never on biases and norms."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's running mean of gradients."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's running mean of squared gradients."""
+    adam_epsilon: float = 1e-8
+    """Added to AdamW's denominator."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are clipped to this global 2-norm; null does not clip."""
+
+    # The loss
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """focal multiplies each row's loss by (1 - p)^focal_gamma."""
+    focal_gamma: float = 2.0
+    """Exponent of the focal loss."""
+    class_weights: ClassWeights = "none"
+    """balanced: 1/count; sqrt: 1/sqrt(count); effective: Cui et al. 2019; or a mapping label -> weight."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, in [0, 1)."""
+    dropout: float | None = None
+    """Every dropout of the model; null keeps the model's own."""
+
+    # Precision and speed
+    mixed_precision: MixedPrecision = "auto"
+    """auto: bf16 where the hardware has it, fp16 on other GPUs, else no."""
+    compile: bool = False
+    """Compile the model in place (torch.compile, dynamic shapes); pays on long runs."""
+
+    # Evaluation and checkpoints
+    eval_every: int | None = None
+    """Optimizer steps between evaluations; null evaluates at the end of each epoch."""
+    eval_max_tokens_per_forward: int = 8192
+    """Most tokens of one forward pass when evaluating, padding included."""
+    metric_for_best: MetricName = "macro_f1"
+    """Validation metric that decides which model is the best (loss: lower is better)."""
+    early_stopping_patience: int | None = None
+    """Stop after so many evaluations in a row without a new best; null never."""
+    save_every: int | None = None
+    """Optimizer steps between checkpoints, beside those at each evaluation; null for these alone."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+    output_dir: str = "runs"
+    """Folder under which the run's own directory is made."""
+    run_name: str | None = None
+    """Name of the run's directory; null makes one from time, model and data."""
+    resume: str | None = None
+    """Run directory to continue from its newest valid checkpoint."""
+
+    # What is told on the way
+    log_every: int = 10
+    """Optimizer steps between entries in logs/metrics.jsonl and the trackers."""
+    trackers: list[str] = dataclasses.field(default_factory=list)
+    """Accelerate trackers: tensorboard, wandb, mlflow, comet_ml, aim, clearml, dvclive, swanlab, trackio."""
+    seed: int = 42
+    """Seed of splits, order of rows, dropout and the new head."""
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise InputError("\n".join(problems))
+
+
+def _problems(config: TrainConfig) -> list[str]:
+    """Return every contradiction of a configuration, each with its remedy."""
+    problems = []
+
+    def require(good: bool, message: str) -> None:
+        if not good:
+            problems.append(message)
+
+    at_least_one = (
+        "epochs",
+        "max_steps",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "max_tokens_per_forward",
+        "eval_every",
+        "eval_max_tokens_per_forward",
+        "save_every",
+        "keep_checkpoints",
+        "early_stopping_patience",
+        "log_every",
+    )
+    for name in at_least_one:
+        value = getattr(config, name)
+        require(value is None or value >= 1, f"--{name} must be at least 1, found {value}")
+    for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
+        value = getattr(config, name)
+        require(value is None or (math.isfinite(value) and value > 0), f"--{name} must be positive, found {value}")
+    for name in ("weight_decay", "focal_gamma"):
+        value = getattr(config, name)
+        require(math.isfinite(value) and value >= 0, f"--{name} must be 0 or more, found {value}")
+    for name in ("warmup_ratio", "validation_fraction", "test_fraction", "label_smoothing", "dropout"):
+        value = getattr(config, name)
+        require(value is None or 0 <= value < 1, f"--{name} must be in [0, 1), found {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        value = getattr(config, name)
+        require(0 <= value < 1, f"--{name} must be in [0, 1), found {value}")
+    require(config.seed >= 0, f"--seed must be 0 or more, found {config.seed}")
+    require(
+        config.max_length is None or config.max_length >= 4,
+        f"--max_length must be at least 4 tokens (special tokens included), found {config.max_length}",
+    )
+    require(
+        config.validation_fraction + config.test_fraction < 1,
+        "--validation_fraction and --test_fraction leave no rows to train on; their sum must be below 1",
+    )
+    require(
+        config.validation_fraction > 0 or config.validation_file is not None or config.dataset_name is not None,
+        "--validation_fraction 0 leaves no rows to choose the best model; give --validation_file or a fraction",
+    )
+    require(
+        config.gradient_accumulation_steps is None or config.max_tokens_per_forward is None,
+        "--gradient_accumulation_steps and --max_tokens_per_forward both say how a step is cut; give one",
+    )
+    require(
+        config.dataset_name is None or config.train_file is None,
+        "--dataset_name and --train_file both name training rows; give one",
+    )
+    require(
+        config.dataset_name is not None or config.train_file is not None,
+        "no training rows: give --train_file FILE or --dataset_name ID_OR_FOLDER "
+        "(no argument at all runs the quickstart, from the project's root)",
+    )
+    require(
+        config.dataset_name is None or (config.validation_file is None and config.test_file is None),
+        "--validation_file and --test_file go with --train_file; a --dataset_name brings its own splits",
+    )
+    require(
+        config.dataset_config is None or config.dataset_name is not None,
+        "--dataset_config goes with --dataset_name",
+    )
+    require(
+        config.text_pair_column is None or config.text_pair_column != config.text_column,
+        f"--text_column and --text_pair_column are both {config.text_column!r}; a pair needs two columns",
+    )
+    require(
+        config.label_column not in (config.text_column, config.text_pair_column),
+        f"--label_column {config.label_column!r} is also a text column",
+    )
+    if isinstance(config.class_weights, dict):
+        bad = {k: v for k, v in config.class_weights.items() if not (math.isfinite(v) and v > 0)}
+        require(not bad, f"--class_weights must be positive, found {bad}")
+    if config.label_names is not None:
+        require(
+            len(set(config.label_names)) == len(config.label_names) >= 2,
+            f"--label_names must be two or more distinct names, found {config.label_names}",
+        )
+    if config.run_name is not None:
+        require(
+            config.run_name not in ("", ".", "..", "latest") and Path(config.run_name).name == config.run_name,
+            f"--run_name must be a plain folder name, found {config.run_name!r}",
+        )
+    return problems
+
+
+def _parser() -> Any:
+    # Imported here: `--help` of other commands and the tests of the dataclass do not need it.
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog="train_loop/main.py",
+        description="Train a text classifier. Without any argument: the quickstart.",
+    )
+    parser.add_argument("--config", action="append", default=None, help="YAML file with any of the fields below.")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    return parser
+
+
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Return the configuration of a command line: flags over `--config` files over defaults.
+
+    With `--resume RUN`, the file is the run's own, and only flags that cannot change what is learned
+    are taken. Exits with status 2 on an unknown flag, field or value, as argparse does.
+
+    Raises:
+        InputError: a file cannot be read, or fields contradict each other.
+    """
+    flags = {word[2:].split("=", 1)[0].split(".", 1)[0].rstrip("+") for word in argv if word.startswith("--")}
+    if not argv and QUICKSTART_RECIPE.is_file():
+        print(f"No arguments: the quickstart, as in {QUICKSTART_RECIPE}.", flush=True)
+        argv = ["--config", str(QUICKSTART_RECIPE)]
+    parser = _parser()
+    given = parser.parse_args(list(argv))
+    files = [Path(path) for path in given.pop("config") or []]
+    if given["resume"] is not None:
+        changed = sorted(flags - RESUME_FLAGS)
+        if changed:
+            raise InputError(
+                f"--resume continues a run as it was; {', '.join('--' + name for name in changed)} cannot change. "
+                f"Leave them out, or start a new run. What can change: {', '.join(sorted(RESUME_FLAGS - {'resume'}))}"
+            )
+        files = [Path(given["resume"]) / CONFIG_FILE]
+    fields: dict[str, Any] = {}
+    for path in files:
+        fields |= read_yaml(path)
+    if flags & {"dataset_name", "train_file"}:
+        fields = {name: value for name, value in fields.items() if name not in SOURCE_FIELDS}
+    from_files = parser.parse_object(fields)
+    named = fields.keys() - flags
+    values = {
+        field.name: (from_files if field.name in named else given)[field.name]
+        for field in dataclasses.fields(TrainConfig)
+    }
+    return TrainConfig(**values)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        InputError: the file is absent, not YAML or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; recipes stand in recipes/, runs in runs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected `name: value` lines, found {type(content).__name__}")
+    return content
+
+
+def write_yaml(path: Path, config: TrainConfig) -> None:
+    """Write the resolved configuration so that it runs again with `--config`."""
+    from serve.contract.files import write_bytes
+
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    write_bytes(path, text.encode())

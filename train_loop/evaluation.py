@@ -1,0 +1,130 @@
+"""Evaluation: every row exactly once, on any number of processes, or it fails (promise T2)."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import should_reduce_batch_size
+from numpy.typing import NDArray
+from torch import nn
+
+from train_loop.data import Split
+from train_loop.feed import Collator, to_device
+from train_loop.metrics import classification_metrics, confusion_matrix, per_class
+from train_loop.plan import Rows, evaluation_plan
+from train_loop.processes import from_all_processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a split gave."""
+
+    metrics: dict[str, float]
+    """Metric -> value over all rows; `loss` is the plain mean cross-entropy."""
+    per_class: dict[str, dict[str, float]]
+    confusion_matrix: NDArray[np.int64]
+    """[C, C]: rows are true classes, columns predicted ones."""
+    logits: NDArray[np.float32]
+    """[N, C], in the split's order."""
+
+
+def evaluate_split(
+    accelerator: Accelerator,
+    model: nn.Module,
+    split: Split,
+    labels: tuple[str, ...],
+    collate: Collator,
+    max_tokens: int,
+) -> Evaluation:
+    """Run the model over a split and score it; every process returns the same.
+
+    A forward pass has at most `max_tokens` tokens, padding included.
+
+    Raises:
+        RuntimeError: a row was not counted exactly once.
+    """
+    logits = predict_logits(accelerator, model, split, len(labels), collate, max_tokens)
+    predictions = logits.argmax(axis=1)
+    metrics: dict[str, float] = classification_metrics(len(labels)).compute(
+        predictions=predictions, references=split.labels
+    )
+    metrics["loss"] = mean_cross_entropy(logits, split.labels)
+    matrix = confusion_matrix(predictions, split.labels, len(labels))
+    return Evaluation(metrics, per_class(matrix, labels), matrix, logits)
+
+
+def predict_logits(
+    accelerator: Accelerator,
+    model: nn.Module,
+    split: Split,
+    num_classes: int,
+    collate: Collator,
+    max_tokens: int,
+) -> NDArray[np.float32]:
+    """Return the logits of every row [N, C] float32, in the split's order, on every process."""
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    # Without DDP's wrapper a forward pass is no collective, so processes may differ in their passes.
+    forward = model if sharded else accelerator.unwrap_model(model)
+    was_training = model.training
+    model.eval()
+    rows: list[Rows] = []
+    outputs: list[NDArray[np.float32]] = []
+    try:
+        with torch.inference_mode() if not sharded else torch.no_grad():
+            for step in evaluation_plan(split.lengths, num_processes=accelerator.num_processes, max_tokens=max_tokens):
+                for micro_batch in step.rows[accelerator.process_index]:
+                    if len(micro_batch) or sharded:
+                        logits = _forward(forward, micro_batch, collate, accelerator.device, may_halve=not sharded)
+                        rows.append(micro_batch)
+                        outputs.append(logits[: len(micro_batch)])
+    finally:
+        model.train(was_training)
+    none = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
+    mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else none
+    return _in_row_order(from_all_processes(accelerator, mine), len(split), num_classes)
+
+
+def mean_cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Return the mean of -log softmax(logits)[label] over the rows, computed in float64."""
+    wide = logits.astype(np.float64)
+    peak = wide.max(axis=1)
+    log_sum = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=1))
+    return float((log_sum - wide[np.arange(len(labels)), labels]).mean())
+
+
+def _forward(
+    model: nn.Module, rows: Rows, collate: Collator, device: torch.device, *, may_halve: bool
+) -> NDArray[np.float32]:
+    """Return the logits of some rows [B, C]; halves them where memory runs out."""
+    try:
+        batch = next(to_device([collate(rows)], device))
+        logits: NDArray[np.float32] = model(**batch.inputs).logits.float().cpu().numpy()
+        return logits
+    except RuntimeError as error:
+        if not (may_halve and len(rows) > 1 and should_reduce_batch_size(error)):
+            raise
+    with contextlib.suppress(AttributeError):
+        torch.accelerator.empty_cache()
+    middle = len(rows) // 2
+    halves = [_forward(model, part, collate, device, may_halve=True) for part in (rows[:middle], rows[middle:])]
+    return np.concatenate(halves)
+
+
+def _in_row_order(
+    parts: list[tuple[Rows, NDArray[np.float32]]], num_rows: int, num_classes: int
+) -> NDArray[np.float32]:
+    counts = np.zeros(num_rows, np.int64)
+    logits = np.zeros((num_rows, num_classes), np.float32)
+    for rows, part in parts:
+        np.add.at(counts, rows, 1)
+        logits[rows] = part
+    if not (counts == 1).all():
+        wrong = np.flatnonzero(counts != 1)
+        raise RuntimeError(
+            f"{len(wrong)} of {num_rows} rows were not counted exactly once, row {wrong[0]} {counts[wrong[0]]} times"
+        )
+    return logits

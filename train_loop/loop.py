@@ -1,0 +1,318 @@
+"""The training loop, readable from top to bottom.
+
+One optimizer step: take its rows from the plan, run each micro-batch forward and backward with the
+step's one denominator, clip, set the learning rate, update. "Step" always means optimizer step.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import time
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from serve.contract.errors import InputError
+from train_loop.checkpoint import CheckpointStore, TrainState
+from train_loop.config import TrainConfig
+from train_loop.data import Data, Split
+from train_loop.evaluation import Evaluation, evaluate_split
+from train_loop.feed import Collator, MicroBatch, StepFeed, to_device
+from train_loop.interrupt import Interrupted, InterruptWatch
+from train_loop.loss import loss_sum
+from train_loop.optimizer import learning_rate_at
+from train_loop.plan import BatchPlan, StepPlan
+from train_loop.processes import any_process, from_all_processes
+from train_loop.progress import Progress, StepReport
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is NaN or infinite; the weights were not touched."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Training:
+    """What the loop works with; put together by `assembly.py`."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    tokenizer: PreTrainedTokenizerFast
+    data: Data
+    class_weights: Tensor
+    """[C], on the device, in the type of the loss."""
+    checkpoints: CheckpointStore
+    progress: Progress
+    num_steps: int
+    pad_to_multiple_of: int = 1
+    largest_done: int = 0
+    """Padded tokens of the largest micro-batch that fitted into memory on every process."""
+
+    def __post_init__(self) -> None:
+        self.collate = Collator(self.data.train, self.tokenizer, self.pad_to_multiple_of)
+        self.row_weights = self.class_weights.double().cpu().numpy()[self.data.train.labels]  # [N]
+
+    def plan(self, epoch: int) -> BatchPlan:
+        """Return the optimizer steps of an epoch."""
+        return BatchPlan(
+            self.data.train.lengths,
+            self.row_weights,
+            batch_size=self.config.batch_size,
+            num_processes=self.accelerator.num_processes,
+            grouping=self.config.length_grouping,
+            seed=self.config.seed,
+            epoch=epoch,
+            num_micro_batches=self.config.gradient_accumulation_steps,
+            max_tokens=self.config.max_tokens_per_forward,
+        )
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Score a split with the weights as they are; call it on all processes."""
+        return evaluate_split(
+            self.accelerator,
+            self.model,
+            split,
+            self.data.labels,
+            Collator(split, self.tokenizer, self.pad_to_multiple_of),
+            self.config.eval_max_tokens_per_forward,
+        )
+
+
+def train(training: Training, state: TrainState) -> None:
+    """Run the loop from `state.step` to the end, keeping `state` true throughout; call on all processes.
+
+    Raises:
+        Interrupted: a signal came; the step it came in is finished and saved.
+        NonFiniteLoss: before the update.
+        InputError: a checkpoint cannot be written; one row alone does not fit into memory.
+    """
+    config, accelerator = training.config, training.accelerator
+    plan, epoch = training.plan(0), 0
+    steps_per_epoch = len(plan)
+    training.model.train()
+    with (
+        StepFeed(training.collate, accelerator.process_index) as feed,
+        InterruptWatch() as watch,
+        training.progress.running(state.step),
+    ):
+        while state.step < training.num_steps and not has_stopped_early(config, state):
+            began = time.perf_counter()
+            if state.step // steps_per_epoch != epoch:
+                epoch = state.step // steps_per_epoch
+                plan = training.plan(epoch)
+                feed.forget()
+            step_plan, loss = _forward_and_backward(training, state, feed, plan, state.step % steps_per_epoch)
+
+            # Below this line gradients are complete and alike on every process.
+            limit = config.max_grad_norm if config.max_grad_norm is not None else float("inf")
+            gradient_norm = accelerator.clip_grad_norm_(training.model.parameters(), limit)
+            loss_value, interrupted = _share_outcome(training, state, loss, gradient_norm, watch.received)
+            learning_rate = learning_rate_at(
+                state.num_updates,
+                peak=config.learning_rate,
+                num_updates=training.num_steps,
+                warmup_ratio=config.warmup_ratio,
+                shape=config.lr_schedule,
+            )
+            updated = _update(accelerator, training.optimizer, learning_rate)
+
+            state.step += 1
+            state.num_updates += updated
+            seconds = time.perf_counter() - began
+            state.seconds += seconds
+            training.progress.after_step(
+                StepReport(
+                    step=state.step,
+                    epoch=state.step / steps_per_epoch,
+                    loss=loss_value,
+                    learning_rate=learning_rate,
+                    gradient_norm=float(gradient_norm),
+                    updated=updated,
+                    num_rows=step_plan.num_rows,
+                    num_tokens=step_plan.num_tokens,
+                    num_padded_tokens=step_plan.num_padded_tokens,
+                    seconds=seconds,
+                )
+            )
+
+            every = config.eval_every or steps_per_epoch
+            at_evaluation = state.step % every == 0 or state.step == training.num_steps
+            if at_evaluation:
+                _evaluate(training, state, state.step / steps_per_epoch)
+            if at_evaluation or interrupted or (config.save_every and state.step % config.save_every == 0):
+                training.checkpoints.save(accelerator, training.model, training.optimizer, state)
+            if interrupted and state.step < training.num_steps:
+                raise Interrupted(interrupted, state.step, training.checkpoints.folder.parent)
+
+
+def has_stopped_early(config: TrainConfig, state: TrainState) -> bool:
+    """Return whether the best model is older than the patience allows."""
+    patience = config.early_stopping_patience
+    return patience is not None and state.evaluations_since_best >= patience
+
+
+def is_better(config: TrainConfig, value: float, best: float | None) -> bool:
+    """Return whether a validation value beats the best so far; ties keep the earlier model."""
+    if best is None:
+        return True
+    return value < best if config.metric_for_best == "loss" else value > best
+
+
+def seed_of_step(seed: int, step: int, process: int) -> int:
+    """Return the seed of dropout in one step on one process.
+
+    Each step is seeded anew, so that resuming needs no state of any random generator.
+    """
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
+
+
+def _forward_and_backward(
+    training: Training, state: TrainState, feed: StepFeed, plan: BatchPlan, index: int
+) -> tuple[StepPlan, Tensor]:
+    """Accumulate a step's gradients; where memory runs out, cut the step finer and begin it again.
+
+    Returns the plan carried out and this process's share of the step's loss. By promise T1 the cut
+    changes nothing.
+    """
+    accelerator = training.accelerator
+    step_plan, batches = feed.take(
+        index, lambda i: plan.step(i, state.max_tokens_per_forward), last=index + 1 == len(plan)
+    )
+    while True:
+        torch.manual_seed(seed_of_step(training.config.seed, state.step, accelerator.process_index))
+        # Under DDP the last backward pass exchanges gradients, and a process that runs out of memory in
+        # it would leave the others waiting for ever. So a size never tried before runs without the
+        # exchange; the processes agree whether it fitted, and an empty pass makes the exchange.
+        untried = step_plan.largest[1] > training.largest_done
+        agree_first = untried and accelerator.distributed_type in (
+            DistributedType.MULTI_GPU,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_XPU,
+        )
+        loss = None
+        try:
+            loss = _micro_batches(training, step_plan, batches, exchange=not agree_first)
+        except RuntimeError as error:
+            may_cut = agree_first or accelerator.num_processes == 1
+            if not (should_reduce_batch_size(error) and may_cut):
+                raise
+        if agree_first:
+            if any_process(accelerator, loss is None):
+                loss = None  # perhaps it fitted here, but not on another process
+            else:
+                _micro_batches(training, step_plan, [training.collate(np.empty(0, np.int64))], exchange=True)
+        if loss is not None:
+            training.largest_done = max(training.largest_done, step_plan.largest[1])
+            return step_plan, loss
+
+        training.optimizer.zero_grad()
+        with contextlib.suppress(AttributeError):
+            torch.accelerator.empty_cache()
+        num_rows, num_tokens = step_plan.largest
+        if num_rows == 1:
+            raise InputError(
+                f"step {state.step + 1}: a single row of {num_tokens} tokens does not fit into memory; lower "
+                "--max_length, take a smaller model, or free memory, and continue by --resume"
+            )
+        state.max_tokens_per_forward = num_tokens // 2
+        training.progress.note(
+            f"Out of memory at {num_tokens:,} tokens in one forward pass: the step is cut to at most "
+            f"{state.max_tokens_per_forward:,} and tried again. What is learned does not change."
+        )
+        feed.forget()
+        step_plan, batches = feed.build(plan.step(index, state.max_tokens_per_forward))
+
+
+def _micro_batches(training: Training, step_plan: StepPlan, batches: list[MicroBatch], *, exchange: bool) -> Tensor:
+    """Run forward and backward over micro-batches and return their share of the step's loss, a scalar.
+
+    With `exchange`, the last backward pass averages gradients over processes, and no other does.
+    """
+    config, accelerator = training.config, training.accelerator
+    total = torch.zeros((), dtype=training.class_weights.dtype, device=accelerator.device)
+    for number, batch in enumerate(to_device(batches, accelerator.device), start=1):
+        last = exchange and number == len(batches)
+        with contextlib.nullcontext() if last else accelerator.no_sync(training.model):
+            logits = training.model(**batch.inputs).logits  # [B, C]
+            numerator = loss_sum(
+                logits,
+                batch.labels,
+                training.class_weights,
+                kind=config.loss,
+                label_smoothing=config.label_smoothing,
+                focal_gamma=config.focal_gamma,
+            )
+            # The denominator is the sum of weights of the WHOLE step, over all micro-batches and
+            # processes: only then does a row weigh the same however the step is cut. DDP and FSDP
+            # average gradients over processes, hence the factor.
+            loss = numerator * (0.0 if batch.is_filler else 1.0) / step_plan.weight_sum
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    return total
+
+
+def _share_outcome(
+    training: Training, state: TrainState, loss: Tensor, gradient_norm: Tensor, signal_number: int
+) -> tuple[float, int]:
+    """Return the step's loss over all processes, and a signal that any of them received.
+
+    The one point of a step where the processor waits for the device: a loss that is not finite must
+    stop the run before it reaches the weights.
+    """
+    accelerator = training.accelerator
+    # fp16 overflows now and then; its scaler skips such a step by itself.
+    bad_gradient = accelerator.scaler is None and not torch.isfinite(gradient_norm)
+    shared = torch.stack([loss, loss.new_tensor(float(signal_number))])
+    if accelerator.num_processes > 1:
+        gathered = accelerator.gather(shared.unsqueeze(0))  # [P, 2]
+        shared = torch.stack([gathered[:, 0].sum(), gathered[:, 1].max()])
+    loss_value, received = shared.tolist()
+    if bad_gradient or not np.isfinite(loss_value):
+        raise NonFiniteLoss(_non_finite_message(training, state, float(loss), loss_value))
+    return loss_value, int(received)
+
+
+def _non_finite_message(training: Training, state: TrainState, own_loss: float, loss: float) -> str:
+    steps_per_epoch = len(training.plan(0))
+    epoch, index = divmod(state.step, steps_per_epoch)
+    rows = training.plan(epoch).step(index, state.max_tokens_per_forward).rows[training.accelerator.process_index]
+    mine = [] if np.isfinite(own_loss) and not np.isfinite(loss) else np.concatenate(rows).tolist()
+    suspects = sorted(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine)))
+    numbers = [int(training.data.train.source_rows[row]) + 1 for row in suspects]
+    what = "loss" if not np.isfinite(loss) else "gradient"
+    return (
+        f"step {state.step + 1}: the {what} is not finite (loss {loss}), so training stops before the update. Rows of "
+        f"the step in {training.data.train.origin}, counted from 1: {', '.join(map(str, numbers[:64]))}"
+        f"{' ...' if len(numbers) > 64 else ''}. Look at those texts; then lower --learning_rate, set --max_grad_norm, "
+        "or use --mixed_precision bf16 or no in a new run. The last checkpoint is untouched"
+    )
+
+
+def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_rate: float) -> bool:
+    """Set the learning rate and update the weights; return False where fp16 skipped the update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    scaler = accelerator.scaler
+    scale_before = scaler.get_scale() if scaler is not None else 0.0
+    optimizer.step()
+    optimizer.zero_grad()
+    # A fused optimizer is always called and skips inside itself, so "was it called" does not tell
+    # (accelerate issue 4242); the scaler lowers its scale when, and only when, it skipped.
+    return scaler is None or scaler.get_scale() >= scale_before
+
+
+def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
+    metrics = training.evaluate(training.data.splits["validation"]).metrics
+    value = metrics[training.config.metric_for_best]
+    if is_better(training.config, value, state.best_value):
+        state.best_value, state.best_step, state.evaluations_since_best = value, state.step, 0
+    else:
+        state.evaluations_since_best += 1
+    state.evaluations.append({"step": state.step, "epoch": epoch, **metrics})
+    training.progress.after_evaluation(state.step, epoch, metrics, is_best=state.best_step == state.step)

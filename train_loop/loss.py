@@ -1,0 +1,84 @@
+"""Weighted cross-entropy with the exact global denominator; label smoothing; focal loss.
+
+The loss of one optimizer step is  sum_i w[y_i] * l_i / sum_i w[y_i]  over ALL rows i of the step.
+torch's own weighted mean divides by the sum of weights of its micro-batch, and accumulation and DDP
+then average those ratios: rows weigh differently depending on which rows share their micro-batch, and
+at one row a micro-batch the weights cancel altogether (pytorch issue 72047). Here a micro-batch gives
+only the numerator. The plan knows every label, so the denominator is exact without communication, and
+since DDP and FSDP average gradients over P processes, the numerator is multiplied by P.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from serve.contract.errors import InputError
+from train_loop.config import ClassWeights
+
+EFFECTIVE_BETA = 0.9999
+"""Beta of the effective number of samples, the value Cui et al. use for most of their data sets."""
+
+
+def class_weights(kind: ClassWeights, counts: NDArray[np.int64], labels: tuple[str, ...]) -> NDArray[np.float64]:
+    """Return the weight of each class [C], float64.
+
+    `balanced` is n / (C * count), as in scikit-learn; `sqrt` its square root; `effective` is
+    (1 - b) / (1 - b^count) scaled to sum to C (Cui et al. 2019, arXiv 1901.05555); a mapping gives the
+    weights by label, 1 where it names none. A class without training rows weighs 1.
+
+    Raises:
+        InputError: the mapping names a label that does not exist.
+    """
+    num_classes = len(labels)
+    if isinstance(kind, Mapping):
+        unknown = sorted(set(kind) - set(labels))
+        if unknown:
+            raise InputError(f"--class_weights names {unknown}, not among the labels {list(labels)[:20]}")
+        return np.array([kind.get(label, 1.0) for label in labels], dtype=np.float64)
+    weights = np.ones(num_classes, dtype=np.float64)
+    if kind == "none":
+        return weights
+    seen = counts > 0
+    present = counts[seen].astype(np.float64)
+    if kind == "effective":
+        effective = (1.0 - EFFECTIVE_BETA) / (1.0 - EFFECTIVE_BETA**present)
+        weights[seen] = effective / effective.sum() * len(present)
+    else:
+        balanced = present.sum() / (len(present) * present)
+        weights[seen] = balanced if kind == "balanced" else np.sqrt(balanced)
+    return weights
+
+
+def loss_sum(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    kind: Literal["cross_entropy", "focal"] = "cross_entropy",
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 2.0,
+) -> Tensor:
+    """Return the numerator of the step's loss over these rows: a scalar, at least float32.
+
+    Args:
+        logits: [B, C], any float type; half types are widened first.
+        labels: [B] int64.
+        weights: class weights [C], in the type of the result.
+        kind: `focal` multiplies each row's loss by (1 - p_y)^gamma (Lin et al. 2017, arXiv 1708.02002).
+        label_smoothing: as in torch's cross_entropy, with its weighting of the smoothed part.
+        focal_gamma: exponent of the focal loss.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    losses = functional.cross_entropy(
+        logits, labels, weights.to(logits.dtype), reduction="none", label_smoothing=label_smoothing
+    )  # [B]
+    if kind == "focal":
+        p_true = logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [B]
+        losses = losses * (1.0 - p_true).pow(focal_gamma)
+    return losses.sum()

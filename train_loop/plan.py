@@ -1,0 +1,244 @@
+"""Which rows go into which optimizer step, process and micro-batch. Pure numpy, no communication.
+
+Every process computes the same plan from (lengths, weights, batch size, grouping, seed, epoch). Which
+rows share an optimizer step depends on these alone; how a step is then cut over processes and
+micro-batches changes speed and memory, never what is learned (promise T1).
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+LengthGrouping = Literal["window", "batch", "none"]
+
+WINDOW_BATCHES = 50
+"""Batches per window of similar length: enough to remove nearly all padding, few enough to stay random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step: `rows[p][m]` are the rows of process p's micro-batch m, [B_pm] int64.
+
+    Every process has the same number of micro-batches, because under DDP each backward pass is a
+    collective; where rows run out, a micro-batch is empty.
+    """
+
+    rows: tuple[tuple[Rows, ...], ...]
+    weight_sum: float
+    """Sum of the class weights of all rows of the step: the exact denominator of its loss."""
+    num_rows: int
+    num_tokens: int
+    """Real tokens, padding excluded."""
+    num_padded_tokens: int
+    """Tokens computed, padding included."""
+    largest: tuple[int, int]
+    """(rows, tokens padded) of the largest micro-batch of any process."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        return len(self.rows[0])
+
+
+class BatchPlan:
+    """The optimizer steps of one epoch.
+
+    Args:
+        lengths: tokens of each training row [N].
+        weights: class weight of each row [N].
+        batch_size: rows of one optimizer step, over all processes together.
+        num_processes: processes that share each step.
+        grouping: `window` sorts by length inside windows of 50 batches, then shuffles the batches;
+            `batch` draws batches at random and sorts only inside (unbiased); `none` sorts nowhere.
+        seed, epoch: the order is drawn from these two alone.
+        num_micro_batches: cut each process's share into exactly so many, or None.
+        max_tokens: cut so that no micro-batch has more tokens, padding included (a single longer row
+            stands alone), or None.
+    """
+
+    def __init__(
+        self,
+        lengths: NDArray[np.integer],
+        weights: NDArray[np.floating],
+        *,
+        batch_size: int,
+        num_processes: int = 1,
+        grouping: LengthGrouping = "window",
+        seed: int = 0,
+        epoch: int = 0,
+        num_micro_batches: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        if len(lengths) != len(weights) or len(lengths) == 0:
+            raise ValueError(f"expected as many weights as lengths, and some; found {len(weights)}, {len(lengths)}")
+        if batch_size < 1 or num_processes < 1:
+            raise ValueError(f"batch_size and num_processes must be at least 1: {batch_size}, {num_processes}")
+        self.lengths = lengths
+        self.weights = weights
+        self.batch_size = batch_size
+        self.num_processes = num_processes
+        self.grouping = grouping
+        self.num_micro_batches = num_micro_batches
+        self.max_tokens = max_tokens
+        self._order, self._batch_order = _draw_order(lengths, batch_size, grouping, seed, epoch)
+
+    def __len__(self) -> int:
+        """Optimizer steps of the epoch; the last may be short of rows."""
+        return math.ceil(len(self._order) / self.batch_size)
+
+    def __iter__(self) -> Iterator[StepPlan]:
+        return (self.step(index) for index in range(len(self)))
+
+    def rows_of_step(self, index: int) -> Rows:
+        """Return the rows of step `index` [<= batch_size], in the order they are cut in."""
+        # Full batches are shuffled; what is left over after them comes last.
+        batch = int(self._batch_order[index]) if index < len(self._batch_order) else index
+        rows = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        if self.grouping == "none":
+            return rows
+        return rows[np.argsort(-self.lengths[rows].astype(np.int64), kind="stable")]
+
+    def step(self, index: int, max_tokens: int | None = None) -> StepPlan:
+        """Return step `index` of the epoch; `max_tokens` cuts finer than the plan's own limit."""
+        rows = self.rows_of_step(index)
+        limit = max_tokens if max_tokens is not None else self.max_tokens
+        return cut_step(
+            rows,
+            self.lengths,
+            weight_sum=math.fsum(self.weights[rows]),
+            num_processes=self.num_processes,
+            num_micro_batches=self.num_micro_batches if max_tokens is None else None,
+            max_tokens=limit,
+        )
+
+
+def evaluation_plan(
+    lengths: NDArray[np.integer], *, num_processes: int, max_tokens: int, rows_per_step: int = 2048
+) -> Iterator[StepPlan]:
+    """Yield steps that visit every row once, longest first, for forward passes alone.
+
+    The longest come first, so that a lack of memory shows at once.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    for start in range(0, len(order), rows_per_step):
+        yield cut_step(
+            order[start : start + rows_per_step], lengths, num_processes=num_processes, max_tokens=max_tokens
+        )
+
+
+def cut_step(
+    rows: Rows,
+    lengths: NDArray[np.integer],
+    *,
+    weight_sum: float = 0.0,
+    num_processes: int = 1,
+    num_micro_batches: int | None = None,
+    max_tokens: int | None = None,
+) -> StepPlan:
+    """Cut the rows of one step into the same number of micro-batches on each process.
+
+    Micro-batches are runs of `rows` as given, cut where the largest padded run is smallest. With
+    `max_tokens`, as few micro-batches are taken as keep to it.
+    """
+    row_lengths = lengths[rows].astype(np.int64)
+    count = num_micro_batches or 1
+    bounds = _cut_evenly(row_lengths, num_processes * count)
+    while max_tokens is not None and _over_budget(row_lengths, bounds, max_tokens):
+        count = count + 1 if count < 8 else count * 5 // 4  # exact while it matters, quick where it is many
+        bounds = _cut_evenly(row_lengths, num_processes * count)
+
+    runs = [rows[start:end] for start, end in bounds]
+    costs = np.array([_cost(row_lengths, start, end) for start, end in bounds], dtype=np.int64)
+    shares = _deal(costs, num_processes, count)
+    largest = int(costs.argmax())
+    return StepPlan(
+        rows=tuple(tuple(runs[run] for run in share) for share in shares),
+        weight_sum=weight_sum,
+        num_rows=len(rows),
+        num_tokens=int(row_lengths.sum()),
+        num_padded_tokens=int(costs.sum()),
+        largest=(len(runs[largest]), int(costs[largest])),
+    )
+
+
+def _draw_order(
+    lengths: NDArray[np.integer], batch_size: int, grouping: LengthGrouping, seed: int, epoch: int
+) -> tuple[Rows, Rows]:
+    """Return the order of all rows [N] and the order of the full batches cut from it [N // batch_size]."""
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    num_full = len(order) // batch_size
+    if grouping != "window":
+        return order, np.arange(num_full)
+    window_rows = WINDOW_BATCHES * batch_size
+    # The rows left over after the full batches stay as drawn: were they sorted, the short last step
+    # would always hold the shortest rows.
+    for start in range(0, num_full * batch_size, window_rows):
+        window = order[start : min(start + window_rows, num_full * batch_size)]
+        window[:] = window[np.argsort(-lengths[window].astype(np.int64), kind="stable")]
+    return order, random.permutation(num_full)
+
+
+def _cost(row_lengths: NDArray[np.int64], start: int, end: int) -> int:
+    """Return the padded tokens of the micro-batch row_lengths[start:end]."""
+    return (end - start) * int(row_lengths[start:end].max()) if end > start else 0
+
+
+def _over_budget(row_lengths: NDArray[np.int64], bounds: list[tuple[int, int]], max_tokens: int) -> bool:
+    return any(end - start > 1 and _cost(row_lengths, start, end) > max_tokens for start, end in bounds)
+
+
+def _cut_evenly(row_lengths: NDArray[np.int64], num_runs: int) -> list[tuple[int, int]]:
+    """Cut into `num_runs` runs whose largest padded size is as small as can be; some may be empty.
+
+    Bisects the largest size allowed; for one size, greedy runs are the fewest.
+    """
+    num_rows = len(row_lengths)
+    if num_rows <= num_runs:
+        bounds = [(row, row + 1) for row in range(num_rows)]
+        return bounds + [(num_rows, num_rows)] * (num_runs - num_rows)
+    if num_runs == 1:
+        return [(0, num_rows)]
+    low, high = int(row_lengths.max()), num_rows * int(row_lengths.max())
+    best = [(0, num_rows)]
+    while low <= high:
+        size = (low + high) // 2
+        runs = _greedy_runs(row_lengths, size, num_runs)
+        if runs is None:
+            low = size + 1
+        else:
+            best, high = runs, size - 1
+    return best + [(num_rows, num_rows)] * (num_runs - len(best))
+
+
+def _greedy_runs(row_lengths: NDArray[np.int64], size: int, num_runs: int) -> list[tuple[int, int]] | None:
+    """Return the longest runs whose padded size is at most `size`, or None if they are more than `num_runs`."""
+    bounds: list[tuple[int, int]] = []
+    start, longest = 0, 0
+    for row, length in enumerate(row_lengths.tolist()):
+        longest = max(longest, length)
+        if (row + 1 - start) * longest > size:
+            bounds.append((start, row))
+            if len(bounds) == num_runs:
+                return None
+            start, longest = row, length
+    return [*bounds, (start, len(row_lengths))]
+
+
+def _deal(costs: NDArray[np.int64], num_processes: int, count: int) -> list[list[int]]:
+    """Deal runs to processes, `count` each, so that their loads are alike; the largest come first.
+
+    Each run goes to the process with the least load that has room (longest processing time first).
+    """
+    shares: list[list[int]] = [[] for _ in range(num_processes)]
+    loads = [0] * num_processes
+    for run in np.argsort(-costs, kind="stable").tolist():
+        open_processes = [p for p in range(num_processes) if len(shares[p]) < count]
+        process = min(open_processes, key=lambda p: (loads[p], p))
+        shares[process].append(run)
+        loads[process] += int(costs[run])
+    return shares

@@ -1,0 +1,44 @@
+"""The few things that processes of one run say to each other."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+T = TypeVar("T")
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Run `work` on the main process and return its result on all; an exception is raised on all.
+
+    Without this, the other processes would wait for ever at the next barrier when the main one fails,
+    on a full disk for example.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    outcome: list[T | BaseException | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[0] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]  # type: ignore[return-value]  # a T: the exceptions are raised above
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Return on all processes whether `flag` is true on any."""
+    if accelerator.num_processes == 1:
+        return flag
+    return any(gather_object([flag]))
+
+
+def from_all_processes(accelerator: Accelerator, value: T) -> list[T]:
+    """Return the values of all processes, in order of the processes, on each."""
+    if accelerator.num_processes == 1:
+        return [value]
+    gathered: list[T] = gather_object([value])
+    return gathered

@@ -1,0 +1,189 @@
+"""What is told while a run goes on: a live line on a terminal, plain lines elsewhere, and logs.
+
+The same numbers go to `logs/metrics.jsonl`, one object a line, and to Accelerate's trackers.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one optimizer step gave."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    updated: bool
+    num_rows: int
+    num_tokens: int
+    num_padded_tokens: int
+    seconds: float
+    """Time of the step, without evaluations and checkpoints."""
+
+
+class Progress:
+    """Tells people and files how a run goes; only the main process speaks.
+
+    Args:
+        logs: folder of metrics.jsonl.
+        accelerator: its trackers get the same numbers.
+        console: where to print.
+        num_steps: optimizer steps of the whole run.
+        log_every: steps between entries.
+    """
+
+    def __init__(
+        self,
+        logs: Path,
+        accelerator: Accelerator,
+        console: Console,
+        *,
+        num_steps: int,
+        log_every: int,
+    ) -> None:
+        self._accelerator = accelerator
+        self._console = console
+        self._num_steps = num_steps
+        self._first_step = 0
+        self._log_every = log_every
+        self._speaks = accelerator.is_main_process
+        self._path = logs / "metrics.jsonl"
+        self._since: list[StepReport] = []
+        self._seconds = 0.0
+        self._last_line = -PLAIN_LINE_EVERY_S
+        self._bar: RichProgress | None = None
+
+    @contextlib.contextmanager
+    def running(self, first_step: int) -> Iterator[None]:
+        """Tell of the loop while the context lasts.
+
+        Entries of the log after `first_step`, from a part of the run that was lost, are dropped.
+        """
+        self._first_step = first_step
+        if self._speaks:
+            _drop_entries_after(self._path, first_step)
+        if not (self._speaks and self._console.is_terminal):
+            yield
+            return
+        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
+        with RichProgress(*columns, console=self._console) as self._bar:
+            self._task = self._bar.add_task("", total=self._num_steps, completed=first_step)
+            yield
+
+    def after_step(self, report: StepReport) -> None:
+        """Take in a step; every `log_every` of them, tell."""
+        self._since.append(report)
+        self._seconds += report.seconds
+        if report.step % self._log_every and report.step != self._num_steps:
+            if self._bar is not None:
+                self._bar.update(self._task, completed=report.step)
+            return
+        values = self._summary()
+        self._since = []
+        if not self._speaks:
+            return
+        self._write({"kind": "train", "step": report.step, **values}, "train", values, report.step)
+        line = (
+            f"loss {values['loss']:.4f} · lr {report.learning_rate:.2e} · {values['rows_per_s']:,.0f} rows/s · "
+            f"{values['tokens_per_s']:,.0f} tokens/s · {values['padding_share']:.1%} padding · "
+            f"{values['memory_mib']:,.0f} MiB · {self._time_left(report.step)} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=report.step, description=line)
+        elif (now := time.monotonic()) - self._last_line >= PLAIN_LINE_EVERY_S or report.step == self._num_steps:
+            self._console.print(f"step {report.step}/{self._num_steps} · {line}", highlight=False)
+            self._last_line = now
+
+    def after_evaluation(self, step: int, epoch: float, metrics: dict[str, float], *, is_best: bool) -> None:
+        """Tell what the validation split gave."""
+        if self._speaks:
+            entry = {"kind": "validation", "step": step, "epoch": epoch, **metrics}
+            self._write(entry, "validation", metrics, step)
+            shown = " · ".join(
+                f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in ("loss", "accuracy", "macro_f1")
+            )
+            self._console.print(
+                f"validation at step {step} (epoch {epoch:.2f}) · {shown}{' · best so far' if is_best else ''}",
+                highlight=False,
+            )
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if self._speaks:
+            self._console.print(text, highlight=False)
+
+    def _summary(self) -> dict[str, float]:
+        last, reports = self._since[-1], self._since
+        seconds = sum(report.seconds for report in reports)
+        padded = sum(report.num_padded_tokens for report in reports)
+        tokens = sum(report.num_tokens for report in reports)
+        return {
+            "epoch": last.epoch,
+            "loss": sum(report.loss for report in reports) / len(reports),
+            "learning_rate": last.learning_rate,
+            "gradient_norm": last.gradient_norm,
+            "skipped_updates": float(sum(not report.updated for report in reports)),
+            "rows_per_s": sum(report.num_rows for report in reports) / seconds,
+            "tokens_per_s": tokens / seconds,
+            "padding_share": 1.0 - tokens / padded,
+            "memory_mib": peak_memory_mib(self._accelerator.device),
+        }
+
+    def _time_left(self, step: int) -> str:
+        per_step = self._seconds / (step - self._first_step)
+        return str(datetime.timedelta(seconds=round(per_step * (self._num_steps - step))))
+
+    def _write(self, entry: dict[str, Any], group: str, values: dict[str, float], step: int) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+        self._accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
+
+
+def build_console(*, quiet: bool = False) -> Console:
+    """Return the console of a command; width is not cut where the output is no terminal."""
+    return Console(quiet=quiet, width=None if sys.stdout.isatty() else 160, soft_wrap=True)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory so far [MiB]: the device's allocations on a GPU, the resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _drop_entries_after(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # cut off when the process was killed
+        if entry["step"] <= step:
+            kept.append(line + "\n")
+    staged = path.with_suffix(f".{os.getpid()}.tmp")
+    staged.write_text("".join(kept), encoding="utf-8")
+    staged.replace(path)

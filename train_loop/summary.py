@@ -1,0 +1,87 @@
+"""What is printed before training starts: the rows as they are, and the run as it will be."""
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from train_loop.data import Data, Split, class_counts
+from train_loop.loop import Training
+
+MAX_CLASSES_SHOWN = 12
+
+
+def print_data(console: Console, data: Data) -> None:
+    """Print rows, class balance, lengths, truncation, duplicates, overlaps and contradictory labels."""
+    table = Table(title="Rows", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in data.splits:
+        table.add_column(name, justify="right")
+    splits = list(data.splits.values())
+    table.add_row("rows", *(f"{len(split):,}" for split in splits))
+    percentiles = [np.percentile(split.lengths, [50, 90, 99, 100]) for split in splits]
+    table.add_row("tokens 50 / 90 / 99 / 100 %", *(" / ".join(f"{p:.0f}" for p in points) for points in percentiles))
+    table.add_row(f"truncated at {data.max_length} tokens", *(f"{split.truncated.mean():.1%}" for split in splits))
+    table.add_row("exact duplicates", *(f"{count_duplicates(split):,}" for split in splits))
+    table.add_row("texts also in train", *("" if s is data.train else f"{count_overlap(s, data):,}" for s in splits))
+    table.add_row("same text, other label", *(f"{count_contradictions(split):,}" for split in splits))
+    console.print(table, highlight=False)
+    counts = {split.name: class_counts(split, data.labels) for split in splits}
+    order = np.argsort(-counts["train"], kind="stable")
+    classes = Table(title=f"{len(data.labels)} classes", title_justify="left", box=None, pad_edge=False)
+    classes.add_column("label")
+    for split in splits:
+        classes.add_column(split.name, justify="right")
+    half = MAX_CLASSES_SHOWN // 2
+    for place, index in enumerate(order):
+        if len(order) > MAX_CLASSES_SHOWN and half <= place < len(order) - half:
+            if place == half:
+                classes.add_row(f"... {len(order) - MAX_CLASSES_SHOWN} more", *("" for _ in splits))
+            continue
+        shares = (f"{counts[s.name][index]:,} ({counts[s.name][index] / len(s):.1%})" for s in splits)
+        classes.add_row(data.labels[index], *shares)
+    console.print(classes, highlight=False)
+    for split in splits:
+        console.print(f"{split.name}: {split.origin}", style="dim", highlight=False, markup=False)
+    absent = [data.labels[index] for index in np.flatnonzero(counts["train"] == 0)]
+    if absent:
+        console.print(f"No training rows for {absent}: these labels can never be predicted well.", style="yellow")
+
+
+def print_run(console: Console, training: Training) -> None:
+    """Print the quantities that follow from the configuration."""
+    config, accelerator, plan = training.config, training.accelerator, training.plan(0)
+    first = plan.step(0)
+    table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
+    rows = {
+        "model": config.model_name,
+        "device": f"{accelerator.device.type}, {accelerator.num_processes} process"
+        f"{'es' if accelerator.num_processes > 1 else ''}, {accelerator.distributed_type.value.lower()}",
+        "precision": {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "optimizer steps": f"{training.num_steps:,} ({len(plan):,} an epoch)",
+        "rows a step": f"{config.batch_size:,}, in {first.num_micro_batches} forward passes on each process",
+        "tokens a step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
+        "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}",
+        "class weights": str(config.class_weights),
+        "run directory": str(training.checkpoints.folder.parent),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table, highlight=False)
+
+
+def count_duplicates(split: Split) -> int:
+    """Return how many rows repeat an earlier text of the split."""
+    return len(split) - len(np.unique(split.text_hashes))
+
+
+def count_overlap(split: Split, data: Data) -> int:
+    """Return how many held-out rows have a text that is also in the training rows."""
+    return int(np.isin(split.text_hashes, data.train.text_hashes).sum())
+
+
+def count_contradictions(split: Split) -> int:
+    """Return how many rows share their text with a row of another label."""
+    _, texts, counts = np.unique(split.text_hashes, return_inverse=True, return_counts=True)
+    pairs = np.unique(np.stack([texts, split.labels]), axis=1)
+    labels_of_text = np.bincount(pairs[0], minlength=len(counts))
+    return int(counts[labels_of_text > 1].sum())
