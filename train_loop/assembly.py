@@ -1,6 +1,7 @@
 """What the loop needs, put together: prepared model and optimizer, class weights, checkpoints, trackers."""
 
 import math
+import warnings
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from train_loop.checkpoint import CheckpointStore, Identity, TrainState
 from train_loop.config import TrainConfig
 from train_loop.data import Data, class_counts
+from train_loop.dropout import replace_dropout
 from train_loop.loop import Training
 from train_loop.loss import class_weights
 from train_loop.model import freeze_unused_parameters
 from train_loop.optimizer import build_optimizer
+from train_loop.processes import on_main_process
 from train_loop.progress import Progress
 from train_loop.run_directory import RunDirectory
 
@@ -44,12 +47,18 @@ def build_training(
         num_steps=num_steps,
     )
     dtype = next(model.parameters()).dtype
-    freeze_unused_parameters(model)
+    freeze_unused_parameters(model, tokenizer.model_input_names)
+    masks = None
+    if accelerator.device.type == "cpu" and not config.compile:  # the compiler draws its own, as fast
+        masks = replace_dropout(model)
     if config.compile:
         model.compile(dynamic=True)  # in place: a wrapper would change the names of the weights
     if accelerator.distributed_type != DistributedType.FSDP:
         model.to(accelerator.device)  # before the optimizer, which picks its kernel by the device
-    prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    with warnings.catch_warnings():
+        # torch renamed the option, and Accelerate cannot pass the new name yet.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     _start_trackers(config, accelerator, run)
     if accelerator.is_main_process:
         run.write_record(
@@ -72,6 +81,7 @@ def build_training(
         checkpoints=CheckpointStore(run.checkpoints, config.keep_checkpoints, identity),
         progress=Progress(run.logs, accelerator, console, num_steps=num_steps, log_every=config.log_every),
         num_steps=num_steps,
+        dropout_masks=masks,
         pad_to_multiple_of=8 if is_half_on_gpu else 1,  # tensor cores
     )
 
@@ -84,7 +94,7 @@ def restore(training: Training) -> TrainState:
     """
     if training.config.resume is None:
         return TrainState()
-    newest, problems = training.checkpoints.newest_valid()
+    newest, problems = on_main_process(training.accelerator, training.checkpoints.newest_valid)
     for problem in problems:
         training.progress.note(f"Damaged checkpoint left aside: {problem}")
     if newest is None:
@@ -98,6 +108,6 @@ def restore(training: Training) -> TrainState:
 def _start_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> None:
     if not config.trackers:
         return
-    accelerator.project_configuration.set_directories(str(run.logs))
+    accelerator.project_configuration.project_dir = str(run.path)
     accelerator.project_configuration.logging_dir = str(run.logs)
     accelerator.init_trackers("rawloop", config={name: str(value) for name, value in vars(config).items()})

@@ -41,8 +41,8 @@ STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
 
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_FULL_FLAT = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+_SAVE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""Whole tensors, on the main process alone."""
 
 
 @dataclasses.dataclass
@@ -55,12 +55,14 @@ class TrainState:
     """Steps that changed the weights; fp16 skips some. Warm-up and decay count these."""
     max_tokens_per_forward: int | None = None
     """Most padded tokens of one forward pass; falls when memory runs out."""
-    best_value: float | None = None
-    """Best validation value of the run's metric so far."""
+    best_score: float | None = None
+    """Best validation value of the run's metric so far; the loss counts negatively."""
+    best_loss: float = 0.0
+    """Validation loss of the best model; the lower one wins among equal scores."""
     best_step: int | None = None
     """Step at which it was reached."""
     evaluations_since_best: int = 0
-    """Evaluations in a row without a new best."""
+    """Evaluations in a row that did not raise the best score."""
     seconds: float = 0.0
     """Time spent in the loop, over all its parts."""
     evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -120,18 +122,20 @@ class CheckpointStore:
     def restore(self, path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> TrainState:
         """Load a checkpoint into model and optimizer, and return where it stood; call on all processes.
 
+        Only the main process reads it.
+
         Raises:
             InputError: it is a checkpoint of another model, label set or data.
         """
-        content = json.loads((path / STATE_FILE).read_text())
-        self._require_same(path, content["identity"])
-        load_model_tensors(model, load_file(path / MODEL_FILE))
-        flat = load_file(path / OPTIMIZER_FILE)
-        # The groups' settings are the configuration's; only the tensors come from the checkpoint.
-        template = get_optimizer_state_dict(model, _bare(optimizer), options=_FULL_FLAT)
-        settings = {name: value for name, value in template.items() if name.startswith("param_groups.")}
-        set_optimizer_state_dict(model, _bare(optimizer), {**settings, **flat}, options=_FULL_FLAT)
-        state = TrainState(**content["state"])
+
+        def read() -> TrainState:
+            content = json.loads((path / STATE_FILE).read_text())
+            self._require_same(path, content["identity"])
+            return TrainState(**content["state"])
+
+        state = on_main_process(accelerator, read)
+        load_model_tensors(accelerator, model, path / MODEL_FILE)
+        _load_optimizer_tensors(accelerator, model, optimizer, path / OPTIMIZER_FILE)
         if accelerator.scaler is not None and state.scaler is not None:
             accelerator.scaler.load_state_dict(state.scaler)
         return state
@@ -239,19 +243,40 @@ def read_state(path: Path) -> TrainState:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the whole weights by name, on the CPU; call it on all processes."""
-    state: dict[str, Any] = get_model_state_dict(model, options=_FULL)
+    """Return the whole weights by name, on the CPU of the main process; call it on all processes."""
+    state: dict[str, Any] = get_model_state_dict(model, options=_SAVE)
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
-def load_model_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load whole weights, sharding them where the model is sharded; call it on all processes."""
-    set_model_state_dict(model, dict(tensors), options=_FULL)
+def load_model_tensors(accelerator: Accelerator, model: nn.Module, file: Path) -> None:
+    """Load whole weights from a file, sharding them where the model is; call it on all processes."""
+    tensors: dict[str, Any] = load_file(file) if accelerator.is_main_process else {}
+    set_model_state_dict(model, tensors, options=_load_options(accelerator))
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    flat: dict[str, Any] = get_optimizer_state_dict(model, _bare(optimizer), options=_FULL_FLAT)
-    return {name: value.clone().contiguous() for name, value in flat.items() if isinstance(value, Tensor)}
+    """Return AdamW's state as `parameter name/quantity` -> tensor, whole, on the CPU of the main process."""
+    state: dict[str, Any] = get_optimizer_state_dict(model, _bare(optimizer), options=_SAVE)
+    return {
+        f"{name}/{quantity}": tensor.clone().contiguous()
+        for name, quantities in state.get("state", {}).items()
+        for quantity, tensor in quantities.items()
+    }
+
+
+def _load_optimizer_tensors(accelerator: Accelerator, model: nn.Module, optimizer: Any, file: Path) -> None:
+    # The groups' settings are the configuration's; only the tensors come from the checkpoint.
+    state: dict[str, Any] = get_optimizer_state_dict(model, _bare(optimizer), options=_SAVE)
+    if accelerator.is_main_process:
+        state["state"] = {}
+        for key, tensor in load_file(file).items():
+            name, _, quantity = key.rpartition("/")
+            state["state"].setdefault(name, {})[quantity] = tensor
+    set_optimizer_state_dict(model, _bare(optimizer), state, options=_load_options(accelerator))
+
+
+def _load_options(accelerator: Accelerator) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:

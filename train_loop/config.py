@@ -256,6 +256,8 @@ def _problems(config: TrainConfig) -> list[str]:
         f"--label_column {config.label_column!r} is also a text column",
     )
     if isinstance(config.class_weights, dict):
+        unquoted = [label for label in config.class_weights if not isinstance(label, str)]
+        require(not unquoted, f"--class_weights: {unquoted} are no strings in YAML; write quotes around the labels")
         bad = {k: v for k, v in config.class_weights.items() if not (math.isfinite(v) and v > 0)}
         require(not bad, f"--class_weights must be positive, found {bad}")
     if config.label_names is not None:
@@ -278,6 +280,8 @@ def _parser() -> Any:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="train_loop/main.py",
+        usage="%(prog)s [--config FILE] [--FIELD VALUE ...]",  # all fields would bury the error under it
+        allow_abbrev=False,
         description="Train a text classifier. Without any argument: the quickstart.",
     )
     parser.add_argument("--config", action="append", default=None, help="YAML file with any of the fields below.")
@@ -312,15 +316,14 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     fields: dict[str, Any] = {}
     for path in files:
         fields |= read_yaml(path)
+    if flag := next((name for name in ("config", "resume") if fields.get(name) is not None), None):
+        raise InputError(f"{', '.join(map(str, files))}: {flag} is for the command line alone; give it as --{flag}")
     if flags & {"dataset_name", "train_file"}:
         fields = {name: value for name, value in fields.items() if name not in SOURCE_FIELDS}
     from_files = parser.parse_object(fields)
-    named = fields.keys() - flags
-    values = {
-        field.name: (from_files if field.name in named else given)[field.name]
-        for field in dataclasses.fields(TrainConfig)
-    }
-    return TrainConfig(**values)
+    parser.set_defaults({name: from_files[name] for name in fields})
+    given = parser.parse_args(list(argv))
+    return TrainConfig(**{field.name: given[field.name] for field in dataclasses.fields(TrainConfig)})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Rows and tokens stay memory-mapped Arrow; in memory there are only a few numpy numbers a row.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 from typing import Any
@@ -20,7 +21,7 @@ from serve.contract.text import clean
 from train_loop.config import TrainConfig
 from train_loop.sources import SPLITS, read_sources
 
-TOKENS_FORMAT_VERSION = "1"
+TOKENS_FORMAT_VERSION = "2"
 """Part of the token cache's address; raise it when what is written changes."""
 
 
@@ -118,18 +119,18 @@ def encode_labels(
     raw = {split: _raw_labels(rows, config, split) for split, rows in sources.items()}
     distinct = {split: pc.unique(column).to_pylist() for split, column in raw.items()}
     names, values = _label_names(sources["train"].features[config.label_column], distinct["train"], config)
+    known = dict(zip(values, names, strict=True))
     for split, found in distinct.items():
         unseen = [value for value in found if value not in distinct["train"]]
         if unseen:
             rows = np.flatnonzero(pc.is_in(raw[split], value_set=pa.array(unseen)).to_numpy())
-            known = dict(zip(values, names, strict=True))
             raise InputError(
                 f"{split} split: labels {[known.get(value, value) for value in unseen[:5]]} never occur in the "
                 f"training rows ({_row_numbers(rows)}); mend the labels, or move such rows to training"
             )
     if len(distinct["train"]) < 2:
         raise InputError(
-            f"column {config.label_column!r}: a single class, {names[0] if names else None!r}, in all training rows; "
+            f"column {config.label_column!r}: a single class, {known[distinct['train'][0]]!r}, in all training rows; "
             "a classifier needs at least two"
         )
     value_set = pa.array(values, raw["train"].type)
@@ -246,13 +247,17 @@ def _raw_labels(rows: datasets.Dataset, config: TrainConfig, split: str) -> pa.C
         return column
     if pa.types.is_boolean(column.type):
         return column.cast(pa.string())
-    try:
-        whole = column.cast(pa.int64())  # also takes floats that are whole numbers, as pandas writes them
-    except pa.ArrowException as error:
+    is_float = pa.types.is_floating(column.type)
+    whole = None
+    if is_float or pa.types.is_integer(column.type):  # Arrow would cast dates too
+        with contextlib.suppress(pa.ArrowException):
+            whole = column.cast(pa.int64())  # also takes floats that are whole numbers, as pandas writes them
+    if whole is None:
+        row = int(pc.not_equal(pc.floor(column), column).to_numpy().argmax()) if is_float else 0
         raise InputError(
-            f"{where}: expected strings, whole numbers or a ClassLabel, found {column.type}, as in row 1: "
-            f"{column[0].as_py()!r:.80}; choose the label by --label_column"
-        ) from error
+            f"{where}: expected strings, whole numbers or a ClassLabel, found {column.type}, as in row {row + 1}: "
+            f"{column[row].as_py()!r:.80}; choose the label by --label_column"
+        )
     if isinstance(rows.features[config.label_column], datasets.ClassLabel):
         indices = np.flatnonzero(pc.less(whole, 0).to_numpy())
         if len(indices):
@@ -277,10 +282,13 @@ def _label_names(feature: Any, found: list[Any], config: TrainConfig) -> tuple[t
                     "write them alike"
                 )
         values = order_labels(found)
-        if given is not None and set(given) != set(values):
-            raise InputError(f"--label_names {given} are not the labels in the data: {list(values)[:20]}")
-        names = tuple(given or values)
-        return names, list(names)
+        if given is None or set(given) == set(values):
+            names = tuple(given or values)
+            return names, list(names)
+        numerals = [str(number) for number in range(len(given))]
+        if set(values) <= set(numerals):  # a csv file has whole numbers as strings
+            return tuple(given), numerals
+        raise InputError(f"--label_names {given} are not the labels in the data: {list(values)[:20]}")
     numbers = sorted(found)
     if given is None:
         return tuple(map(str, numbers)), numbers

@@ -8,7 +8,13 @@ import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
 
 from serve.contract.errors import InputError
 from train_loop.config import MixedPrecision, TrainConfig
@@ -24,7 +30,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         InputError: the device cannot do the precision, a tracker is not installed, or DeepSpeed is asked
             for.
     """
-    state = PartialState()
+    # Accelerate forms several CPU processes only when told that the device is a CPU.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)
     if state.distributed_type == DistributedType.DEEPSPEED:
         raise InputError(
             "DeepSpeed runs its own accumulation, clipping and update, which this loop writes by hand; "
@@ -40,8 +48,11 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"{', '.join(available) or 'none'}"
         )
     return Accelerator(
+        cpu=on_cpu,
         mixed_precision=resolve_precision(config.mixed_precision, state.device),
         log_with=config.trackers or None,
+        # Trackers want a folder now; assembly.py names the run's own once that is made.
+        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
         # The loop divides by the exact denominator itself; the plugin also shields it from the
         # launcher's ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

@@ -1,6 +1,5 @@
 """Evaluation: every row exactly once, on any number of processes, or it fails (promise T2)."""
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import nn
 
@@ -107,8 +106,7 @@ def _forward(
     except RuntimeError as error:
         if not (may_halve and len(rows) > 1 and should_reduce_batch_size(error)):
             raise
-    with contextlib.suppress(AttributeError):
-        torch.accelerator.empty_cache()
+    clear_device_cache()
     middle = len(rows) // 2
     halves = [_forward(model, part, collate, device, may_halve=True) for part in (rows[:middle], rows[middle:])]
     return np.concatenate(halves)

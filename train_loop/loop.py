@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +21,7 @@ from serve.contract.errors import InputError
 from train_loop.checkpoint import CheckpointStore, TrainState
 from train_loop.config import TrainConfig
 from train_loop.data import Data, Split
+from train_loop.dropout import MaskSource
 from train_loop.evaluation import Evaluation, evaluate_split
 from train_loop.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.interrupt import Interrupted, InterruptWatch
@@ -50,6 +51,8 @@ class Training:
     checkpoints: CheckpointStore
     progress: Progress
     num_steps: int
+    dropout_masks: MaskSource | None = None
+    """Source of dropout masks on a CPU; None where torch draws them."""
     pad_to_multiple_of: int = 1
     largest_done: int = 0
     """Padded tokens of the largest micro-batch that fitted into memory on every process."""
@@ -157,13 +160,6 @@ def has_stopped_early(config: TrainConfig, state: TrainState) -> bool:
     return patience is not None and state.evaluations_since_best >= patience
 
 
-def is_better(config: TrainConfig, value: float, best: float | None) -> bool:
-    """Return whether a validation value beats the best so far; ties keep the earlier model."""
-    if best is None:
-        return True
-    return value < best if config.metric_for_best == "loss" else value > best
-
-
 def seed_of_step(seed: int, step: int, process: int) -> int:
     """Return the seed of dropout in one step on one process.
 
@@ -185,7 +181,10 @@ def _forward_and_backward(
         index, lambda i: plan.step(i, state.max_tokens_per_forward), last=index + 1 == len(plan)
     )
     while True:
-        torch.manual_seed(seed_of_step(training.config.seed, state.step, accelerator.process_index))
+        seed = seed_of_step(training.config.seed, state.step, accelerator.process_index)
+        torch.manual_seed(seed)
+        if training.dropout_masks is not None:
+            training.dropout_masks.seed(seed)
         # Under DDP the last backward pass exchanges gradients, and a process that runs out of memory in
         # it would leave the others waiting for ever. So a size never tried before runs without the
         # exchange; the processes agree whether it fitted, and an empty pass makes the exchange.
@@ -212,8 +211,7 @@ def _forward_and_backward(
             return step_plan, loss
 
         training.optimizer.zero_grad()
-        with contextlib.suppress(AttributeError):
-            torch.accelerator.empty_cache()
+        clear_device_cache()
         num_rows, num_tokens = step_plan.largest
         if num_rows == 1:
             raise InputError(
@@ -309,10 +307,12 @@ def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning
 
 def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
     metrics = training.evaluate(training.data.splits["validation"]).metrics
-    value = metrics[training.config.metric_for_best]
-    if is_better(training.config, value, state.best_value):
-        state.best_value, state.best_step, state.evaluations_since_best = value, state.step, 0
-    else:
-        state.evaluations_since_best += 1
+    name = training.config.metric_for_best
+    score = -metrics["loss"] if name == "loss" else metrics[name]
+    improved = state.best_score is None or score > state.best_score
+    # Small validation splits tie often; among equals the surer model is the better one.
+    if improved or (score == state.best_score and metrics["loss"] < state.best_loss):
+        state.best_score, state.best_loss, state.best_step = score, metrics["loss"], state.step
+    state.evaluations_since_best = 0 if improved else state.evaluations_since_best + 1
     state.evaluations.append({"step": state.step, "epoch": epoch, **metrics})
     training.progress.after_evaluation(state.step, epoch, metrics, is_best=state.best_step == state.step)

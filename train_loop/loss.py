@@ -79,6 +79,8 @@ def loss_sum(
         logits, labels, weights.to(logits.dtype), reduction="none", label_smoothing=label_smoothing
     )  # [B]
     if kind == "focal":
-        p_true = logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [B]
-        losses = losses * (1.0 - p_true).pow(focal_gamma)
+        log_p_true = logits.log_softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [B]
+        # 1 - p, without rounding to 0 where p is close to 1; at 0 itself a gamma below 1 has no gradient.
+        p_others = (-torch.expm1(log_p_true)).clamp(min=torch.finfo(logits.dtype).tiny)
+        losses = losses * p_others.pow(focal_gamma)
     return losses.sum()

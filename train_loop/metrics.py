@@ -15,8 +15,17 @@ Matrix = NDArray[np.int64]
 
 
 def confusion_matrix(predictions: NDArray[np.integer], references: NDArray[np.integer], num_classes: int) -> Matrix:
-    """Return how often true class r was predicted as p: [C, C] int64, [r, p]."""
-    cells = np.asarray(references, np.int64) * num_classes + np.asarray(predictions, np.int64)
+    """Return how often true class r was predicted as p: [C, C] int64, [r, p].
+
+    Raises:
+        ValueError: a class is not one of 0 to C - 1.
+    """
+    true, predicted = np.asarray(references, np.int64), np.asarray(predictions, np.int64)
+    for name, classes in (("references", true), ("predictions", predicted)):
+        if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+            found = f"{classes.min()} to {classes.max()}"
+            raise ValueError(f"{name}: classes must be 0 to {num_classes - 1}, found {found}")
+    cells = true * num_classes + predicted
     return np.bincount(cells, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
 
 

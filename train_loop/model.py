@@ -1,11 +1,14 @@
 """The pretrained encoder and its tokenizer: from the packaged weights, a folder, or the Hub."""
 
 import importlib.util
+import inspect
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -79,6 +82,8 @@ def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:
         raise InputError(
             f"--max_length {config.max_length}: {config.model_name} takes at most {limit} tokens; lower it"
         )
+    # Given to the constructor again when the saved tokenizer is loaded.
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = _shared_inputs(model_config, tokenizer)
     return tokenizer, config.max_length or limit
 
 
@@ -87,10 +92,7 @@ def max_length_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) 
     limits = [tokenizer.model_max_length]
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions > 0:
-        # RoBERTa and its kin number positions from pad_token_id + 1, which uses up that many.
-        offset_families = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer")
-        offset = (config.pad_token_id or 0) + 1 if config.model_type in offset_families else 0
-        limits.append(positions - offset)
+        limits.append(positions - _num_unused_positions(config))
     elif tokenizer.model_max_length > 1_000_000:  # transformers' way to say "not stated"
         limits.append(DEFAULT_MAX_LENGTH)
     return int(min(limits))
@@ -128,15 +130,25 @@ def load_model(config: TrainConfig, labels: tuple[str, ...], device: torch.devic
     return model
 
 
-def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
+def freeze_unused_parameters(
+    model: PreTrainedModel, input_names: Collection[str] = ("input_ids", "attention_mask", "token_type_ids")
+) -> list[str]:
     """Stop training parameters that no loss reaches, and return their names (XLNet's `mask_emb`).
 
-    DDP would wait for their gradients for ever. They are found by one backward pass over one short row.
+    DDP would wait for their gradients for ever. They are found by one backward pass over one short row
+    with the inputs that training gives, the tokenizer's `model_input_names`: XLNet uses its segment
+    parameters only where there are token_type_ids.
     """
     was_training = model.training
     model.eval()
-    inputs = torch.full((1, 4), int(model.config.pad_token_id or 0) + 1, device=model.device)
-    model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits.sum().backward()
+    tokens = torch.full((1, 4), int(model.config.pad_token_id or 0) + 1, device=model.device)
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "token_type_ids": torch.zeros_like(tokens),
+    }
+    taken = inspect.signature(model.forward).parameters
+    model(**{name: inputs[name] for name in input_names if name in taken}).logits.sum().backward()
     unused = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
@@ -145,6 +157,24 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     return unused
+
+
+def _num_unused_positions(config: PretrainedConfig) -> int:
+    """Return how many position embeddings no token gets: RoBERTa and its kin count from pad_token_id + 1."""
+    if config.model_type == "mpnet":
+        return 2  # its padding position is 1, whatever pad_token_id says
+    kin = ("camembert", "data2vec-text", "ibert", "longformer", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
+    return (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", *kin) else 0
+
+
+def _shared_inputs(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return the tokenizer's inputs that the model takes: a DistilBERT saved with BERT's tokenizer lacks one."""
+    names: list[str] = list(tokenizer.model_input_names)
+    model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if model_class is None:
+        return names  # `load_model` will refuse it
+    taken = inspect.signature(model_class.forward).parameters
+    return [name for name in names if name in taken]
 
 
 def _load_model_config(config: TrainConfig) -> PretrainedConfig:

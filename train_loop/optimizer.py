@@ -28,7 +28,7 @@ def learning_rate_at(
     Rises linearly to `peak` over ceil(warmup_ratio * num_updates) updates, the first of which is not 0;
     then falls to 0 just after the last update, or stays.
     """
-    num_warmup = math.ceil(warmup_ratio * num_updates)
+    num_warmup = math.ceil(warmup_ratio * num_updates - 1e-9)  # 0.07 * 100 is a little more than 7
     if update < num_warmup:
         return peak * (update + 1) / num_warmup
     done = min(1.0, (update - num_warmup) / max(1, num_updates - num_warmup))

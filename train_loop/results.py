@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from serve.contract.bundle import Classifier, write_classifier
 from serve.contract.errors import InputError
@@ -29,13 +27,12 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
     config, data, accelerator = training.config, training.data, training.accelerator
     assert state.best_step is not None, "every run ends with an evaluation"
     best = training.checkpoints.path_of(state.best_step)
-    if problem := damage(best):
+    if problem := on_main_process(accelerator, lambda: damage(best)):
         raise InputError(f"{best}: the best checkpoint is damaged ({problem}); restore it, and continue by --resume")
-    tensors = load_file(best / MODEL_FILE)
-    load_model_tensors(training.model, tensors)
+    load_model_tensors(accelerator, training.model, best / MODEL_FILE)
     evaluations = {name: training.evaluate(split) for name, split in data.splits.items() if name != "train"}
     on_main_process(accelerator, lambda: write_results(run, config, data, state.best_step, evaluations))
-    write_model(run, config, data, accelerator, training.model, tensors, training.tokenizer, evaluations)
+    write_model(run, training, best / MODEL_FILE, evaluations)
     accelerator.end_training()
     _print_results(console, run, state, evaluations)
 
@@ -68,23 +65,15 @@ def write_results(
     write_bytes(run.results / "classification_report.txt", report.encode())
 
 
-def write_model(
-    run: RunDirectory,
-    config: TrainConfig,
-    data: Data,
-    accelerator: Accelerator,
-    model: nn.Module,
-    tensors: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerFast,
-    evaluations: dict[str, Evaluation],
-) -> None:
-    """Write `model/`, whole or not at all; call it on all processes.
+def write_model(run: RunDirectory, training: Training, weights: Path, evaluations: dict[str, Evaluation]) -> None:
+    """Write `model/` with the weights of a file, whole or not at all; call it on all processes.
 
     It loads with `AutoModelForSequenceClassification.from_pretrained` and `pipeline`, and its
     `tokenizer.json` truncates as training did.
     """
-    bare = accelerator.unwrap_model(model)
-    assert isinstance(bare, PreTrainedModel)
+    config, data, tokenizer = training.config, training.data, training.tokenizer
+    model = training.accelerator.unwrap_model(training.model)
+    assert isinstance(model, PreTrainedModel)
     classifier = Classifier(
         name=run.path.name,
         labels=data.labels,
@@ -102,7 +91,7 @@ def write_model(
     def write() -> None:
         staged = run.model.with_name(f".{run.model.name}.{os.getpid()}.tmp")
         shutil.rmtree(staged, ignore_errors=True)
-        bare.save_pretrained(staged, state_dict=tensors, safe_serialization=True)
+        model.save_pretrained(staged, state_dict=load_file(weights), safe_serialization=True)
         tokenizer.model_max_length = data.max_length
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.enable_truncation(data.max_length, direction=tokenizer.truncation_side)
@@ -111,7 +100,7 @@ def write_model(
         _flush_folder(staged)
         replace_folder(staged, run.model)
 
-    on_main_process(accelerator, write)
+    on_main_process(training.accelerator, write)
 
 
 def _flush_folder(folder: Path) -> None:

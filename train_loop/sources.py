@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,11 @@ def _is_unlabelled(rows: datasets.Dataset, label_column: str) -> bool:
 
 
 def _require_columns(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+    doubled = [column for column in wanted if list(present).count(column) > 1]
+    if doubled:
+        raise InputError(
+            f"{where}: {', '.join(map(repr, doubled))} names several columns; rename or remove all but one"
+        )
     missing = [column for column in wanted if column not in present]
     if not missing:
         return
@@ -166,8 +171,8 @@ def _digest(path: Path, *, text: bool) -> str:
             offset += len(block)
     if offset == 0:
         raise InputError(f"{path}: the file is empty")
-    if text and decoder.getstate()[0]:
-        raise InputError(f"{path}: not UTF-8: the last character at byte {offset} is cut off")
+    if text and (pending := len(decoder.getstate()[0])):
+        raise InputError(f"{path}: not UTF-8 at byte {offset - pending}: the file's last character is cut off")
     return digest.hexdigest()
 
 
@@ -244,60 +249,68 @@ def _string_batch(rows: list[list[str]], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    schema: pa.Schema | None = None
+    kinds: dict[str, type] | None = None
     with path.open(encoding="utf-8-sig") as file:
-        batch: list[dict[str, Any]] = []
+        batch: dict[int, dict[str, Any]] = {}  # by line number
         for number, line in enumerate(file, start=1):
             if line.strip():
-                batch.append(_json_row(path, number, line, columns))
+                batch[number] = _json_row(path, number, line, columns)
             if len(batch) == ROWS_PER_BATCH:
-                schema = schema or _json_schema(batch, columns)
-                yield _json_batch(path, number, batch, schema)
-                batch = []
-        schema = schema or _json_schema(batch, columns)
-        yield _json_batch(path, number, batch, schema)
+                kinds = kinds or _json_kinds(batch.values(), columns)
+                yield _json_batch(path, batch, kinds)
+                batch = {}
+        kinds = kinds or _json_kinds(batch.values(), columns)
+        yield _json_batch(path, batch, kinds)
 
 
 def _json_row(path: Path, number: int, line: str, columns: Sequence[str]) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, line {number}: not JSON ({error}); expected one object per line") from error
     if not isinstance(row, dict):
         raise InputError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
     _require_columns(f"{path}, line {number}", list(row), columns)
     for column in columns:
-        value = row[column]
-        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        try:
+            str(row[column]).encode()
+        except UnicodeEncodeError as error:
             raise InputError(
                 f"{path}, line {number}: {column!r} holds half a surrogate pair, which is not text; "
                 "write the character itself, or both halves"
-            )
+            ) from error
     return {column: row[column] for column in columns}
 
 
-def _json_schema(batch: list[dict[str, Any]], columns: Sequence[str]) -> pa.Schema:
+JSON_KINDS = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+
+def _json_kinds(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> dict[str, type]:
     """Take the type of each column from its first value; the checks of `data.py` judge whether it is a good one."""
-    kinds = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-    first = {c: next((row[c] for row in batch if row[c] is not None), "") for c in columns}
-    return pa.schema([(column, kinds.get(type(first[column]), pa.string())) for column in columns])
+    kinds = {}
+    for column in columns:
+        first = next((row[column] for row in rows if row[column] is not None), "")
+        kinds[column] = type(first) if type(first) in JSON_KINDS else str
+    return kinds
 
 
-def _json_batch(path: Path, number: int, batch: list[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    try:
-        return pa.RecordBatch.from_pylist(batch, schema=schema)
-    except (pa.ArrowException, TypeError) as error:
-        for offset, row in enumerate(batch):
-            try:
-                pa.RecordBatch.from_pylist([row], schema=schema)
-            except (pa.ArrowException, TypeError):
-                row_number = number - len(batch) + offset + 1
+def _json_batch(path: Path, batch: dict[int, dict[str, Any]], kinds: dict[str, type]) -> pa.RecordBatch:
+    for number, row in batch.items():
+        for column, kind in kinds.items():
+            if not _fits(row[column], kind):
                 raise InputError(
-                    f"{path}, near line {row_number}: values change their type within a column "
-                    f"(expected {', '.join(f'{f.name}: {f.type}' for f in schema)}; found {row!r:.200}); "
-                    "make each column all strings or all whole numbers"
-                ) from error
-        raise
+                    f"{path}, line {number}: expected {column!r} to be of type {kind.__name__}, found "
+                    f"{row[column]!r:.80}; make each column all strings or all whole numbers"
+                )
+    schema = pa.schema([(column, JSON_KINDS[kind]) for column, kind in kinds.items()])
+    return pa.RecordBatch.from_pylist(list(batch.values()), schema=schema)
+
+
+def _fits(value: Any, kind: type) -> bool:
+    """Tell whether a column of `kind` holds a JSON value unchanged; Arrow would cut 1.5 down to 1."""
+    if kind is int:
+        return value is None or (type(value) in (int, float) and -(2**63) <= value < 2**63 and value % 1 == 0)
+    return value is None or type(value) is kind or (kind is float and type(value) is int)
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch]]] = {

@@ -3,6 +3,7 @@
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from train_loop.data import Data, Split, class_counts
 from train_loop.loop import Training
@@ -38,13 +39,15 @@ def print_data(console: Console, data: Data) -> None:
                 classes.add_row(f"... {len(order) - MAX_CLASSES_SHOWN} more", *("" for _ in splits))
             continue
         shares = (f"{counts[s.name][index]:,} ({counts[s.name][index] / len(s):.1%})" for s in splits)
-        classes.add_row(data.labels[index], *shares)
+        classes.add_row(Text(data.labels[index]), *shares)  # a label may look like rich's markup: [b]
     console.print(classes, highlight=False)
     for split in splits:
         console.print(f"{split.name}: {split.origin}", style="dim", highlight=False, markup=False)
     absent = [data.labels[index] for index in np.flatnonzero(counts["train"] == 0)]
     if absent:
-        console.print(f"No training rows for {absent}: these labels can never be predicted well.", style="yellow")
+        console.print(
+            f"No training rows for {absent}: these labels can never be predicted well.", style="yellow", markup=False
+        )
 
 
 def print_run(console: Console, training: Training) -> None:
@@ -65,7 +68,7 @@ def print_run(console: Console, training: Training) -> None:
         "run directory": str(training.checkpoints.folder.parent),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     console.print(table, highlight=False)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,24 +53,47 @@ class Classifier:
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-            problems.append(f"labels must be two or more distinct names, found {list(self.labels)}")
-        if self.cleaning not in CLEANING_MODES:
-            problems.append(f"cleaning must be one of {', '.join(CLEANING_MODES)}, found {self.cleaning!r}")
-        if self.max_length < 1:
-            problems.append(f"max_length must be at least 1 token, found {self.max_length}")
-        sides = {"truncation_side": self.truncation_side, "padding_side": self.padding_side}
-        problems += [
-            f"{name} must be left or right, found {side!r}"
-            for name, side in sides.items()
-            if side not in get_args(Side)
-        ]
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            problems.append(f"temperature must be a positive number, found {self.temperature}")
-        if self.problem_type not in get_args(ProblemType):
-            problems.append(f"problem_type must be single_label_classification, found {self.problem_type!r}")
+
+        def require(name: str, good: bool, expected: str) -> None:
+            if not good:
+                problems.append(f"{name} must be {expected}, found {getattr(self, name)!r:.200}")
+
+        for name in ("name", "text_column", "data_fingerprint"):
+            require(name, _is_text(getattr(self, name)), "text")
+        require("text_pair_column", self.text_pair_column is None or _is_text(self.text_pair_column), "text or null")
+        names = self.labels if isinstance(self.labels, tuple) and all(map(_is_text, self.labels)) else ()
+        require("labels", len(names) >= 2 and len(set(names)) == len(names), "two or more distinct names")
+        require("cleaning", self.cleaning in CLEANING_MODES, f"one of {', '.join(CLEANING_MODES)}")
+        require(
+            "max_length",
+            isinstance(self.max_length, int) and _is_number(self.max_length) and self.max_length >= 1,
+            "a whole number of tokens, at least 1",
+        )
+        for name in ("truncation_side", "padding_side"):
+            require(name, getattr(self, name) in get_args(Side), "left or right")
+        require("temperature", _is_number(self.temperature) and self.temperature > 0, "a positive number")
+        problem_types = get_args(ProblemType)
+        require("problem_type", self.problem_type in problem_types, f"one of {', '.join(problem_types)}")
+        require(
+            "metrics",
+            _is_mapping(self.metrics, lambda split: _is_mapping(split, _is_number)),
+            "numbers by metric by split",
+        )
+        require("versions", _is_mapping(self.versions, _is_text), "version by package")
         if problems:
             raise InputError(f"{CLASSIFIER_FILE}: " + "; ".join(problems))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_mapping(value: object, is_good: Callable[[object], bool]) -> bool:
+    return isinstance(value, dict) and all(map(is_good, value.values()))
 
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:
@@ -94,10 +118,10 @@ def read_classifier(folder: Path) -> Classifier:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     version = content.get("schema_version")
-    if not isinstance(version, int) or version > CLASSIFIER_SCHEMA_VERSION:
+    if not (isinstance(version, int) and 1 <= version <= CLASSIFIER_SCHEMA_VERSION):
         raise InputError(
-            f"{path}: schema version {version!r}, and this rawloop reads up to {CLASSIFIER_SCHEMA_VERSION}; "
-            "upgrade rawloop"
+            f"{path}: schema version {version!r}, and this rawloop reads 1 to {CLASSIFIER_SCHEMA_VERSION}; "
+            "upgrade rawloop where it is newer"
         )
     fields = {field.name: field for field in dataclasses.fields(Classifier)}
     required = {
@@ -108,7 +132,8 @@ def read_classifier(folder: Path) -> Classifier:
     missing, unknown = required - content.keys(), content.keys() - fields.keys()
     if missing or unknown:
         raise InputError(f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}")
+    labels = content["labels"]
     try:
-        return Classifier(**{**content, "labels": tuple(content["labels"])})
-    except (InputError, TypeError) as error:
-        raise InputError(f"{path}: {error}") from error
+        return Classifier(**{**content, "labels": tuple(labels) if isinstance(labels, list) else labels})
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error

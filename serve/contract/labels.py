@@ -16,7 +16,8 @@ def order_labels(values: Iterable[str]) -> tuple[str, ...]:
     so that the order never depends on which row came first.
     """
     distinct = set(values)
-    if all(value.lstrip("-").isascii() and value.lstrip("-").isdigit() for value in distinct):
+    magnitudes = [value.removeprefix("-") for value in distinct]
+    if all(magnitude.isascii() and magnitude.isdigit() for magnitude in magnitudes):
         return tuple(sorted(distinct, key=lambda value: (int(value), value)))
     return tuple(sorted(distinct))
 

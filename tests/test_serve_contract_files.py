@@ -1,0 +1,74 @@
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from serve.contract import files
+
+
+def test_write_bytes_replaces_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_bytes(path, b"old")
+    files.write_bytes(path, b"new\x00\r\n")
+    assert path.read_bytes() == b"new\x00\r\n"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def half_written(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:1])
+        raise OSError(28, "No space left on device")
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    if failing == "write_bytes":
+        monkeypatch.setattr(Path, "write_bytes", half_written)
+    else:
+        monkeypatch.setattr(os if failing == "fsync" else Path, failing, fail)
+    with pytest.raises(OSError, match=r"No space|Input/output"):
+        files.write_bytes(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_bytes_are_on_the_disk_before_the_name_points_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    flush, replace = files.flush_to_disk, Path.replace
+    monkeypatch.setattr(files, "flush_to_disk", lambda path: (events.append(f"flush {path.suffix}"), flush(path)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append("rename"), replace(self, to))[1])
+    files.write_bytes(tmp_path / "file.json", b"x")
+    assert events == ["flush .tmp", "rename", "flush "]
+
+
+def test_write_json_is_readable_utf8_with_an_end_of_line(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    files.write_json(path, {"b": [1, 0.1], "a": "ж"})
+    text = path.read_text(encoding="utf-8")
+    assert "ж" in text
+    assert text.endswith("}\n")
+    assert list(json.loads(text)) == ["b", "a"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"deep": [float("-inf")]}])
+def test_write_json_refuses_what_json_does_not_have(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "value.json"
+    files.write_json(path, 1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, value)
+    assert path.read_text(encoding="utf-8") == "1\n"
+
+
+def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert files.sha256_of_file(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
