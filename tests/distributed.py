@@ -69,8 +69,9 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
 
     from train_loop.assembly import build_training
     from train_loop.config import parse_config
-    from train_loop.data import load_data
+    from train_loop.data import class_counts, load_data
     from train_loop.device import build_accelerator
+    from train_loop.loss import class_weights
     from train_loop.model import load_model, load_tokenizer
     from train_loop.progress import build_console
     from train_loop.run_directory import open_run
@@ -83,7 +84,9 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     set_seed(config.seed)
     model = load_model(config, data.labels, accelerator.device).to(dtype)
     console = build_console(quiet=True)
-    return build_training(config, accelerator, model, tokenizer, data, open_run(config, accelerator), console)
+    weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
+    run = open_run(config, accelerator)
+    return build_training(config, accelerator, model, tokenizer, data, weights, run, console)
 
 
 def weights_of(training: Any) -> dict[str, torch.Tensor]:

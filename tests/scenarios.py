@@ -1,5 +1,6 @@
 """What the distributed tests run on each process; every function takes and returns plain data."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch.nn import functional
 from train_loop import loop
 from train_loop.assembly import restore
 from train_loop.checkpoint import TrainState
-
 
 FORWARD_AND_BACKWARD, MICRO_BATCHES, LOSS_SUM = loop._forward_and_backward, loop._micro_batches, loop.loss_sum
 """The loop's own functions, which a scenario replaces and the next one finds again."""
@@ -62,10 +62,8 @@ def trained(
             globals()[patch](training)
         steps = observe(training, stop_after=stop_after)
         state = restore(training)
-        try:
+        with contextlib.suppress(Stop):
             loop.train(training, state)
-        except Stop:
-            pass
         results.append(
             {
                 "steps": steps,

@@ -57,8 +57,12 @@ def refused(
             Path(name).write_bytes(content)
         before = sorted(tmp_path.rglob("*"))
         common = ["--model_name", model or str(tiny_model), "--mixed_precision", "no"]
-        common = [word for flag, value in zip(common[::2], common[1::2], strict=True) if flag not in argv
-                  for word in (flag, value)]  # fmt: skip
+        common = [
+            word
+            for flag, value in zip(common[::2], common[1::2], strict=True)
+            if flag not in argv
+            for word in (flag, value)
+        ]
         try:
             status: Any = main([*common, *argv])
         except SystemExit as exit_:  # what the parser of the command line refuses
@@ -112,13 +116,21 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "name twice": ("rows.csv", b"text,label,text\na,b,c\n", ["rows.csv, line 1: 'text' names several columns"]),
     "name twice in parquet": (
         "rows.parquet",
-        (lambda file: (pq.write_table(pa.table([TEXTS, TEXTS, LABELS], ["text", "text", "label"]), file),
-                       file.getvalue())[1])(io.BytesIO()),  # fmt: skip
+        (
+            lambda file: (
+                pq.write_table(pa.table([TEXTS, TEXTS, LABELS], ["text", "text", "label"]), file),
+                file.getvalue(),
+            )[1]
+        )(io.BytesIO()),
         ["rows.parquet: 'text' names several columns"],
     ),
     "malformed jsonl": ("rows.jsonl", JSON_ROW * 3 + b'{"text": "a", \n', ["rows.jsonl, line 4: not JSON"]),
     "deeply nested jsonl": ("rows.jsonl", JSON_ROW + b"[" * 100_000 + b"\n", ["rows.jsonl, line 2: not JSON"]),
-    "jsonl of lists": ("rows.jsonl", b'["good film", "good"]\n', ["rows.jsonl, line 1: expected a JSON object, found list"]),
+    "jsonl of lists": (
+        "rows.jsonl",
+        b'["good film", "good"]\n',
+        ["rows.jsonl, line 1: expected a JSON object, found list"],
+    ),
     "json in one piece": ("rows.jsonl", b'[\n{"text": "a", "label": "b"}\n]\n', ["rows.jsonl, line 1: not JSON"]),
     "field absent in one line": (
         "rows.jsonl",
@@ -132,7 +144,11 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     ),
     "text is a list": ("rows.jsonl", b'{"text": ["a"], "label": 1}\n', ["line 1: expected 'text' to be of type str"]),
     "number beyond 64 bits": ("rows.jsonl", b'{"text": "a", "label": %d}\n' % 2**70, ["line 1: expected 'label'"]),
-    "half a surrogate pair": ("rows.jsonl", JSON_ROW + rb'{"text": "\ud83d", "label": "b"}', ["line 2: 'text' holds half"]),
+    "half a surrogate pair": (
+        "rows.jsonl",
+        JSON_ROW + rb'{"text": "\ud83d", "label": "b"}',
+        ["line 2: 'text' holds half"],
+    ),
     "latin-1": ("rows.csv", b"text,label\ncaf\xe9,good\n", ["not UTF-8 at byte 14", "iconv -f latin1 -t utf-8"]),
     "utf-16": ("rows.csv", "text,label\na,b\n".encode("utf-16"), ["not UTF-8 at byte 0"]),
     "latin-1 beyond the first MiB": (
@@ -149,32 +165,58 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "column absent": (
         "rows.csv",
         b"Text,lable,id\na,b,1\n",
-        ["no column 'text' (did you mean 'Text'?), 'label' (did you mean 'lable'?)", "it has 'Text', 'lable', 'id'",
-         "--text_column"],
-    ),  # fmt: skip
-    "column absent in parquet": ("rows.parquet", parquet_of(sentence=TEXTS, label=LABELS), ["it has 'sentence', 'label'"]),
+        [
+            "no column 'text' (did you mean 'Text'?), 'label' (did you mean 'lable'?)",
+            "it has 'Text', 'lable', 'id'",
+            "--text_column",
+        ],
+    ),
+    "column absent in parquet": (
+        "rows.parquet",
+        parquet_of(sentence=TEXTS, label=LABELS),
+        ["it has 'sentence', 'label'"],
+    ),
     "null texts": (
         "rows.parquet",
         parquet_of(text=[*TEXTS[:2], None, *TEXTS[3:39], None], label=LABELS),
         ["train split, column 'text': 2 of 40 texts are null (rows 3, 40, counted from 1)"],
     ),
-    "null texts in jsonl": ("rows.jsonl", JSON_ROW + b'{"text": null, "label": "bad"}\n', ["1 of 2 texts are null (row 2"]),
+    "null texts in jsonl": (
+        "rows.jsonl",
+        JSON_ROW + b'{"text": null, "label": "bad"}\n',
+        ["1 of 2 texts are null (row 2"],
+    ),
     "many null labels": (
         "rows.parquet",
         parquet_of(text=TEXTS, label=[None] * 7 + LABELS[7:]),
         ["column 'label': 7 of 40 labels are null or empty (rows 1, 2, 3, 4, 5 and 2 more, counted from 1)"],
     ),
-    "null labels among numbers": ("rows.jsonl", b'{"text": "a", "label": 1}\n{"text": "b", "label": null}\n', ["(row 2,"]),
+    "null labels among numbers": (
+        "rows.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "b", "label": null}\n',
+        ["(row 2,"],
+    ),
     "only null labels": ("rows.parquet", parquet_of(text=TEXTS, label=pa.nulls(40)), ["40 of 40 labels are null"]),
-    "empty label": ("rows.csv", b"text,label\na,good\nb,\n", ["1 of 2 labels are null or empty (row 2, counted from 1)"]),
-    "text of numbers": ("rows.parquet", parquet_of(text=list(range(40)), label=LABELS),
-                        ["column 'text': expected text, found int64, as in row 1: 0", "--text_column"]),  # fmt: skip
+    "empty label": (
+        "rows.csv",
+        b"text,label\na,good\nb,\n",
+        ["1 of 2 labels are null or empty (row 2, counted from 1)"],
+    ),
+    "text of numbers": (
+        "rows.parquet",
+        parquet_of(text=list(range(40)), label=LABELS),
+        ["column 'text': expected text, found int64, as in row 1: 0", "--text_column"],
+    ),
     "labels with fractions": (
         "rows.parquet",
         parquet_of(text=TEXTS, label=[1.0, 2.0, 0.5] + [1.0] * 37),
         ["column 'label': expected strings, whole numbers or a ClassLabel, found double, as in row 3: 0.5"],
     ),
-    "labels not a number": ("rows.jsonl", b'{"text": "a", "label": 1.0}\n{"text": "b", "label": NaN}\n', ["row 2: nan"]),
+    "labels not a number": (
+        "rows.jsonl",
+        b'{"text": "a", "label": 1.0}\n{"text": "b", "label": NaN}\n',
+        ["row 2: nan"],
+    ),
     "labels are lists": ("rows.parquet", parquet_of(text=TEXTS, label=[["a"]] * 40), ["found list<"]),
     "single class": ("rows.csv", csv_of(("a", "good"), ("b", "good")), ["a single class, 'good'", "at least two"]),
     "white space in a label": ("rows.csv", csv_of(("a", "good"), ("b", "good ")), ["'good' and 'good ' differ only"]),
@@ -188,7 +230,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         GOOD + b"strange film,odd\n",
         ["class 'odd': 1 row, which cannot stand in both", "--test_file"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "content", "expected"), BAD_FILES.values(), ids=BAD_FILES)

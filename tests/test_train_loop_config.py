@@ -138,7 +138,7 @@ def test_a_file_that_is_no_mapping_is_an_input_error(tmp_path: Path, content: by
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="absent.yaml: No such file"):
+    with pytest.raises(InputError, match=r"absent\.yaml: No such file"):
         parse_config(["--config", str(tmp_path / "absent.yaml")])
 
 

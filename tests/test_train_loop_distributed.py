@@ -85,7 +85,7 @@ def test_a_run_goes_on_with_the_very_next_row_on_another_number_of_processes(arg
         stopped = on_processes(2, "scenarios:trained", {"runs": [argv], "stop_after": 3})
         run = stopped[0][0]["run"]
         resumed = on_processes(num_processes, "scenarios:trained", {"runs": [["--resume", run]]})
-        fed = [sorted(sum((process[0]["steps"][step]["rows"] for process in resumed), [])) for step in range(7)]
+        fed = [sorted(row for process in resumed for row in process[0]["steps"][step]["rows"]) for step in range(7)]
         assert fed == [sorted(step["rows"]) for step in uninterrupted["steps"][3:]]
         assert [step["step"] for step in resumed[0][0]["steps"]] == list(range(4, 11))
         assert [step["lr"] for step in resumed[0][0]["steps"]] == [s["lr"] for s in uninterrupted["steps"][3:]]

@@ -33,9 +33,8 @@ def train_with_scaler(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, overflow_at: int | None
 ) -> list[dict[str, Any]]:
     """Train with a gradient scaler, as fp16 does on a GPU, and let one step's gradients overflow."""
-    from distributed import build
-
     from accelerate import Accelerator
+    from distributed import build
 
     original = Accelerator.prepare
 

@@ -3,18 +3,19 @@
 import math
 import warnings
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from train_loop.checkpoint import CheckpointStore, Identity, TrainState
 from train_loop.config import TrainConfig
-from train_loop.data import Data, class_counts
+from train_loop.data import Data
 from train_loop.dropout import replace_dropout
 from train_loop.loop import Training
-from train_loop.loss import class_weights
 from train_loop.model import freeze_unused_parameters
 from train_loop.optimizer import build_optimizer
 from train_loop.processes import on_main_process
@@ -28,15 +29,11 @@ def build_training(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     data: Data,
+    weights: NDArray[np.float64],
     run: RunDirectory,
     console: Console,
 ) -> Training:
-    """Return everything the loop needs; call it on all processes.
-
-    Raises:
-        InputError: `class_weights` names an unknown label.
-    """
-    weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
+    """Return everything the loop needs, with class weights [C]; call it on all processes."""
     num_steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
     if config.max_steps is not None:
         num_steps = min(num_steps, config.max_steps)

@@ -26,9 +26,10 @@ def run(argv: Sequence[str]) -> None:
 
     from train_loop.assembly import build_training, restore
     from train_loop.config import parse_config
-    from train_loop.data import load_data
+    from train_loop.data import class_counts, load_data
     from train_loop.device import build_accelerator
     from train_loop.loop import train
+    from train_loop.loss import class_weights
     from train_loop.model import load_model, load_tokenizer
     from train_loop.progress import build_console
     from train_loop.results import finish
@@ -44,11 +45,12 @@ def run(argv: Sequence[str]) -> None:
     with accelerator.local_main_process_first():  # the others find the tokens cached
         data = load_data(config, tokenizer, max_length)
     print_data(console, data)
+    weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
 
     set_seed(config.seed)  # the new head is drawn from it, alike on every process
     model = load_model(config, data.labels, accelerator.device)
     with open_run(config, accelerator) as run_directory:
-        training = build_training(config, accelerator, model, tokenizer, data, run_directory, console)
+        training = build_training(config, accelerator, model, tokenizer, data, weights, run_directory, console)
         print_run(console, training)
         state = restore(training)
         train(training, state)

@@ -199,7 +199,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch
         yield pa.RecordBatch.from_pylist([], schema=schema)
         for batch in file.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
             yield batch.select(list(columns)).cast(schema)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error})") from error
 
 
