@@ -1,0 +1,57 @@
+"""The README tells the truth: its commands parse, its files exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from train_loop.config import parse_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.partition("#")[0].replace("...", "").strip()
+    for line in README.replace("\\\n", " ").splitlines()
+    if "train_loop/main.py" in line and line.startswith(("accelerate launch", "ACCELERATE_USE_CPU"))
+]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--resume" not in c and "--help" not in c])
+def test_the_training_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(command.partition("train_loop/main.py")[2])
+    if arguments == ["--config"]:  # "--config ..." stands for any recipe
+        arguments.append("recipes/quickstart.yaml")
+    config = parse_config(arguments)
+    assert config.train_file or config.dataset_name
+
+
+def test_both_set_up_commands_install_extras_that_exist() -> None:
+    blocks = dict(re.findall(r"```bash (\w+)\n(.*?)```", README, re.DOTALL))
+    assert list(blocks) == ["quickstart", "tests"]
+    assert ".[demo]" in blocks["quickstart"]
+    assert "accelerate launch train_loop/main.py" in blocks["quickstart"]
+    assert ".[test]" in blocks["tests"]
+    assert "pytest" in blocks["tests"]
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert "\ndemo = [" in pyproject
+    assert "\ntest = [" in pyproject
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_files_that_documents_name_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:train_loop|serve|tests|recipes|docs|\.ci|examples)/[\w./]+\w)`", text))
+    named |= {f"tests/{name}" for name in re.findall(r"`(test_\w+\.py)`", text)}
+    missing = [name for name in sorted(named) if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_launcher_reads_accelerate_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands.config import load_config_from_file
+
+    config = load_config_from_file(str(ROOT / "accelerate_config.yaml"))
+    assert config.distributed_type == "MULTI_GPU"
+    assert config.num_processes == 8
+    assert config.mixed_precision in (None, "no")  # topology only
