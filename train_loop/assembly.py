@@ -91,6 +91,7 @@ def restore(training: Training) -> TrainState:
     """
     if training.config.resume is None:
         return TrainState()
+    on_main_process(training.accelerator, training.checkpoints.clear_leftovers)
     newest, problems = on_main_process(training.accelerator, training.checkpoints.newest_valid)
     for problem in problems:
         training.progress.note(f"Damaged checkpoint left aside: {problem}")

@@ -237,11 +237,6 @@ def damage(path: Path) -> str | None:
     return "; ".join(problems) or None
 
 
-def read_state(path: Path) -> TrainState:
-    """Return where a checkpoint stood, without its tensors."""
-    return TrainState(**json.loads((path / STATE_FILE).read_text())["state"])
-
-
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the whole weights by name, on the CPU of the main process; call it on all processes."""
     state: dict[str, Any] = get_model_state_dict(model, options=_SAVE)

@@ -64,14 +64,26 @@ def keep_freed_memory(device: torch.device) -> None:
     """Let a CPU process keep the memory it frees, instead of giving it back and faulting it in again.
 
     glibc maps every large block anew, and each step of training then touches hundreds of MB of fresh
-    pages: 15 % of the time of a MiniLM step. Peak memory stays what it was, since a step reuses what the
-    one before freed. Other platforms' allocators behave so already.
+    pages: 15 % of the time of a MiniLM step. Other platforms' allocators keep it by themselves.
     """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if libc := _glibc(device):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_unused_memory(device: torch.device) -> None:
+    """Give back what a CPU process keeps and does not use.
+
+    Now and then, this undoes part of the fragmentation that the above costs as lengths vary: on RTE, 250
+    steps of 16 rows, peak memory is then 3.8 GB instead of 4.0, and 3.6 without either.
+    """
+    if libc := _glibc(device):
+        libc.malloc_trim(0)
+
+
+def _glibc(device: torch.device) -> ctypes.CDLL | None:
+    is_ours = device.type == "cpu" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL("libc.so.6") if is_ours else None
 
 
 def resolve_precision(requested: MixedPrecision, device: torch.device) -> str:

@@ -21,6 +21,7 @@ from serve.contract.errors import InputError
 from train_loop.checkpoint import CheckpointStore, TrainState
 from train_loop.config import TrainConfig
 from train_loop.data import Data, Split
+from train_loop.device import return_unused_memory
 from train_loop.dropout import MaskSource
 from train_loop.evaluation import Evaluation, evaluate_split
 from train_loop.feed import Collator, MicroBatch, StepFeed, to_device
@@ -30,6 +31,9 @@ from train_loop.optimizer import learning_rate_at
 from train_loop.plan import BatchPlan, StepPlan
 from train_loop.processes import any_process, from_all_processes
 from train_loop.progress import Progress, StepReport
+
+TRIM_MEMORY_EVERY = 50
+"""Steps after which a CPU process gives back memory it does not use."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -127,6 +131,8 @@ def train(training: Training, state: TrainState) -> None:
 
             state.step += 1
             state.num_updates += updated
+            if state.step % TRIM_MEMORY_EVERY == 0:
+                return_unused_memory(accelerator.device)
             seconds = time.perf_counter() - began
             state.seconds += seconds
             training.progress.after_step(

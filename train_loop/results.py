@@ -89,7 +89,7 @@ def write_model(run: RunDirectory, training: Training, weights: Path, evaluation
     )
 
     def write() -> None:
-        staged = run.model.with_name(f".{run.model.name}.{os.getpid()}.tmp")
+        staged = run.model.with_name(f".{run.model.name}.tmp")  # the run's lock makes it ours alone
         shutil.rmtree(staged, ignore_errors=True)
         model.save_pretrained(staged, state_dict=load_file(weights), safe_serialization=True)
         tokenizer.model_max_length = data.max_length
