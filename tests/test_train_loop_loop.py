@@ -141,3 +141,19 @@ def test_the_model_learns(argv: list[str], tmp_path: Path) -> None:
     assert main([*argv, "--epochs=25", "--learning_rate=1e-2"]) == 0
     metrics = json.loads((tmp_path / "runs" / "r" / "results" / "metrics.json").read_text())
     assert metrics["splits"]["test"]["metrics"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)])
+def test_what_stops_a_run_before_the_loop_is_one_line(
+    argv: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("train_loop.data.load_data", fail)
+    assert main(argv) == status
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

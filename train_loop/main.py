@@ -5,8 +5,10 @@ accelerate launch train_loop/main.py --config recipes/tweet_sentiment.yaml
 accelerate launch train_loop/main.py --resume runs/latest
 """
 
+import errno
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -79,6 +81,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if speaks:
             print(stop, file=sys.stderr)
         return stop.exit_status
+    except KeyboardInterrupt:
+        if speaks:
+            print("Stopped; the newest checkpoint, if there is one yet, goes on by --resume.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if speaks:
+            print(f"error: {error}; free some disk space, then run again or --resume", file=sys.stderr)
+        return 2
     return 0
 
 
