@@ -1,6 +1,7 @@
 """The Accelerator of a run: device, processes, trackers, and what precision the hardware really has."""
 
 import ctypes
+import os
 import platform
 
 import datasets
@@ -39,6 +40,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             "use FSDP2 for sharding (accelerate launch --use_fsdp --fsdp_version 2)"
         )
     keep_freed_memory(state.device)
+    use_the_cores(state.device, state.num_processes)
     _quieten_libraries(is_main=state.is_main_process)
     available = sorted(str(tracker) for tracker in get_available_trackers())
     absent = sorted(set(config.trackers) - set(available))
@@ -58,6 +60,18 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+
+
+def use_the_cores(device: torch.device, num_processes: int) -> None:
+    """Give a CPU process started by `accelerate launch` its share of the cores.
+
+    The launcher sets OMP_NUM_THREADS=1 where it is told nothing, which would leave all cores but one idle.
+    A larger --num_cpu_threads_per_process or OMP_NUM_THREADS is kept.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by the launcher alone
+    if device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // num_processes))
 
 
 def keep_freed_memory(device: torch.device) -> None:
