@@ -4,142 +4,116 @@ from typing import Any
 
 import pytest
 
-from serve.contract.bundle import CLASSIFIER_FILE, Classifier, read_classifier, write_classifier
+from serve.contract.bundle import (
+    BUNDLE_FILE,
+    Manifest,
+    Variant,
+    Verification,
+    read_bundle,
+    record_files,
+    write_manifest,
+)
+from serve.contract.classifier import Classifier, write_classifier
 from serve.contract.errors import InputError
 
-FULL = Classifier(
-    name="run-1",
-    labels=("mañana", "今日", "0"),
-    text_column="question",
-    text_pair_column="answer",
-    cleaning="alphanumeric",
-    max_length=128,
-    truncation_side="left",
-    padding_side="left",
-    temperature=1.25,
-    metrics={"test": {"accuracy": 0.5, "loss": 1e-17}},
-    data_fingerprint="abc",
-    versions={"torch": "2.6.0"},
+VERIFICATION = Verification(
+    split="validation",
+    rows=200,
+    max_abs_logit_difference=1e-6,
+    label_agreement=1.0,
+    num_ties=0,
+    accuracy=0.75,
+    pytorch_accuracy=0.75,
+    macro_f1=0.5,
+    pytorch_macro_f1=0.5,
+    accuracy_difference_interval=(-0.01, 0.0),
+    num_batch_flips=0,
+    max_abs_batch_probability_difference=0.0,
+    paddings=("right", "left", "mixed"),
 )
-LEAST: dict[str, Any] = {
-    "schema_version": 1,
-    "name": "run",
-    "labels": ["a", "b"],
-    "text_column": "text",
-    "max_length": 64,
-}
 
 
-def write(folder: Path, **changes: Any) -> None:
-    (folder / CLASSIFIER_FILE).write_text(json.dumps(LEAST | changes), encoding="utf-8")
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    write_classifier(tmp_path, Classifier(name="run", labels=("a", "b"), text_column="text", max_length=8))
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    write_manifest(
+        tmp_path,
+        Manifest(
+            name="run",
+            input_names=("input_ids", "attention_mask"),
+            pad_token_id=0,
+            canary=("a text",),
+            variants={
+                "fp32": Variant(file="model.onnx", method="fused", canary_logits=(1.0, -1.0), verification=VERIFICATION)
+            },
+            default_variants={"cpu": "fp32"},
+            files=record_files(tmp_path),
+        ),
+    )
+    return tmp_path
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    write_classifier(tmp_path, FULL)
-    assert read_classifier(tmp_path) == FULL
+def edit(bundle: Path, **changes: Any) -> None:
+    path = bundle / BUNDLE_FILE
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
-def test_the_file_is_readable_json_in_utf8(tmp_path: Path) -> None:
-    write_classifier(tmp_path, FULL)
-    text = (tmp_path / CLASSIFIER_FILE).read_text(encoding="utf-8")
-    assert "mañana" in text
-    assert json.loads(text)["schema_version"] == 1
+def test_what_is_written_is_read_back(bundle: Path) -> None:
+    read = read_bundle(bundle)
+    assert read.manifest.variants["fp32"].verification == VERIFICATION
+    assert read.graph("fp32").read_bytes() == b"graph"
+    assert read.default_variant("cpu") == read.default_variant("cuda") == "fp32"
+    assert read.classifier.labels == ("a", "b")
 
 
-def test_optional_fields_have_defaults(tmp_path: Path) -> None:
-    write(tmp_path)
-    classifier = read_classifier(tmp_path)
-    assert classifier == Classifier(name="run", labels=("a", "b"), text_column="text", max_length=64)
-    assert (classifier.cleaning, classifier.temperature, classifier.padding_side) == ("none", 1.0, "right")
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "classifier.json"])
+def test_a_flipped_byte_in_any_file_is_caught(bundle: Path, name: str) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[0] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} is damaged"):
+        read_bundle(bundle)
 
 
-def test_an_absent_file_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"classifier\.json: no such file; expected a model directory"):
-        read_classifier(tmp_path)
+def test_all_missing_and_short_files_are_named_at_once(bundle: Path) -> None:
+    (bundle / "tokenizer.json").unlink()
+    (bundle / "model.onnx").write_bytes(b"gra")
+    with pytest.raises(InputError, match=r"model.onnx has 3 bytes, expected 5; tokenizer.json is missing"):
+        read_bundle(bundle, verify=False)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"name": "cut o', "not JSON"),
-        (b"\xff\xfe\x00", "not JSON"),
-        (b"", "not JSON"),
-        (b"[1, 2]", "expected a JSON object, found list"),
-        (b"null", "expected a JSON object, found NoneType"),
-        (b"{}", "schema version None"),
-    ],
-)
-def test_broken_files_are_refused_with_their_path(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / CLASSIFIER_FILE).write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
-        read_classifier(tmp_path)
-    assert str(tmp_path / CLASSIFIER_FILE) in str(caught.value)
+def test_a_newer_schema_is_refused(bundle: Path) -> None:
+    edit(bundle, schema_version=2, field_of_the_future=1)
+    with pytest.raises(InputError, match=r"schema version 2, and this rawloop reads 1 to 1; upgrade"):
+        read_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [2, 0, -1, "1", 1.5, None])
-def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
-    write(tmp_path, schema_version=version, field_of_the_future=True)
-    with pytest.raises(InputError, match=r"schema version .* reads 1 to 1; upgrade rawloop"):
-        read_classifier(tmp_path)
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"bundle.json: no such file; expected a folder written by python -m export"):
+        read_bundle(tmp_path)
 
 
-def test_missing_and_unknown_fields_are_named_together(tmp_path: Path) -> None:
-    content = {name: value for name, value in LEAST.items() if name not in ("labels", "max_length")}
-    (tmp_path / CLASSIFIER_FILE).write_text(json.dumps(content | {"label": ["a"], "lenght": 3}), encoding="utf-8")
+def test_what_does_not_fit_together_is_refused(bundle: Path) -> None:
+    edit(bundle, default_variants={"cpu": "int8"}, files={"../elsewhere": {"bytes": 1, "sha256": "0" * 64}})
     with pytest.raises(InputError) as caught:
-        read_classifier(tmp_path)
-    assert "missing fields ['labels', 'max_length'], unknown fields ['label', 'lenght']" in str(caught.value)
+        read_bundle(bundle)
+    for problem in ("cpu names 'int8'", "no record of model.onnx", "'../elsewhere' leaves the folder"):
+        assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("name", 5),
-        ("labels", ["a"]),
-        ("labels", ["a", "a"]),
-        ("labels", "ab"),
-        ("labels", None),
-        ("labels", ["a", 1]),
-        ("labels", [["a"], ["b"]]),
-        ("labels", {"a": 0, "b": 1}),
-        ("text_column", None),
-        ("text_pair_column", 1),
-        ("cleaning", "ascii"),
-        ("cleaning", ["none"]),
-        ("max_length", 0),
-        ("max_length", 12.5),
-        ("max_length", "128"),
-        ("max_length", True),
-        ("max_length", None),
-        ("truncation_side", "both"),
-        ("padding_side", None),
-        ("temperature", 0.0),
-        ("temperature", -1),
-        ("temperature", float("nan")),
-        ("temperature", float("inf")),
-        ("temperature", "1"),
-        ("problem_type", "regression"),
-        ("metrics", {"test": 0.5}),
-        ("metrics", [0.5]),
-        ("data_fingerprint", 7),
-        ("versions", {"torch": 2.6}),
-    ],
-)
-def test_a_bad_value_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:
-    write(tmp_path, **{field: value})
-    with pytest.raises(InputError, match=rf"{CLASSIFIER_FILE}: {field} must be .*, found "):
-        read_classifier(tmp_path)
+def test_an_unknown_variant_is_refused_with_those_there_are(bundle: Path) -> None:
+    with pytest.raises(InputError, match="no variant 'int8'; it has fp32"):
+        read_bundle(bundle).graph("int8")
 
 
-def test_all_bad_values_are_named_at_once(tmp_path: Path) -> None:
-    bad = {"labels": [], "cleaning": "x", "max_length": "9", "padding_side": "up", "temperature": 0}
-    write(tmp_path, **bad)
+def test_a_nested_bad_value_is_named_by_its_place(bundle: Path) -> None:
+    variants = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))["variants"]
+    variants["fp32"]["verification"]["label_agreement"] = 1.5
+    variants["fp32"]["canary_logits"] = [0.5, "x"]
+    edit(bundle, variants=variants)
     with pytest.raises(InputError) as caught:
-        read_classifier(tmp_path)
-    assert all(f"{field} must be" in str(caught.value) for field in bad)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_a_bad_contract_is_never_written() -> None:
-    with pytest.raises(InputError, match="labels must be two or more distinct names"):
-        Classifier(name="run", labels=("same", "same"), text_column="text", max_length=8)
+        read_bundle(bundle)
+    assert "variants.fp32.verification.label_agreement must be a share from 0 to 1, found 1.5" in str(caught.value)
+    assert "variants.fp32.canary_logits[1] must be a finite number, found 'x'" in str(caught.value)

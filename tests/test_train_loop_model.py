@@ -22,7 +22,7 @@ from transformers import (
     pipeline,
 )
 
-from serve.contract.bundle import Classifier, read_classifier
+from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.contract.labels import scores_from_logits

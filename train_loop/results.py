@@ -10,7 +10,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from serve.contract.bundle import Classifier, write_classifier
+from serve.contract.classifier import Classifier, write_classifier
 from serve.contract.errors import InputError
 from serve.contract.files import flush_to_disk, write_bytes, write_json
 from train_loop.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors

@@ -1,139 +1,193 @@
-"""`classifier.json`: what a model directory or a bundle says of itself."""
+"""`bundle.json`: every file of a bundle with its hash, and what was proved of each variant.
+
+A bundle is a folder that holds all that serving needs: `bundle.json`, `classifier.json`, `tokenizer.json`,
+`config.json`, one ONNX graph a variant. It also loads with Optimum's
+`ORTModelForSequenceClassification.from_pretrained(folder, file_name=...)`.
+"""
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from serve.contract.classifier import CLASSIFIER_FILE, Classifier, read_classifier
 from serve.contract.errors import InputError
-from serve.contract.files import write_json
-from serve.contract.labels import ProblemType
-from serve.contract.text import CLEANING_MODES, CleaningMode
+from serve.contract.files import sha256_of_file, write_json
+from serve.contract.records import checked, read_record, require_valid
 
-CLASSIFIER_FILE = "classifier.json"
-CLASSIFIER_SCHEMA_VERSION = 1
+BUNDLE_FILE = "bundle.json"
+BUNDLE_SCHEMA_VERSION = 1
+TOKENIZER_FILE = "tokenizer.json"
 
-Side = Literal["left", "right"]
+VariantName = Literal["fp32", "int8", "fp16"]
+DeviceName = Literal["cpu", "cuda"]
+
+_SHARE = (lambda share: 0 <= share <= 1, "a share from 0 to 1")
+_COUNT = (lambda count: count >= 0, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """The contract between training and serving; kept as `classifier.json` beside the weights."""
+class FileRecord:
+    """A file as it was written."""
+
+    bytes: int = checked(*_COUNT)
+    sha256: str = checked(lambda digest: len(digest) == 64, "64 hex digits")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How a variant compared with PyTorch in float32, on rows it had never seen."""
+
+    split: str
+    """Split of the run that the rows are from."""
+    rows: int = checked(*_COUNT)
+    """Held-out rows tried."""
+    max_abs_logit_difference: float = checked(*_COUNT)
+    """Largest |logit - PyTorch's| over those rows and the synthetic shapes."""
+    label_agreement: float = checked(*_SHARE)
+    """Share of rows with PyTorch's label."""
+    num_ties: int = checked(*_COUNT)
+    """Rows of another label whose two best logits were within the tolerance of a tie."""
+    accuracy: float = checked(*_SHARE)
+    pytorch_accuracy: float = checked(*_SHARE)
+    macro_f1: float = checked(*_SHARE)
+    pytorch_macro_f1: float = checked(*_SHARE)
+    accuracy_difference_interval: tuple[float, float]
+    """95 % paired bootstrap interval of accuracy - PyTorch's."""
+    num_batch_flips: int = checked(*_COUNT)
+    """Rows whose label differs between alone and in batches, in order of arrival or sorted."""
+    max_abs_batch_probability_difference: float = checked(*_SHARE)
+    """Largest change of a probability between alone and in batches."""
+    paddings: tuple[str, ...]
+    """Padding patterns tried: right, left, mixed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One graph of a bundle."""
+
+    file: str
+    """The graph, relative to the bundle's folder."""
+    external_files: tuple[str, ...] = ()
+    """Files that hold its weights where the graph itself may not (over 2 GB)."""
+    method: str
+    """How it was made, for people, such as `static, per channel, smoothed (alpha 0.9)`."""
+    instruction_set: str | None = None
+    """Instructions its integer arithmetic was made for, such as `avx512_vnni`; None where it does not matter."""
+    fused_operators: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Fused operator -> times it occurs in the graph."""
+    details: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
+    """What else was measured or chosen while it was made."""
+    canary_logits: tuple[float, ...]
+    """Logits [C] of the canary text on the machine that exported it."""
+    verification: Verification
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `bundle.json`."""
 
     name: str
-    """Name of the run that made it."""
-    labels: tuple[str, ...]
-    """Label of each logit, in order."""
-    text_column: str
-    """Input column with the text."""
-    text_pair_column: str | None = None
-    """Input column with the second text of a pair; None for single texts."""
-    cleaning: CleaningMode = "none"
-    """Cleaning mode applied before tokenization (`serve.contract.text`)."""
-    max_length: int
-    """Longest input, in tokens, special tokens included; longer ones are truncated."""
-    truncation_side: Side = "right"
-    """Side on which tokens are dropped."""
-    padding_side: Side = "right"
-    """Side on which padding is put."""
-    temperature: float = 1.0
-    """Logits are divided by it before the softmax."""
-    problem_type: ProblemType = "single_label_classification"
-    """How logits become scores."""
-    metrics: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    """Split -> metric -> value, on held-out rows."""
-    data_fingerprint: str = ""
-    """Hash of the cleaned training and held-out rows."""
+    """Name of the run that the bundle was exported from."""
+    input_names: tuple[str, ...]
+    """Inputs of the graphs: input_ids, attention_mask and, for some, token_type_ids; each [B, T] int64."""
+    pad_token_id: int
+    """Value of input_ids where there is padding."""
+    pad_token_type_id: int = 0
+    """Value of token_type_ids where there is padding."""
+    canary: tuple[str, ...] = checked(lambda texts: len(texts) in (1, 2), "one text, or a pair")
+    """Text (or pair) whose answer a server checks from time to time."""
+    variants: dict[str, Variant] = checked(lambda variants: len(variants) >= 1, "one or more variants")
+    """Variant name -> graph."""
+    default_variants: dict[str, str]
+    """Device (cpu, cuda) -> variant that serves it best."""
+    files: dict[str, FileRecord]
+    """File, relative to the folder -> bytes and hash; all files but bundle.json itself."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Package -> version that trained it."""
-    schema_version: int = CLASSIFIER_SCHEMA_VERSION
+    """Package -> version that exported it."""
+    schema_version: int = BUNDLE_SCHEMA_VERSION
     """Readers refuse a newer one."""
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-
-        def require(name: str, good: bool, expected: str) -> None:
-            if not good:
-                problems.append(f"{name} must be {expected}, found {getattr(self, name)!r:.200}")
-
-        for name in ("name", "text_column", "data_fingerprint"):
-            require(name, _is_text(getattr(self, name)), "text")
-        require("text_pair_column", self.text_pair_column is None or _is_text(self.text_pair_column), "text or null")
-        names = self.labels if isinstance(self.labels, tuple) and all(map(_is_text, self.labels)) else ()
-        require("labels", len(names) >= 2 and len(set(names)) == len(names), "two or more distinct names")
-        require("cleaning", self.cleaning in CLEANING_MODES, f"one of {', '.join(CLEANING_MODES)}")
-        require(
-            "max_length",
-            isinstance(self.max_length, int) and _is_number(self.max_length) and self.max_length >= 1,
-            "a whole number of tokens, at least 1",
-        )
-        for name in ("truncation_side", "padding_side"):
-            require(name, getattr(self, name) in get_args(Side), "left or right")
-        require("temperature", _is_number(self.temperature) and self.temperature > 0, "a positive number")
-        problem_types = get_args(ProblemType)
-        require("problem_type", self.problem_type in problem_types, f"one of {', '.join(problem_types)}")
-        require(
-            "metrics",
-            _is_mapping(self.metrics, lambda split: _is_mapping(split, _is_number)),
-            "numbers by metric by split",
-        )
-        require("versions", _is_mapping(self.versions, _is_text), "version by package")
+        require_valid(self, BUNDLE_FILE)
+        problems = [
+            f"default_variants: {device} names {name!r}, which is no variant ({', '.join(self.variants)})"
+            for device, name in self.default_variants.items()
+            if name not in self.variants
+        ]
+        needed = [CLASSIFIER_FILE, TOKENIZER_FILE]
+        needed += [file for variant in self.variants.values() for file in (variant.file, *variant.external_files)]
+        problems += [f"files: no record of {file}" for file in needed if file not in self.files]
+        problems += [
+            f"files: {name!r} leaves the folder"
+            for name in self.files
+            if Path(name).is_absolute() or ".." in Path(name).parts
+        ]
         if problems:
-            raise InputError(f"{CLASSIFIER_FILE}: " + "; ".join(problems))
+            raise InputError(f"{BUNDLE_FILE}: " + "; ".join(problems))
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read, and found whole."""
+
+    folder: Path
+    manifest: Manifest
+    classifier: Classifier
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.folder / TOKENIZER_FILE
+
+    def graph(self, variant: str) -> Path:
+        """Return the ONNX file of a variant.
+
+        Raises:
+            InputError: the bundle has no such variant.
+        """
+        if variant not in self.manifest.variants:
+            raise InputError(f"{self.folder}: no variant {variant!r}; it has {', '.join(self.manifest.variants)}")
+        return self.folder / self.manifest.variants[variant].file
+
+    def default_variant(self, device: DeviceName) -> str:
+        """Return the variant that serves a device best: its default, or fp32."""
+        return self.manifest.default_variants.get(device, next(iter(self.manifest.variants)))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `bundle.json` into `folder`, atomically."""
+    write_json(folder / BUNDLE_FILE, dataclasses.asdict(manifest))
 
 
-def _is_mapping(value: object, is_good: Callable[[object], bool]) -> bool:
-    return isinstance(value, dict) and all(map(is_good, value.values()))
-
-
-def write_classifier(folder: Path, classifier: Classifier) -> None:
-    """Write `classifier.json` into `folder`, atomically."""
-    write_json(folder / CLASSIFIER_FILE, dataclasses.asdict(classifier))
-
-
-def read_classifier(folder: Path) -> Classifier:
-    """Read `classifier.json` from `folder`.
+def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
+    """Read a bundle; with `verify`, every file's SHA-256 is checked, else its size alone.
 
     Raises:
-        InputError: the file is absent, not JSON, of a newer schema, or any field is missing, unknown
-            or out of range; all problems are named at once.
+        InputError: the folder is no bundle, of a newer schema, or a file is missing or damaged; all problems
+            are named at once.
     """
-    path = folder / CLASSIFIER_FILE
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a model directory written by rawloop")
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); write it again by training or export") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    version = content.get("schema_version")
-    if not (isinstance(version, int) and 1 <= version <= CLASSIFIER_SCHEMA_VERSION):
-        raise InputError(
-            f"{path}: schema version {version!r}, and this rawloop reads 1 to {CLASSIFIER_SCHEMA_VERSION}; "
-            "upgrade rawloop where it is newer"
-        )
-    fields = {field.name: field for field in dataclasses.fields(Classifier)}
-    required = {
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    manifest = read_record(folder / BUNDLE_FILE, Manifest, BUNDLE_SCHEMA_VERSION, made_by="python -m export")
+    problems = [
+        problem for name, record in manifest.files.items() if (problem := _damage(folder / name, record, verify))
+    ]
+    if problems:
+        raise InputError(f"{folder}: " + "; ".join(problems) + ". Copy the bundle again, or export it again")
+    return Bundle(folder, manifest, read_classifier(folder))
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Return the record of every file under `folder`, but of `bundle.json` itself."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256_of_file(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() != BUNDLE_FILE
     }
-    missing, unknown = required - content.keys(), content.keys() - fields.keys()
-    if missing or unknown:
-        raise InputError(f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}")
-    labels = content["labels"]
-    try:
-        return Classifier(**{**content, "labels": tuple(labels) if isinstance(labels, list) else labels})
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
+
+
+def _damage(path: Path, record: FileRecord, verify: bool) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if (size := path.stat().st_size) != record.bytes:
+        return f"{path.name} has {size:,} bytes, expected {record.bytes:,}"
+    if verify and sha256_of_file(path) != record.sha256:
+        return f"{path.name} is damaged (wrong SHA-256)"
+    return None
