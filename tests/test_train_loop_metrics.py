@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+)
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from train_loop.metrics import Accuracy, classification_metrics, confusion_matrix, per_class
@@ -16,6 +21,7 @@ from train_loop.metrics import Accuracy, classification_metrics, confusion_matri
 NAMES = {
     "accuracy",
     "balanced_accuracy",
+    "matthews_correlation",
     *(f"{average}_{name}" for average in ("macro", "weighted") for name in ("precision", "recall", "f1")),
 }
 
@@ -35,6 +41,7 @@ def by_sklearn(num_classes: int, true: list[int], predicted: list[int]) -> dict[
         values = {
             "accuracy": accuracy_score(true, predicted),
             "balanced_accuracy": balanced_accuracy_score(true, predicted),
+            "matthews_correlation": matthews_corrcoef(true, predicted),
         }
     for average in ("macro", "weighted"):
         scores = precision_recall_fscore_support(

@@ -30,18 +30,48 @@ def confusion_matrix(predictions: NDArray[np.integer], references: NDArray[np.in
 
 
 def precision_recall_f1(matrix: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision, recall and F1 of each class, [C] float64 each."""
-    hits = matrix.diagonal().astype(np.float64)
-    predicted, true = matrix.sum(axis=0), matrix.sum(axis=1)
+    """Return precision, recall and F1 of each class for matrices [..., C, C]: [..., C] float64 each."""
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    predicted, true = matrix.sum(axis=-2), matrix.sum(axis=-1)
     return _ratio(hits, predicted), _ratio(hits, true), _ratio(2 * hits, predicted + true)
 
 
-def _ratio(top: NDArray[np.float64], bottom: NDArray[np.int64]) -> NDArray[np.float64]:
+def count_metrics(matrix: Matrix) -> dict[str, NDArray[np.float64]]:
+    """Return metric -> value for confusion matrices [..., C, C]: [...] float64 each."""
+    precision, recall, f1 = precision_recall_f1(matrix)
+    true, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    rows = true.sum(axis=-1)
+    hits = np.trace(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    shares = true / np.maximum(rows, 1)[..., None]
+    metrics = {
+        "accuracy": _ratio(hits, rows),
+        "balanced_accuracy": _ratio(recall.sum(axis=-1), (true > 0).sum(axis=-1)),
+        "matthews_correlation": _matthews_correlation(hits, true, predicted, rows),
+    }
+    for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
+        metrics[f"macro_{name}"] = values.mean(axis=-1)
+        metrics[f"weighted_{name}"] = (values * shares).sum(axis=-1)
+    return metrics
+
+
+def _matthews_correlation(
+    hits: NDArray[np.float64], true: Matrix, predicted: Matrix, rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Gorodkin 2004: the correlation of true and predicted classes; 0 where either is constant."""
+    true, predicted, rows = (counts.astype(np.float64) for counts in (true, predicted, rows))
+    covariance = hits * rows - (true * predicted).sum(axis=-1)
+    variances = (rows**2 - (predicted**2).sum(axis=-1)) * (rows**2 - (true**2).sum(axis=-1))
+    return _ratio(covariance, np.sqrt(variances))
+
+
+def _ratio(top: NDArray[np.float64], bottom: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.float64]:
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
 class _ConfusionMetric(evaluate.Metric):
-    """A metric of the confusion matrix; subclasses give `_from_matrix`."""
+    """Metrics of the confusion matrix, by their names."""
+
+    names: tuple[str, ...] = ()
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
@@ -57,47 +87,38 @@ class _ConfusionMetric(evaluate.Metric):
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         matrix = confusion_matrix(np.asarray(predictions), np.asarray(references), self._num_classes)
-        return self._from_matrix(matrix)
-
-    def _from_matrix(self, matrix: Matrix) -> dict[str, float]:
-        raise TypeError(f"{type(self).__name__} has no formula")
+        values = count_metrics(matrix)
+        return {name: float(values[name]) for name in self.names}
 
 
 class Accuracy(_ConfusionMetric):
     """Share of rows predicted right, and the mean of that share over the classes that occur."""
 
-    def _from_matrix(self, matrix: Matrix) -> dict[str, float]:
-        true = matrix.sum(axis=1)
-        _, recall, _ = precision_recall_f1(matrix)
-        return {
-            "accuracy": float(matrix.trace() / max(1, matrix.sum())),
-            "balanced_accuracy": float(recall[true > 0].mean()) if true.any() else 0.0,
-        }
+    names = ("accuracy", "balanced_accuracy")
 
 
 class MacroAverages(_ConfusionMetric):
     """Precision, recall and F1, averaged over classes."""
 
-    def _from_matrix(self, matrix: Matrix) -> dict[str, float]:
-        names = ("macro_precision", "macro_recall", "macro_f1")
-        return {name: float(values.mean()) for name, values in zip(names, precision_recall_f1(matrix), strict=True)}
+    names = ("macro_precision", "macro_recall", "macro_f1")
 
 
 class WeightedAverages(_ConfusionMetric):
     """Precision, recall and F1, averaged over classes by their true rows."""
 
-    def _from_matrix(self, matrix: Matrix) -> dict[str, float]:
-        shares = matrix.sum(axis=1) / max(1, matrix.sum())
-        names = ("weighted_precision", "weighted_recall", "weighted_f1")
-        return {
-            name: float((values * shares).sum())
-            for name, values in zip(names, precision_recall_f1(matrix), strict=True)
-        }
+    names = ("weighted_precision", "weighted_recall", "weighted_f1")
+
+
+class MatthewsCorrelation(_ConfusionMetric):
+    """Correlation of predicted and true classes, -1 to 1 (Gorodkin 2004)."""
+
+    names = ("matthews_correlation",)
 
 
 def classification_metrics(num_classes: int) -> evaluate.CombinedEvaluations:
     """Return all of the above as one metric: `.compute(predictions=..., references=...)`."""
-    return evaluate.combine([Accuracy(num_classes), MacroAverages(num_classes), WeightedAverages(num_classes)])
+    kinds = (Accuracy, MacroAverages, WeightedAverages, MatthewsCorrelation)
+    return evaluate.combine([kind(num_classes) for kind in kinds])
 
 
 def per_class(matrix: Matrix, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
