@@ -1,0 +1,68 @@
+"""An encoder and a session by hand: every text can be told from every other by its answer."""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import InputError
+from serve.ticket import TextInput
+
+MAX_LENGTH = 16
+POISON = 666
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeEncoding:
+    ids: tuple[int, ...]
+    num_tokens: int
+    truncated: bool
+
+
+class FakeEncoder:
+    """Texts of numbers, "3 1 4" -> ids (3, 1, 4), at most MAX_LENGTH; "bad" cannot be encoded."""
+
+    def encode(self, inputs: Sequence[TextInput], /, truncation: object = True) -> list[FakeEncoding]:
+        encodings = []
+        for text in inputs:
+            words = (text if isinstance(text, str) else " ".join(text)).split()
+            ids = tuple(map(int, words))  # "bad" is no number
+            if truncation is False and len(ids) > MAX_LENGTH:
+                raise InputError(f"{len(ids)} tokens, and the model takes {MAX_LENGTH}")
+            encodings.append(FakeEncoding(ids[:MAX_LENGTH] or (0,), len(ids), len(ids) > MAX_LENGTH))
+        return encodings
+
+    def pad(self, encodings: Sequence[FakeEncoding], /) -> dict[str, NDArray[np.int64]]:
+        longest = max(len(encoding.ids) for encoding in encodings)
+        rows = [[*encoding.ids, *[0] * (longest - len(encoding.ids))] for encoding in encodings]
+        return {"input_ids": np.array(rows, dtype=np.int64)}
+
+
+class FakeRunner:
+    """Logits (sum of ids, number of non-zero ids); raises, dies or waits when told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[NDArray[np.int64]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.dies_of: BaseException | None = None
+
+    def run(self, inputs: dict[str, NDArray[np.int64]], /) -> NDArray[np.float32]:
+        ids = inputs["input_ids"]
+        self.batches.append(ids)
+        self.entered.set()
+        assert self.gate.wait(timeout=30), "nobody opened the gate"
+        if self.dies_of is not None:
+            error, self.dies_of = self.dies_of, None
+            raise error
+        if (ids == POISON).any():
+            raise RuntimeError("poison")
+        return np.stack([ids.sum(axis=1), (ids != 0).sum(axis=1)], axis=1).astype(np.float32)
+
+
+def expected_logits(text: TextInput) -> list[float]:
+    ids = FakeEncoder().encode([text])[0].ids
+    return [float(sum(ids)), float(sum(number != 0 for number in ids))]
