@@ -19,7 +19,8 @@ from tiny_models import WORDS, tiny_tokenizer
 from serve.contract.errors import InputError
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
-from train_loop.data import Data, Split, class_counts, encode_labels, load_data
+from train_loop.data import Data, Split, class_counts, load_data
+from train_loop.label_codes import encode_labels
 from train_loop.summary import count_contradictions, count_duplicates, count_overlap, print_data
 
 Writer = Callable[..., Path]

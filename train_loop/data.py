@@ -3,9 +3,9 @@
 Rows and tokens stay memory-mapped Arrow; in memory there are only a few numpy numbers a row.
 """
 
-import contextlib
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from serve.contract.errors import InputError
-from serve.contract.labels import order_labels
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
-from train_loop.sources import SPLITS, read_sources
+from train_loop.label_codes import encode_known_labels, encode_labels, row_numbers
+from train_loop.sources import SPLITS, read_file, read_sources
 
 TOKENS_FORMAT_VERSION = "2"
 """Part of the token cache's address; raise it when what is written changes."""
@@ -88,56 +88,52 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
     """
     sources = read_sources(config)
     for split, rows in sources.items():
-        _check_texts(rows, config, split)
+        _check_texts(rows, config, f"{split} split", _origin(config, split))
     labels, codes = encode_labels(sources, config)
-    splits = {}
-    for split, rows in sources.items():
-        tokens = tokenize(rows, config, tokenizer, max_length)
-        splits[split] = Split(
-            name=split,
-            origin=_origin(config, split),
-            rows=rows,
-            tokens=tokens.select_columns([c for c in tokens.column_names if c.endswith("_ids")]),
-            labels=codes[split],
-            lengths=pc.list_value_length(tokens.data.column("input_ids")).to_numpy().astype(np.int32),
-            truncated=tokens.data.column("truncated").to_numpy(),
-            text_hashes=tokens.data.column("text_hash").to_numpy(),
-            source_rows=np.arange(len(rows)),
-        )
+    splits = {
+        split: _build_split(rows, codes[split], split, _origin(config, split), config, tokenizer, max_length)
+        for split, rows in sources.items()
+    }
     splits = _complete_splits(splits, labels, config)
     return Data(splits=splits, labels=labels, max_length=max_length, fingerprint=_fingerprint(splits, labels))
 
 
-def encode_labels(
-    sources: dict[str, datasets.Dataset], config: TrainConfig
-) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Return the label names in order, and each split's class numbers [N].
+def load_labelled_file(
+    path: Path, config: TrainConfig, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> Split:
+    """Read rows that a trained model is to be measured on; the split is named after the file.
 
     Raises:
-        InputError: nulls, labels of a wrong type, one class, or a held-out label never seen in training.
+        InputError: what `sources.py` raises; a null or non-text value; a label that the model does not know.
     """
-    raw = {split: _raw_labels(rows, config, split) for split, rows in sources.items()}
-    distinct = {split: pc.unique(column).to_pylist() for split, column in raw.items()}
-    names, values = _label_names(sources["train"].features[config.label_column], distinct["train"], config)
-    known = dict(zip(values, names, strict=True))
-    for split, found in distinct.items():
-        unseen = [value for value in found if value not in distinct["train"]]
-        if unseen:
-            rows = np.flatnonzero(pc.is_in(raw[split], value_set=pa.array(unseen)).to_numpy())
-            raise InputError(
-                f"{split} split: labels {[known.get(value, value) for value in unseen[:5]]} never occur in the "
-                f"training rows ({_row_numbers(rows)}); mend the labels, or move such rows to training"
-            )
-    if len(distinct["train"]) < 2:
-        raise InputError(
-            f"column {config.label_column!r}: a single class, {known[distinct['train'][0]]!r}, in all training rows; "
-            "a classifier needs at least two"
-        )
-    value_set = pa.array(values, raw["train"].type)
-    codes = {
-        split: pc.index_in(column, value_set=value_set).to_numpy().astype(np.int64) for split, column in raw.items()
-    }
-    return names, codes
+    columns = [c for c in (config.text_column, config.text_pair_column, config.label_column) if c is not None]
+    rows = read_file(path, columns)
+    _check_texts(rows, config, str(path), str(path))
+    codes = encode_known_labels(rows, config, labels, str(path))
+    return _build_split(rows, codes, path.stem, str(path), config, tokenizer, max_length)
+
+
+def _build_split(
+    rows: datasets.Dataset,
+    codes: NDArray[np.int64],
+    name: str,
+    origin: str,
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+) -> Split:
+    tokens = tokenize(rows, config, tokenizer, max_length)
+    return Split(
+        name=name,
+        origin=origin,
+        rows=rows,
+        tokens=tokens.select_columns([c for c in tokens.column_names if c.endswith("_ids")]),
+        labels=codes,
+        lengths=pc.list_value_length(tokens.data.column("input_ids")).to_numpy().astype(np.int32),
+        truncated=tokens.data.column("truncated").to_numpy(),
+        text_hashes=tokens.data.column("text_hash").to_numpy(),
+        source_rows=np.arange(len(rows)),
+    )
 
 
 def tokenize(
@@ -203,100 +199,24 @@ def _origin(config: TrainConfig, split: str) -> str:
     return f"{config.dataset_name} ({split})"
 
 
-def _row_numbers(indices: NDArray[Any]) -> str:
-    shown = ", ".join(str(int(index) + 1) for index in indices[:5])
-    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return f"row{'s' if len(indices) > 1 else ''} {shown}{more}, counted from 1"
-
-
-def _check_texts(rows: datasets.Dataset, config: TrainConfig, split: str) -> None:
+def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin: str) -> None:
     if len(rows) == 0:
-        raise InputError(f"{split} split: no rows in {_origin(config, split)}")
+        raise InputError(f"{where}: no rows in {origin}")
     for name in (config.text_column, config.text_pair_column):
         if name is None:
             continue
         column = rows.data.column(name)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise InputError(
-                f"{split} split, column {name!r}: expected text, found {column.type}, as in row 1: "
+                f"{where}, column {name!r}: expected text, found {column.type}, as in row 1: "
                 f"{column[0].as_py()!r:.80}; choose the text by --text_column"
             )
         nulls = np.flatnonzero(pc.is_null(column).to_numpy())
         if len(nulls):
             raise InputError(
-                f"{split} split, column {name!r}: {len(nulls)} of {len(column)} texts are null "
-                f"({_row_numbers(nulls)}); remove those rows, or write an empty string"
+                f"{where}, column {name!r}: {len(nulls)} of {len(column)} texts are null "
+                f"({row_numbers(nulls)}); remove those rows, or write an empty string"
             )
-
-
-def _raw_labels(rows: datasets.Dataset, config: TrainConfig, split: str) -> pa.ChunkedArray:
-    """Return a label column as int64 or string, without nulls."""
-    where = f"{split} split, column {config.label_column!r}"
-    column = rows.data.column(config.label_column)
-    if pa.types.is_large_string(column.type):
-        column = column.cast(pa.string())
-    is_text = pa.types.is_string(column.type)
-    absent = pc.or_kleene(pc.is_null(column), pc.equal(column, "")) if is_text else pc.is_null(column)
-    indices = np.flatnonzero(pc.fill_null(absent, True).to_numpy())
-    if len(indices):
-        raise InputError(
-            f"{where}: {len(indices)} of {len(column)} labels are null or empty ({_row_numbers(indices)}); "
-            "fill them in, or remove those rows"
-        )
-    if is_text:
-        return column
-    if pa.types.is_boolean(column.type):
-        return column.cast(pa.string())
-    is_float = pa.types.is_floating(column.type)
-    whole = None
-    if is_float or pa.types.is_integer(column.type):  # Arrow would cast dates too
-        with contextlib.suppress(pa.ArrowException):
-            whole = column.cast(pa.int64())  # also takes floats that are whole numbers, as pandas writes them
-    if whole is None:
-        row = int(pc.not_equal(pc.floor(column), column).to_numpy().argmax()) if is_float else 0
-        raise InputError(
-            f"{where}: expected strings, whole numbers or a ClassLabel, found {column.type}, as in row {row + 1}: "
-            f"{column[row].as_py()!r:.80}; choose the label by --label_column"
-        )
-    if isinstance(rows.features[config.label_column], datasets.ClassLabel):
-        indices = np.flatnonzero(pc.less(whole, 0).to_numpy())
-        if len(indices):
-            raise InputError(f"{where}: {len(indices)} rows have no label, -1 ({_row_numbers(indices)}); remove them")
-    return whole
-
-
-def _label_names(feature: Any, found: list[Any], config: TrainConfig) -> tuple[tuple[str, ...], list[Any]]:
-    """Return the names of all classes in order, and the raw value that stands for each."""
-    given = config.label_names
-    if isinstance(feature, datasets.ClassLabel):
-        names = tuple(given or feature.names)
-        if len(names) != len(feature.names):
-            raise InputError(f"--label_names has {len(names)} names, the data's ClassLabel {feature.names}")
-        return names, list(range(len(names)))
-    if isinstance(found[0], str):
-        stripped: dict[str, str] = {}
-        for value in sorted(found):
-            if (other := stripped.setdefault(value.strip(), value)) != value:
-                raise InputError(
-                    f"column {config.label_column!r}: labels {other!r} and {value!r} differ only in white space; "
-                    "write them alike"
-                )
-        values = order_labels(found)
-        if given is None or set(given) == set(values):
-            names = tuple(given or values)
-            return names, list(names)
-        numerals = [str(number) for number in range(len(given))]
-        if set(values) <= set(numerals):  # a csv file has whole numbers as strings
-            return tuple(given), numerals
-        raise InputError(f"--label_names {given} are not the labels in the data: {list(values)[:20]}")
-    numbers = sorted(found)
-    if given is None:
-        return tuple(map(str, numbers)), numbers
-    if numbers[0] < 0 or numbers[-1] >= len(given):
-        raise InputError(
-            f"--label_names has {len(given)} names, for labels 0 to {len(given) - 1}; the data has {numbers[:20]}"
-        )
-    return tuple(given), list(range(len(given)))
 
 
 def _complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: TrainConfig) -> dict[str, Split]:

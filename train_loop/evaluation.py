@@ -1,4 +1,7 @@
-"""Evaluation: every row exactly once, on any number of processes, or it fails (promise T2)."""
+"""Evaluation: every row exactly once, on any number of processes, or it fails (promise T2).
+
+python -m train_loop.evaluation --run runs/latest [--split test | --file rows.csv]
+"""
 
 import dataclasses
 from typing import Any
@@ -126,3 +129,17 @@ def _in_row_order(
             f"{len(wrong)} of {num_rows} rows were not counted exactly once, row {wrong[0]} {counts[wrong[0]]} times"
         )
     return logits
+
+
+if __name__ == "__main__":
+    import sys
+    from collections.abc import Sequence
+
+    from train_loop.command_line import exit_status
+
+    def _run(argv: Sequence[str]) -> None:
+        from train_loop.evaluation_command import run  # not from this module, whose name is __main__ now
+
+        run(argv)
+
+    sys.exit(exit_status(_run, sys.argv[1:]))

@@ -5,14 +5,10 @@ accelerate launch train_loop/main.py --config recipes/tweet_sentiment.yaml
 accelerate launch train_loop/main.py --resume runs/latest
 """
 
-import errno
-import importlib.util
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
-NEEDED = ("torch", "accelerate", "transformers", "datasets", "evaluate", "jsonargparse", "rich", "sklearn")
+from train_loop.command_line import exit_status
 
 
 def run(argv: Sequence[str]) -> None:
@@ -30,11 +26,11 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.config import parse_config
     from train_loop.data import class_counts, load_data
     from train_loop.device import build_accelerator
+    from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.loss import class_weights
     from train_loop.model import load_model, load_tokenizer
     from train_loop.progress import build_console
-    from train_loop.results import finish
     from train_loop.run_directory import open_run, require_writable
     from train_loop.summary import print_data, print_run
 
@@ -60,38 +56,8 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and return the exit status: 0 done, 1 training failed, 2 bad input, 128 + n stopped by signal n."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"error: {', '.join(missing)} not installed; pip install 'rawloop[train]'", file=sys.stderr)
-        return 2
-
-    from serve.contract.errors import InputError
-    from train_loop.interrupt import Interrupted
-    from train_loop.loop import NonFiniteLoss
-
-    speaks = os.environ.get("RANK", "0") == "0"
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except (InputError, NonFiniteLoss) as error:
-        if speaks:
-            print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except Interrupted as stop:
-        if speaks:
-            print(stop, file=sys.stderr)
-        return stop.exit_status
-    except KeyboardInterrupt:
-        if speaks:
-            print("Stopped; the newest checkpoint, if there is one yet, goes on by --resume.", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        if speaks:
-            print(f"error: {error}; free some disk space, then run again or --resume", file=sys.stderr)
-        return 2
-    return 0
+    """Train and return the exit status."""
+    return exit_status(run, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -58,14 +58,15 @@ def _matthews_correlation(
     hits: NDArray[np.float64], true: Matrix, predicted: Matrix, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Gorodkin 2004: the correlation of true and predicted classes; 0 where either is constant."""
-    true, predicted, rows = (counts.astype(np.float64) for counts in (true, predicted, rows))
-    covariance = hits * rows - (true * predicted).sum(axis=-1)
-    variances = (rows**2 - (predicted**2).sum(axis=-1)) * (rows**2 - (true**2).sum(axis=-1))
+    truth, guess, total = (counts.astype(np.float64) for counts in (true, predicted, rows))  # squares overflow int64
+    covariance = hits * total - (truth * guess).sum(axis=-1)
+    variances = (total**2 - (guess**2).sum(axis=-1)) * (total**2 - (truth**2).sum(axis=-1))
     return _ratio(covariance, np.sqrt(variances))
 
 
 def _ratio(top: NDArray[np.float64], bottom: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.float64]:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+    ratio: NDArray[np.float64] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+    return ratio
 
 
 class _ConfusionMetric(evaluate.Metric):

@@ -1,140 +1,135 @@
-"""What a finished run leaves: `model/` with the best weights, and `results/`."""
+"""`results/`: what was found out about a model, as files for people and for programs."""
 
-import os
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from rich.text import Text
 
-from serve.contract.classifier import Classifier, write_classifier
-from serve.contract.errors import InputError
-from serve.contract.files import flush_to_disk, write_bytes, write_json
-from train_loop.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
-from train_loop.config import TrainConfig
-from train_loop.data import Data, Split
-from train_loop.evaluation import Evaluation
-from train_loop.loop import Training
-from train_loop.processes import on_main_process
-from train_loop.run_directory import RunDirectory, installed_versions, replace_folder
+from serve.contract.files import flush_folder, write_bytes, write_json
+from train_loop.assessment import Assessment
+from train_loop.audit import write_audit
+from train_loop.pictures import draw_all
+from train_loop.predictions import write_misclassified, write_predictions
+from train_loop.report import render_report
+from train_loop.run_directory import replace_folder
+
+SHOWN_METRICS = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
 
 
-def finish(training: Training, state: TrainState, run: RunDirectory, console: Console) -> None:
-    """Score the best weights on the held-out splits, write `model/` and `results/`, and say what is next."""
-    config, data, accelerator = training.config, training.data, training.accelerator
-    assert state.best_step is not None, "every run ends with an evaluation"
-    best = training.checkpoints.path_of(state.best_step)
-    if problem := on_main_process(accelerator, lambda: damage(best)):
-        raise InputError(f"{best}: the best checkpoint is damaged ({problem}); restore it, and continue by --resume")
-    load_model_tensors(accelerator, training.model, best / MODEL_FILE)
-    evaluations = {name: training.evaluate(split) for name, split in data.splits.items() if name != "train"}
-    on_main_process(accelerator, lambda: write_results(run, config, data, state.best_step, evaluations))
-    write_model(run, training, best / MODEL_FILE, evaluations)
-    accelerator.end_training()
-    _print_results(console, run, state, evaluations)
+def write_results(folder: Path, assessment: Assessment, log: Path | None) -> list[str]:
+    """Write every file of `folder`, whole: a reader finds the old results or the new ones, never a mixture.
+
+    Returns one line for each picture that could not be drawn; all else is written all the same. `log` is
+    the run's metrics.jsonl.
+    """
+    main = assessment.predictions[assessment.headline]
+    staged = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    write_json(staged / "metrics.json", _metrics_json(assessment))
+    write_bytes(staged / "classification_report.txt", _classification_reports(assessment).encode())
+    write_predictions(staged / "predictions.csv", main)
+    write_misclassified(staged / "misclassified.csv", main)
+    write_audit(staged / "data_audit.csv", assessment.findings, main.text_columns)
+    title = f"{assessment.headline}, {len(main.split):,} rows"
+    problems = draw_all(staged, assessment.metrics[assessment.headline], main.labels, title, log)
+    assessment.warnings.extend(problems)
+    write_bytes(staged / "report.html", render_report(assessment, staged).encode())
+    flush_folder(staged)
+    replace_folder(staged, folder)
+    return problems
 
 
-def write_results(
-    run: RunDirectory, config: TrainConfig, data: Data, best_step: int | None, evaluations: dict[str, Evaluation]
-) -> None:
-    """Write `results/metrics.json` and `results/classification_report.txt`."""
-    content: dict[str, Any] = {
-        "model": config.model_name,
-        "best_step": best_step,
-        "data_fingerprint": data.fingerprint,
-        "labels": list(data.labels),
+def print_results(console: Console, assessment: Assessment, folder: Path) -> None:
+    """Print the headline figures with their intervals, where it fails most, and what was found in the data."""
+    table = Table(title="Results", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in assessment.metrics:
+        table.add_column(f"{name} (95 % interval)", justify="right")
+    for metric in SHOWN_METRICS:
+        cells = []
+        for found in assessment.metrics.values():
+            low, high = found.intervals.get(metric, (math.nan, math.nan))
+            interval = "" if math.isnan(low) else f"  ({low:.3f} to {high:.3f})"
+            cells.append(f"{found.values[metric]:.4f}{interval}")
+        table.add_row(metric.replace("_", " "), *cells)
+    errors = [
+        f"{found.values['expected_calibration_error_uncalibrated']:.4f} -> "
+        f"{found.values['expected_calibration_error']:.4f}"
+        for found in assessment.metrics.values()
+    ]
+    table.add_row("calibration error, before -> after", *errors)
+    console.print(table, highlight=False)
+    worse = [kind for kind in assessment.slices if kind.is_worse][:5]
+    if worse:
+        weak = Table(title="Worse than the rest, beyond chance", title_justify="left", box=None, pad_edge=False)
+        for column in ("slice", "rows", "accuracy", "all others"):
+            weak.add_column(column, justify="left" if column == "slice" else "right")
+        for kind in worse:
+            weak.add_row(Text(kind.name), f"{kind.rows:,}", f"{kind.accuracy:.3f}", f"{kind.rest_accuracy:.3f}")
+        console.print(weak, highlight=False)
+    for pair in assessment.confused[:3]:
+        line = f"{pair.count:,} of {pair.true!r} taken for {pair.predicted!r} ({pair.share:.1%})"
+        console.print(line, highlight=False, markup=False)
+    kinds = [finding.kind for finding in assessment.findings]
+    console.print(
+        f"Data audit: {kinds.count('label_error'):,} suspected label errors, {kinds.count('near_duplicate'):,} near "
+        f"duplicates of training rows, {kinds.count('contradiction'):,} contradictions.",
+        highlight=False,
+    )
+    for warning in assessment.warnings:
+        console.print(warning, style="yellow", highlight=False, markup=False)
+    console.print(f"Look at {folder / 'report.html'}", highlight=False, markup=False)
+
+
+def finite_metrics(assessment: Assessment) -> dict[str, dict[str, float]]:
+    """Return split -> metric -> value, without what is undefined."""
+    return {
+        name: {metric: value for metric, value in found.values.items() if math.isfinite(value)}
+        for name, found in assessment.metrics.items()
+    }
+
+
+def _metrics_json(assessment: Assessment) -> dict[str, Any]:
+    main = assessment.predictions[assessment.headline]
+    return {
+        "run": assessment.name,
+        "model": assessment.model_name,
+        "best_step": assessment.best_step,
+        "data_fingerprint": assessment.data_fingerprint,
+        "labels": list(main.labels),
+        "temperature": main.temperature,
+        "headline_split": assessment.headline,
+        "warnings": assessment.warnings,
         "splits": {
             name: {
-                "rows": len(data.splits[name]),
-                "origin": data.splits[name].origin,
-                "metrics": evaluation.metrics,
-                "per_class": evaluation.per_class,
-                "confusion_matrix": evaluation.confusion_matrix.tolist(),
+                "rows": len(found.split),
+                "origin": found.split.origin,
+                "truncated_rows": int(found.split.truncated.sum()),
+                **assessment.metrics[name].as_json(),
             }
-            for name, evaluation in evaluations.items()
+            for name, found in assessment.predictions.items()
         },
     }
-    write_json(run.results / "metrics.json", content)
-    report = "\n".join(
-        f"{name} ({len(data.splits[name]):,} rows)\n\n{_report(evaluation, data.splits[name], data.labels)}"
-        for name, evaluation in evaluations.items()
-    )
-    write_bytes(run.results / "classification_report.txt", report.encode())
 
 
-def write_model(run: RunDirectory, training: Training, weights: Path, evaluations: dict[str, Evaluation]) -> None:
-    """Write `model/` with the weights of a file, whole or not at all; call it on all processes.
-
-    It loads with `AutoModelForSequenceClassification.from_pretrained` and `pipeline`, and its
-    `tokenizer.json` truncates as training did.
-    """
-    config, data, tokenizer = training.config, training.data, training.tokenizer
-    model = training.accelerator.unwrap_model(training.model)
-    assert isinstance(model, PreTrainedModel)
-    classifier = Classifier(
-        name=run.path.name,
-        labels=data.labels,
-        text_column=config.text_column,
-        text_pair_column=config.text_pair_column,
-        cleaning=config.cleaning,
-        max_length=data.max_length,
-        truncation_side=tokenizer.truncation_side,
-        padding_side=tokenizer.padding_side,
-        metrics={name: evaluation.metrics for name, evaluation in evaluations.items()},
-        data_fingerprint=data.fingerprint,
-        versions=installed_versions(),
-    )
-
-    def write() -> None:
-        staged = run.model.with_name(f".{run.model.name}.tmp")  # the run's lock makes it ours alone
-        shutil.rmtree(staged, ignore_errors=True)
-        model.save_pretrained(staged, state_dict=load_file(weights), safe_serialization=True)
-        tokenizer.model_max_length = data.max_length
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.backend_tokenizer.enable_truncation(data.max_length, direction=tokenizer.truncation_side)
-        tokenizer.save_pretrained(staged)
-        write_classifier(staged, classifier)
-        _flush_folder(staged)
-        replace_folder(staged, run.model)
-
-    on_main_process(training.accelerator, write)
-
-
-def _flush_folder(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        flush_to_disk(path)
-
-
-def _report(evaluation: Evaluation, split: Split, labels: tuple[str, ...]) -> str:
+def _classification_reports(assessment: Assessment) -> str:
     # Imported here: only a finished run needs scikit-learn's reports.
     from sklearn.metrics import classification_report
 
-    text: str = classification_report(
-        split.labels,
-        evaluation.logits.argmax(axis=1),
-        labels=range(len(labels)),
-        target_names=labels,
-        digits=4,
-        zero_division=0,
-    )
-    return text
-
-
-def _print_results(console: Console, run: RunDirectory, state: TrainState, evaluations: dict[str, Evaluation]) -> None:
-    table = Table(title=f"Best model, of step {state.best_step}", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for name in evaluations:
-        table.add_column(name, justify="right")
-    for metric in ("accuracy", "macro_f1", "macro_recall", "loss"):
-        table.add_row(metric.replace("_", " "), *(f"{e.metrics[metric]:.4f}" for e in evaluations.values()))
-    console.print(table, highlight=False)
-    console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)
-    console.print(
-        'Try it: python -c "from transformers import pipeline; '
-        f"print(pipeline('text-classification', '{os.path.relpath(run.model)}')('...'))\"",
-        highlight=False,
-        markup=False,
-    )
+    parts = []
+    for name, found in assessment.predictions.items():
+        text: str = classification_report(
+            found.split.labels,
+            found.predicted,
+            labels=range(len(found.labels)),
+            target_names=found.labels,
+            digits=4,
+            zero_division=0,
+        )
+        parts.append(f"{name} ({len(found.split):,} rows)\n\n{text}")
+    return "\n".join(parts)

@@ -37,6 +37,7 @@ class RunDirectory:
         self.model = path / "model"
         self.checkpoints = path / "checkpoints"
         self.results = path / "results"
+        self.samples = path / "samples"
         self.logs = path / "logs"
         self._lock = filelock.FileLock(path / ".lock")
 

@@ -85,14 +85,14 @@ class Ranking:
         self._is_class = is_class[self._order].astype(np.float64)
         self.thresholds: Floats = ordered[self._ends]
 
-    def counts(self, weights: NDArray[np.floating] | None = None) -> tuple[Floats, Floats]:
+    def counts(self, weights: NDArray[np.number] | None = None) -> tuple[Floats, Floats]:
         """Return true and false positives at each distinct score, from the highest down: [K] each."""
         hits = self._is_class if weights is None else self._is_class * weights[self._order]
         total = np.arange(1.0, len(hits) + 1) if weights is None else np.cumsum(weights[self._order], dtype=np.float64)
         true = np.cumsum(hits)
         return true[self._ends], (total - true)[self._ends]
 
-    def areas(self, weights: NDArray[np.floating] | None = None) -> tuple[float, float]:
+    def areas(self, weights: NDArray[np.number] | None = None) -> tuple[float, float]:
         """Return ROC AUC and average precision."""
         true, false = self.counts(weights)
         positives, negatives = true[-1], false[-1]

@@ -22,6 +22,12 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until a folder with all its files is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush_to_disk(path)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part of it."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")

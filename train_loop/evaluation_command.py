@@ -1,0 +1,177 @@
+"""Measure a finished run on one of its splits, or on any labelled file.
+
+python -m train_loop.evaluation --run runs/latest
+python -m train_loop.evaluation --run runs/latest --file rows.csv --label_column team
+accelerate launch -m train_loop.evaluation --run runs/latest          # on several GPUs
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+from serve.contract.classifier import Classifier, read_classifier
+from serve.contract.errors import InputError
+from train_loop.assessment import Assessment, assess
+from train_loop.calibration import Calibration
+from train_loop.config import CONFIG_FILE, TrainConfig, read_yaml
+from train_loop.data import Split, load_data, load_labelled_file
+from train_loop.device import build_accelerator
+from train_loop.evaluation import predict_logits
+from train_loop.feed import Collator
+from train_loop.processes import on_main_process
+from train_loop.progress import build_console
+from train_loop.results import print_results, write_results
+
+
+def run(argv: Sequence[str]) -> None:
+    """Evaluate as the command line says and write a results folder.
+
+    Raises:
+        InputError: anything the user gave is wrong.
+    """
+    arguments = _parser().parse_args(argv)
+    folder = Path(arguments.run).resolve()
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; give a run directory such as runs/latest")
+    classifier = read_classifier(folder / "model")
+    config = _config(folder, classifier, arguments)
+    accelerator = build_accelerator(config)
+    console = build_console(quiet=not accelerator.is_main_process)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    with accelerator.local_main_process_first():  # the others find the tokens cached
+        splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
+    if train is not None and fingerprint != classifier.data_fingerprint:
+        console.print(
+            f"The run's data have changed since training ({fingerprint[:12]}, was {classifier.data_fingerprint[:12]}).",
+            style="yellow",
+        )
+    logits = _logits(accelerator, folder, config, classifier, tokenizer, splits, console)
+    results = _results_folder(folder, arguments)
+
+    def examine() -> None:
+        assessment: Assessment = assess(
+            name=folder.name,
+            config=config,
+            best_step=None,
+            data_fingerprint=fingerprint,
+            labels=classifier.labels,
+            splits=splits,
+            logits=logits,
+            calibration=Calibration(classifier.temperature),
+            tokenizer=tokenizer,
+            train=train,
+            tell=lambda text: console.print(text, highlight=False),
+        )
+        write_results(results, assessment, folder / "logs" / "metrics.jsonl" if train is not None else None)
+        print_results(console, assessment, results)
+
+    on_main_process(accelerator, examine)
+    accelerator.end_training()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train_loop.evaluation",
+        description="Measure a finished run on one of its splits, or on any labelled file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, help="run directory, such as runs/latest")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--split", choices=("train", "validation", "test"), help="a split of the run (all held-out ones)")
+    rows.add_argument("--file", type=Path, help="labelled rows: csv, tsv, jsonl or parquet")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder to write, replaced as a whole (RUN/results; with --split or --file RUN/results_NAME)",
+    )
+    for name in ("text_column", "text_pair_column", "label_column"):
+        parser.add_argument(f"--{name}", help=f"the file's {name.replace('_', ' ')} (the run's own)")
+    parser.add_argument(
+        "--max_tokens_per_forward", type=int, help="most tokens of one forward pass, padding included (the run's own)"
+    )
+    return parser
+
+
+def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace) -> TrainConfig:
+    """Return the run's configuration with what the command line changes."""
+    config = TrainConfig(**read_yaml(folder / CONFIG_FILE))
+    changes: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ("text_column", "text_pair_column", "label_column")
+        if getattr(arguments, name) is not None
+    }
+    if changes and arguments.file is None:
+        raise InputError(f"--{next(iter(changes))} goes with --file; the run's own rows keep their columns")
+    if "text_pair_column" in changes and classifier.text_pair_column is None:
+        raise InputError("--text_pair_column: the run was trained on single texts")
+    if arguments.max_tokens_per_forward is not None:
+        changes["eval_max_tokens_per_forward"] = arguments.max_tokens_per_forward
+    return dataclasses.replace(config, trackers=[], resume=None, output_dir=str(folder.parent), **changes)
+
+
+def _rows(
+    arguments: argparse.Namespace, config: TrainConfig, classifier: Classifier, tokenizer: PreTrainedTokenizerFast
+) -> tuple[dict[str, Split], Split | None, str]:
+    """Return the splits to measure, the training rows if they are at hand, and the data's fingerprint."""
+    if arguments.file is not None:
+        split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, classifier.max_length)
+        return {split.name: split}, None, ""
+    data = load_data(config, tokenizer, classifier.max_length)
+    if data.labels != classifier.labels:
+        raise InputError(
+            f"the run's rows now have the labels {list(data.labels)}, the model {list(classifier.labels)}; give the "
+            "rows that it was trained on, or measure others by --file"
+        )
+    names = [arguments.split] if arguments.split else [name for name in data.splits if name != "train"]
+    absent = [name for name in names if name not in data.splits]
+    if absent:
+        raise InputError(f"--split {absent[0]}: the run has no such split; it has {', '.join(data.splits)}")
+    train = None if arguments.split == "train" else data.train
+    return {name: data.splits[name] for name in names}, train, data.fingerprint
+
+
+def _logits(
+    accelerator: Accelerator,
+    folder: Path,
+    config: TrainConfig,
+    classifier: Classifier,
+    tokenizer: PreTrainedTokenizerFast,
+    splits: dict[str, Split],
+    console: Console,
+) -> dict[str, NDArray[np.float32]]:
+    attention = "eager" if accelerator.device.type == "cpu" else None  # as in training (model.py)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", attn_implementation=attention)
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, split in splits.items():
+        console.print(f"Running the model over {name}, {len(split):,} rows ...", highlight=False)
+        found[name] = predict_logits(
+            accelerator,
+            prepared,
+            split,
+            len(classifier.labels),
+            Collator(split, tokenizer),
+            config.eval_max_tokens_per_forward,
+        )
+    return found
+
+
+def _results_folder(folder: Path, arguments: argparse.Namespace) -> Path:
+    if arguments.output is not None:
+        output = Path(arguments.output).resolve()
+        if output.exists() and any(output.iterdir()) and not (output / "metrics.json").is_file():
+            raise InputError(
+                f"--output {arguments.output}: the folder has other files, and would be replaced; name a new one"
+            )
+        return output
+    name = arguments.split or (re.sub(r"[^\w.-]+", "_", arguments.file.stem) if arguments.file else None)
+    return folder / (f"results_{name}" if name else "results")

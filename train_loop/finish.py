@@ -1,0 +1,65 @@
+"""The end of a run: the best weights are scored, calibrated and examined; `model/`, `results/`, `samples/`."""
+
+import os
+
+from rich.console import Console
+
+from serve.contract.errors import InputError
+from train_loop.assessment import Assessment, assess
+from train_loop.calibration import fit_temperature
+from train_loop.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
+from train_loop.loop import Training
+from train_loop.model_folder import write_model
+from train_loop.processes import on_main_process
+from train_loop.results import finite_metrics, print_results, write_results
+from train_loop.run_directory import RunDirectory
+from train_loop.samples import write_samples
+
+
+def finish(training: Training, state: TrainState, run: RunDirectory, console: Console) -> None:
+    """Score the best weights on the held-out splits, write what a run leaves, and say what is next."""
+    config, data, accelerator = training.config, training.data, training.accelerator
+    assert state.best_step is not None, "every run ends with an evaluation"
+    best = training.checkpoints.path_of(state.best_step)
+    if problem := on_main_process(accelerator, lambda: damage(best)):
+        raise InputError(f"{best}: the best checkpoint is damaged ({problem}); restore it, and continue by --resume")
+    load_model_tensors(accelerator, training.model, best / MODEL_FILE)
+    splits = {name: split for name, split in data.splits.items() if name != "train"}
+    logits = {name: training.evaluate(split).logits for name, split in splits.items()}
+
+    def examine() -> Assessment:
+        calibration = fit_temperature(logits["validation"], splits["validation"].labels)
+        assessment = assess(
+            name=run.path.name,
+            config=config,
+            best_step=state.best_step,
+            data_fingerprint=data.fingerprint,
+            labels=data.labels,
+            splits=splits,
+            logits=logits,
+            calibration=calibration,
+            tokenizer=training.tokenizer,
+            train=data.train,
+            tell=training.progress.note,
+        )
+        write_results(run.results, assessment, run.logs / "metrics.jsonl")
+        write_samples(run.samples, data, config)
+        return assessment
+
+    console.print(f"Best model: of step {state.best_step}", highlight=False)
+    found = on_main_process(accelerator, lambda: _summary(examine(), run, console))
+    write_model(run, training, best / MODEL_FILE, *found)
+    accelerator.end_training()
+    console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)
+    console.print(
+        'Try it: python -c "from transformers import pipeline; '
+        f"print(pipeline('text-classification', '{os.path.relpath(run.model)}')('...'))\"",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _summary(assessment: Assessment, run: RunDirectory, console: Console) -> tuple[float, dict[str, dict[str, float]]]:
+    """Print the results; return the temperature and the metrics, which all processes need."""
+    print_results(console, assessment, run.results)
+    return assessment.predictions[assessment.headline].temperature, finite_metrics(assessment)

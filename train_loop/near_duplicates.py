@@ -1,0 +1,88 @@
+"""Held-out texts that are nearly a training text: a model may have seen their answer.
+
+MinHash (Broder 1997) over character n-grams, by datasketch: the held-out rows are indexed, the training
+rows stream past them, and each candidate is confirmed by its true Jaccard similarity.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+
+THRESHOLD = 0.7
+"""Jaccard similarity of the sets of n-grams from which two texts are near duplicates."""
+NGRAM = 5
+NUM_PERMUTATIONS = 64
+BANDS = (16, 4)
+"""Bands x rows of the index: texts of similarity 0.7 meet with 99 % chance, of 0.8 with 99.99 %."""
+ROWS_PER_BATCH = 1_000
+
+Texts = Callable[[], Iterable[tuple[str, ...]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class NearDuplicate:
+    """A held-out row and the training row most like it."""
+
+    row: int
+    train_row: int
+    similarity: float
+    """Jaccard similarity of their n-grams, THRESHOLD to 1."""
+
+
+def near_duplicates(
+    held_out: Texts, train: Texts, advance: Callable[[int], None] = lambda num_rows: None
+) -> list[NearDuplicate]:
+    """Return the held-out rows that are near duplicates of a training row, the most alike first.
+
+    Case, and how wide white space is, do not count. `advance` is told of the training rows that went past.
+    """
+    # Imported here: only the end of a run needs it.
+    from datasketch import MinHashLSH
+
+    index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=BANDS)
+    grams: dict[int, frozenset[bytes]] = {}
+    for first, texts in _batches(held_out()):
+        sets = [_ngrams(text) for text in texts]
+        for place, signature in enumerate(_signatures(sets)):
+            index.insert(first + place, signature, check_duplication=False)
+            grams[first + place] = sets[place]
+    best: dict[int, NearDuplicate] = {}
+    for first, texts in _batches(train()):
+        sets = [_ngrams(text) for text in texts]
+        for place, signature in enumerate(_signatures(sets)):
+            for row in index.query(signature):
+                similarity = len(sets[place] & grams[row]) / len(sets[place] | grams[row])
+                if similarity >= THRESHOLD and (row not in best or similarity > best[row].similarity):
+                    best[row] = NearDuplicate(row, first + place, similarity)
+        advance(len(texts))
+    return sorted(best.values(), key=lambda duplicate: (-duplicate.similarity, duplicate.row))
+
+
+def _ngrams(texts: tuple[str, ...]) -> frozenset[bytes]:
+    sets: set[bytes] = set()
+    for side, text in enumerate(texts):
+        folded = " ".join(text.lower().split())
+        prefix = b"" if side == 0 else b"\0"  # the texts of a pair are not to be mixed up
+        starts = range(max(1, len(folded) - NGRAM + 1))
+        sets.update(prefix + folded[start : start + NGRAM].encode("utf-8", "replace") for start in starts)
+    return frozenset(sets)
+
+
+def _signatures(sets: list[frozenset[bytes]]) -> Iterator[object]:
+    from datasketch import MinHash
+
+    yield from MinHash.generator(sets, num_perm=NUM_PERMUTATIONS, hashfunc=zlib.crc32)
+
+
+def _batches(texts: Iterable[tuple[str, ...]]) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
+    """Yield (number of the first row, texts)."""
+    batch: list[tuple[str, ...]] = []
+    first = 0
+    for text in texts:
+        batch.append(text)
+        if len(batch) == ROWS_PER_BATCH:
+            yield first, batch
+            first += len(batch)
+            batch = []
+    if batch:
+        yield first, batch
