@@ -1,0 +1,73 @@
+"""Measure rawloop beside PyTorch and what a user would pick instead.
+
+python -m bench training  --run runs/latest --output benchmarks/training
+python -m bench inference --run runs/latest --output benchmarks/inference
+python -m bench load      --bundle runs/latest/onnx --output benchmarks/load
+python -m bench quantization --run runs/latest
+python -m bench compare BEFORE.json AFTER.json
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+COMMANDS = {
+    "training": "bench.training:TrainingOptions",
+    "inference": "bench.inference:InferenceOptions",
+    "load": "bench.load:LoadOptions",
+    "quantization": "bench.quantization:QuantizationOptions",
+    "compare": "bench.compare:CompareOptions",
+}
+"""Command -> dataclass of its options; its module's `run(options, command)` does the work."""
+NEEDED = ("jsonargparse", "rich", "matplotlib", "psutil")
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """Return the module of the command and its options; exits with status 2 on an unknown one, as argparse does.
+
+    Raises:
+        InputError: an option's value is out of range.
+    """
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
+    subcommands = parser.add_subcommands(dest="command")
+    options = {}
+    for command, place in COMMANDS.items():
+        module, _, name = place.partition(":")
+        options[command] = getattr(importlib.import_module(module), name)
+        subparser = jsonargparse.ArgumentParser(allow_abbrev=False)
+        subparser.add_class_arguments(options[command], as_group=False, as_positional=command == "compare")
+        subcommands.add_subcommand(command, subparser, help=options[command].__doc__.splitlines()[0])
+    given = parser.parse_args(list(argv))
+    command = given.command
+    return COMMANDS[command].partition(":")[0], options[command](**vars(given[command]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark and return the exit status: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"error: {', '.join(missing)} not installed; pip install 'rawloop[bench]'", file=sys.stderr)
+        return 2
+
+    from bench.options import command_line
+    from serve.contract.errors import InputError
+
+    try:
+        module, options = parse(argv)
+        importlib.import_module(module).run(options, command_line(list(argv)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

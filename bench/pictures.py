@@ -1,0 +1,143 @@
+"""The pictures of the benchmarks, drawn by matplotlib into files; no window is opened."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+OURS = "#c2410c"
+"""Colour of what is ours; peers are greys and blues."""
+PEERS = ("#1f2937", "#2563eb", "#0891b2", "#64748b", "#7c3aed", "#94a3b8", "#0f766e", "#a1a1aa")
+OUR_SHADES = (OURS, "#f59e0b", "#b45309", "#dc2626")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+Points = Sequence[tuple[float, float]]
+"""(x, y) pairs, in the order they are joined in."""
+
+
+def draw_lines(
+    path: Path,
+    lines: Mapping[str, Points],
+    *,
+    ours: Sequence[str],
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    x_ticks: Sequence[float] = (),
+    limit: tuple[float, str] | None = None,
+) -> None:
+    """Draw one line a contender; `limit` is a horizontal line with its name."""
+    figure, axes = _figure(title, x_label, y_label)
+    if log_x:
+        axes.set_xscale("log", base=2 if x_ticks else 10)
+    if log_y:
+        axes.set_yscale("log")
+    for name, points in lines.items():
+        x, y = zip(*points, strict=True)
+        style = _style(name, list(lines), ours)
+        axes.plot(x, y, label=name, markersize=5, linewidth=2.2 if name in ours else 1.3, **style)
+    if x_ticks:
+        axes.set_xticks(list(x_ticks), [f"{tick:g}" for tick in x_ticks])
+        axes.minorticks_off()
+    if limit is not None:
+        axes.axhline(limit[0], color="#dc2626", linestyle=":", linewidth=1.2)
+        axes.annotate(
+            limit[1], (0.01, limit[0]), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#dc2626"
+        )
+    if not log_y:
+        axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def draw_trade_off(
+    path: Path,
+    points: Mapping[str, tuple[float, float]],
+    *,
+    ours: Sequence[str],
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Draw one named point a contender: speed against how right it is."""
+    figure, axes = _figure(title, x_label, y_label)
+    axes.set_xscale("log")
+    for name, (x, y) in points.items():
+        style = _style(name, list(points), ours) | {"linestyle": "none"}
+        axes.plot([x], [y], markersize=9 if name in ours else 7, label=name, **style)
+    axes.margins(0.12)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _save(figure, path)
+
+
+def draw_bars(
+    path: Path,
+    bars: Mapping[str, float],
+    errors: Mapping[str, tuple[float, float]],
+    *,
+    ours: Sequence[str],
+    title: str,
+    x_label: str,
+) -> None:
+    """Draw one horizontal bar a contender, with the ends of its interval, largest first."""
+    figure, axes = _figure(title, x_label, "")
+    names = sorted(bars, key=lambda name: bars[name])
+    for place, name in enumerate(names):
+        low, high = errors.get(name, (bars[name], bars[name]))
+        spread = [[max(0.0, bars[name] - low)], [max(0.0, high - bars[name])]]
+        colour = OURS if name in ours else PEERS[3]
+        axes.barh(place, bars[name], color=colour, height=0.62, xerr=spread, ecolor="#111827", capsize=3)
+        axes.annotate(
+            f"{bars[name]:,.0f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.margins(x=0.1)
+    axes.grid(visible=False, axis="y")
+    _save(figure, path)
+
+
+def draw_shares(path: Path, parts: Mapping[str, Mapping[str, float]], *, title: str, x_label: str) -> None:
+    """Draw one stacked horizontal bar a contender: part -> amount."""
+    figure, axes = _figure(title, x_label, "")
+    names = list(parts)[::-1]
+    kinds = list(dict.fromkeys(kind for amounts in parts.values() for kind in amounts))
+    colours = ("#94a3b8", "#2563eb", "#0f766e", "#f59e0b", "#7c3aed", "#cbd5e1")
+    left = [0.0] * len(names)
+    for kind, colour in zip(kinds, colours, strict=False):
+        widths = [parts[name].get(kind, 0.0) for name in names]
+        axes.barh(range(len(names)), widths, left=left, label=kind, color=colour, height=0.62)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False, axis="y")
+    axes.legend(fontsize=8, frameon=False, ncols=len(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    _save(figure, path)
+
+
+def _figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+    # The object interface: pyplot would keep the figures, and choose a backend that may want a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(visible=True, color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _style(name: str, names: Sequence[str], ours: Sequence[str]) -> dict[str, Any]:
+    """Return colour and marker of a contender: by its place among ours, or among the others."""
+    kin = [other for other in names if (other in ours) == (name in ours)]
+    place = kin.index(name)
+    shades = OUR_SHADES if name in ours else PEERS
+    return {"color": shades[place % len(shades)], "marker": MARKERS[place % len(MARKERS)]}
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path)
