@@ -1,0 +1,283 @@
+"""Texts or pairs -> token ids -> padded arrays [B, T]; and which rows share a batch.
+
+The ids are those of the run's transformers tokenizer, from the same `tokenizer.json`, by the library `tokenizers`
+alone. What an input may be:
+
+- A text is a `str`; a pair is a tuple of two. A classifier of single texts refuses pairs and the other way round.
+- Anything else (None, numbers, bytes) is refused with its position. Nothing is converted silently.
+- The empty string and white space are texts like others: the model sees its special tokens alone.
+- Lone surrogates, which no UTF-8 can hold, become U+FFFD; two halves that belong together become their character.
+- A special token written out, such as `[SEP]`, is that token, as it was in training.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from serve.contract.bundle import Bundle
+from serve.contract.classifier import Classifier, Side
+from serve.contract.errors import InputError
+from serve.contract.text import clean
+
+TextInput = str | tuple[str, str]
+"""A text, or a pair of texts."""
+
+Truncation = Literal["right", "left", "error"]
+"""The side on which tokens are dropped from an input that is too long, or refuse it."""
+
+
+class ItemError(InputError):
+    """One of several inputs cannot be encoded; the message says why, `index` which."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"input {index}: {reason}")
+        self.index = index
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One input as the model takes it."""
+
+    ids: NDArray[np.int32]
+    """Token ids [T], special tokens included, without padding."""
+    type_ids: NDArray[np.int32] | None
+    """Segment of each token [T]; None where the model takes none."""
+    truncated: bool
+    """Whether tokens were dropped."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that the model sees, special tokens included."""
+        return len(self.ids)
+
+
+class Encoder:
+    """A tokenizer with the cleaning, length and sides of a classifier. Any number of threads may use it.
+
+    Args:
+        tokenizer_file: `tokenizer.json`.
+        classifier: what the model says of itself.
+        input_names: inputs of the graph; decides whether there are token_type_ids.
+        pad_token_id: value of input_ids where there is padding.
+        pad_token_type_id: value of token_type_ids where there is padding.
+        max_length: longest input [tokens], special tokens included; None for the classifier's own.
+
+    Raises:
+        InputError: no tokenizer file; a length that the model was not trained for, or that holds no text.
+    """
+
+    def __init__(
+        self,
+        tokenizer_file: Path,
+        classifier: Classifier,
+        *,
+        input_names: Sequence[str],
+        pad_token_id: int,
+        pad_token_type_id: int = 0,
+        max_length: int | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.input_names = tuple(input_names)
+        self.max_length = classifier.max_length if max_length is None else max_length
+        self._pad_values = {"input_ids": pad_token_id, "token_type_ids": pad_token_type_id, "attention_mask": 0}
+        self._tokenizer_file = tokenizer_file
+        self._takes_pairs = classifier.text_pair_column is not None
+        # A tokenizer's truncation is a setting of it, and changing it while other threads use it is an error:
+        # so there is one for each kind of truncation, most often one altogether.
+        self._tokenizers: dict[Truncation, Tokenizer] = {}
+        self._loading = threading.Lock()
+        self._check_max_length(self._tokenizer(classifier.truncation_side))
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, max_length: int | None = None) -> "Encoder":
+        """Return the encoder of a bundle."""
+        return cls(
+            bundle.tokenizer_file,
+            bundle.classifier,
+            input_names=bundle.manifest.input_names,
+            pad_token_id=bundle.manifest.pad_token_id,
+            pad_token_type_id=bundle.manifest.pad_token_type_id,
+            max_length=max_length,
+        )
+
+    def encode(self, inputs: Sequence[TextInput], truncation: Truncation | None = None) -> list[Encoding]:
+        """Return the encoding of each input, in their order.
+
+        Args:
+            inputs: texts, or pairs of texts.
+            truncation: what to do with inputs longer than `max_length`; None for the classifier's side.
+
+        Raises:
+            ItemError: an input is not what the classifier takes, or is too long under `error`; the first one.
+        """
+        encodings = []
+        for outcome in self.encode_each(inputs, truncation):
+            if isinstance(outcome, ItemError):
+                raise outcome
+            encodings.append(outcome)
+        return encodings
+
+    def encode_each(
+        self, inputs: Sequence[TextInput], truncation: Truncation | None = None
+    ) -> list[Encoding | ItemError]:
+        """Return the encoding of each input, or why it has none: a bad input fails alone."""
+        outcomes: list[Encoding | ItemError | None] = [None] * len(inputs)
+        good: list[int] = []
+        texts: list[TextInput] = []
+        for index, item in enumerate(inputs):
+            if self._is_expected(item):
+                good.append(index)
+                texts.append(self._cleaned(item))
+            else:
+                outcomes[index] = ItemError(index, self._expectation(item))
+        how = truncation or self.classifier.truncation_side
+        for index, outcome in zip(good, self._tokenize(texts, how), strict=True):
+            outcomes[index] = ItemError(index, outcome) if isinstance(outcome, str) else outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def pad(
+        self, encodings: Sequence[Encoding], padding_side: Side | None = None, *, length: int | None = None
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return the inputs of the graph, each [B, T] int64, in the order of `encodings`.
+
+        Args:
+            encodings: one or more.
+            padding_side: None for the classifier's.
+            length: T, at least the longest encoding's; None for just that.
+        """
+        lengths = np.array([len(encoding.ids) for encoding in encodings])
+        shape = len(encodings), int(lengths.max()) if length is None else length
+        side = padding_side or self.classifier.padding_side
+        positions = np.arange(shape[1])
+        is_token = positions < lengths[:, None] if side == "right" else positions >= shape[1] - lengths[:, None]
+        arrays = {}
+        for name in self.input_names:
+            arrays[name] = np.full(shape, self._pad_values[name], np.int64)  # [B, T]
+            if name == "attention_mask":
+                arrays[name][is_token] = 1
+            else:
+                arrays[name][is_token] = np.concatenate([_tokens(encoding, name) for encoding in encodings])
+        return arrays
+
+    def _tokenize(self, texts: list[TextInput], truncation: Truncation) -> list[Encoding | str]:
+        """Return the encoding of each cleaned text, or the reason why there is none."""
+        if not texts:
+            return []
+        try:
+            raw = self._tokenizer(truncation).encode_batch_fast(texts)  # without offsets, which nobody reads
+        except Exception as error:  # the library raises bare Exceptions, such as for a word that no token covers
+            if len(texts) == 1:
+                return [f"the tokenizer failed on it ({error})"]
+            return [outcome for text in texts for outcome in self._tokenize([text], truncation)]
+        return [self._encoding(each, truncation) for each in raw]
+
+    def _encoding(self, raw: Any, truncation: Truncation) -> Encoding | str:
+        ids = np.array(raw.ids, np.int32)
+        if truncation == "error" and len(ids) > self.max_length:
+            return (
+                f"{len(ids):,} tokens, more than the {self.max_length:,} the model takes; shorten it, or allow "
+                "truncation on the right or left"
+            )
+        if len(ids) == 0:
+            return "no tokens; this tokenizer has no special tokens and needs some text"
+        type_ids = np.array(raw.type_ids, np.int32) if "token_type_ids" in self.input_names else None
+        return Encoding(ids, type_ids, truncated=bool(raw.overflowing))
+
+    def _is_expected(self, item: Any) -> TypeGuard[TextInput]:
+        if self._takes_pairs:
+            return isinstance(item, tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)
+        return isinstance(item, str)
+
+    def _expectation(self, item: Any) -> str:
+        """Return why an input is not what the classifier takes."""
+        text, pair = self.classifier.text_column, self.classifier.text_pair_column
+        found = f"{item!r:.80} ({type(item).__name__})"
+        if self._takes_pairs:
+            return f"expected a pair of texts ({text}, {pair}), found {found}"
+        several = "; this classifier takes single texts: give several as a list" if isinstance(item, tuple) else ""
+        return f"expected text, found {found}{several}"
+
+    def _cleaned(self, item: TextInput) -> TextInput:
+        mode = self.classifier.cleaning
+        if isinstance(item, str):
+            return clean(_without_surrogates(item), mode)
+        first, second = item
+        return clean(_without_surrogates(first), mode), clean(_without_surrogates(second), mode)
+
+    def _tokenizer(self, truncation: Truncation) -> Tokenizer:
+        tokenizer = self._tokenizers.get(truncation)
+        if tokenizer is None:
+            with self._loading:
+                tokenizer = self._tokenizers.get(truncation) or self._load(truncation)
+                self._tokenizers[truncation] = tokenizer
+        return tokenizer
+
+    def _load(self, truncation: Truncation) -> Tokenizer:
+        try:
+            tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
+        except Exception as error:  # a bare Exception, also for a file that is absent
+            raise InputError(
+                f"{self._tokenizer_file}: cannot be read as a tokenizer ({error}); export the run again, "
+                "or install the version of tokenizers that bundle.json names"
+            ) from error
+        tokenizer.no_padding()
+        if truncation == "error":
+            tokenizer.no_truncation()
+        else:
+            # longest_first is what transformers' truncation=True means for pairs.
+            tokenizer.enable_truncation(self.max_length, strategy="longest_first", direction=truncation)
+        return tokenizer
+
+    def _check_max_length(self, tokenizer: Tokenizer) -> None:
+        least = tokenizer.num_special_tokens_to_add(self._takes_pairs) + 1
+        if not least <= self.max_length <= self.classifier.max_length:
+            raise InputError(
+                f"max_length {self.max_length}: expected from {least} (special tokens and one of text) to "
+                f"{self.classifier.max_length}, the length that the model was trained for"
+            )
+
+
+def length_sorted_batches(
+    lengths: Sequence[int] | NDArray[np.integer[Any]], max_tokens: int, max_rows: int
+) -> list[NDArray[np.int64]]:
+    """Divide rows into batches of like length.
+
+    Args:
+        lengths: tokens of each row [N].
+        max_tokens: most tokens of a batch, padding included; a longer row is a batch of its own.
+        max_rows: most rows of a batch.
+
+    Returns:
+        Indices of the rows of each batch, shortest first; every row in exactly one.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    order = np.argsort(lengths, kind="stable")
+    batches, start = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or end - start == max_rows or (end - start + 1) * lengths[order[end]] > max_tokens:
+            batches.append(order[start:end])
+            start = end
+    return batches
+
+
+def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
+    if name == "input_ids":
+        return encoding.ids
+    assert encoding.type_ids is not None
+    return encoding.type_ids
+
+
+def _without_surrogates(text: str) -> str:
+    """Return `text` as UTF-8 can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

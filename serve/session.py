@@ -1,0 +1,209 @@
+"""ONNX Runtime: arrays [B, T] int64 -> logits [B, C] float32.
+
+A session may be run from any number of threads at once. On a CPU there are two kinds: a wide one spreads each
+run over the cores, which is quickest for a lone text; a narrow one computes each run in the thread that calls
+it, and as many threads as there are cores then do most work altogether, since small batches stay in each core's
+own cache. All of them call one session, so that its weights are in memory once.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.bundle import DeviceName
+from serve.contract.errors import InputError
+from serve.cores import num_usable_cores
+from serve.device_buffers import DeviceBuffers
+
+PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU, 'rawloop[gpu]'; never both)"
+
+
+class Session:
+    """One loaded graph.
+
+    Args:
+        graph: the ONNX file.
+        device: where it runs.
+        num_threads: cores that one run is spread over, on a CPU; 1 computes in the calling thread.
+        spinning: whether threads wait for the next operator, and for a while for the next run, without sleeping:
+            quicker, and taken from whatever else the machine does.
+        io_binding: run through buffers on the device that are kept from run to run; None for: on CUDA.
+        cuda_graphs: record the kernels of each shape once and replay them; CUDA only, one run at a time.
+
+    Raises:
+        InputError: ONNX Runtime is not installed, the file is no graph, or the device is not to be had.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        device: DeviceName = "cpu",
+        num_threads: int = 1,
+        spinning: bool = False,
+        io_binding: bool | None = None,
+        cuda_graphs: bool = False,
+    ) -> None:
+        if cuda_graphs and device != "cuda":
+            raise InputError("cuda_graphs: on CUDA only; leave it out, or choose device cuda")
+        self.device = device
+        self._session: Any = _load(graph, device, num_threads, spinning, cuda_graphs)
+        self.provider: str = self._session.get_providers()[0]
+        """ONNX Runtime's name of what really runs the graph."""
+        self.output_name: str = self._session.get_outputs()[0].name
+        bound = device == "cuda" if io_binding is None else io_binding
+        self._buffers = DeviceBuffers(self._session, device, fixed_shapes=cuda_graphs) if bound else None
+
+    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Return logits [B, C] for inputs [B, T]. Any number of threads may call it.
+
+        Raises:
+            RuntimeError: the session was closed; what ONNX Runtime raises is a RuntimeError too.
+        """
+        session = self._session  # kept alive by this name should another thread close it meanwhile
+        if session is None:
+            raise RuntimeError("the session was closed")
+        if self._buffers is not None:
+            return self._buffers.run(inputs)
+        logits: NDArray[np.float32] = session.run([self.output_name], dict(inputs))[0]
+        return logits
+
+    def close(self) -> None:
+        """Give back the memory, once runs under way are over. Closing twice does nothing."""
+        self._session = self._buffers = None
+
+
+class SessionPool:
+    """The sessions of one graph: `wide` for a lone batch, `narrow` for many at once.
+
+    Each is loaded when it is first asked for, so what needs only one of them pays for one. On CUDA, and where
+    there is one core, they are the same.
+
+    Args:
+        graph: the ONNX file.
+        device: where it runs.
+        num_threads: cores to use; None for all that this process may.
+        cuda_graphs: as of `Session`.
+    """
+
+    def __init__(
+        self, graph: Path, *, device: DeviceName = "cpu", num_threads: int | None = None, cuda_graphs: bool = False
+    ) -> None:
+        if num_threads is not None and num_threads < 1:
+            raise InputError(f"num_threads {num_threads}: expected 1 or more, or None for all usable cores")
+        self.graph = graph
+        self.device = device
+        self.num_threads = num_threads or num_usable_cores()
+        self.num_workers = 1 if device == "cuda" else self.num_threads
+        """Threads that should call `narrow` at once."""
+        self._cuda_graphs = cuda_graphs
+        self._loading = threading.Lock()
+        self._sessions: dict[bool, Session] = {}
+        self._closed = False
+
+    @property
+    def wide(self) -> Session:
+        """The session that spreads one run over all cores."""
+        return self._session(is_wide=self.num_workers > 1)
+
+    @property
+    def narrow(self) -> Session:
+        """The session whose runs stay in the thread that calls; call it from `num_workers` threads at once."""
+        return self._session(is_wide=False)
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of what really runs the graph."""
+        with self._loading:
+            loaded = next(iter(self._sessions.values()), None)
+        return (loaded or self.wide).provider
+
+    def close(self) -> None:
+        """Close the sessions, once runs under way are over."""
+        with self._loading:
+            self._closed = True
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()
+
+    def _session(self, *, is_wide: bool) -> Session:
+        session = self._sessions.get(is_wide)
+        if session is not None:
+            return session
+        with self._loading:
+            if self._closed:
+                raise RuntimeError("the sessions were closed")
+            if is_wide not in self._sessions:
+                self._sessions[is_wide] = Session(
+                    self.graph,
+                    device=self.device,
+                    num_threads=self.num_threads if is_wide else 1,
+                    spinning=is_wide,
+                    cuda_graphs=self._cuda_graphs,
+                )
+            return self._sessions[is_wide]
+
+
+def resolve_device(device: DeviceName | Literal["auto"]) -> DeviceName:
+    """Return the device that `auto` stands for: cuda where ONNX Runtime can use one, else cpu.
+
+    Raises:
+        InputError: another name than auto, cpu or cuda.
+    """
+    if device == "auto":
+        return "cuda" if _has_gpu() and PROVIDERS["cuda"] in _onnxruntime().get_available_providers() else "cpu"
+    if device not in PROVIDERS:
+        raise InputError(f"device {device!r}: expected auto, cpu or cuda")
+    return device
+
+
+def _load(graph: Path, device: DeviceName, num_threads: int, spinning: bool, cuda_graphs: bool) -> Any:
+    onnxruntime = _onnxruntime()
+    provider = PROVIDERS[device]
+    if provider not in (available := onnxruntime.get_available_providers()):
+        raise InputError(
+            f"device {device}: the installed ONNX Runtime cannot use it (it has {', '.join(available)}); "
+            "pip uninstall onnxruntime, then pip install 'rawloop[gpu]'; or choose device cpu"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; its warnings are about nodes and memory, not for users
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # plans memory by shape, and every batch has another
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    provider_options: dict[str, str] = {}
+    if device == "cuda":
+        onnxruntime.preload_dlls()  # CUDA and cuDNN of the nvidia-* packages, wherever pip put them
+        provider_options = {
+            "enable_cuda_graph": "1" if cuda_graphs else "0",
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+    try:
+        session = onnxruntime.InferenceSession(str(graph), options, providers=[(provider, provider_options)])
+    except Exception as error:  # its errors have no common base but this one
+        raise InputError(f"{graph}: ONNX Runtime cannot load it on {device} ({error})") from error
+    if (found := session.get_providers()[0]) != provider:
+        raise InputError(
+            f"device {device}: ONNX Runtime could not start it and fell back to {found}; check nvidia-smi, the "
+            "driver, and that CUDA and cuDNN fit this onnxruntime-gpu; or choose device cpu"
+        )
+    return session
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime  # here: 0.1 s, and reading a contract needs none
+    except ImportError as error:
+        raise InputError(f"serving needs ONNX Runtime ({error}); {INSTALL}") from error
+    return onnxruntime
+
+
+def _has_gpu() -> bool:
+    """Return whether there is an NVIDIA GPU: a package with the CUDA provider also runs on machines without."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # Linux; Windows' Linux
