@@ -1,4 +1,31 @@
 """Serving: a bundle in, labels out, with ONNX Runtime and without torch.
 
+    from serve import Predictor
+
 Nothing in this package may import torch, transformers, datasets or optimum.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serve.contract.errors import InputError
+    from serve.encoder import ItemError
+    from serve.predictor import Prediction, Predictor
+
+__all__ = ["InputError", "ItemError", "Prediction", "Predictor"]
+
+_HOME = {
+    "InputError": "serve.contract.errors",
+    "ItemError": "serve.encoder",
+    "Prediction": "serve.predictor",
+    "Predictor": "serve.predictor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: training reads `serve.contract` and needs no tokenizer or session for it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'serve' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -93,7 +93,7 @@ class Encoder:
         # so there is one for each kind of truncation, most often one altogether.
         self._tokenizers: dict[Truncation, Tokenizer] = {}
         self._loading = threading.Lock()
-        self._check_max_length(self._tokenizer(classifier.truncation_side))
+        self._check_max_length(self.tokenizer(classifier.truncation_side))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, max_length: int | None = None) -> "Encoder":
@@ -134,7 +134,7 @@ class Encoder:
         for index, item in enumerate(inputs):
             if self._is_expected(item):
                 good.append(index)
-                texts.append(self._cleaned(item))
+                texts.append(self.cleaned(item))
             else:
                 outcomes[index] = ItemError(index, self._expectation(item))
         how = truncation or self.classifier.truncation_side
@@ -171,7 +171,7 @@ class Encoder:
         if not texts:
             return []
         try:
-            raw = self._tokenizer(truncation).encode_batch_fast(texts)  # without offsets, which nobody reads
+            raw = self.tokenizer(truncation).encode_batch_fast(texts)  # without offsets, which nobody reads
         except Exception as error:  # the library raises bare Exceptions, such as for a word that no token covers
             if len(texts) == 1:
                 return [f"the tokenizer failed on it ({error})"]
@@ -204,14 +204,16 @@ class Encoder:
         several = "; this classifier takes single texts: give several as a list" if isinstance(item, tuple) else ""
         return f"expected text, found {found}{several}"
 
-    def _cleaned(self, item: TextInput) -> TextInput:
+    def cleaned(self, item: TextInput) -> TextInput:
+        """Return a text or pair as the tokenizer is given it."""
         mode = self.classifier.cleaning
         if isinstance(item, str):
             return clean(_without_surrogates(item), mode)
         first, second = item
         return clean(_without_surrogates(first), mode), clean(_without_surrogates(second), mode)
 
-    def _tokenizer(self, truncation: Truncation) -> Tokenizer:
+    def tokenizer(self, truncation: Truncation) -> Tokenizer:
+        """Return the tokenizer with one kind of truncation, under `error` with none; do not change its settings."""
         tokenizer = self._tokenizers.get(truncation)
         if tokenizer is None:
             with self._loading:

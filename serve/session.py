@@ -57,6 +57,8 @@ class Session:
         self.provider: str = self._session.get_providers()[0]
         """ONNX Runtime's name of what really runs the graph."""
         self.output_name: str = self._session.get_outputs()[0].name
+        self.length_multiple = 1 if device == "cpu" else 32 if cuda_graphs else 8
+        """Lengths are best padded to a multiple of it [tokens]: what a GPU's matrix units and kept buffers like."""
         bound = device == "cuda" if io_binding is None else io_binding
         self._buffers = DeviceBuffers(self._session, device, fixed_shapes=cuda_graphs) if bound else None
 

@@ -1,0 +1,187 @@
+"""Inputs -> tokens -> batches of like length -> logits, in the order of the inputs.
+
+A few inputs run at once on the wide session, in the thread that asks. Many are cut into small batches that
+threads take, longest first, on the narrow session. Over chunks of inputs, the next ones are tokenized while
+the model runs, and a worker that is done with one chunk goes on with the next.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.encoder import Encoder, Encoding, ItemError, TextInput, Truncation, length_sorted_batches
+from serve.session import Session, SessionPool
+
+TOKENS_PER_BATCH = {"cpu": 512, "cuda": 16_384}
+"""Default tokens of a batch, padding included. On a CPU, what stays in a core's own cache."""
+
+CHUNK_ROWS = 2_048
+CHUNK_CHARACTERS = 4_000_000
+"""A chunk ends at so many rows or characters, so that memory stays constant whatever comes."""
+
+CHUNKS_AHEAD = 2
+"""Chunks tokenized or running beside the one whose answers are waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What came of a chunk of N inputs, in their order."""
+
+    logits: NDArray[np.float32]
+    """[N, C]; not finite where the input was refused."""
+    num_tokens: NDArray[np.int32]
+    """Tokens that the model saw [N]."""
+    truncated: NDArray[np.bool_]
+    """Whether it saw only a part [N]."""
+    refused: dict[int, ItemError]
+    """Position -> why there is no answer."""
+
+
+class Pipeline:
+    """An encoder and sessions that work together. Any number of threads may use it.
+
+    Args:
+        encoder: makes tokens of inputs.
+        sessions: run the model.
+        max_tokens_per_batch: padding included; a longer input is a batch of its own. None for what suits the device.
+    """
+
+    def __init__(self, encoder: Encoder, sessions: SessionPool, *, max_tokens_per_batch: int | None = None) -> None:
+        self.encoder = encoder
+        self.sessions = sessions
+        self.max_tokens_per_batch = max_tokens_per_batch or TOKENS_PER_BATCH[sessions.device]
+        # Threads start when they are first needed.
+        self._workers = ThreadPoolExecutor(sessions.num_workers, "rawloop-model")
+        self._tokenizing = ThreadPoolExecutor(1, "rawloop-tokens")
+
+    def answer(self, inputs: Sequence[TextInput], truncation: Truncation | None = None) -> Answers:
+        """Return what comes of a list of inputs."""
+        return self._start(inputs, truncation).wait()
+
+    def answer_chunks(
+        self, chunks: Iterable[Sequence[TextInput]], truncation: Truncation | None = None
+    ) -> Generator[Answers, None, None]:
+        """Yield what comes of each chunk, in order, a few chunks at work at a time.
+
+        `chunks` is read in the thread that asks for the answers.
+        """
+        started: deque[Future[_Chunk]] = deque()
+        try:
+            for chunk in chunks:
+                started.append(self._tokenizing.submit(self._start, chunk, truncation, is_one_of_many=True))
+                if len(started) > CHUNKS_AHEAD:
+                    yield started.popleft().result().wait()
+            while started:
+                yield started.popleft().result().wait()
+        finally:
+            for future in started:  # nobody reads on, or a chunk failed
+                if not future.cancel():
+                    future.add_done_callback(_cancel_chunk)
+
+    def close(self) -> None:
+        """Stop the threads after the batches they are running, and give back the sessions."""
+        self._tokenizing.shutdown(cancel_futures=True)
+        self._workers.shutdown(cancel_futures=True)
+        self.sessions.close()
+
+    def _start(
+        self, inputs: Sequence[TextInput], truncation: Truncation | None, *, is_one_of_many: bool = False
+    ) -> "_Chunk":
+        """Tokenize inputs and set the model to work on them."""
+        outcomes = self.encoder.encode_each(inputs, truncation)
+        chunk = _Chunk(outcomes, num_labels=len(self.encoder.classifier.labels))
+        rows = np.array(chunk.rows, np.int64)
+        num_workers = self.sessions.num_workers
+        if len(rows) < num_workers and not is_one_of_many:
+            if len(rows):
+                chunk.batches.append((rows, self._run(self.sessions.wide, chunk.encodings(rows))))
+            return chunk
+        lengths = chunk.num_tokens[rows]
+        budget = self.max_tokens_per_batch
+        if not is_one_of_many:  # some for every worker
+            budget = min(budget, -(-int(lengths.sum()) // num_workers))
+        session = self.sessions.narrow
+        for batch in reversed(length_sorted_batches(lengths, budget, max_rows=len(rows))):
+            at = rows[batch]
+            chunk.batches.append((at, self._workers.submit(self._run, session, chunk.encodings(at))))
+        return chunk
+
+    def _run(self, session: Session, encodings: list[Encoding]) -> NDArray[np.float32]:
+        longest = max(encoding.num_tokens for encoding in encodings)
+        rounded = -(-longest // session.length_multiple) * session.length_multiple
+        return session.run(self.encoder.pad(encodings, length=max(longest, min(rounded, self.encoder.max_length))))
+
+
+class _Chunk:
+    """Inputs under way."""
+
+    def __init__(self, outcomes: list[Encoding | ItemError], num_labels: int) -> None:
+        self._outcomes = outcomes
+        self._num_labels = num_labels
+        self.refused = {index: each for index, each in enumerate(outcomes) if isinstance(each, ItemError)}
+        self.rows = [index for index in range(len(outcomes)) if index not in self.refused]
+        """Inputs that the model sees."""
+        self.num_tokens = np.zeros(len(outcomes), np.int32)
+        self.num_tokens[self.rows] = [encoding.num_tokens for encoding in self.encodings(self.rows)]
+        self.batches: list[tuple[NDArray[np.int64], Any]] = []
+        """Rows of each batch, and its logits or the future of them."""
+
+    def encodings(self, rows: Iterable[int]) -> list[Encoding]:
+        encodings = []
+        for row in rows:
+            encoding = self._outcomes[row]
+            assert isinstance(encoding, Encoding)
+            encodings.append(encoding)
+        return encodings
+
+    def wait(self) -> Answers:
+        """Return the answers once all batches are done."""
+        logits = np.full((len(self._outcomes), self._num_labels), np.nan, np.float32)
+        try:
+            for rows, batch in self.batches:
+                logits[rows] = batch.result() if isinstance(batch, Future) else batch
+        except BaseException:
+            self.cancel()
+            raise
+        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist():
+            self.refused.setdefault(row, ItemError(row, "the model gave no finite numbers for it"))
+        truncated = np.zeros(len(self._outcomes), np.bool_)
+        truncated[self.rows] = [encoding.truncated for encoding in self.encodings(self.rows)]
+        return Answers(logits, self.num_tokens, truncated, self.refused)
+
+    def cancel(self) -> None:
+        """Do not begin what was not begun yet."""
+        for _, batch in self.batches:
+            if isinstance(batch, Future):
+                batch.cancel()
+
+
+def _cancel_chunk(future: "Future[_Chunk]") -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().cancel()
+
+
+def cut_into_chunks(inputs: Iterable[TextInput]) -> Iterator[list[TextInput]]:
+    """Yield lists of inputs, each of a bounded number of rows and, but for its last row, characters."""
+    chunk: list[TextInput] = []
+    characters = 0
+    for item in inputs:
+        chunk.append(item)
+        characters += num_characters(item)
+        if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def num_characters(item: Any) -> int:
+    """Return the length of a text or pair; 0 for what is neither."""
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(num_characters, item)) if isinstance(item, tuple) else 0

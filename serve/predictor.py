@@ -1,0 +1,225 @@
+"""`Predictor`: what a service embeds. A bundle in, typed predictions out.
+
+with Predictor("runs/latest/onnx") as predictor:
+    prediction = predictor("I loved it")
+    print(prediction.label, prediction.score)
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.bundle import DeviceName, VariantName, read_bundle
+from serve.contract.labels import scores_from_logits
+from serve.encoder import Encoder, ItemError, TextInput, Truncation
+from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
+from serve.session import SessionPool, resolve_device
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model says of one text or pair."""
+
+    label: str
+    """The most probable label."""
+    score: float
+    """Its probability, calibrated by the bundle's temperature."""
+    scores: dict[str, float]
+    """Label -> probability, in the classifier's order of labels."""
+    logits: tuple[float, ...]
+    """[C], in that order, before temperature and softmax."""
+    truncated: bool
+    """Whether the model saw only a part of the input."""
+    num_tokens: int
+    """Tokens that it saw, special tokens included."""
+
+    def top_k(self, k: int) -> list[tuple[str, float]]:
+        """Return the `k` most probable labels with their probabilities, best first."""
+        return sorted(self.scores.items(), key=lambda item: -item[1])[:k]
+
+
+class Predictor:
+    """A classifier, ready to be asked. Any number of threads may ask it at once.
+
+    Make it after forking: neither ONNX Runtime's threads nor CUDA survive a fork.
+
+    Args:
+        bundle: a folder written by `python -m export`.
+        device: auto takes CUDA where there is a GPU and `onnxruntime-gpu`. Asked for, it is never replaced.
+        variant: auto for the one that the bundle names as best for the device.
+        num_threads: cores to use; None for all that this process may (affinity and cgroup quota).
+        max_tokens_per_batch: padding included; None for what suits the device.
+        max_length: longest input [tokens]; None for the classifier's. It may be less, never more.
+        verify: check every file's SHA-256; without, sizes alone.
+        cuda_graphs: record and replay the kernels of each shape: less time between them on a GPU.
+
+    Raises:
+        InputError: no bundle or a damaged one, no such variant, no ONNX Runtime, or no such device.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        device: Literal["auto"] | DeviceName = "auto",
+        variant: Literal["auto"] | VariantName = "auto",
+        *,
+        num_threads: int | None = None,
+        max_tokens_per_batch: int | None = None,
+        max_length: int | None = None,
+        verify: bool = True,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self.pipeline = open_pipeline(
+            Path(bundle),
+            device,
+            variant,
+            num_threads=num_threads,
+            max_tokens_per_batch=max_tokens_per_batch,
+            max_length=max_length,
+            verify=verify,
+            cuda_graphs=cuda_graphs,
+        )
+        self.classifier = self.pipeline.encoder.classifier
+        self.labels = self.classifier.labels
+        self.provider = self.pipeline.sessions.wide.provider  # loads it: what cannot run fails here, not at a request
+        """ONNX Runtime's name of what runs the model, such as CPUExecutionProvider."""
+
+    @overload
+    def __call__(self, inputs: TextInput, *, truncation: Truncation | None = ...) -> Prediction: ...
+    @overload
+    def __call__(
+        self, inputs: list[str] | list[tuple[str, str]], *, truncation: Truncation | None = ...
+    ) -> list[Prediction]: ...
+    def __call__(
+        self, inputs: TextInput | list[str] | list[tuple[str, str]], *, truncation: Truncation | None = None
+    ) -> Prediction | list[Prediction]:
+        """Return the prediction of one text or (text, pair), or those of a list, in its order.
+
+        Args:
+            inputs: a text, a pair as a tuple, or a list of either; what each kind of input means stands in
+                `serve.encoder`.
+            truncation: the side on which inputs that are too long lose tokens, or `error`; None for the side
+                that the model was trained with.
+
+        Raises:
+            ItemError: an input is not what the classifier takes, or is too long under `error`; the first one.
+        """
+        several = inputs if isinstance(inputs, list) else [inputs]
+        predictions = []
+        for outcome in self._outcomes(self._answers(several, truncation)):
+            if isinstance(outcome, ItemError):
+                raise outcome
+            predictions.append(outcome)
+        return predictions if isinstance(inputs, list) else predictions[0]
+
+    @overload
+    def stream(
+        self, inputs: Iterable[TextInput], *, truncation: Truncation | None = ..., errors: Literal["raise"] = ...
+    ) -> Iterator[Prediction]: ...
+    @overload
+    def stream(
+        self, inputs: Iterable[TextInput], *, truncation: Truncation | None = ..., errors: Literal["return"]
+    ) -> Iterator[Prediction | ItemError]: ...
+    def stream(
+        self,
+        inputs: Iterable[TextInput],
+        *,
+        truncation: Truncation | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Prediction | ItemError]:
+        """Yield predictions in the order of the inputs, in constant memory; some thousand inputs are read ahead.
+
+        Args:
+            inputs: texts, or pairs as tuples; read in the thread that asks for the predictions.
+            truncation: as in a call.
+            errors: `return` puts an `ItemError` where a prediction would be, and goes on; `raise` raises it.
+
+        Raises:
+            ItemError: as in a call, once the predictions before it were yielded.
+        """
+        for outcome in self._outcomes(self.pipeline.answer_chunks(cut_into_chunks(inputs), truncation)):
+            if isinstance(outcome, ItemError) and errors == "raise":
+                raise outcome
+            yield outcome
+
+    def logits(
+        self, inputs: list[str] | list[tuple[str, str]], *, truncation: Truncation | None = None
+    ) -> NDArray[np.float32]:
+        """Return raw logits [N, C], in the order of inputs and of `labels`, before temperature and softmax.
+
+        Raises:
+            ItemError: as in a call.
+        """
+        rows = [prediction.logits for prediction in self(inputs, truncation=truncation)]
+        return np.array(rows, np.float32).reshape(len(rows), len(self.labels))
+
+    def close(self) -> None:
+        """Give back threads and memory, once what is under way is done. Closing twice does nothing."""
+        self.pipeline.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _answers(self, inputs: Sequence[TextInput], truncation: Truncation | None) -> Iterable[Answers]:
+        if len(inputs) <= CHUNK_ROWS:
+            return [self.pipeline.answer(inputs, truncation)]
+        return self.pipeline.answer_chunks(cut_into_chunks(inputs), truncation)
+
+    def _outcomes(self, chunks: Iterable[Answers]) -> Iterator[Prediction | ItemError]:
+        first = 0
+        for answers in chunks:
+            scores = scores_from_logits(answers.logits, self.classifier.temperature)  # [N, C]
+            rows = zip(
+                answers.logits.tolist(),
+                scores.tolist(),
+                answers.truncated.tolist(),
+                answers.num_tokens.tolist(),
+                strict=True,
+            )
+            for index, (row_logits, row_scores, truncated, num_tokens) in enumerate(rows):
+                if index in answers.refused:
+                    yield ItemError(first + index, answers.refused[index].reason)
+                    continue
+                best = row_logits.index(max(row_logits))
+                yield Prediction(
+                    self.labels[best],
+                    row_scores[best],
+                    dict(zip(self.labels, row_scores, strict=True)),
+                    tuple(row_logits),
+                    truncated,
+                    num_tokens,
+                )
+            first += len(answers.logits)
+
+
+def open_pipeline(
+    folder: Path,
+    device: Literal["auto"] | DeviceName = "auto",
+    variant: Literal["auto"] | VariantName = "auto",
+    *,
+    num_threads: int | None = None,
+    max_tokens_per_batch: int | None = None,
+    max_length: int | None = None,
+    verify: bool = True,
+    cuda_graphs: bool = False,
+) -> Pipeline:
+    """Read a bundle and return what answers with it; arguments and errors as of `Predictor`.
+
+    No graph is loaded yet.
+    """
+    bundle = read_bundle(folder, verify=verify)
+    device = resolve_device(device)
+    graph = bundle.graph(bundle.default_variant(device) if variant == "auto" else variant)
+    encoder = Encoder.from_bundle(bundle, max_length=max_length)
+    sessions = SessionPool(graph, device=device, num_threads=num_threads, cuda_graphs=cuda_graphs)
+    return Pipeline(encoder, sessions, max_tokens_per_batch=max_tokens_per_batch)
