@@ -115,7 +115,7 @@ def test_the_saved_model_scores_what_the_run_reported(trained: Path) -> None:
     logits = logits_of(trained, texts)
     predicted = [LABELS[index] for index in logits.argmax(axis=1)]
     metrics = read_classifier(trained).metrics["validation"]
-    assert mean_loss(logits, labels) == pytest.approx(metrics["loss"], abs=1e-5)
+    assert mean_loss(logits, labels) == pytest.approx(metrics["log_loss_uncalibrated"], abs=1e-5)
     assert np.mean(np.array(predicted) == labels) == pytest.approx(metrics["accuracy"])
 
 
@@ -177,7 +177,7 @@ def test_a_pair_of_texts_is_trained_and_saved_as_a_pair(tmp_path: Path, tiny_mod
     assert (classifier.text_column, classifier.text_pair_column) == ("question", "answer")
     texts, pairs, labels = zip(*rows, strict=True)
     assert mean_loss(logits_of(folder, texts, pairs), labels) == pytest.approx(
-        classifier.metrics["validation"]["loss"], abs=1e-5
+        classifier.metrics["validation"]["log_loss_uncalibrated"], abs=1e-5
     )
     encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(texts[0], pairs[0])
     assert encoded.type_ids == AutoTokenizer.from_pretrained(folder)(texts[0], pairs[0])["token_type_ids"]

@@ -45,12 +45,14 @@ def suspected_label_errors(
 
     Probabilities [N, C] must come from a model that was not trained on the rows.
 
-    Confident learning (Northcutt et al. 2021, arXiv 1911.00068): a row is suspect where another class reaches
-    the mean probability that rows labelled so give it, and does so best; ranked by how far that class is ahead.
+    Confident learning (Northcutt et al. 2021, arXiv 1911.00068), pruned by noise rate: rows that reach the
+    mean probability of a class count as surely of it; from how many of those are labelled otherwise follows how
+    many rows of each label belong to each other class, and so many are taken where that class is furthest ahead.
     """
-    num_rows, num_classes = probabilities.shape
+    num_classes = probabilities.shape[1]
+    rows = np.arange(len(labels))
     counts = np.bincount(labels, minlength=num_classes)
-    own = probabilities[np.arange(num_rows), labels]
+    own = probabilities[rows, labels]
     thresholds = np.divide(
         np.bincount(labels, weights=own, minlength=num_classes),
         counts,
@@ -58,10 +60,22 @@ def suspected_label_errors(
         where=counts > 0,
     )
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
-    suggested = confident.argmax(axis=1)
-    suspects = np.flatnonzero((confident.max(axis=1) > 0) & (suggested != labels))
-    lead = probabilities[suspects, suggested[suspects]] - own[suspects]
-    order = suspects[np.argsort(-lead, kind="stable")]
+    sure = confident.max(axis=1) > 0
+    joint = np.zeros((num_classes, num_classes))  # [label, surely of]
+    np.add.at(joint, (labels[sure], confident.argmax(axis=1)[sure]), 1)
+    joint *= (counts / np.maximum(joint.sum(axis=1), 1))[:, None]
+    suggested = np.full(len(labels), -1)
+    lead = np.zeros(len(labels))
+    for label, other in np.argwhere(joint >= 0.5):
+        if label == other:
+            continue
+        members = rows[labels == label]
+        ahead = probabilities[members, other] - own[members]
+        chosen = np.argsort(-ahead, kind="stable")[: round(joint[label, other])]
+        chosen = chosen[ahead[chosen] > lead[members[chosen]]]
+        suggested[members[chosen]], lead[members[chosen]] = other, ahead[chosen]
+    suspects = np.flatnonzero(suggested >= 0)
+    order = suspects[np.argsort(-lead[suspects], kind="stable")]
     return order, suggested[order]
 
 
@@ -72,7 +86,7 @@ def label_findings(predictions: Predictions) -> list[Finding]:
     found = []
     for row, suggested, text in zip(rows, classes, predictions.texts_of(rows), strict=True):
         label = split.labels[row]
-        severity = max(0.0, float(probabilities[row, suggested] - probabilities[row, label]))
+        severity = float(probabilities[row, suggested] - probabilities[row, label])
         found.append(
             Finding(
                 "label_error",

@@ -84,7 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure a finished run on one of its splits, or on any labelled file.",
         allow_abbrev=False,
     )
-    parser.add_argument("--run", required=True, help="run directory, such as runs/latest")
+    parser.add_argument(
+        "--run",
+        "--run_directory",  # torchrun takes --run for an abbreviation of an option of its own
+        required=True,
+        help="run directory, such as runs/latest; under torchrun write --run_directory",
+    )
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--split", choices=("train", "validation", "test"), help="a split of the run (all held-out ones)")
     rows.add_argument("--file", type=Path, help="labelled rows: csv, tsv, jsonl or parquet")

@@ -4,12 +4,14 @@ Colours are Okabe and Ito's, which colour-blind people can tell apart; lines als
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from train_loop.score_metrics import NUM_BINS, Ranking
@@ -38,9 +40,11 @@ def draw_all(folder: Path, metrics: SplitMetrics, labels: tuple[str, ...], title
     problems = []
     for name, draw in pictures.items():
         try:
-            figure = draw()
-            FigureCanvasAgg(figure)
-            figure.savefig(folder / name, dpi=DOTS_PER_INCH, bbox_inches="tight")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)  # emoji in labels
+                figure = draw()
+                FigureCanvasAgg(figure)
+                figure.savefig(folder / name, dpi=DOTS_PER_INCH, bbox_inches="tight")
         except Exception as error:  # matplotlib raises of many types; the other results must not be lost to one picture
             problems.append(f"{name} could not be drawn ({type(error).__name__}: {error})")
     return problems
@@ -54,14 +58,13 @@ def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) ->
     side = max(4.0, min(12.0, 1.4 + 0.62 * num_classes)) if not is_large else 11.0
     figure = Figure(figsize=(side + (6.5 if is_large else 1.0), side), layout="constrained")
     if is_large:
-        axes, beside = figure.subplots(1, 2, width_ratios=(11, 5))
+        axes, beside = figure.subplots(1, 2, width_ratios=(13, 4))
         _list_confused_pairs(beside, matrix, labels)
     else:
         axes = figure.subplots()
-    image = axes.imshow(shares, cmap="cividis", vmin=0.0, vmax=1.0)
-    figure.colorbar(
-        image, ax=axes, label="share of the true class", shrink=0.8, location="bottom" if is_large else None
-    )
+    # Where no number can be printed, few mistakes must still be seen: colours then follow the square root.
+    image = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5 if is_large else 1.0, vmin=0.0, vmax=1.0))
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.5 if is_large else 0.8)
     names = [_short(label) for label in labels]
     size = 10 if num_classes <= 12 else 8 if not is_large else max(3.5, min(7.0, 500 / num_classes))
     axes.set_xticks(range(num_classes), names, rotation=45 if not is_large else 90, fontsize=size)
@@ -142,6 +145,8 @@ def _curves_figure(
             linestyle=DASHES[place % len(DASHES)],
             label=_plain(f"{_short(labels[index])} ({name} {areas[index]:.3f})"),
         )
+    if not drawn:
+        axes.plot([], [], " ", label="no class has both rows of its own and others")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axes.grid(color="0.9")
     return figure
@@ -200,10 +205,10 @@ def training_figure(log: Path) -> Figure:
 
 
 def _smoothed(values: Any) -> Any:
-    """Return the running mean over about a thirtieth of the points."""
-    width = max(1, len(values) // 30)
-    padded = np.pad(values, (width - 1, 0), mode="edge") if len(values) else values
-    return np.convolve(padded, np.ones(width) / width, mode="valid")
+    """Return the centred running mean over about a thirtieth of the points."""
+    half = len(values) // 60
+    padded = np.pad(values, half, mode="edge") if len(values) else values
+    return np.convolve(padded, np.ones(2 * half + 1) / (2 * half + 1), mode="valid") if len(values) else values
 
 
 def _short(label: str, length: int = 24) -> str:

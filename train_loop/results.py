@@ -30,7 +30,6 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
     staged = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    write_json(staged / "metrics.json", _metrics_json(assessment))
     write_bytes(staged / "classification_report.txt", _classification_reports(assessment).encode())
     write_predictions(staged / "predictions.csv", main)
     write_misclassified(staged / "misclassified.csv", main)
@@ -38,6 +37,7 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
     title = f"{assessment.headline}, {len(main.split):,} rows"
     problems = draw_all(staged, assessment.metrics[assessment.headline], main.labels, title, log)
     assessment.warnings.extend(problems)
+    write_json(staged / "metrics.json", _metrics_json(assessment))
     write_bytes(staged / "report.html", render_report(assessment, staged).encode())
     flush_folder(staged)
     replace_folder(staged, folder)
