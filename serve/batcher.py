@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from serve.encoder import ItemError, TextInput, Truncation
 from serve.lane import Lane, Submission
-from serve.request_errors import DeadlineExceeded, Overloaded, RequestError, TooLarge, Unavailable
-from serve.ticket import Encoder, Item, Outcome, Runner, TextInput, Ticket, in_loop
+from serve.request_errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge, Unavailable
+from serve.ticket import Encoder, Item, Outcome, Runner, Ticket, in_loop
 from serve.waiting_line import WaitingLine
 from serve.worker import ToScores, Worker
 
@@ -63,7 +64,7 @@ class Batcher:
     """Answers requests in batches; see the module's docstring.
 
     `narrow` may be empty: then the wide session runs everything, as on a GPU.
-    `on_death` is told, in the dying worker's thread, of every worker that died.
+    `on_death` is told, in the dying worker's thread, of every worker that died; `on_close` frees the sessions.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Batcher:
         observer: BatchObserver | None = None,
         restart_workers: bool = True,
         on_death: Callable[[BaseException], None] = lambda error: None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.limits = limits
-        self._encoder, self._to_scores, self._observer = encoder, to_scores, observer
-        self._restart_workers, self._on_death = restart_workers, on_death
+        self.limits, self.to_scores = limits, to_scores
+        self._encoder, self._observer = encoder, observer
+        self._restart_workers, self._on_death, self._on_close = restart_workers, on_death, on_close
         self._lock = threading.Lock()  # guards the line, the workers' state, and what follows
         self._line = WaitingLine()
         self._closed_because: str | None = None
@@ -98,7 +100,7 @@ class Batcher:
         inputs: Sequence[TextInput],
         *,
         timeout_s: float,
-        truncation: Any = True,
+        truncation: Truncation | None = None,
         whole: bool = True,
         privileged: bool = False,
     ) -> list[Outcome]:
@@ -117,11 +119,11 @@ class Batcher:
         num_chars = sum(map(_num_chars, inputs))
         if not privileged:
             self._refuse_early(len(inputs), timeout_s)
-        ticket = Ticket(len(inputs), timeout_s)
+        ticket = Ticket(len(inputs), timeout_s, privileged)
         timer = ticket.loop.call_later(timeout_s, self._expire, ticket)
         self._tickets.add(ticket)
         lane = self._lanes[num_chars > LONG_INPUT_CHARS]
-        lane.put(Submission(ticket, inputs, truncation, whole, privileged))
+        lane.put(Submission(ticket, inputs, truncation, whole))
         try:
             return await ticket.future
         finally:
@@ -171,6 +173,7 @@ class Batcher:
             lane.stop()
         for worker in self._workers():
             worker.stop(timeout_s=1.0)
+        self._on_close()
 
     def _refuse_early(self, num_inputs: int, timeout_s: float) -> None:
         """Refuse what can be known to be too much before it is tokenized."""
@@ -197,28 +200,28 @@ class Batcher:
 
     # ---- in a lane's thread
 
-    def _encoded(self, submission: Submission, encodings: list[Any]) -> None:
+    def _encoded(self, submission: Submission, encodings: Sequence[Any]) -> None:
         """Admit a request's inputs, or refuse them all."""
         ticket = submission.ticket
-        failures = {place: each for place, each in enumerate(encodings) if isinstance(each, RequestError)}
+        failures = {place: each for place, each in enumerate(encodings) if isinstance(each, ItemError)}
         if failures and submission.whole:
-            raise next(iter(failures.values()))
+            raise InvalidRequest("; ".join(map(str, failures.values())))
         now = time.monotonic()
         items = [Item(ticket, place, each, now) for place, each in enumerate(encodings) if place not in failures]
         with self._lock:
-            self._admit(items, submission, ticket.deadline - now)
+            self._admit(items, ticket, now)
             for item in items:
                 self._line.add(item)
             self._dispatch(now)
         for position, error in failures.items():
-            in_loop(ticket.loop, ticket.settle, position, error)
+            in_loop(ticket.loop, ticket.settle, position, InvalidRequest(error.reason))
 
-    def _admit(self, items: list[Item], submission: Submission, timeout_s: float) -> None:
+    def _admit(self, items: list[Item], ticket: Ticket, now: float) -> None:
         """Accept all items of a request or refuse it; the lock is held."""
         if self._closed_because is not None:
             raise Unavailable(self._closed_because)
         tokens = sum(item.length for item in items)
-        if submission.privileged:
+        if ticket.is_privileged:
             return
         if tokens > self.limits.max_queued_tokens:
             raise TooLarge(
@@ -227,7 +230,7 @@ class Batcher:
             )
         if self._line.tokens + tokens > self.limits.max_queued_tokens:
             raise self._overloaded("the queue is full")
-        if self._wait_s(tokens) > timeout_s:
+        if self._wait_s(tokens) > ticket.deadline - now:
             raise self._overloaded("the queue is longer than the request's timeout")
 
     def _wait_s(self, tokens: int) -> float:
@@ -242,7 +245,7 @@ class Batcher:
     # ---- the workers
 
     def _hire(self, name: str, runner: Runner) -> Worker:
-        return Worker(name, runner, self._encoder.pad, self._to_scores, self._finished, self._died)
+        return Worker(name, runner, self._encoder.pad, self.to_scores, self._finished, self._died)
 
     def _workers(self) -> list[Worker]:
         return [self._wide, *self._narrow]

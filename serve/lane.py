@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serve.contract.errors import InputError
-from serve.request_errors import InvalidRequest, RequestError, TooLarge
-from serve.ticket import Encoder, TextInput, Ticket
+from serve.encoder import TextInput, Truncation
+from serve.request_errors import InferenceFailed, RequestError
+from serve.ticket import Encoder, Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -20,22 +20,19 @@ class Submission:
 
     ticket: Ticket
     inputs: Sequence[TextInput]
-    truncation: Any
-    """Passed on to the encoder."""
+    truncation: Truncation | None
+    """What to do with inputs that are too long; None for the classifier's own side."""
     whole: bool
     """An input that cannot be encoded refuses all the others."""
-    privileged: bool
-    """Never refused for want of room."""
 
 
 class Lane:
     """Submissions in, encodings out, in order; `encoded` is called in the lane's thread.
 
-    It gets one encoding, or the error that it met, for each input. A RequestError that it raises refuses
-    the request.
+    It gets one encoding or ItemError for each input. A RequestError that it raises refuses the request.
     """
 
-    def __init__(self, name: str, encoder: Encoder, encoded: Callable[[Submission, list[Any]], None]) -> None:
+    def __init__(self, name: str, encoder: Encoder, encoded: Callable[[Submission, Sequence[Any]], None]) -> None:
         self._encoder, self._encoded = encoder, encoded
         self._inbox: queue.SimpleQueue[Submission | None] = queue.SimpleQueue()
         self._num_in = 0  # written by the event loop alone
@@ -58,25 +55,12 @@ class Lane:
         while (submission := self._inbox.get()) is not None:
             try:
                 if not submission.ticket.closed:
-                    self._encoded(submission, self._encode(submission.inputs, submission.truncation))
+                    self._encoded(submission, self._encoder.encode_each(submission.inputs, submission.truncation))
             except RequestError as error:
                 submission.ticket.fail_from_thread(error)
             except BaseException as error:  # a lane that died would leave every later request waiting
-                logger.error("a request could not be queued: %s", type(error).__name__)
+                logger.error("tokenizing failed: %s", type(error).__name__)
                 logger.debug("the failure, which may quote the text", exc_info=error)
-                submission.ticket.fail_from_thread(InvalidRequest("the input could not be tokenized"))
+                submission.ticket.fail_from_thread(InferenceFailed("the input could not be tokenized"))
             finally:
                 self._num_out += len(submission.inputs)
-
-    def _encode(self, inputs: Sequence[TextInput], truncation: Any) -> list[Any]:
-        """Return the encoding of each input, or the error that it met."""
-        try:
-            return list(self._encoder.encode(inputs, truncation))
-        except Exception as error:  # a tokenizer's errors have no common base
-            if len(inputs) > 1:  # one of them is to blame
-                return [each for text in inputs for each in self._encode([text], truncation)]
-            if isinstance(error, InputError):
-                return [TooLarge(str(error))]
-            logger.error("tokenizing failed: %s", type(error).__name__)
-            logger.debug("the failure, which may quote the text", exc_info=error)
-            return [InvalidRequest("the input could not be tokenized")]

@@ -10,32 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.encoder import TextInput, Truncation
 from serve.request_errors import RequestError
-
-TextInput = str | tuple[str, str]
-"""A text, or a pair of texts."""
-
-
-class Encoding(Protocol):
-    """What the batcher must know of an encoded input."""
-
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def truncated(self) -> bool: ...
 
 
 class Encoder(Protocol):
-    """Texts -> encodings -> arrays; the real one is `serve.encoder.Encoder`."""
+    """Texts -> encodings -> arrays: what the batcher needs of `serve.encoder.Encoder`."""
 
-    def encode(self, inputs: Sequence[TextInput], /, truncation: Any = ...) -> Sequence[Any]: ...
+    def encode_each(self, inputs: Sequence[TextInput], truncation: Truncation | None = ..., /) -> Sequence[Any]: ...
     def pad(self, encodings: Sequence[Any], /) -> dict[str, NDArray[np.int64]]: ...
 
 
 class Runner(Protocol):
-    """Arrays [B, T] int64 -> logits [B, C] float32; the real one is `serve.session.Session`."""
+    """Arrays [B, T] int64 -> logits [B, C] float32: what the batcher needs of `serve.session.Session`."""
 
     def run(self, inputs: dict[str, NDArray[np.int64]], /) -> NDArray[np.float32]: ...
 
@@ -49,9 +36,9 @@ class Answer:
     scores: list[float]
     """[C] probabilities."""
     num_tokens: int
-    """Tokens of the input, special tokens included, before truncation."""
+    """Tokens that the model saw, special tokens included."""
     truncated: bool
-    """Whether the model saw only a part of it."""
+    """Whether it saw only a part of the input."""
     queue_s: float
     """Seconds between being encoded and being run."""
     inference_s: float
@@ -67,14 +54,16 @@ class Ticket:
     Everything but `closed`, which any thread may read, belongs to the event loop's thread.
     """
 
-    __slots__ = ("closed", "deadline", "future", "loop", "outcomes", "remaining")
+    __slots__ = ("closed", "deadline", "future", "is_privileged", "loop", "outcomes", "remaining")
 
-    def __init__(self, num_inputs: int, timeout_s: float) -> None:
+    def __init__(self, num_inputs: int, timeout_s: float, is_privileged: bool = False) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
         self.outcomes: list[Outcome | None] = [None] * num_inputs
         self.remaining = num_inputs
         self.deadline = time.monotonic() + timeout_s
+        self.is_privileged = is_privileged
+        """Never refused for want of room."""
         self.closed = False
         """Answered, expired or abandoned: nothing needs to be computed for it any more."""
 
@@ -114,7 +103,7 @@ class Item:
         self.ticket = ticket
         self.position = position
         self.encoding = encoding
-        self.length = len(encoding.ids)
+        self.length: int = encoding.num_tokens
         self.sequence = 0
         """Order of arrival in the line, which sets it."""
         self.queued_at = queued_at

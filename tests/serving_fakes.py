@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.errors import InputError
-from serve.ticket import TextInput
+from serve.encoder import ItemError, TextInput, Truncation
 
 MAX_LENGTH = 16
 POISON = 666
@@ -17,22 +16,30 @@ POISON = 666
 @dataclasses.dataclass(frozen=True)
 class FakeEncoding:
     ids: tuple[int, ...]
-    num_tokens: int
-    truncated: bool
+    truncated: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
 
 
 class FakeEncoder:
     """Texts of numbers, "3 1 4" -> ids (3, 1, 4), at most MAX_LENGTH; "bad" cannot be encoded."""
 
-    def encode(self, inputs: Sequence[TextInput], /, truncation: object = True) -> list[FakeEncoding]:
-        encodings = []
-        for text in inputs:
-            words = (text if isinstance(text, str) else " ".join(text)).split()
-            ids = tuple(map(int, words))  # "bad" is no number
-            if truncation is False and len(ids) > MAX_LENGTH:
-                raise InputError(f"{len(ids)} tokens, and the model takes {MAX_LENGTH}")
-            encodings.append(FakeEncoding(ids[:MAX_LENGTH] or (0,), len(ids), len(ids) > MAX_LENGTH))
-        return encodings
+    def encode_each(
+        self, inputs: Sequence[TextInput], truncation: Truncation | None = None, /
+    ) -> list[FakeEncoding | ItemError]:
+        return [self._encode(index, text, truncation) for index, text in enumerate(inputs)]
+
+    def _encode(self, index: int, text: TextInput, truncation: Truncation | None) -> FakeEncoding | ItemError:
+        words = (text if isinstance(text, str) else " ".join(text)).split()
+        if words == ["crash"]:
+            raise RuntimeError("the tokenizer has a bug")
+        if "bad" in words:
+            return ItemError(index, "bad")
+        if truncation == "error" and len(words) > MAX_LENGTH:
+            return ItemError(index, f"{len(words)} tokens")
+        return FakeEncoding(tuple(map(int, words[:MAX_LENGTH])) or (0,), truncated=len(words) > MAX_LENGTH)
 
     def pad(self, encodings: Sequence[FakeEncoding], /) -> dict[str, NDArray[np.int64]]:
         longest = max(len(encoding.ids) for encoding in encodings)
@@ -64,5 +71,7 @@ class FakeRunner:
 
 
 def expected_logits(text: TextInput) -> list[float]:
-    ids = FakeEncoder().encode([text])[0].ids
+    (encoding,) = FakeEncoder().encode_each([text])
+    assert isinstance(encoding, FakeEncoding)
+    ids = encoding.ids
     return [float(sum(ids)), float(sum(number != 0 for number in ids))]

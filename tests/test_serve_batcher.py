@@ -20,7 +20,6 @@ from serve.request_errors import (
     InferenceFailed,
     InvalidRequest,
     Overloaded,
-    RequestError,
     TooLarge,
     Unavailable,
 )
@@ -145,7 +144,7 @@ def test_scores_lengths_and_truncation_are_told() -> None:
         assert isinstance(short, Answer)
         assert isinstance(long, Answer)
         assert (short.num_tokens, short.truncated) == (2, False)
-        assert (long.num_tokens, long.truncated) == (MAX_LENGTH + 3, True)
+        assert (long.num_tokens, long.truncated) == (MAX_LENGTH, True)
         np.testing.assert_allclose(short.scores, scores_from_logits(np.array([[2.0, 2.0]]))[0])
 
     run(bench, scenario)
@@ -183,19 +182,30 @@ def test_numbers_that_are_not_finite_fail_alone() -> None:
     run(bench, scenario)
 
 
-@pytest.mark.parametrize(("bad", "error"), [("bad", InvalidRequest), ("1 " * (MAX_LENGTH + 1), TooLarge)])
-def test_an_input_that_cannot_be_encoded(bad: str, error: type[RequestError]) -> None:
+@pytest.mark.parametrize("bad", ["bad", "1 " * (MAX_LENGTH + 1)])
+def test_an_input_that_cannot_be_encoded_fails_alone_or_refuses_the_whole(bad: str) -> None:
     bench = Bench()
 
     async def scenario() -> None:
-        good, failed = await bench.submit("4", bad, truncation=False, whole=False)
+        good, failed = await bench.submit("4", bad, truncation="error", whole=False)
         assert logits_of(good) == [4.0, 1.0]
-        assert isinstance(failed, error)
-        with pytest.raises(error):
-            await bench.submit("4", bad, truncation=False, whole=True)
+        assert isinstance(failed, InvalidRequest)
+        with pytest.raises(InvalidRequest, match="input 1"):
+            await bench.submit("4", bad, truncation="error", whole=True)
 
     run(bench, scenario)
     assert sum(len(batch) for batch in bench.wide.batches) == 1, "a refused request costs no work"
+
+
+def test_a_tokenizer_that_raises_harms_one_request() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        with pytest.raises(InferenceFailed):
+            await bench.submit("crash")
+        assert logits_of((await bench.submit("4"))[0]) == [4.0, 1.0]
+
+    run(bench, scenario)
 
 
 def test_a_request_is_accepted_whole_or_refused_at_once() -> None:

@@ -15,7 +15,7 @@ from serve.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine
 def make_items(lengths: list[int]) -> list[Item]:
     async def make() -> list[Item]:
         now = time.monotonic()
-        return [Item(Ticket(1, timeout_s=60), 0, FakeEncoding((1,) * length, length, False), now) for length in lengths]
+        return [Item(Ticket(1, timeout_s=60), 0, FakeEncoding((1,) * length), now) for length in lengths]
 
     return asyncio.run(make())
 

@@ -1,0 +1,184 @@
+"""The ASGI application: every route documented in FastAPI's OpenAPI, the classifying ones answered ahead of it."""
+
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from serve.exchange import JSON, Route
+from serve.gateway import App, Gateway
+from serve.request_errors import NotFound, RequestError, WrongMethod
+from serve.service import Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
+the Open Inference Protocol v2, infinity, and rawloop's own, which is the clearest. `/ui` is a page to try it.
+
+Every answer carries `X-Request-Id`, the request's own where it has one. `X-Request-Timeout-Ms` sets how long an answer
+may take; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
+
+CLASSIFYING_STATUSES = (413, 415, 422, 424, 429, 503, 504)
+STATUS_TEXTS = {
+    400: "The request cannot be read",
+    401: "No key, or a wrong one",
+    403: "Not open as this server was started",
+    404: "No such model",
+    409: "Another reload is under way",
+    413: "More bytes, inputs, characters or tokens than this server takes",
+    415: "A compressed body",
+    422: "The request does not say what it must",
+    424: "The model failed on an input",
+    429: "Overloaded; Retry-After says when to try again",
+    500: "A mistake of ours",
+    503: "Starting, stopping or broken",
+    504: "The time for the answer is over",
+}
+
+
+def build_app(service: Service) -> App:
+    """Return the ASGI application of a service, which whoever calls this starts and stops."""
+    from fastapi import FastAPI
+
+    from serve import operations
+    from serve.protocols import huggingface, infinity, native, open_inference, tei
+
+    api = FastAPI(title="rawloop", version=version("rawloop"), description=DESCRIPTION)
+    routes = [
+        route for each in (native, tei, huggingface, open_inference, infinity, operations) for route in each.routes()
+    ]
+    gateway = Gateway(service, routes, api)
+    for route in routes:
+        _add_route(api, gateway, route)
+    _add_refusals(api)
+    _complete_schemas(api, routes)
+    return _with_cors(gateway, service.settings.cors_origins)
+
+
+def _add_route(api: "FastAPI", gateway: Gateway, route: Route) -> None:
+    """Register a route with FastAPI, which documents it and finds it by its path."""
+    from fastapi import Request, Response
+
+    async def endpoint(request: Request) -> Response:
+        reply = await gateway.answer(route, request.scope, request.receive)
+        return Response(reply.body, reply.status, dict(reply.headers), reply.content_type)
+
+    api.add_api_route(
+        route.path,
+        endpoint,
+        methods=[route.method],
+        response_class=Response,
+        summary=route.summary,
+        description=route.description,
+        operation_id=f"{route.method.lower()}_{route.path}",
+        tags=[route.protocol],
+        responses=_responses(route),
+        openapi_extra=_operation(route),
+    )
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    """Return what FastAPI cannot know of a route: its body and parameters."""
+    parameters = [
+        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
+        for part in route.path.split("/")
+        if part.startswith("{")
+    ]
+    if route.classifies:
+        text = "Milliseconds for the answer, from its arrival."
+        schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+        parameters.append({"name": "X-Request-Timeout-Ms", "in": "header", "description": text, "schema": schema})
+    operation: dict[str, Any] = {"parameters": parameters} if parameters else {}
+    if route.request is not None:
+        content = {
+            "schema": {"$ref": f"#/components/schemas/{_schema_name(route)}"},
+            "examples": {name: {"value": value} for name, value in route.examples.items()},
+        }
+        operation["requestBody"] = {"required": not route.is_admin, "content": {JSON: content}}
+    if not route.is_public:
+        operation["security"] = [{"key": []}]
+    return operation
+
+
+def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
+    statuses = {*route.statuses, *(CLASSIFYING_STATUSES if route.classifies else ()), 500}
+    if route.invalid_status in (400,):
+        statuses = {400 if status == 422 else status for status in statuses}
+    if not route.is_public:
+        statuses.add(401)
+    content: dict[str, Any] = {"schema": route.response or {"type": "string"}}
+    if route.response_example is not None:
+        content["example"] = route.response_example
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"description": "The answer", "content": {route.content_type: content}}
+    }
+    for status in sorted(statuses):
+        example = route.error_body(RequestError(STATUS_TEXTS[status]))
+        responses[status] = {
+            "description": STATUS_TEXTS[status],
+            "content": {JSON: {"schema": {"type": "object"}, "example": example}},
+        }
+    return responses
+
+
+def _schema_name(route: Route) -> str:
+    assert route.request is not None
+    return f"{route.protocol}_{route.request.__name__}"
+
+
+def _complete_schemas(api: "FastAPI", routes: list[Route]) -> None:
+    """Put the request models and the keys among the components of the OpenAPI document."""
+    from fastapi.openapi.utils import get_openapi
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            document = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
+            for route in routes:
+                if route.request is not None:
+                    prefix = f"{route.protocol}_"
+                    schema = route.request.model_json_schema(ref_template=f"#/components/schemas/{prefix}{{model}}")
+                    schemas |= {f"{prefix}{name}": each for name, each in schema.pop("$defs", {}).items()}
+                    schemas[_schema_name(route)] = schema
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            api.openapi_schema = document
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way of extending it
+
+
+def _add_refusals(api: "FastAPI") -> None:
+    """Answer unknown paths and wrong methods like everything else."""
+    from fastapi import Request, Response
+    from starlette.exceptions import HTTPException
+
+    from serve.exchange import json_reply
+    from serve.protocols.tei import error_body
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        refusal: RequestError
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "")
+            refusal = WrongMethod(f"{request.method} is not for this path; {allowed} is", allowed)
+        else:
+            refusal = NotFound("no such path; /docs lists all")
+        reply = json_reply(error_body(refusal))
+        return Response(reply.body, refusal.status, refusal.headers, JSON)
+
+    api.add_exception_handler(HTTPException, refuse)
+
+
+def _with_cors(app: App, origins: tuple[str, ...]) -> App:
+    if not origins:
+        return app
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
