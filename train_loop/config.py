@@ -49,6 +49,7 @@ RESUME_FLAGS = {
     "keep_checkpoints",
     "log_every",
     "trackers",
+    "push_to_hub",
 }
 """What may be given beside --resume: nothing here changes what is learned."""
 
@@ -162,6 +163,8 @@ class TrainConfig:
     """Name of the run's directory; null makes one from time, model and data."""
     resume: str | None = None
     """Run directory to continue from its newest valid checkpoint."""
+    push_to_hub: str | None = None
+    """Hub repository (name, or owner/name) that the finished model is uploaded to, private; null uploads nothing."""
 
     # What is told on the way
     log_every: int = 10

@@ -9,6 +9,7 @@ from train_loop.assessment import Assessment, assess
 from train_loop.calibration import fit_temperature
 from train_loop.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
 from train_loop.loop import Training
+from train_loop.model_card import push_to_hub, render_model_card
 from train_loop.model_folder import write_model
 from train_loop.processes import on_main_process
 from train_loop.results import finite_metrics, print_results, write_results
@@ -46,9 +47,17 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         write_samples(run.samples, data, config)
         return assessment
 
+    def summary() -> tuple[float, dict[str, dict[str, float]], str]:
+        assessment = examine()
+        print_results(console, assessment, run.results)
+        card = render_model_card(assessment, data.max_length, len(data.train))
+        return assessment.predictions[assessment.headline].temperature, finite_metrics(assessment), card
+
     console.print(f"Best model: of step {state.best_step}", highlight=False)
-    found = on_main_process(accelerator, lambda: _summary(examine(), run, console))
-    write_model(run, training, best / MODEL_FILE, *found)
+    write_model(run, training, best / MODEL_FILE, *on_main_process(accelerator, summary))
+    if config.push_to_hub is not None:
+        name = config.push_to_hub
+        on_main_process(accelerator, lambda: push_to_hub(run.model, name, training.progress.note))
     accelerator.end_training()
     console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)
     console.print(
@@ -57,9 +66,3 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         highlight=False,
         markup=False,
     )
-
-
-def _summary(assessment: Assessment, run: RunDirectory, console: Console) -> tuple[float, dict[str, dict[str, float]]]:
-    """Print the results; return the temperature and the metrics, which all processes need."""
-    print_results(console, assessment, run.results)
-    return assessment.predictions[assessment.headline].temperature, finite_metrics(assessment)

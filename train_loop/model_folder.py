@@ -19,11 +19,12 @@ def write_model(
     weights: Path,
     temperature: float,
     metrics: dict[str, dict[str, float]],
+    card: str,
 ) -> None:
     """Write `model/` with the weights of a file; call it on all processes.
 
     It loads with `AutoModelForSequenceClassification.from_pretrained` and `pipeline`, and its
-    `tokenizer.json` truncates as training did. `metrics` are split -> metric -> value.
+    `tokenizer.json` truncates as training did. `metrics` are split -> metric -> value; `card` becomes its README.md.
     """
     config, data, tokenizer = training.config, training.data, training.tokenizer
     model = training.accelerator.unwrap_model(training.model)
@@ -52,6 +53,7 @@ def write_model(
         tokenizer.backend_tokenizer.enable_truncation(data.max_length, direction=tokenizer.truncation_side)
         tokenizer.save_pretrained(staged)
         write_classifier(staged, classifier)
+        (staged / "README.md").write_text(card, encoding="utf-8")
         flush_folder(staged)
         replace_folder(staged, run.model)
 
