@@ -208,9 +208,9 @@ class Encoder:
         """Return a text or pair as the tokenizer is given it."""
         mode = self.classifier.cleaning
         if isinstance(item, str):
-            return clean(_without_surrogates(item), mode)
+            return clean(without_surrogates(item), mode)
         first, second = item
-        return clean(_without_surrogates(first), mode), clean(_without_surrogates(second), mode)
+        return clean(without_surrogates(first), mode), clean(without_surrogates(second), mode)
 
     def tokenizer(self, truncation: Truncation) -> Tokenizer:
         """Return the tokenizer with one kind of truncation, under `error` with none; do not change its settings."""
@@ -276,8 +276,8 @@ def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
     return encoding.type_ids
 
 
-def _without_surrogates(text: str) -> str:
-    """Return `text` as UTF-8 can hold it."""
+def without_surrogates(text: str) -> str:
+    """Return `text` as UTF-8 can hold it: halves of a surrogate pair are joined, lone ones become U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

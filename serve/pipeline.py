@@ -6,16 +6,18 @@ the model runs, and a worker that is done with one chunk goes on with the next.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.encoder import Encoder, Encoding, ItemError, TextInput, Truncation, length_sorted_batches
 from serve.session import Session, SessionPool
+
+T = TypeVar("T")
 
 TOKENS_PER_BATCH = {"cpu": 512, "cuda": 16_384}
 """Default tokens of a batch, padding included. On a CPU, what stays in a core's own cache."""
@@ -166,11 +168,11 @@ def _cancel_chunk(future: "Future[_Chunk]") -> None:
         future.result().cancel()
 
 
-def cut_into_chunks(inputs: Iterable[TextInput]) -> Iterator[list[TextInput]]:
-    """Yield lists of inputs, each of a bounded number of rows and, but for its last row, characters."""
-    chunk: list[TextInput] = []
+def cut_into_chunks(items: Iterable[T], num_characters: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield lists of items, each of a bounded number of items and, but for its last one, of characters."""
+    chunk: list[T] = []
     characters = 0
-    for item in inputs:
+    for item in items:
         chunk.append(item)
         characters += num_characters(item)
         if len(chunk) == CHUNK_ROWS or characters >= CHUNK_CHARACTERS:
@@ -181,7 +183,7 @@ def cut_into_chunks(inputs: Iterable[TextInput]) -> Iterator[list[TextInput]]:
 
 
 def num_characters(item: Any) -> int:
-    """Return the length of a text or pair; 0 for what is neither."""
+    """Return the length of a text or of the texts in a tuple; 0 for what is neither."""
     if isinstance(item, str):
         return len(item)
     return sum(map(num_characters, item)) if isinstance(item, tuple) else 0

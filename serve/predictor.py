@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
 from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder, ItemError, TextInput, Truncation
-from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
+from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks, num_characters
 from serve.session import SessionPool, resolve_device
 
 
@@ -142,7 +142,7 @@ class Predictor:
         Raises:
             ItemError: as in a call, once the predictions before it were yielded.
         """
-        for outcome in self._outcomes(self.pipeline.answer_chunks(cut_into_chunks(inputs), truncation)):
+        for outcome in self._outcomes(self.pipeline.answer_chunks(cut_into_chunks(inputs, num_characters), truncation)):
             if isinstance(outcome, ItemError) and errors == "raise":
                 raise outcome
             yield outcome
@@ -173,7 +173,7 @@ class Predictor:
     def _answers(self, inputs: Sequence[TextInput], truncation: Truncation | None) -> Iterable[Answers]:
         if len(inputs) <= CHUNK_ROWS:
             return [self.pipeline.answer(inputs, truncation)]
-        return self.pipeline.answer_chunks(cut_into_chunks(inputs), truncation)
+        return self.pipeline.answer_chunks(cut_into_chunks(inputs, num_characters), truncation)
 
     def _outcomes(self, chunks: Iterable[Answers]) -> Iterator[Prediction | ItemError]:
         first = 0

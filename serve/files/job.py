@@ -1,0 +1,183 @@
+"""Files in, files out: classify any number of rows in constant memory, and go on after an interruption.
+
+Beside the output grow `.OUTPUT.partial`, the same of the rejected rows, and a journal of how far both reach. They are
+saved every few seconds, at the end of a chunk of rows. What comes after that is cut off by `--resume` and computed
+again in the same chunks, hence in the same batches: the output is the same, byte for byte.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve.contract.errors import InputError
+from serve.contract.files import write_json
+from serve.contract.records import read_record
+from serve.encoder import TextInput
+from serve.files.output import STDOUT, StagedFile, StandardOutput, output_format, staged_path
+from serve.files.progress import Progress
+from serve.files.rejects import Rejects, publish_rejects
+from serve.files.row_chunk import RowChunk, RowInputs, num_row_characters
+from serve.files.rows import STDIN, Rows, open_rows
+from serve.files.settings import JobSettings
+from serve.files.table import Table
+from serve.pipeline import Answers, Pipeline, cut_into_chunks
+
+JOURNAL_VERSION = 1
+SAVE_EVERY_S = 2.0
+"""About so much time [s] of work is done twice after a kill."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Journal:
+    """How far a job has come; the content of `.OUTPUT.partial.json`."""
+
+    job: dict[str, str]
+    """What makes its output what it is: input, model, settings."""
+    num_rows: int = 0
+    """Rows of the input that are dealt with."""
+    num_rejected: int = 0
+    num_truncated: int = 0
+    output_bytes: int = 0
+    rejects_bytes: int = 0
+    complete: bool = False
+    """All rows are dealt with; what is left is to give the files their names."""
+    schema_version: int = JOURNAL_VERSION
+
+
+class Job:
+    """Classifies the rows of a file.
+
+    Args:
+        settings: what to read and write.
+        pipeline: what answers.
+        model: what makes the model's answers what they are; a job goes on with the same alone.
+    """
+
+    def __init__(self, settings: JobSettings, pipeline: Pipeline, model: dict[str, str]) -> None:
+        self._settings = settings
+        self._pipeline = pipeline
+        self._identity = {**_input_identity(settings), **model, **_settings_identity(settings)}
+        self._output = Path(settings.output)
+        self._to_stdout = settings.output == STDOUT
+        self._journal_path = self._output.with_name(f".{self._output.name}.partial.json")
+
+    def run(self) -> tuple[Journal, Progress]:
+        """Classify all rows; return what came of them and how long it took.
+
+        Raises:
+            InputError: the settings do not fit the file, or another job was interrupted here.
+        """
+        settings = self._settings
+        journal = self._begin()
+        progress = Progress(journal.num_rows, quiet=settings.quiet)
+        is_published = journal.complete and not staged_path(self._output).exists()
+        if not is_published:
+            names = [settings.text_column, settings.text_pair_column, settings.id_column]
+            needed = [name for name in names if name is not None]
+            with open_rows(settings.file, settings.input_format, needed, settings.keep_columns) as rows:
+                journal = self._classify(rows, journal, progress)
+        if not self._to_stdout:
+            publish_rejects(settings.rejects_path)
+            self._journal_path.unlink(missing_ok=True)
+        return journal, progress
+
+    def _begin(self) -> Journal:
+        """Return the journal to go on from."""
+        fresh = Journal(job=self._identity)
+        if self._to_stdout or not self._journal_path.exists():
+            return fresh
+        found = read_record(self._journal_path, Journal, JOURNAL_VERSION, made_by="python -m serve.predict")
+        start_over = f"start over: rm {self._journal_path}"
+        if not self._settings.resume:
+            raise InputError(
+                f"--output {self._output}: a job was interrupted after {found.num_rows:,} rows; go on with --resume, "
+                f"or {start_over}"
+            )
+        changed = [
+            f"{name} (was {found.job.get(name)}, is {self._identity.get(name)})"
+            for name in {**found.job, **self._identity}
+            if found.job.get(name) != self._identity.get(name)
+        ]
+        if changed:
+            raise InputError(f"--resume: not the job that was interrupted: {'; '.join(changed)}. Or {start_over}")
+        return found
+
+    def _classify(self, rows: Rows, journal: Journal, progress: Progress) -> Journal:
+        """Write the answers to the rows after those of `journal`, and return the journal of the finished job."""
+        table = Table(rows, self._pipeline.encoder.classifier.labels, self._settings)
+        form = table.format(output_format(self._settings.output))
+        temperature = self._pipeline.encoder.classifier.temperature
+        with contextlib.ExitStack() as files:
+            output = StandardOutput() if self._to_stdout else StagedFile(self._output, journal.output_bytes)
+            files.callback(output.close)
+            rejects = Rejects(self._settings.rejects_path, rows.columns, journal.rejects_bytes)
+            files.callback(rejects.close)
+            files.callback(progress.end)
+            if output.size == 0:
+                output.append(form.begin())
+            saved_at = time.monotonic()
+            for chunk, answers in self._answered_chunks(rows, journal.num_rows):
+                answered, refused = chunk.sort_out(answers, temperature)
+                output.append(form.rows(table.columns(answered)))
+                rejects.append(refused)
+                journal = dataclasses.replace(
+                    journal,
+                    num_rows=journal.num_rows + len(chunk),
+                    num_rejected=journal.num_rejected + len(refused),
+                    num_truncated=journal.num_truncated + sum(answered.truncated),
+                    output_bytes=output.size,
+                    rejects_bytes=rejects.size,
+                )
+                progress.tell(journal.num_rows, rows.share_read())
+                if time.monotonic() - saved_at >= SAVE_EVERY_S:
+                    self._save(journal, output, rejects)
+                    saved_at = time.monotonic()
+            journal = dataclasses.replace(journal, output_bytes=output.size, complete=True)
+            self._save(journal, output, rejects)
+            if not self._to_stdout:
+                form.finish(staged_path(self._output), self._output)
+        return journal
+
+    def _answered_chunks(self, rows: Rows, num_done: int) -> Iterator[tuple[RowChunk, Answers]]:
+        """Yield chunks of the rows after the first `num_done`, with the model's answers."""
+        settings = self._settings
+        places = RowInputs(
+            rows.columns.index(settings.text_column),
+            None if settings.text_pair_column is None else rows.columns.index(settings.text_pair_column),
+            None if settings.id_column is None else rows.columns.index(settings.id_column),
+        )
+        under_way: deque[RowChunk] = deque()
+
+        def inputs() -> Iterator[list[TextInput]]:
+            first = num_done + 1
+            for values in cut_into_chunks(itertools.islice(rows.values, num_done, None), num_row_characters):
+                under_way.append(RowChunk(first, values, places))
+                first += len(values)
+                yield under_way[-1].inputs
+
+        for answers in self._pipeline.answer_chunks(inputs(), settings.truncation):
+            yield under_way.popleft(), answers
+
+    def _save(self, journal: Journal, output: StagedFile | StandardOutput, rejects: Rejects) -> None:
+        if not self._to_stdout:
+            output.flush()
+            rejects.flush()
+            write_json(self._journal_path, dataclasses.asdict(journal))
+
+
+def _input_identity(settings: JobSettings) -> dict[str, str]:
+    if settings.file == STDIN or not Path(settings.file).is_file():
+        return {"input": settings.file}  # `open_rows` will say what is wrong
+    path = Path(settings.file).resolve()
+    status = path.stat()
+    return {"input": str(path), "input's bytes": str(status.st_size), "input's change [ns]": str(status.st_mtime_ns)}
+
+
+def _settings_identity(settings: JobSettings) -> dict[str, str]:
+    """Return the settings that the output depends on."""
+    free = {"file", "output", "rejects", "resume", "quiet"}
+    return {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in free}

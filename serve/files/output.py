@@ -1,0 +1,243 @@
+"""What a job over a file writes: tables as csv, jsonl or parquet, appended chunk by chunk, whole or absent.
+
+Everything is appended to a hidden file beside the output, which is renamed once it is whole. A job that goes on
+cuts that file back to the size it had at the last save. Parquet cannot be continued, for its index stands at the end:
+such a job appends Arrow messages, and turns them into parquet when all are there.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from serve.contract.errors import InputError
+from serve.contract.files import flush_to_disk
+from serve.files.rows import import_pyarrow
+
+OutputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
+STDOUT = "-"
+Columns = Sequence[Sequence[Any]]
+"""The values of each column; all of one length."""
+
+
+class StagedFile:
+    """A file that is appended to, and appears under its name when it is finished.
+
+    Args:
+        path: its final name.
+        size: bytes to keep of what an interrupted job left; 0 starts anew.
+
+    Raises:
+        InputError: another process writes it, its folder is absent, or less than `size` bytes are there.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        self.staged = staged_path(path)
+        if not path.parent.is_dir():
+            raise InputError(f"--output {path}: no such folder as {path.parent}; make it first")
+        self._file = self.staged.open("ab")
+        try:
+            _lock(self._file, path)
+            found = self._file.seek(0, os.SEEK_END)
+            if found < size:
+                raise InputError(
+                    f"{self.staged}: has {found:,} bytes, expected at least {size:,}; it was changed since the job was "
+                    "interrupted: remove it and start over"
+                )
+            self._file.truncate(size)
+        except BaseException:
+            self._file.close()
+            raise
+        self.size = size
+
+    def append(self, content: bytes) -> None:
+        self._file.write(content)
+        self.size += len(content)
+
+    def flush(self) -> None:
+        """Wait until all that was appended is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Leave the file as it is, to go on later."""
+        self._file.close()
+
+
+class StandardOutput:
+    """Standard output as a file that is appended to; whoever reads it sees every chunk at once."""
+
+    size = 0
+
+    def append(self, content: bytes) -> None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def staged_path(path: Path) -> Path:
+    """Return where a file grows until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def publish(path: Path) -> None:
+    """Give a staged file its name. Doing it again does nothing."""
+    if staged_path(path).exists():
+        staged_path(path).replace(path)
+        flush_to_disk(path.parent)
+
+
+class TableFormat(Protocol):
+    """How rows become bytes."""
+
+    def begin(self) -> bytes:
+        """Return what stands before the rows."""
+        ...
+
+    def rows(self, columns: Columns) -> bytes:
+        """Return some rows."""
+        ...
+
+    def finish(self, staged: Path, path: Path) -> None:
+        """Make a staged file with all the rows what it shall be, under its name. Doing it again is no harm."""
+        ...
+
+
+class Delimited:
+    """csv or tsv, as spreadsheets and pandas read it."""
+
+    def __init__(self, names: Sequence[str], delimiter: str) -> None:
+        self._names, self._delimiter = names, delimiter
+
+    def begin(self) -> bytes:
+        return self._text([self._names])
+
+    def rows(self, columns: Columns) -> bytes:
+        return self._text(zip(*columns, strict=True))
+
+    def finish(self, staged: Path, path: Path) -> None:
+        publish(path)
+
+    def _text(self, rows: Any) -> bytes:
+        text = io.StringIO()
+        csv.writer(text, delimiter=self._delimiter, lineterminator="\n").writerows(
+            [_field(value) for value in row] for row in rows
+        )
+        return text.getvalue().encode()
+
+
+class JsonLines:
+    """One object a row."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def begin(self) -> bytes:
+        return b""
+
+    def rows(self, columns: Columns) -> bytes:
+        return "".join(
+            json.dumps(dict(zip(self._names, row, strict=True)), ensure_ascii=False, default=str) + "\n"
+            for row in zip(*columns, strict=True)
+        ).encode()
+
+    def finish(self, staged: Path, path: Path) -> None:
+        publish(path)
+
+
+class Parquet:
+    """Arrow messages that become parquet in the end.
+
+    Args:
+        names: of the columns.
+        types: Arrow type of each column, or its name; None for text, which holds anything as JSON.
+    """
+
+    def __init__(self, names: Sequence[str], types: Sequence[Any]) -> None:
+        self._arrow = import_pyarrow("--output")
+        self._schema = self._arrow.schema([(name, self._plain(each)) for name, each in zip(names, types, strict=True)])
+
+    def begin(self) -> bytes:
+        return bytes(self._schema.serialize())
+
+    def rows(self, columns: Columns) -> bytes:
+        arrays = [
+            self._arrow.array(map(_text, values) if self._arrow.types.is_string(column.type) else values, column.type)
+            for values, column in zip(columns, self._schema, strict=True)
+        ]
+        return bytes(self._arrow.RecordBatch.from_arrays(arrays, schema=self._schema).serialize())
+
+    def finish(self, staged: Path, path: Path) -> None:
+        written = staged.with_name(staged.name + ".parquet")
+        with (
+            self._arrow.ipc.open_stream(str(staged)) as batches,
+            self._arrow.parquet.ParquetWriter(written, self._schema) as writer,
+        ):
+            for batch in batches:
+                writer.write_batch(batch)
+        flush_to_disk(written)
+        written.replace(path)
+        flush_to_disk(path.parent)
+        staged.unlink()
+
+    def _plain(self, kind: Any) -> Any:
+        """Return the type of a column; categories become their values, since each message has to stand alone."""
+        if kind is None:
+            return self._arrow.string()
+        if isinstance(kind, str):
+            return self._arrow.type_for_alias(kind)
+        return kind.value_type if self._arrow.types.is_dictionary(kind) else kind
+
+
+def output_format(path: str) -> OutputFormat:
+    """Return the format that a path's suffix names; jsonl for standard output.
+
+    Raises:
+        InputError: it names none.
+    """
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if path == STDOUT:
+        return "jsonl"
+    for known in OUTPUT_FORMATS:
+        if suffix == known:
+            return known
+    raise InputError(f"--output {path}: unknown type; expected a name ending in .{', .'.join(OUTPUT_FORMATS)}")
+
+
+def _field(value: Any) -> Any:
+    """Return a value as csv holds it: what is neither text nor a number as JSON, null as nothing."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else value
+
+
+def _text(value: Any) -> str | None:
+    """Return a value of any type for a column of text."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _lock(file: Any, path: Path) -> None:
+    """Keep a second job from writing the same file; the lock ends with the process, however it ends."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            f"--output {path}: another job is writing it; wait for that, or choose another name"
+        ) from error

@@ -1,0 +1,65 @@
+"""The rows of a job that have no answer, with the reason: one JSON object each."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.files.output import StagedFile, publish, staged_path
+from serve.files.row_chunk import Refusal
+
+
+class Rejects:
+    """A file of refused rows, as `.rejects.jsonl`; or standard error.
+
+    Args:
+        path: None for standard error.
+        columns: names of the rows' values.
+        size: bytes to keep of what an interrupted job left.
+    """
+
+    def __init__(self, path: Path | None, columns: Sequence[str], size: int) -> None:
+        self._columns = columns
+        self._file = None if path is None else StagedFile(path, size)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return 0 if self._file is None else self._file.size
+
+    def append(self, refusals: Sequence[Refusal]) -> None:
+        lines = "".join(self._line(refusal) for refusal in refusals)
+        if self._file is not None:
+            self._file.append(lines.encode())
+        elif lines:
+            sys.stderr.write(lines)
+
+    def flush(self) -> None:
+        """Wait until all is on the disk."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _line(self, refusal: Refusal) -> str:
+        values = refusal.values
+        content = {
+            "row": refusal.row,
+            "id": refusal.id,
+            "reason": refusal.reason,
+            "input": values if isinstance(values, str) else dict(zip(self._columns, values, strict=True)),
+        }
+        return json.dumps(content, ensure_ascii=False, default=str) + "\n"
+
+
+def publish_rejects(path: Path | None) -> None:
+    """Give the staged file its name; an empty one goes, and with it what an earlier job left there."""
+    if path is None:
+        return
+    staged = staged_path(path)
+    if staged.exists() and staged.stat().st_size == 0:
+        staged.unlink()
+        path.unlink(missing_ok=True)
+    publish(path)

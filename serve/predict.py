@@ -1,0 +1,224 @@
+"""Classify texts, or files of any size, with an exported bundle.
+
+python -m serve.predict --bundle runs/latest/onnx --text "I loved it"
+python -m serve.predict --bundle runs/latest/onnx --file rows.csv --output predictions.csv
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from serve.contract.bundle import BUNDLE_FILE, DeviceName, VariantName
+from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
+from serve.contract.files import sha256_of_file
+from serve.encoder import TextInput, Truncation, without_surrogates
+from serve.files.job import Job
+from serve.files.rows import LINES_COLUMN, ROW_FORMATS, row_format
+from serve.files.settings import JobSettings
+from serve.pipeline import Pipeline
+from serve.predictor import Prediction, Predictor, open_pipeline
+
+
+def run(argv: Sequence[str]) -> int:
+    """Classify what the command line names; return the exit status.
+
+    Raises:
+        InputError: anything the user gave is wrong.
+    """
+    arguments = _parser().parse_args(argv)
+    if (arguments.text is None) == (arguments.file is None):
+        raise InputError("give texts by --text (once or more often), or a file of them by --file")
+    return _predict_texts(arguments) if arguments.file is None else _predict_file(arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Classify and return the exit status: 2 where the user can mend it, 1 where the machine failed."""
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; a job that writes a file goes on with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()  # or Python complains of it once more, at exit
+        return 1
+    except OSError as error:
+        print(f"error: {error}; mend that, and a job that writes a file goes on with --resume", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serve.predict",
+        description="Classify texts, or files of any size, with an exported bundle.",
+        epilog="Exit status: 0 done, 1 the machine failed, 2 something given is wrong, 130 interrupted.",
+    )
+    parser.add_argument("--bundle", required=True, type=Path, help="folder written by python -m export")
+
+    texts = parser.add_argument_group("some texts")
+    texts.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
+    texts.add_argument("--text_pair", action="append", metavar="TEXT", help="its second text, for classifiers of pairs")
+    texts.add_argument("--top_k", type=int, default=3, help="labels to show of each (3)")
+    texts.add_argument("--json", action="store_true", help="one JSON object a text instead of a table")
+
+    files = parser.add_argument_group("a file of texts")
+    files.add_argument("--file", help="csv, tsv, jsonl, parquet or plain lines (.txt); - reads standard input")
+    files.add_argument("--input_format", choices=ROW_FORMATS, help="where the file's name does not say it")
+    files.add_argument("--text_column", help="column of the text (the one that the classifier was trained with)")
+    files.add_argument("--text_pair_column", help="column of the second text, likewise")
+    files.add_argument("--id_column", help="column that names a row (its number, counted from 1)")
+    files.add_argument("--output", help="csv, tsv, jsonl or parquet, by its suffix; - writes jsonl to standard output")
+    files.add_argument("--all_scores", action="store_true", help="write the score of every label")
+    files.add_argument(
+        "--keep_columns", nargs="*", metavar="COLUMN", help="write these input columns too; without names, all of them"
+    )
+    files.add_argument("--submission", action="store_true", help="write the columns id and label, and no others")
+    files.add_argument("--rejects", help="file of rows without an answer, with the reason (OUTPUT's .rejects.jsonl)")
+    files.add_argument("--resume", action="store_true", help="go on with a job that was interrupted, if there is one")
+    files.add_argument("--quiet", action="store_true", help="no progress and no summary")
+
+    model = parser.add_argument_group("the model")
+    model.add_argument("--device", choices=["auto", *get_args(DeviceName)], default="auto")
+    model.add_argument("--variant", choices=["auto", *get_args(VariantName)], default="auto")
+    model.add_argument("--num_threads", type=int, help="cores to use (all that this process may)")
+    model.add_argument("--max_tokens_per_batch", type=int, help="padding included (what suits the device)")
+    model.add_argument("--max_length", type=int, help="longest input in tokens (the classifier's)")
+    model.add_argument(
+        "--truncation", choices=get_args(Truncation), help="side on which longer ones are cut, or refuse them"
+    )
+    model.add_argument("--cuda_graphs", action="store_true", help="record and replay the GPU's work by shape")
+    model.add_argument("--skip_verification", action="store_true", help="check the bundle's sizes, not its hashes")
+    return parser
+
+
+def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "device": arguments.device,
+        "variant": arguments.variant,
+        "num_threads": arguments.num_threads,
+        "max_tokens_per_batch": arguments.max_tokens_per_batch,
+        "max_length": arguments.max_length,
+        "verify": not arguments.skip_verification,
+        "cuda_graphs": arguments.cuda_graphs,
+    }
+
+
+def _predict_texts(arguments: argparse.Namespace) -> int:
+    if arguments.output is not None:
+        raise InputError("--output: belongs to --file; the answers to --text are printed")
+    if arguments.top_k < 1:
+        raise InputError(f"--top_k {arguments.top_k}: expected 1 or more")
+    texts = [without_surrogates(text) for text in arguments.text]  # bytes of the shell that are not UTF-8
+    pairs = [without_surrogates(text) for text in arguments.text_pair or ()]
+    if pairs and len(pairs) != len(texts):
+        raise InputError(f"{len(texts)} --text and {len(pairs)} --text_pair: give as many of each")
+    inputs: list[str] | list[tuple[str, str]] = list(zip(texts, pairs, strict=True)) if pairs else texts
+    with Predictor(arguments.bundle, **_model_options(arguments)) as predictor:
+        predictions = predictor(inputs, truncation=arguments.truncation)
+    items: list[TextInput] = [*inputs]
+    if arguments.json:
+        for item, prediction in zip(items, predictions, strict=True):
+            print(json.dumps(_as_json(item, prediction, arguments.top_k), ensure_ascii=False))
+    else:
+        print(_as_table(items, predictions, arguments.top_k))
+    return 0
+
+
+def _as_json(item: TextInput, prediction: Prediction, top_k: int) -> dict[str, Any]:
+    return {
+        "text": item,
+        "label": prediction.label,
+        "score": prediction.score,
+        "scores": dict(prediction.top_k(top_k)),
+        "truncated": prediction.truncated,
+        "num_tokens": prediction.num_tokens,
+    }
+
+
+def _as_table(inputs: Sequence[TextInput], predictions: Sequence[Prediction], top_k: int) -> str:
+    """Return a table for people: label, score, the runners-up, and the text as far as it fits."""
+    rows = [("label", "score", "others", "text")]
+    for item, prediction in zip(inputs, predictions, strict=True):
+        others = ", ".join(f"{label} {score:.4f}" for label, score in prediction.top_k(top_k)[1:])
+        text = " | ".join(item) if isinstance(item, tuple) else item
+        text = "".join(char if char.isprintable() else " " for char in text)  # nothing that steers a terminal
+        shown = text if len(text) <= 60 else text[:59] + "…"
+        note = " (truncated)" if prediction.truncated else ""
+        rows.append((prediction.label, f"{prediction.score:.4f}", others, shown + note))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _predict_file(arguments: argparse.Namespace) -> int:
+    if arguments.output is None:
+        raise InputError("--file needs --output: a file's name, or - for standard output")
+    pipeline = open_pipeline(arguments.bundle, **_model_options(arguments))
+    try:
+        settings = _job_settings(arguments, pipeline.encoder.classifier)
+        journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
+    finally:
+        pipeline.close()
+    rejects = settings.rejects_path or "standard error"
+    if not arguments.quiet:
+        print(
+            f"{journal.num_rows:,} rows · {progress.rows_per_s(journal.num_rows):,.0f} rows/s · "
+            f"{journal.num_truncated:,} truncated · {journal.num_rejected:,} rejected"
+            + (f" (see {rejects})" if journal.num_rejected else "")
+            + ("" if arguments.output == "-" else f" · {arguments.output}"),
+            file=sys.stderr,
+        )
+    if journal.num_rejected == journal.num_rows > 0:
+        raise InputError(f"--file {arguments.file}: no row could be classified; {rejects} says why")
+    return 0
+
+
+def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobSettings:
+    """Return what the command line says, with the classifier's own columns where it says nothing."""
+    if arguments.text_pair_column is not None and classifier.text_pair_column is None:
+        raise InputError(
+            f"--text_pair_column {arguments.text_pair_column}: this classifier takes single texts; leave it out"
+        )
+    form = arguments.input_format or row_format(arguments.file)
+    if form == "lines" and classifier.text_pair_column is not None:
+        raise InputError(f"--file {arguments.file}: plain lines hold one text each, and this classifier takes pairs")
+    own_column = LINES_COLUMN if form == "lines" else classifier.text_column
+    kept = arguments.keep_columns
+    return JobSettings(
+        file=arguments.file,
+        output=arguments.output,
+        input_format=form,
+        text_column=arguments.text_column or own_column,
+        text_pair_column=arguments.text_pair_column or classifier.text_pair_column,
+        id_column=arguments.id_column,
+        keep_columns=() if kept is None else tuple(kept) or None,
+        all_scores=arguments.all_scores,
+        submission=arguments.submission,
+        rejects=arguments.rejects,
+        truncation=arguments.truncation,
+        resume=arguments.resume,
+        quiet=arguments.quiet,
+    )
+
+
+def _model_identity(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, str]:
+    """Return all of the model that the answers depend on."""
+    return {
+        "bundle": sha256_of_file(arguments.bundle / BUNDLE_FILE),
+        "graph": pipeline.sessions.graph.name,
+        "device": pipeline.sessions.device,
+        "max_length": str(pipeline.encoder.max_length),
+        "max_tokens_per_batch": str(pipeline.max_tokens_per_batch),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
