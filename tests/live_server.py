@@ -64,7 +64,7 @@ class LiveServer:
 @contextlib.contextmanager
 def live_server(bundle: Path, *, load: Callable[[Path], Engine] | None = None, **settings: Any) -> Iterator[LiveServer]:
     """Serve a bundle until the block ends; `load` stands in for `load_engine`."""
-    started: asyncio.Future[LiveServer] | Any = threading.Event()
+    started = threading.Event()
     state: dict[str, Any] = {}
 
     async def serve() -> None:
@@ -99,7 +99,6 @@ def live_server(bundle: Path, *, load: Callable[[Path], Engine] | None = None, *
             await serving
         finally:
             await service.stop(timeout_s=5.0)
-            started.set()
 
     def run() -> None:
         try:
