@@ -1,0 +1,132 @@
+"""The page at /ui, used in a headless browser as a person would."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import LiveServer, live_server, save_served_bundle
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with live_server(save_served_bundle(tmp_path_factory.mktemp("bundles") / "one")) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
+def page(request: pytest.FixtureRequest, browser: Any, server: LiveServer) -> Iterator[Any]:
+    """Return the page; nothing may go wrong in it, and no other address may be asked."""
+    width, height, scheme = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    opened = context.new_page()
+    troubles: list[str] = []
+    opened.on("pageerror", lambda error: troubles.append(str(error)))
+    opened.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
+    opened.on("request", lambda sent: None if sent.url.startswith(server.url) else troubles.append(sent.url))
+    opened.goto(server.url + "/ui")
+    playwright.expect(opened.locator("#name")).to_have_text("tiny")
+    yield opened
+    assert not [each for each in troubles if not each.startswith("data:")]
+    context.close()
+
+
+def classify(page: Any, text: str) -> None:
+    page.fill("#text", text)
+    page.press("#text", "Control+Enter")
+    page.wait_for_selector("#seen:not([hidden])")
+    playwright.expect(page.locator("#submit")).to_be_enabled()
+
+
+def test_type_classify_read_the_bars(page: Any, server: LiveServer) -> None:
+    classify(page, "w1 good w2")
+    expected = server.post("/predict", {"inputs": "w1 good w2"}).json()
+    assert page.text_content("#answer") == "positive"
+    assert page.eval_on_selector_all("#bars .name", "all => all.map(each => each.textContent)") == [
+        each["label"] for each in expected
+    ]
+    shown = page.eval_on_selector_all("#bars .value", "all => all.map(each => parseFloat(each.textContent))")
+    assert shown == pytest.approx([100 * each["score"] for each in expected], abs=0.06)
+    widths = page.eval_on_selector_all(
+        "#bars .fill", "all => all.map(each => each.offsetWidth / each.parentElement.offsetWidth)"
+    )
+    assert widths == pytest.approx([each["score"] for each in expected], abs=0.02)
+    assert "ms in the model" not in page.text_content("#error")
+    assert "in the model" in page.text_content("#timing")
+
+
+def test_the_word_that_matters_is_marked(page: Any) -> None:
+    classify(page, "w1 good 😀 w2")
+    assert page.eval_on_selector_all(".word.for", "all => all.map(each => each.textContent)") == ["good"]
+    assert page.text_content("#words") == "w1 good 😀 w2"
+    assert "“good”" in page.text_content("#words-hint")
+
+
+def test_tokens_that_were_dropped_are_crossed_out(page: Any) -> None:
+    classify(page, " ".join(f"w{number}" for number in range(20)))
+    assert page.eval_on_selector_all("#tokens .dropped", "all => all.map(each => each.textContent)") == [
+        f"w{number}" for number in range(14, 20)
+    ]
+    assert "6 dropped" in page.text_content("#tokens-hint")
+
+
+def test_markup_is_shown_as_text(page: Any) -> None:
+    text = "<img src=x onerror=alert(1)> <b>good</b> <script>alert(2)</script>"
+    classify(page, text)
+    assert page.text_content("#words") == text
+    assert page.query_selector("#words img, #words b, #words script, #tokens img") is None
+
+
+def test_the_page_fits_its_window_and_can_be_used_by_keyboard(page: Any) -> None:
+    classify(page, "w1 " * 30 + "w" * 300)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.focus("#text")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "submit"
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator("#submit")).to_be_enabled()
+
+
+def test_errors_are_told(browser: Any, tmp_path: Path) -> None:
+    with live_server(save_served_bundle(tmp_path / "one"), api_keys=("right",)) as live:
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        playwright.expect(opened.locator("#error")).to_contain_text("Bearer")
+        opened.fill("#key", "right")
+        opened.press("#key", "Tab")
+        playwright.expect(opened.locator("#name")).to_have_text("tiny")
+        opened.fill("#text", "good")
+        opened.click("#submit")
+        opened.wait_for_selector("#seen:not([hidden])")
+        assert opened.text_content("#answer") == "positive"
+        opened.close()
+
+
+def test_pairs_get_two_fields(browser: Any, tmp_path: Path) -> None:
+    with live_server(save_served_bundle(tmp_path / "pairs", text_pair_column="hypothesis")) as live:
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        opened.wait_for_selector("#pair:not([hidden])")
+        opened.fill("#text", "w1 good")
+        opened.fill("#text-pair", "w2")
+        opened.click("#submit")
+        opened.wait_for_selector("#seen:not([hidden])")
+        assert opened.text_content("#words") == "w1 good\nw2"
+        opened.close()
