@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.errors import InputError
 from serve.encoder import Encoder, Encoding, ItemError, TextInput, Truncation, length_sorted_batches
 from serve.session import Session, SessionPool
 
@@ -51,9 +52,14 @@ class Pipeline:
         encoder: makes tokens of inputs.
         sessions: run the model.
         max_tokens_per_batch: padding included; a longer input is a batch of its own. None for what suits the device.
+
+    Raises:
+        InputError: a budget below 1.
     """
 
     def __init__(self, encoder: Encoder, sessions: SessionPool, *, max_tokens_per_batch: int | None = None) -> None:
+        if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
+            raise InputError(f"max_tokens_per_batch {max_tokens_per_batch}: expected 1 or more, or None")
         self.encoder = encoder
         self.sessions = sessions
         self.max_tokens_per_batch = max_tokens_per_batch or TOKENS_PER_BATCH[sessions.device]

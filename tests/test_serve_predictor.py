@@ -81,7 +81,9 @@ def test_predictions_are_frozen(predictor: Predictor) -> None:
 
 def test_top_k_is_best_first(predictor: Predictor) -> None:
     prediction = predictor("w1 bad")
-    assert [label for label, _ in prediction.top_k(2)] == sorted(LABELS, key=lambda label: -prediction.scores[label])[:2]
+    assert [label for label, _ in prediction.top_k(2)] == sorted(LABELS, key=lambda label: -prediction.scores[label])[
+        :2
+    ]
     assert len(prediction.top_k(99)) == 3
 
 

@@ -7,6 +7,7 @@ again in the same chunks, hence in the same batches: the output is the same, byt
 
 import contextlib
 import dataclasses
+import glob
 import itertools
 import time
 from collections import deque
@@ -82,7 +83,7 @@ class Job:
                 journal = self._classify(rows, journal, progress)
         if not self._to_stdout:
             publish_rejects(settings.rejects_path)
-            self._journal_path.unlink(missing_ok=True)
+            self._remove_journal()
         return journal, progress
 
     def _begin(self) -> Journal:
@@ -161,6 +162,12 @@ class Job:
 
         for answers in self._pipeline.answer_chunks(inputs(), settings.truncation):
             yield under_way.popleft(), answers
+
+    def _remove_journal(self) -> None:
+        self._journal_path.unlink(missing_ok=True)
+        staged = f".{glob.escape(self._journal_path.name)}.*.tmp"  # of a process that was killed while it wrote one
+        for leftover in self._output.parent.glob(staged):
+            leftover.unlink(missing_ok=True)
 
     def _save(self, journal: Journal, output: StagedFile | StandardOutput, rejects: Rejects) -> None:
         if not self._to_stdout:

@@ -107,7 +107,7 @@ def open_rows(
         if form == "lines":
             columns, values = choose([LINES_COLUMN]), _lines(text)
         elif form == "jsonl":
-            columns, values = _json_rows(text, choose)
+            columns, values = _json_rows(text, choose, keeps_all=kept is None)
         else:
             columns, values = _delimited_rows(text, "," if form == "csv" else "\t", choose, source)
         yield Rows(columns, values, lambda: binary.tell() / size if size else None)
@@ -153,7 +153,9 @@ def _lines(text: io.TextIOWrapper) -> Iterator[tuple[Any, ...] | Malformed]:
         yield Malformed(NOT_UTF8, without_surrogates(content)) if _is_not_utf8(content) else (content,)
 
 
-def _json_rows(text: io.TextIOWrapper, choose: Choose) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...] | Malformed]]:
+def _json_rows(
+    text: io.TextIOWrapper, choose: Choose, *, keeps_all: bool
+) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...] | Malformed]]:
     """Return the columns, chosen by the first object, and the rows."""
     objects = (_json_object(line) for line in text if line.strip())
     ahead: list[dict[str, Any] | Malformed] = []
@@ -164,7 +166,6 @@ def _json_rows(text: io.TextIOWrapper, choose: Choose) -> tuple[tuple[str, ...],
     first = ahead[-1] if ahead else {}
     columns = choose(() if isinstance(first, Malformed) else tuple(first))
     known = set() if isinstance(first, Malformed) else set(first)
-    keeps_all = known <= set(columns)
 
     def values() -> Iterator[tuple[Any, ...] | Malformed]:
         for row in itertools.chain(ahead, objects):

@@ -1,0 +1,131 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serve.contract.errors import InputError
+from serve.files.rows import Malformed, RowFormat, open_rows, row_format
+
+
+def read(path: Path, needed: list[str], kept: list[str] | None = None, form: RowFormat | None = None) -> list[Any]:
+    kept = [] if kept is None else kept
+    with open_rows(str(path), form or row_format(str(path)), needed, kept) as rows:
+        return list(rows.values)
+
+
+def reasons(rows: list[Any]) -> list[str | None]:
+    return [row.reason if isinstance(row, Malformed) else None for row in rows]
+
+
+def test_csv_gives_the_columns_asked_for_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'\xef\xbb\xbfid,text,more\r\n1,"a, ""b""\nc",x\r\n\r\n2,NA,\r\n')
+    assert read(path, ["text", "id"]) == [('a, "b"\nc', "1"), ("NA", "2")]
+    with open_rows(str(path), "csv", ["text"], None) as rows:
+        assert rows.columns == ("text", "id", "more")
+
+
+def test_bad_csv_rows_are_told_and_the_next_ones_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'id,text\n1,good\n2\n3,a,b\n4,caf\xe9\n5,"x"y\n6,fine\n7,"open\n')
+    rows = read(path, ["text"])
+    assert reasons(rows) == [
+        None,
+        "line 3: expected 2 fields, found 1",
+        "line 4: expected 2 fields, found 3",
+        "line 5: bytes that are not UTF-8",
+        "line 6: not valid (',' expected after '\"')",
+        None,
+        "line 8: not valid (unexpected end of data)",
+    ]
+    assert rows[2].content == "3,a,b"
+    assert rows[3].content == "4,caf\ufffd"
+    assert rows[5] == ("fine",)
+
+
+def test_a_text_of_a_megabyte_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tid\n" + "x" * 1_000_000 + "\t1\n")
+    assert len(read(path, ["text"])[0][0]) == 1_000_000
+
+
+def test_plain_lines_are_texts_whatever_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_bytes('a "b", c\r\n\n\u2028line separator\x0b\nnull\x00\n'.encode() + b"\xff\nlast")
+    rows = read(path, ["text"])
+    assert [row for row in rows if not isinstance(row, Malformed)] == [
+        ('a "b", c',),
+        ("",),
+        ("\u2028line separator\x0b",),
+        ("null\x00",),
+        ("last",),
+    ]
+    assert reasons(rows)[4] == "bytes that are not UTF-8"
+
+
+def test_jsonl_values_stay_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"text": "a", "n": {"x": [1, null]}}\n{"text": null}\n{"n": 2.5, "text": 3}\n')
+    assert read(path, ["text"], ["n"]) == [("a", {"x": [1, None]}), (None, None), (3, 2.5)]
+
+
+def test_bad_json_is_told_and_the_next_rows_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"\n[1]\n{"text": "b"}\n{"text": "\xff"}\n{"text": "c"}\n')
+    found = reasons(read(path, ["text"]))
+    assert found[0] is not None
+    assert found[0].startswith("not JSON (")
+    assert found[1:] == ["expected a JSON object, found list", None, "bytes that are not UTF-8", None]
+
+
+def test_half_surrogates_in_json_become_what_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(r'{"text": "a\ud800", "n": ["\udc00", {"k": "\ud83d\ude00"}]}')
+    assert read(path, ["text"], ["n"]) == [("a\ufffd", ["\ufffd", {"k": "😀"}])]
+
+
+def test_a_json_column_that_appears_later_is_told_where_all_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b", "late": 1}\n')
+    with open_rows(str(path), "jsonl", ["text"], None) as rows:
+        values = list(rows.values)
+    assert reasons(values) == [None, "column late, which the first row has not: name the columns to keep"]
+    assert read(path, ["text"]) == [("a",), ("b",)]
+
+
+def test_parquet_gives_values_and_types(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.table(
+        {"text": ["a", None], "n": pa.array([1, 2], pa.int8()), "c": pa.array(["x", "y"]).dictionary_encode()}
+    )
+    pq.write_table(table, path)
+    assert read(path, ["text"], ["c", "n"]) == [("a", "x", 1), (None, "y", 2)]
+    with open_rows(str(path), "parquet", ["text"], None) as rows:
+        assert rows.arrow_types["n"] == pa.int8()
+        assert rows.share_read() == 0
+        list(rows.values)
+        assert rows.share_read() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", b"id,txet\n", r"no column 'text' \(did you mean 'txet'\?\); it has 'id', 'txet'"),
+        ("rows.csv", b"text,text\n", "'text' names several columns"),
+        ("rows.csv", b"", "no column 'text'; it has none"),
+        ("rows.jsonl", b'{"a": 1}\n', "no column 'text'; it has 'a'"),
+        ("rows.parquet", b"no parquet", "not a readable parquet file"),
+        ("rows.xlsx", b"", r"unknown type '\.xlsx'; expected one of \.csv"),
+    ],
+)
+def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name, ["text"])
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read(tmp_path / "rows.csv", ["text"])

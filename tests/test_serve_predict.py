@@ -1,0 +1,291 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_bundles import save_tiny_bundle
+
+from serve import Predictor
+from serve.predict import main
+
+Capture = pytest.CaptureFixture[str]
+TEXTS = ["w1 good", "bad w2", "", "good " * 40]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture(scope="module")
+def pair_bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_bundle(tmp_path_factory.mktemp("bundle"), text_pair_column="other"))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "text", "label"])
+        writer.writerows([f"row {number}", text, "true"] for number, text in enumerate(TEXTS))
+    return path
+
+
+def predict(bundle: str, *arguments: object) -> int:
+    return main(["--bundle", bundle, "--num_threads", "2", *map(str, arguments)])
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of an output, every value as text."""
+    if path.suffix == ".parquet":
+        rows = pq.read_table(path).to_pylist()
+    elif path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    return [{name: str(value).lower() for name, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_holds_what_the_predictor_says(bundle: str, rows: Path, suffix: str, capsys: Capture) -> None:
+    output = rows.with_name("out" + suffix)
+    assert predict(bundle, "--file", rows, "--output", output, "--id_column", "name", "--all_scores") == 0
+    with Predictor(bundle, num_threads=1) as predictor:
+        predictions = predictor(TEXTS)
+    found = read_table(output)
+    assert list(found[0]) == ["id", "label", "score", "score_negative", "score_neutral", "score_positive", "truncated"]
+    for number, (row, prediction) in enumerate(zip(found, predictions, strict=True)):
+        assert row["id"] == f"row {number}"
+        assert row["label"] == prediction.label
+        assert float(row["score"]) == pytest.approx(prediction.score, rel=1e-5)
+        assert float(row["score_neutral"]) == pytest.approx(prediction.scores["neutral"], rel=1e-5)
+        assert row["truncated"] == str(prediction.truncated).lower()
+    assert "4 rows" in (told := capsys.readouterr().err)
+    assert "1 truncated · 0 rejected" in told
+    assert sorted(path.name for path in rows.parent.iterdir()) == [output.name, "rows.csv"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_input_columns_are_kept_under_names_of_their_own(bundle: str, rows: Path, suffix: str) -> None:
+    output = rows.with_name("out" + suffix)
+    assert predict(bundle, "--file", rows, "--output", output, "--keep_columns") == 0
+    found = read_table(output)
+    assert list(found[0]) == ["id", "text", "name", "input_label", "label", "score", "truncated"]
+    assert [row["text"] for row in found] == TEXTS
+    assert [row["id"] for row in found] == ["1", "2", "3", "4"]
+    assert predict(bundle, "--file", rows, "--output", output, "--keep_columns", "name") == 0
+    assert list(read_table(output)[0]) == ["id", "name", "label", "score", "truncated"]
+
+
+def test_kept_parquet_columns_keep_their_types(bundle: str, tmp_path: Path) -> None:
+    columns = {
+        "text": pa.array(["good", "bad"]),
+        "n": pa.array([1, None], pa.int16()),
+        "x": pa.array([0.1234567890123, 2.0]),
+        "kind": pa.array(["a", "b"]).dictionary_encode(),
+        "list": pa.array([[1], []], pa.list_(pa.int64())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    for suffix in (".parquet", ".csv"):
+        output = tmp_path / f"out{suffix}"
+        assert predict(bundle, "--file", tmp_path / "rows.parquet", "--output", output, "--keep_columns") == 0
+    kept = pq.read_table(tmp_path / "out.parquet")
+    assert kept.select(["n", "x", "list"]).equals(pa.table(columns).select(["n", "x", "list"]))
+    assert kept.column("kind").to_pylist() == ["a", "b"]
+    assert "0.1234567890123" in (tmp_path / "out.csv").read_text()
+
+
+def test_json_values_that_are_no_text_are_kept_as_json(bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "good", "n": [1, {"a": null}]}\n{"text": "bad", "n": "plain"}\n')
+    for suffix in (".parquet", ".csv", ".jsonl"):
+        output = tmp_path / f"out{suffix}"
+        assert predict(bundle, "--file", tmp_path / "rows.jsonl", "--output", output, "--keep_columns") == 0
+    expected = ['[1, {"a": null}]', "plain"]
+    assert pq.read_table(tmp_path / "out.parquet").column("n").to_pylist() == expected
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["n"] for row in csv.DictReader(file)] == expected
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["n"] for line in lines] == [[1, {"a": None}], "plain"]
+
+
+def test_a_submission_is_id_and_label_alone(bundle: str, rows: Path) -> None:
+    output = rows.with_name("submission.csv")
+    assert predict(bundle, "--file", rows, "--output", output, "--id_column", "name", "--submission") == 0
+    lines = output.read_text().splitlines()
+    assert lines[0] == "id,label"
+    assert lines[1:] == ["row 0,positive", "row 1,negative", lines[3], "row 3,positive"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_bad_rows_are_rejected_with_the_reason_and_the_others_answered(
+    bundle: str, tmp_path: Path, suffix: str, capsys: Capture
+) -> None:
+    lines = [
+        '{"text": "w1 good", "id": "a"}',
+        '{"text": null, "id": "b"}',
+        '{"text": 5, "id": "c"}',
+        "{broken",
+        '{"text": "good", "id": null}',
+        f'{{"text": "{"good " * 40}", "id": "f"}}',
+        '{"text": "bad", "id": "g"}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    output = tmp_path / f"out{suffix}"
+    status = predict(
+        bundle,
+        *("--file", tmp_path / "rows.jsonl", "--output", output, "--id_column", "id", "--truncation", "error"),
+    )
+    assert status == 0
+    assert [(row["id"], row["label"]) for row in read_table(output)] == [("a", "positive"), ("g", "negative")]
+    rejects = [json.loads(line) for line in (tmp_path / "out.rejects.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["id"]) for row in rejects] == [(2, "b"), (3, "c"), (4, None), (5, None), (6, "f")]
+    assert [row["reason"].partition(" (")[0] for row in rejects] == [
+        "expected text, found None",
+        "expected text, found 5",
+        "not JSON",
+        "its id is null",
+        "42 tokens, more than the 16 the model takes; shorten it, or allow truncation on the right or left",
+    ]
+    assert rejects[1]["input"] == {"text": 5, "id": "c"}
+    assert "5 rejected (see" in capsys.readouterr().err
+
+
+def test_a_file_without_a_single_good_row_is_an_error(bundle: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": null}\n')
+    assert predict(bundle, "--file", tmp_path / "rows.jsonl", "--output", tmp_path / "out.csv") == 2
+    assert "no row could be classified" in capsys.readouterr().err
+
+
+def test_an_empty_file_gives_an_empty_output(bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text\n")
+    for suffix in (".csv", ".parquet"):
+        output = tmp_path / f"out{suffix}"
+        assert predict(bundle, "--file", tmp_path / "rows.csv", "--output", output) == 0
+        assert read_table(output) == []
+    assert (tmp_path / "out.csv").read_text() == "id,label,score,truncated\n"
+
+
+def test_standard_input_and_output_work_in_a_pipe(bundle: str) -> None:
+    command = [sys.executable, "-m", "serve.predict", "--bundle", bundle, "--file", "-", "--output", "-", "--quiet"]
+    done = subprocess.run(command, input=b"w1 good\nbad\n\xff\nnull\x00byte", capture_output=True, check=True)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["id"], row["label"]) for row in rows][:2] == [(1, "positive"), (2, "negative")]
+    assert [row["id"] for row in rows] == [1, 2, 4]
+    assert json.loads(done.stderr)["reason"] == "bytes that are not UTF-8"
+
+
+def test_a_reader_that_hangs_up_ends_the_job_quietly(bundle: str) -> None:
+    words = [sys.executable, "-m", "serve.predict", "--bundle", bundle, "--file", "-", "--output", "-", "--quiet"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stdin is not None
+        assert job.stdout is not None
+        assert job.stderr is not None
+        job.stdout.close()
+        job.stdin.write(b"w1 good\n" * 5000)
+        job.stdin.close()
+        assert job.wait(60) == 1
+        assert job.stderr.read() == b""
+
+
+def test_pairs_come_from_two_columns(pair_bundle: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "rows.csv").write_text("other,text\nbad,w1\nw1,bad\n")
+    output = tmp_path / "out.csv"
+    assert predict(pair_bundle, "--file", tmp_path / "rows.csv", "--output", output, "--all_scores") == 0
+    with Predictor(pair_bundle, num_threads=1) as predictor:
+        expected = [f"{prediction.score:.6g}" for prediction in predictor([("w1", "bad"), ("bad", "w1")])]
+    assert [row["score"] for row in read_table(output)] == expected
+    assert predict(pair_bundle, "--text", "w1", "--text_pair", "bad", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["text"] == ["w1", "bad"]
+    assert f"{shown['score']:.6g}" == expected[0]
+
+
+def test_texts_are_shown_in_a_table(bundle: str, capsys: Capture) -> None:
+    assert predict(bundle, "--text", "w1 good", "--text", "bad\x1b[31m\n" + "bad " * 40, "--top_k", "2") == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["label", "score", "others", "text"]
+    assert first.startswith("positive  0.")
+    assert first.endswith("w1 good")
+    assert second.startswith("negative  0.")
+    assert second.endswith("… (truncated)")
+    assert "\x1b" not in second
+
+
+def test_texts_are_shown_as_json(bundle: str, capsys: Capture) -> None:
+    assert predict(bundle, "--text", "w1 good", "--text", "\udcff", "--json") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["text"], first["label"], first["num_tokens"], first["truncated"]) == ("w1 good", "positive", 4, False)
+    assert list(first["scores"].values()) == sorted(first["scores"].values(), reverse=True)
+    assert second["text"] == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give texts by --text (once or more often), or a file of them by --file"),
+        (["--text", "a", "--file", "rows.csv"], "give texts by --text"),
+        (["--text", "a", "--output", "out.csv"], "--output: belongs to --file"),
+        (["--text", "a", "--top_k", "0"], "--top_k 0: expected 1 or more"),
+        (["--text", "a", "--text_pair", "b"], "this classifier takes single texts"),
+        (["--text", "a", "--text", "b", "--text_pair", "c"], "2 --text and 1 --text_pair"),
+        (["--text", "a", "--device", "cuda"], "device cuda"),
+        (["--text", "a", "--variant", "int8"], "no variant 'int8'"),
+        (["--text", "a", "--num_threads", "0"], "num_threads 0"),
+        (["--text", "a", "--max_length", "17"], "max_length 17"),
+        (["--text", "a", "--max_tokens_per_batch", "0"], "max_tokens_per_batch 0"),
+        (["--file", "rows.csv"], "--file needs --output"),
+        (["--file", "absent.csv", "--output", "out.csv"], "absent.csv: no such file"),
+        (["--file", "rows.csv", "--output", "out.xlsx"], "unknown type"),
+        (["--file", "rows.csv", "--output", "no/out.csv"], "no such folder"),
+        (["--file", "rows.csv", "--output", "rows.csv"], "must be different files"),
+        (["--file", "rows.csv", "--output", "."], "is a folder"),
+        (
+            ["--file", "rows.csv", "--output", "out.csv", "--text_column", "txt"],
+            "no column 'txt' (did you mean 'text'?)",
+        ),
+        (["--file", "rows.csv", "--output", "out.csv", "--text_pair_column", "label"], "takes single texts"),
+        (["--file", "rows.csv", "--output", "out.csv", "--submission", "--all_scores"], "--submission writes id and"),
+        (["--file", "-", "--output", "out.csv", "--resume"], "--resume needs files"),
+    ],
+)
+def test_mistakes_are_one_message_and_leave_nothing(
+    bundle: str, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(rows.parent)
+    assert predict(bundle, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert [path.name for path in rows.parent.iterdir()] == ["rows.csv"]
+
+
+def test_plain_lines_have_no_pairs(pair_bundle: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "rows.txt").write_text("w1\n")
+    assert predict(pair_bundle, "--file", tmp_path / "rows.txt", "--output", tmp_path / "out.csv") == 2
+    assert "plain lines hold one text each" in capsys.readouterr().err
+
+
+def test_a_long_job_tells_how_it_goes(bundle: str, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = io.StringIO()
+    monkeypatch.setattr("serve.files.progress.PLAIN_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("sys.stderr", told)
+    assert predict(bundle, "--file", rows, "--output", rows.with_name("out.csv")) == 0
+    first, last = told.getvalue().splitlines()
+    assert first.startswith("4 rows · ")
+    assert first.endswith("rows/s · 100.0%")
+    assert last.endswith("out.csv")
+
+
+def test_help_states_every_option_and_its_default(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "--keep_columns" in capsys.readouterr().out
