@@ -7,6 +7,7 @@ python -m bench quantization --run runs/latest
 python -m bench compare BEFORE.json AFTER.json
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import sys
@@ -30,6 +31,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     Raises:
         InputError: an option's value is out of range.
     """
+    import docstring_parser
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -40,7 +42,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         module, _, name = place.partition(":")
         options[command] = getattr(importlib.import_module(module), name)
         subparser = jsonargparse.ArgumentParser(allow_abbrev=False)
-        subparser.add_class_arguments(options[command], as_group=False, as_positional=command == "compare")
+        flags = {field.name for field in dataclasses.fields(options[command]) if field.type in (bool, "bool")}
+        subparser.add_class_arguments(options[command], as_group=False, skip=flags, as_positional=command == "compare")
+        for cls in reversed(options[command].__mro__):  # a plain --quick, where jsonargparse would want --quick true
+            for described in docstring_parser.parse_from_object(cls).params if cls is not object else ():
+                if described.arg_name in flags:
+                    subparser.add_argument(f"--{described.arg_name}", action="store_true", help=described.description)
         subcommands.add_subcommand(command, subparser, help=options[command].__doc__.splitlines()[0])
     given = parser.parse_args(list(argv))
     command = given.command

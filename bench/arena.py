@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from bench.rounds import ContenderFailed, Limits, take_turns
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+TWIN = " (again)"
+"""What the name of a contender's twin ends in."""
 
 Answer = dict[str, Any]
 Start = Callable[[WorkerSpec], ContenderProcess]
@@ -33,7 +37,7 @@ class Entrant:
 
     def twin(self) -> "Entrant":
         """Return the same contender under another name: the ratio of the two should be 1."""
-        return dataclasses.replace(self, name=f"{self.name} (again)")
+        return dataclasses.replace(self, name=f"{self.name}{TWIN}")
 
 
 class Arena:
@@ -55,6 +59,7 @@ class Arena:
             for entrant in entrants
         }
         self._watch = NeighbourWatch()
+        self._began = time.monotonic()
 
     @property
     def records(self) -> tuple[Contender, ...]:
@@ -76,8 +81,9 @@ class Arena:
                 self._drop(name, ContenderAbsent("not available", entrant.absent_because))
             else:
                 try:
-                    self._processes[name] = self._start(entrant.spec)
-                    self.add_facts(name, self._processes[name].call("start"))
+                    process = self._processes[name] = self._start(entrant.spec)
+                    facts = process.call("start")
+                    self.add_facts(name, facts | {"cold_start_s": time.perf_counter() - process.started})
                 except ContenderFailed as failure:
                     self._drop(name, failure)
                 else:
@@ -156,7 +162,8 @@ class Arena:
             process.close()
 
     def _tell(self, text: str) -> None:
-        self._console.print(text, style="dim", highlight=False, markup=False)
+        seconds = time.monotonic() - self._began
+        self._console.print(f"{seconds:4.0f} s  {text}", style="dim", highlight=False, markup=False)
 
     def __enter__(self) -> "Arena":
         return self

@@ -1,0 +1,337 @@
+"""Inference: our predictor beside PyTorch and the pipelines people use, with accuracy beside every speed.
+
+    python -m bench inference --run runs/latest --output benchmarks/inference
+
+Each round classifies another part of the rows, the same for all contenders; over the rounds every row is
+classified alone and in batches, so that agreement and flips are counted on all of them.
+"""
+
+import dataclasses
+import datetime
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.arena import Answer, Arena, Entrant
+from bench.hardware import describe_machine
+from bench.inference_report import inference_pictures, inference_tables
+from bench.options import CommonOptions
+from bench.processes import WorkerSpec
+from bench.report import build_console, publish
+from bench.results import Measurement, Results
+from bench.rounds import Limits
+from bench.workload import Workload, rows_of_run
+from serve.contract.bundle import Bundle, read_bundle
+from serve.contract.classifier import read_classifier
+from serve.contract.errors import InputError
+
+WORKERS = "bench.classifier_workers"
+REFERENCE = "PyTorch fp32"
+ALONE, BATCHED = "batch 1", "batch 32"
+NUM_PARTS = 10
+"""Parts of the rows; each round of a measurement takes the next one."""
+LENGTH_BATCH = 8
+"""Rows of a batch of fixed length."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceOptions(CommonOptions):
+    """Inference: our predictor beside PyTorch and pipelines."""
+
+    run: Path
+    """Run directory; its model, contract and held-out rows are taken."""
+    bundle: Path | None = None
+    """Bundle of the run; null takes RUN/onnx."""
+    dynamic_bundle: Path | None = None
+    """Another bundle of the run, exported with --quantization dynamic; null goes without."""
+    split: str = "validation"
+    """Split whose rows are classified."""
+    rows: int = 2000
+    """Rows to classify, drawn by the seed."""
+    batch_sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
+    """Rows of a call, end to end; 1 and 32 are always among them."""
+    lengths: list[int] = dataclasses.field(default_factory=lambda: [16, 64, 128, 256, 512])
+    """Fixed lengths [tokens] at which the model alone is timed; those above the model's limit are left out."""
+    hourly_price: float | None = None
+    """Price of an hour of this machine, for the cost of a million texts; null leaves it out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows < NUM_PARTS:
+            raise InputError(f"--rows must be at least {NUM_PARTS}, found {self.rows}")
+        if min([*self.batch_sizes, *self.lengths], default=1) < 1:
+            raise InputError(f"--batch_sizes {self.batch_sizes} and --lengths {self.lengths} must be 1 or more")
+        if self.hourly_price is not None and not self.hourly_price > 0:
+            raise InputError(f"--hourly_price must be positive, found {self.hourly_price}")
+
+    @property
+    def used_batch_sizes(self) -> list[int]:
+        return [1, 32] if self.quick else sorted({1, 32, *self.batch_sizes})
+
+
+def run(options: InferenceOptions, command: str) -> None:
+    """Measure, print and write.
+
+    Raises:
+        InputError: the run or a bundle cannot be read, or they do not belong together.
+    """
+    console = build_console()
+    console.print("reading the rows", style="dim")
+    model = options.run / "model"
+    classifier = read_classifier(model)
+    bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier.labels)
+    dynamic = read_own_bundle(options.dynamic_bundle, classifier.labels) if options.dynamic_bundle else None
+    rows = rows_of_run(options.run, options.split).sample(200 if options.quick else options.rows, options.seed)
+    lengths = [length for length in options.lengths if length <= max_positions(model)]
+    with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
+        settings = {"rows_file": str(write_rows(Path(folder), rows)), "max_length": classifier.max_length}
+        headline = f"rawloop {bundle.default_variant('cpu')}"
+        entrants = [*peers(model, export_for_optimum(model, Path(folder)), settings), *ours(bundle, dynamic, settings)]
+        chosen = options.choose(entrants, headline)
+        with Arena(chosen, options.start, console) as arena:
+            arena.start()
+            labels: dict[str, dict[str, NDArray[np.int64]]] = {}
+            measurements = [
+                m for size in options.used_batch_sizes for m in measure_texts(arena, options, rows, size, labels)
+            ]
+            measurements += measure_model(arena, options, rows)
+            if not options.quick:
+                measurements += [m for length in lengths for m in measure_length(arena, options, length)]
+            for name in arena.alive:
+                if (memory := arena.call(name, "memory")) is not None:
+                    arena.add_facts(name, {"peak_memory_mib": memory["peak_memory_mib"]})
+            for name, found in quality(rows, labels).items():
+                arena.add_facts(name, found)
+            add_costs(arena, measurements, options.hourly_price)
+            contenders, warnings = arena.records, arena.warnings()
+    results = Results(
+        benchmark="inference",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
+        work={
+            "model": classifier.name,
+            "rows": len(rows),
+            "rows_digest": rows.digest,
+            "split": options.split,
+            "mean_tokens_of_a_row": round(mean_tokens(bundle, rows), 2),
+            "max_length": classifier.max_length,
+        },
+        headline=headline if headline in {entrant.name for entrant in chosen} else chosen[0].name,
+        contenders=contenders,
+        measurements=tuple(measurements),
+        warnings=tuple(warnings),
+    )
+    publish(results, inference_tables(results), inference_pictures(results), options.output, console)
+
+
+def read_own_bundle(folder: Path, labels: tuple[str, ...]) -> Bundle:
+    """Return a bundle of the run.
+
+    Raises:
+        InputError: no bundle there, a damaged one, or one of another classifier.
+    """
+    bundle = read_bundle(folder)
+    if bundle.classifier.labels != labels:
+        raise InputError(
+            f"{folder}: a bundle for the labels {list(bundle.classifier.labels)[:10]}, and the run has "
+            f"{list(labels)[:10]}; give the run's own (python -m export --run RUN)"
+        )
+    return bundle
+
+
+def max_positions(model: Path) -> int:
+    """Return the most tokens that a model takes, by its config.json; one that states none takes any length."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("max_position_embeddings", 10**9))
+
+
+def write_rows(folder: Path, rows: Workload) -> Path:
+    """Write the rows for the contenders' processes."""
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows.as_json()), encoding="utf-8")
+    return path
+
+
+def mean_tokens(bundle: Bundle, rows: Workload) -> float:
+    """Return the mean length of the rows [tokens], special tokens included."""
+    from serve.encoder import Encoder
+
+    inputs = list(zip(rows.texts, rows.pairs, strict=True)) if rows.pairs else list(rows.texts)
+    return float(np.mean([encoding.num_tokens for encoding in Encoder.from_bundle(bundle).encode(inputs)]))
+
+
+def export_for_optimum(model: Path, folder: Path) -> str:
+    """Export the model by Optimum as its users do, in fp32; return the folder, or nothing where it is not installed."""
+    try:
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+        from transformers import AutoTokenizer
+    except ImportError:
+        return ""  # the contender is then told as not installed
+    target = folder / "optimum"
+    ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
+    AutoTokenizer.from_pretrained(model).save_pretrained(target)
+    return str(target)
+
+
+def peers(model: Path, optimum: str, settings: Answer) -> Iterator[Entrant]:
+    """Yield what a user would pick instead."""
+    import torch
+
+    folder, has_gpu = str(model.resolve()), torch.cuda.is_available()
+
+    def entrant(
+        name: str, description: str, worker: str, why_not: str = "", needs: Sequence[str] = (), **more: Any
+    ) -> Entrant:
+        spec = WorkerSpec(worker=f"{WORKERS}:{worker}", settings=settings | more)
+        return Entrant(
+            name=name,
+            description=description,
+            spec=spec,
+            needs=("torch", "transformers", *needs),
+            absent_because=why_not,
+        )
+
+    eager = "PyTorch eager, padded to the longest of the batch"
+    yield entrant(REFERENCE, f"{eager}, float32", "PyTorchEager", model=folder, precision="fp32")
+    yield entrant("PyTorch bf16", f"{eager}, bfloat16 weights", "PyTorchEager", model=folder, precision="bf16")
+    no_gpu = "" if has_gpu else "float16 arithmetic needs a GPU, and there is none"
+    yield entrant("PyTorch fp16", f"{eager}, float16 weights", "PyTorchEager", no_gpu, model=folder, precision="fp16")
+    best = "fp16" if has_gpu else "fp32"
+    yield entrant(
+        f"torch.compile {best}",
+        f"torch.compile(dynamic=True), {best}",
+        "PyTorchEager",
+        model=folder,
+        precision=best,
+        compiled=True,
+    )
+    yield entrant("pipeline", "transformers pipeline, PyTorch float32", "TransformersPipeline", model=folder)
+    yield entrant(
+        "Optimum pipeline",
+        "transformers pipeline around Optimum's ORT model, float32",
+        "OptimumPipeline",
+        needs=("optimum.onnxruntime",),
+        model=optimum,
+    )
+
+
+def ours(bundle: Bundle, dynamic: Bundle | None, settings: Answer) -> Iterator[Entrant]:
+    """Yield our variants; float16 is for CUDA alone."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    for name, variant in bundle.manifest.variants.items():
+        yield Entrant(
+            name=f"rawloop {name}",
+            description=f"our predictor, {variant.method}",
+            spec=_spec(bundle, name, settings),
+            is_ours=True,
+            absent_because="float16 is for CUDA, and there is none" if name == "fp16" and not has_gpu else "",
+        )
+    if dynamic is not None:
+        method = dynamic.manifest.variants["int8"].method if "int8" in dynamic.manifest.variants else ""
+        yield Entrant(
+            name="rawloop dynamic int8",
+            description=f"our predictor, {method}",
+            spec=_spec(dynamic, "int8", settings),
+            is_ours=True,
+            absent_because="" if method else f"{dynamic.folder} has no int8 variant",
+        )
+
+
+def _spec(bundle: Bundle, variant: str, settings: Answer) -> WorkerSpec:
+    more = {"bundle": str(bundle.folder.resolve()), "variant": variant}
+    return WorkerSpec(worker=f"{WORKERS}:RawloopPredictor", settings=settings | more)
+
+
+def measure_texts(
+    arena: Arena, options: InferenceOptions, rows: Workload, size: int, labels: dict[str, dict[str, NDArray[np.int64]]]
+) -> list[Measurement]:
+    """Measure one batch size end to end; keep the labels of every row where the case covers all of them."""
+    is_main = size in (1, 32)
+    part = len(rows) // NUM_PARTS if is_main else min(len(rows) // NUM_PARTS, max(2 * size, 32))
+    case = f"batch {size}"
+
+    def arguments(_: str, number: int) -> Answer:
+        is_warm_up = number < 0
+        return {
+            "batch_size": size,
+            "first": number % NUM_PARTS * (len(rows) // NUM_PARTS),
+            "num_rows": min(part, 2 * size) if is_warm_up else part,
+            "min_seconds": 0.0 if is_warm_up or options.quick else 1.0 if is_main else 0.3,
+            "model_only": False,
+        }
+
+    def keep(name: str, number: int, answer: Answer) -> None:
+        if is_main and number < NUM_PARTS:
+            found = labels.setdefault(case, {}).setdefault(name, np.full(len(rows), -1, np.int64))
+            first = number * part
+            found[first : first + part] = answer["labels"]
+
+    limits = Limits(min_repeats=NUM_PARTS, min_seconds=0.0)
+    return arena.measure(case, "rows", limits, arguments, on_answer=keep)
+
+
+def measure_model(arena: Arena, options: InferenceOptions, rows: Workload) -> list[Measurement]:
+    """Measure the model alone on the rows' arrays: without tokenization, one batch of 32 at a time."""
+    part = min(len(rows) // NUM_PARTS, 64)
+
+    def arguments(_: str, number: int) -> Answer:
+        return {
+            "batch_size": 32,
+            "first": number % NUM_PARTS * (len(rows) // NUM_PARTS),
+            "num_rows": part,
+            "min_seconds": 0.0 if options.quick else 0.3,
+            "model_only": True,
+        }
+
+    names = [name for name in arena.alive if name != "pipeline"]  # PyTorch fp32 is its model alone
+    return arena.measure("model alone, batch 32", "rows", options.limits(seconds=0.0), arguments, only=names)
+
+
+def measure_length(arena: Arena, options: InferenceOptions, length: int) -> list[Measurement]:
+    """Measure the model alone at one fixed length."""
+    names = [name for name in arena.alive if name != "pipeline"]
+    return arena.measure(
+        f"model alone, {length} tokens",
+        "rows",
+        options.limits(seconds=0.0),
+        lambda *_: {"batch_size": LENGTH_BATCH, "length": length, "min_seconds": 0.1},
+        only=names,
+    )
+
+
+def quality(rows: Workload, labels: dict[str, dict[str, NDArray[np.int64]]]) -> dict[str, dict[str, float]]:
+    """Return contender -> accuracy, agreement with PyTorch in float32, and labels that depend on the batch."""
+    facts: dict[str, dict[str, float]] = {}
+    true = np.array(rows.labels) if rows.labels is not None else None
+    expected = labels.get(BATCHED, {}).get(REFERENCE)
+    for name, found in labels.get(BATCHED, {}).items():
+        seen = found >= 0  # a row is left out where the rows are no multiple of the parts
+        facts[name] = {"rows_judged": float(seen.sum())}
+        if true is not None:
+            facts[name]["accuracy"] = float((found[seen] == true[seen]).mean())
+        if expected is not None:
+            facts[name]["agreement"] = float((found[seen] == expected[seen]).mean())
+        alone = labels.get(ALONE, {}).get(name)
+        if alone is not None:
+            facts[name]["flips"] = float((alone[seen] != found[seen]).sum())
+    return facts
+
+
+def add_costs(arena: Arena, measurements: Sequence[Measurement], hourly_price: float | None) -> None:
+    """Add the cost of a million texts at the speed of batches of 32, where a price was given."""
+    from bench.samples import median_rate
+
+    if hourly_price is None:
+        return
+    for measurement in measurements:
+        if measurement.case == BATCHED:
+            cost = hourly_price / 3600 / median_rate(measurement.samples) * 1e6
+            arena.add_facts(measurement.contender, {"cost_of_a_million": cost})

@@ -1,0 +1,332 @@
+"""Training: our loop beside transformers' Trainer, on the same model, rows, batch size, optimizer and precision.
+
+    python -m bench training --run runs/latest --output benchmarks/training
+
+Between repeats a contender waits in the middle of its run, so that all take turns. What is timed is real
+tokens a second: repeats hold different rows, and that of rows a second would follow their lengths. Rows a
+second are tokens a second over the mean length of all rows, which is what a whole epoch gives.
+"""
+
+import dataclasses
+import datetime
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.arena import TWIN, Answer, Arena, Entrant
+from bench.hardware import describe_machine
+from bench.options import CommonOptions
+from bench.processes import WorkerSpec
+from bench.report import build_console, publish
+from bench.results import Measurement, Results
+from bench.training_report import SCALING, TRAINING, training_pictures, training_tables
+from serve.contract.errors import InputError
+
+if TYPE_CHECKING:
+    from train_loop.config import TrainConfig
+    from train_loop.data import Split
+
+OURS = "rawloop"
+TRAINER_WORKER = "bench.trainer_worker:HuggingFaceTrainer"
+LOOP_WORKER = "bench.loop_worker:OurLoop"
+SPLIT_STEPS = 10
+HELD_OUT_ROWS = 500
+STEPS_OF_REPEAT = {
+    OURS: 50,
+    f"{OURS} fp32": 25,
+    "Trainer best": 50,
+    "Trainer grouped fp32": 25,
+    "Trainer dynamic fp32": 5,
+    "Trainer padded fp32": 5,
+}
+"""Contender -> optimizer steps of a repeat.
+
+The Trainer's grouped batches run from the longest to the shortest of 50 and begin again; a repeat is all of
+them, or a half.
+"""
+QUICK_STEPS_OF_REPEAT = {name: max(2, steps // 4) for name, steps in STEPS_OF_REPEAT.items()}
+MIN_BATCHES = 200
+"""Fewer, and the Trainer would sort less than 50 batches together: worse than its users have it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions(CommonOptions):
+    """Training: our loop beside transformers' Trainer."""
+
+    run: Path
+    """Run directory, or a recipe's YAML file: its model, rows, lengths and learning rate are taken."""
+    rows: int = 3200
+    """Training rows, drawn by the seed."""
+    batch_size: int = 16
+    """Rows of an optimizer step."""
+    processes: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
+    """Numbers of processes to scale over; those above the number of cores are left out."""
+    micro_batches: list[int] = dataclasses.field(default_factory=lambda: [2, 4])
+    """Numbers of forward passes to cut a step into, beside one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1 or self.rows < MIN_BATCHES * self.batch_size:
+            raise InputError(
+                f"--rows {self.rows} must be at least {MIN_BATCHES} batches of --batch_size {self.batch_size}: of "
+                "fewer, the Trainer groups rows by length less well than it can"
+            )
+        if any(number < 1 for number in (*self.processes, *self.micro_batches)):
+            raise InputError(f"--processes {self.processes} and --micro_batches {self.micro_batches} must be 1 or more")
+
+    @property
+    def loss_after(self) -> int:
+        """Optimizer steps after which losses are compared."""
+        return 10 if self.quick else 50
+
+
+def run(options: TrainingOptions, command: str) -> None:
+    """Measure, print and write.
+
+    Raises:
+        InputError: the run cannot be read, or an option does not fit.
+    """
+    console = build_console()
+    with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
+        console.print("reading the rows", style="dim")
+        config, work = prepare(options, Path(folder))
+        entrants = options.choose(list(main_entrants(options, config)), OURS)
+        with Arena(entrants, options.start, console) as arena:
+            arena.start()
+            measurements = measure_passes(arena, options)
+            warnings = arena.warnings()
+            contenders = arena.records
+        if OURS in {entrant.name for entrant in entrants}:
+            with Arena(list(scaling_entrants(options, config)), options.start, console) as arena:
+                arena.start()
+                measurements += measure_scaling(arena, options)
+                contenders += arena.records
+        ceilings, row_flops = measure_ceiling(options, config)
+    results = Results(
+        benchmark="training",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
+        work=work,
+        headline=OURS if OURS in {entrant.name for entrant in entrants} else entrants[0].name,
+        contenders=contenders,
+        measurements=tuple(with_flops(m, row_flops, ceilings, options) for m in measurements),
+        warnings=tuple(warnings),
+    )
+    publish(results, training_tables(results), training_pictures(results), options.output, console)
+
+
+def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """Write the drawn rows into files and return the contenders' configuration and what the work is.
+
+    Raises:
+        InputError: the run or recipe cannot be read, or has too few rows.
+    """
+    from train_loop.config import CONFIG_FILE, TrainConfig, read_yaml
+    from train_loop.data import load_data
+    from train_loop.model import load_tokenizer, resolve_model
+
+    file = options.run / CONFIG_FILE if options.run.is_dir() else options.run
+    source = TrainConfig(**read_yaml(file) | {"resume": None})
+    tokenizer, max_length = load_tokenizer(source)
+    data = load_data(source, tokenizer, max_length)
+    if len(data.train) < options.rows:
+        raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
+    random = np.random.default_rng(options.seed)
+    chosen = {"train": options.rows, "validation": HELD_OUT_ROWS if not options.quick else 100}
+    lengths = {}
+    for name, count in chosen.items():
+        split = data.splits[name]
+        rows = np.sort(random.permutation(len(split))[:count])
+        _write_rows(folder / f"{name}.jsonl", split.take(rows, name=name, origin=""), source, data.labels)
+        lengths[name] = split.lengths[rows]
+    config = {
+        "model_name": resolve_model(source.model_name, source.model_revision)[0],
+        "train_file": str(folder / "train.jsonl"),
+        "validation_file": str(folder / "validation.jsonl"),
+        "test_fraction": 0.0,
+        "text_column": "text",
+        "text_pair_column": "pair" if source.text_pair_column else None,
+        "label_column": "label",
+        "label_names": list(data.labels),
+        "max_length": max_length,
+        "batch_size": options.batch_size,
+        "learning_rate": source.learning_rate,
+        "lr_schedule": "constant",  # of no end: contenders stop when enough was measured
+        "warmup_ratio": 0.0,
+        "seed": options.seed,
+        "eval_max_tokens_per_forward": 2048,  # few, so that training decides the peak of memory
+    }
+    work = {
+        "model": source.model_name,
+        "rows": options.rows,
+        "rows_digest": data.fingerprint[:16],
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "max_length": max_length,
+        "mean_tokens_of_a_row": round(float(lengths["train"].mean()), 2),
+        "learning_rate": source.learning_rate,
+        "optimizer": "AdamW",
+        "loss_after_steps": options.loss_after,
+    }
+    return config, work
+
+
+def _write_rows(path: Path, split: "Split", source: "TrainConfig", labels: tuple[str, ...]) -> None:
+    from serve.contract.text import clean
+
+    with path.open("w", encoding="utf-8") as file:
+        for row, label in zip(split.rows, split.labels, strict=True):
+            values = {"text": clean(row[source.text_column], source.cleaning), "label": labels[label]}
+            if source.text_pair_column:
+                values["pair"] = clean(row[source.text_pair_column], source.cleaning)
+            file.write(json.dumps(values) + "\n")
+
+
+def main_entrants(options: TrainingOptions, config: Answer) -> Sequence[Entrant]:
+    """Return our loop and the ways the Trainer is used."""
+
+    def trainer(name: str, description: str, *, padding: str, group: bool, bf16: bool, why_not: str = "") -> Entrant:
+        settings = {"padding": padding, "group_by_length": group, "bf16": bf16}
+        return Entrant(
+            name=name,
+            description=f"transformers Trainer, {description}",
+            spec=WorkerSpec(
+                worker=TRAINER_WORKER, settings={"config": config, "loss_after": options.loss_after, **settings}
+            ),
+            absent_because=why_not,
+        )
+
+    no_bf16 = "" if _has_bf16() else "this machine has no bf16 instructions: bf16 would be slower than float32"
+    return (
+        ours(OURS, "our loop, length windows, bf16 autocast", options, config, mixed_precision="auto"),
+        ours(f"{OURS} fp32", "our loop, length windows, float32", options, config, mixed_precision="no"),
+        trainer(
+            "Trainer best", "group_by_length, bf16 autocast", padding="batch", group=True, bf16=True, why_not=no_bf16
+        ),
+        trainer("Trainer grouped fp32", "group_by_length, float32", padding="batch", group=True, bf16=False),
+        trainer(
+            "Trainer dynamic fp32",
+            "padded to the longest of a batch, float32",
+            padding="batch",
+            group=False,
+            bf16=False,
+        ),
+        trainer(
+            "Trainer padded fp32",
+            "padded to the longest input, float32, as published scripts do",
+            padding="max_length",
+            group=False,
+            bf16=False,
+        ),
+    )
+
+
+def ours(
+    name: str, description: str, options: TrainingOptions, config: Answer, *, num_processes: int = 1, **fields: Any
+) -> Entrant:
+    """Return our loop as an entrant, with `fields` of its configuration."""
+    settings = {"config": config | fields, "loss_after": options.loss_after}
+    spec = WorkerSpec(worker=LOOP_WORKER, settings=settings, num_processes=num_processes)
+    return Entrant(name=name, description=description, spec=spec, is_ours=True)
+
+
+def scaling_entrants(options: TrainingOptions, config: Answer) -> Sequence[Entrant]:
+    """Return our loop over several processes and in several forward passes; the first is the plain one."""
+    processes = [
+        p for p in dict.fromkeys(options.processes) if 1 < p <= min(len(options.used_cores), options.batch_size)
+    ]
+    cuts = [cut for cut in dict.fromkeys(options.micro_batches) if 1 < cut <= options.batch_size]
+    if options.quick:
+        processes, cuts = processes[:1], cuts[:1]
+    entrants = [ours("1 process", "one process, one forward pass a step", options, config)]
+    for number in processes:
+        description = f"{number} processes that share the same cores, started by torchrun"
+        entrants.append(ours(f"{number} processes", description, options, config, num_processes=number))
+    for cut in cuts:
+        description = f"each step in {cut} forward passes"
+        entrants.append(ours(f"{cut} micro-batches", description, options, config, gradient_accumulation_steps=cut))
+    return entrants
+
+
+def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
+    """Measure all contenders in turn, then the split of a step, the loss, and memory."""
+    steps_of_repeat = QUICK_STEPS_OF_REPEAT if options.quick else STEPS_OF_REPEAT
+    work: dict[str, list[Answer]] = {}
+
+    def steps(name: str, number: int) -> Answer:
+        return {"steps": steps_of_repeat[name.removesuffix(TWIN)] if number >= 0 else 2}
+
+    def keep_work(name: str, _: int, answer: Answer) -> None:
+        work.setdefault(name, []).append(answer["work"] | {"seconds": answer["seconds"]})
+
+    measured = arena.measure(TRAINING, "tokens", options.limits(), steps, on_answer=keep_work)
+    for name in arena.alive:
+        split = arena.call(name, "split", steps=min(SPLIT_STEPS, steps_of_repeat[name.removesuffix(TWIN)]))
+        loss = arena.call(name, "loss")
+        memory = arena.call(name, "memory")
+        if split is None or loss is None or memory is None:
+            continue
+        shares = {part: seconds / split["seconds"] for part, seconds in split["split"].items()}
+        shares["other"] = 1.0 - sum(shares.values())
+        arena.add_facts(name, memory | {f"{part}_share": share for part, share in shares.items()})
+        arena.add_facts(name, {"held_out_loss": loss["loss"]})
+    return [dataclasses.replace(m, facts=_totals(work[m.contender])) for m in measured]
+
+
+def _totals(work: Sequence[Answer]) -> dict[str, float]:
+    return {name: float(sum(part[name] for part in work)) for name in work[0]}
+
+
+def measure_scaling(arena: Arena, options: TrainingOptions) -> list[Measurement]:
+    """Measure processes and micro-batches; by the plan, every round has the same rows in all of them."""
+    steps = 10
+    amount = float(steps * options.batch_size)
+    measured = arena.measure(SCALING, "rows", options.limits(seconds=0.0), lambda *_: {"steps": steps})
+    for name in arena.alive:
+        if (memory := arena.call(name, "memory")) is not None:
+            arena.add_facts(name, memory)
+    # The first process counts its own share alone; the plan says what all of them did.
+    return [
+        dataclasses.replace(m, samples=tuple(dataclasses.replace(s, amount=amount) for s in m.samples))
+        for m in measured
+    ]
+
+
+def measure_ceiling(options: TrainingOptions, config: Answer) -> tuple[dict[str, float], list[float]]:
+    """Return FLOP/s of the best matrix product by precision, and the FLOPs of a row as a + b T + c T^2."""
+    settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
+    spec = WorkerSpec(worker="bench.ceiling_worker:Ceiling", settings=settings)
+    with options.start(spec) as worker:
+        precisions = ["fp32", *(["bf16"] if _has_bf16() else [])]
+        ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
+        coefficients: list[float] = worker.call("flops_of_row")["coefficients"]
+    return ceilings, coefficients
+
+
+def with_flops(
+    measurement: Measurement, row_flops: Sequence[float], ceilings: dict[str, float], options: TrainingOptions
+) -> Measurement:
+    """Add FLOP/s on real tokens and the share of the ceiling to a measurement that counted its tokens."""
+    facts = measurement.facts
+    if "tokens" not in facts:
+        return measurement
+    constant, linear, square = row_flops
+    useful = constant * facts["rows"] + linear * facts["tokens"] + square * facts["tokens_squared"]
+    rate = useful / facts["seconds"]
+    precision = "fp32" if measurement.contender.removesuffix(TWIN).endswith("fp32") else "bf16"
+    ceiling = ceilings.get(precision, ceilings["fp32"])
+    more = {"flop_per_s": rate, "ceiling_flop_per_s": ceiling, "share_of_ceiling": rate / ceiling}
+    return dataclasses.replace(measurement, facts=facts | more)
+
+
+def _has_bf16() -> bool:
+    import torch
+
+    from train_loop.device import resolve_precision
+
+    return resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")) == "bf16"
