@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from serve.contract.classifier import Classifier, write_classifier
-from serve.contract.files import flush_folder
+from serve.contract.files import flush_folder, replace_folder
 from train_loop.loop import Training
 from train_loop.processes import on_main_process
-from train_loop.run_directory import RunDirectory, installed_versions, replace_folder
+from train_loop.run_directory import RunDirectory, installed_versions
 
 
 def write_model(

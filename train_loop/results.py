@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serve.contract.files import flush_folder, write_bytes, write_json
+from serve.contract.files import flush_folder, replace_folder, write_bytes, write_json
 from train_loop.assessment import Assessment
 from train_loop.audit import write_audit
 from train_loop.pictures import draw_all
 from train_loop.predictions import write_misclassified, write_predictions
 from train_loop.report import render_report
-from train_loop.run_directory import replace_folder
 
 SHOWN_METRICS = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
 

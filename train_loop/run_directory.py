@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,16 +156,6 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def replace_folder(staged: Path, final: Path) -> None:
-    """Put a finished folder in the place of another; a reader finds the old one or the new."""
-    retired = final.with_name(f".{final.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
-    if final.exists():
-        final.rename(retired)
-    staged.rename(final)
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _make_new(parent: Path, name: str, *, may_number: bool) -> Path:

@@ -1,0 +1,112 @@
+"""Turn a finished run into a verified ONNX bundle.
+
+python -m export --run runs/latest
+python -m export --run runs/latest --output bundle --variants fp32 int8
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+NEEDED = ("torch", "transformers", "optimum", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export and return the exit status: 0 done, 1 a variant fell short, 2 bad input."""
+    arguments = _parser().parse_args(argv)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"error: {', '.join(missing)} not installed; pip install 'rawloop[export,cpu]'", file=sys.stderr)
+        return 2
+    from serve.contract.errors import InputError
+
+    try:
+        return _export(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; the bundle that was there before is as it was.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Turn a finished run into an ONNX bundle, every graph of it verified against PyTorch.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run directory, such as runs/latest")
+    parser.add_argument("--output", type=Path, help="the bundle's folder, replaced as a whole (RUN/onnx)")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=("fp32", "int8", "fp16"),
+        default=["fp32", "int8", "fp16"],
+        help="graphs to make beside fp32, which is always made (all)",
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=("static", "dynamic"),
+        default="static",
+        help="how int8 is made; under dynamic a text's answer depends on its batch (static)",
+    )
+    parser.add_argument(
+        "--min_label_agreement", type=float, help="share of rows on which int8 must agree with PyTorch (0.98)"
+    )
+    parser.add_argument(
+        "--strict",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="exit with status 1 when a variant fell short and was left out",
+    )
+    parser.add_argument("--calibration_file", type=Path, help="training rows, parquet, csv or jsonl (RUN/samples)")
+    parser.add_argument("--verification_file", type=Path, help="held-out rows, parquet, csv or jsonl (RUN/samples)")
+    parser.add_argument("--triton", type=Path, help="also write a Triton model repository into this folder")
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    # Imported here: the command line was checked first.
+    import transformers
+    from rich.console import Console
+
+    from export.build import Build, Settings
+    from export.rows import read_rows
+    from export.summary import print_summary
+    from export.triton import write_triton
+    from serve.contract.bundle import BUNDLE_FILE
+    from serve.contract.classifier import read_classifier
+    from serve.contract.errors import InputError
+
+    agreement = arguments.min_label_agreement
+    if agreement is not None and not 0 < agreement <= 1:
+        raise InputError(f"--min_label_agreement must be above 0 and at most 1, found {agreement}")
+    run: Path = arguments.run.resolve()
+    model_folder = run / "model"
+    classifier = read_classifier(model_folder)
+    output: Path = (arguments.output or run / "onnx").resolve()
+    if output.exists() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file():
+        raise InputError(f"--output {output}: the folder has other files, and would be replaced; name a new one")
+    train = read_rows(arguments.calibration_file or run / "samples" / "train.parquet", "train", classifier)
+    held_out = read_rows(
+        arguments.verification_file or run / "samples" / "validation.parquet", "validation", classifier
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.set_verbosity_error()
+    console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)
+    settings = Settings(
+        variants=tuple(arguments.variants), quantization=arguments.quantization, min_label_agreement=agreement
+    )
+    exported = Build(model_folder, classifier, train, held_out, output, settings, console).run()
+    if arguments.triton is not None:
+        write_triton(arguments.triton, exported.folder, classifier, exported.variants)
+    print_summary(console, exported, arguments.triton)
+    return 1 if exported.left_out and arguments.strict else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

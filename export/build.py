@@ -1,0 +1,344 @@
+"""The five steps in order: PyTorch -> float graph -> fused -> int8 and fp16 -> verified -> bundle."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from rich.console import Console
+
+from export.activations import collect
+from export.dynamic import quantize_dynamically
+from export.half import to_half
+from export.layers import find_layers, name_nodes
+from export.machine import instruction_set
+from export.optimize import fused_operators, optimize_graph
+from export.pack import canary_texts, copy_model_files, write_bundle
+from export.quantize import quantize_layers
+from export.reference import Reference
+from export.repair import TARGETS, Repair
+from export.rows import LabelledRows
+from export.speed import rows_per_second
+from export.to_onnx import export_graph, external_files, input_names
+from export.verify import GATES, Gate, Verdict, verify
+from serve.contract.bundle import Variant, VariantName
+from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
+from serve.contract.files import replace_folder
+from serve.cores import num_usable_cores
+from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.session import Session
+
+Quantization = Literal["static", "dynamic"]
+Details = dict[str, str | int | float | bool]
+
+FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}
+CALIBRATION_SHARE = 0.5
+"""Share of the training sample that the scales come from; the rest decides on repairs."""
+SLOWER = 0.95
+"""A fused graph below this share of its source's rows/s is not kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is exported, and how."""
+
+    variants: tuple[VariantName, ...] = ("fp32", "int8", "fp16")
+    quantization: Quantization = "static"
+    min_label_agreement: float | None = None
+    """Of int8, in place of the gate's own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What came out."""
+
+    folder: Path
+    variants: dict[str, Variant]
+    left_out: dict[str, str]
+    """Variant -> why it is not in the bundle."""
+    rows_per_s: dict[str, dict[int, float]]
+    """Graph (pytorch is not among them) -> batch size -> rows/s."""
+    sizes: dict[str, int]
+    """Variant -> bytes."""
+
+
+class Build:
+    """One export, from a model folder to a staged bundle that takes the place of the old one at the end.
+
+    Args:
+        model_folder: the run's `model/`.
+        classifier: its contract.
+        train: rows to calibrate on.
+        held_out: rows to verify on.
+        output: the bundle's folder; replaced as a whole, or left as it was.
+        settings: what is wanted.
+        console: where progress is told.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path,
+        classifier: Classifier,
+        train: LabelledRows,
+        held_out: LabelledRows,
+        output: Path,
+        settings: Settings,
+        console: Console,
+    ) -> None:
+        self._model_folder = model_folder
+        self._classifier = classifier
+        self._train = train
+        self._held_out = held_out
+        self._output = output
+        self._settings = settings
+        self._console = console
+        self._staged = output.with_name(f".{output.name}.tmp")
+        self._work = output.with_name(f".{output.name}.work")
+        self._variants: dict[str, Variant] = {}
+        self._left_out: dict[str, str] = {}
+        self._started = time.monotonic()
+
+    def run(self) -> Exported:
+        """Export, verify and pack.
+
+        Raises:
+            InputError: the architecture cannot be exported, or the float graph is not right: nothing ships.
+        """
+        for folder in (self._staged, self._work):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        try:
+            return self._run()
+        finally:
+            for folder in (self._staged, self._work):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self) -> Exported:
+        self._tell("PyTorch, float32: the answers to compare with")
+        reference = Reference(self._model_folder, self._classifier)
+        expected = reference.logits(self._held_out)
+        self._tell("ONNX, float32")
+        raw = export_graph(self._model_folder, self._work / "raw")
+        copy_model_files(self._model_folder, self._staged)
+        self._encoder = Encoder(
+            self._staged / "tokenizer.json",
+            self._classifier,
+            input_names=input_names(raw),
+            pad_token_id=reference.tokenizer.pad_token_id,
+            pad_token_type_id=reference.tokenizer.pad_token_type_id,
+        )
+        self._judge = _Judge(self._encoder, reference, self._held_out, expected)
+        self._add_float(raw)
+        if "int8" in self._settings.variants:
+            self._add_int8()
+        if "fp16" in self._settings.variants:
+            self._add_half()
+        self._tell("Speed, in turn")
+        graphs = {name: self._staged / v.file for name, v in self._variants.items() if name != "fp16"}
+        rates = rows_per_second(graphs, self._encoder, self._encoder.encode(self._held_out.inputs))
+        write_bundle(
+            self._staged,
+            self._classifier,
+            self._variants,
+            reference.tokenizer.pad_token_id,
+            reference.tokenizer.pad_token_type_id,
+        )
+        sizes = {name: (self._staged / variant.file).stat().st_size for name, variant in self._variants.items()}
+        replace_folder(self._staged, self._output)
+        return Exported(self._output, self._variants, self._left_out, rates, sizes)
+
+    def _add_float(self, raw: Path) -> None:
+        self._tell("Fusing operators")
+        fused, method = optimize_graph(raw.parent, raw.name, self._work / "fused")
+        choice, speeds = raw, {}
+        if fused is not None:
+            encodings = self._encoder.encode(self._held_out.inputs[:256])
+            rates = rows_per_second({"raw": raw, "fused": fused}, self._encoder, encodings)
+            speeds = {f"rows_per_s_{name}_batch_{size}": rate for name in rates for size, rate in rates[name].items()}
+            if rates["fused"][32] >= SLOWER * rates["raw"][32]:
+                choice = fused
+            else:
+                method = "not fused: the fused graph is slower here"
+        verdict = self._verify(choice, "fp32")
+        if verdict.shortfalls and choice is fused:
+            method = f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})"
+            choice, verdict = raw, self._verify(raw, "fp32")
+        if verdict.shortfalls:
+            raise InputError(
+                "the float32 graph is not what PyTorch computes, so nothing was written: "
+                + "; ".join(verdict.shortfalls)
+            )
+        self._ship("fp32", choice, method, verdict, details=dict(speeds))
+
+    def _add_int8(self) -> None:
+        if self._variants["fp32"].external_files:
+            self._leave_out("int8", "over 2 GB: not supported")
+            return
+        gate = GATES["int8"]
+        if self._settings.min_label_agreement is not None:
+            gate = dataclasses.replace(gate, min_label_agreement=self._settings.min_label_agreement)
+        if self._settings.quantization == "dynamic":
+            self._add_dynamic_int8(dataclasses.replace(gate, must_be_batch_invariant=False))
+        else:
+            self._add_static_int8(gate)
+
+    def _add_dynamic_int8(self, gate: Gate) -> None:
+        self._tell("int8, dynamic")
+        graph = self._work / "int8.onnx"
+        instructions = instruction_set()
+        quantize_dynamically(self._staged / FILES["fp32"], graph, reduce_range=instructions is None)
+        self._tell("Verifying dynamic int8")
+        method = "dynamic, per channel: answers depend on the batch"
+        self._add("int8", graph, method, gate, instructions=instructions, details={})
+
+    def _add_static_int8(self, gate: Gate) -> None:
+        model = onnx.load(self._staged / FILES["fp32"])
+        name_nodes(model)
+        layers = find_layers(model)
+        if not layers:
+            self._leave_out("int8", "no layer multiplies by a constant weight, so there is nothing to quantize")
+            return
+        instructions = instruction_set()
+        encodings = self._encoder.encode(self._train.inputs)
+        middle = max(1, round(CALIBRATION_SHARE * len(encodings)))
+        calibration, rest = encodings[:middle], encodings[middle:] or encodings
+        self._tell(f"Calibrating {len(layers)} layers on {len(calibration)} training rows")
+        activations = collect(model, layers, calibration, self._encoder, self._work)
+        self._tell("Rounding them to int8")
+        integers = quantize_layers(model, layers, activations, max_integer=127 if instructions else 63)
+        self._tell(f"Measuring the harm on {len(rest)} other training rows")
+        graph = self._work / "int8.onnx"
+
+        def run(candidate: onnx.ModelProto) -> NDArray[np.float32]:
+            onnx.save(candidate, graph)
+            return self._logits(graph, rest)
+
+        repair = Repair(model, layers, integers, run(model), run)
+        alphas = sorted({layer.alpha for layer in integers.values()})
+        for target in TARGETS:
+            repaired = repair.keep_until(target)
+            onnx.save(repair.graph(repaired.kept), graph)
+            self._tell(f"Verifying static int8 with {len(repaired.kept)} layers in float32")
+            method = f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
+            method += f"{len(repaired.kept)} of {len(layers)} layers in float32"
+            details: Details = {
+                "layers": len(layers),
+                "layers_in_float32": ", ".join(repaired.kept),
+                "calibration_rows": len(calibration),
+                "weight_bits": 8 if instructions else 7,
+                "repair_label_agreement_before": repaired.agreement_before,
+                "repair_label_agreement": repaired.agreement,
+                "repair_error_before": repaired.error_before,
+                "repair_error": repaired.error,
+            }
+            is_last = target == TARGETS[-1]
+            if self._add("int8", graph, method, gate, instructions=instructions, details=details, may_fail=not is_last):
+                return
+
+    def _logits(self, graph: Path, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+        session = Session(graph, num_threads=num_usable_cores())
+        found = np.empty((len(encodings), len(self._classifier.labels)), np.float32)
+        for batch in length_sorted_batches([e.num_tokens for e in encodings], 4_096, 16):
+            found[batch] = session.run(self._encoder.pad([encodings[row] for row in batch]))
+        session.close()
+        return found
+
+    def _add_half(self) -> None:
+        if self._variants["fp32"].external_files:
+            self._leave_out("fp16", "over 2 GB: not supported")
+            return
+        graph = self._work / "fp16.onnx"
+        self._tell("float16, for CUDA")
+        try:
+            to_half(self._staged / FILES["fp32"], graph)
+        except Exception as error:  # the converter has no errors of its own
+            self._leave_out("fp16", f"could not be converted ({type(error).__name__}: {error})")
+            return
+        details = {"verified_on": "CPUExecutionProvider", "needs_check_on_cuda": True}
+        self._add("fp16", graph, "float16 inside, float32 at inputs and outputs", GATES["fp16"], details=details)
+
+    def _add(
+        self,
+        name: str,
+        graph: Path,
+        method: str,
+        gate: Gate,
+        *,
+        instructions: str | None = None,
+        details: Details,
+        may_fail: bool = False,
+    ) -> bool:
+        """Ship a graph that passes its gate; return whether it did. With `may_fail` there is a next attempt."""
+        try:
+            verdict = self._verify(graph, name, gate)
+            reason = "; ".join(verdict.shortfalls)
+        except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
+            reason = str(error).splitlines()[0]
+        if not reason:
+            self._ship(name, graph, method, verdict, instructions=instructions, details=details)
+        elif not may_fail:
+            self._leave_out(name, reason)
+        return not reason
+
+    def _verify(self, graph: Path, name: str, gate: Gate | None = None) -> Verdict:
+        session = Session(graph, num_threads=num_usable_cores())
+        try:
+            return self._judge(session, gate or GATES[name])
+        finally:
+            session.close()
+
+    def _ship(
+        self,
+        name: str,
+        graph: Path,
+        method: str,
+        verdict: Verdict,
+        *,
+        instructions: str | None = None,
+        details: Details,
+    ) -> None:
+        file = self._staged / FILES[name]
+        shutil.copyfile(graph, file)
+        external = external_files(graph)
+        for other in external:
+            shutil.copyfile(graph.parent / other, self._staged / other)
+        self._variants[name] = Variant(
+            file=file.name,
+            external_files=external,
+            method=method,
+            instruction_set=instructions,
+            fused_operators=fused_operators(graph),
+            details=details,
+            canary_logits=verdict.canary_logits,
+            verification=verdict.record,
+        )
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self._left_out[name] = reason
+        self._console.print(f"  {name} is left out: {reason}", style="yellow", highlight=False, markup=False)
+
+    def _tell(self, text: str) -> None:
+        seconds = time.monotonic() - self._started
+        self._console.print(f"[{seconds:5.1f} s] {text} ...", highlight=False, markup=False)
+
+
+class _Judge:
+    """Verifies graphs against the same rows and answers."""
+
+    def __init__(
+        self, encoder: Encoder, reference: Reference, rows: LabelledRows, expected: NDArray[np.float32]
+    ) -> None:
+        self._encoder = encoder
+        self._reference = reference
+        self._rows = rows
+        self._expected = expected
+
+    def __call__(self, session: Session, gate: Gate) -> Verdict:
+        canary = canary_texts(self._encoder.classifier)
+        return verify(session, self._encoder, self._reference, self._rows, self._expected, canary, gate)

@@ -1,0 +1,63 @@
+"""What PyTorch answers in float32: the truth that every graph is compared with."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.rows import LabelledRows
+from serve.contract.classifier import Classifier
+from serve.contract.text import clean
+from serve.encoder import TextInput, length_sorted_batches
+
+MAX_TOKENS, MAX_ROWS = 4_096, 32
+"""Of one forward pass."""
+
+
+class Reference:
+    """The run's model and its transformers tokenizer; nothing of what is about to be proved.
+
+    Args:
+        model_folder: the run's `model/`.
+        classifier: its contract.
+    """
+
+    def __init__(self, model_folder: Path, classifier: Classifier) -> None:
+        # Imported here, after the command line was checked.
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._classifier = classifier
+        self._model: Any = AutoModelForSequenceClassification.from_pretrained(model_folder).float().eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)
+        self.labels = tuple(self._model.config.id2label[index] for index in range(self._model.config.num_labels))
+        self.vocabulary_size = int(self._model.config.vocab_size)
+
+    def logits(self, rows: LabelledRows) -> NDArray[np.float32]:
+        """Return the logits of rows [N, C]."""
+        encoded = self._encode(rows.inputs)
+        batches = length_sorted_batches([len(ids) for ids in encoded["input_ids"]], MAX_TOKENS, MAX_ROWS)
+        found = np.zeros((len(rows), len(self.labels)), np.float32)
+        for batch in batches:
+            picked = {name: [values[row] for row in batch] for name, values in encoded.items()}
+            found[batch] = self.run(self.tokenizer.pad(picked, return_tensors="np"))
+        return found
+
+    def run(self, arrays: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Return the logits [B, C] of arrays [B, T]."""
+        import torch
+
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(np.asarray(values, np.int64)) for name, values in arrays.items()}
+            logits: NDArray[np.float32] = self._model(**tensors).logits.numpy()
+        return logits
+
+    def _encode(self, inputs: Sequence[TextInput]) -> Mapping[str, list[list[int]]]:
+        cleaning = self._classifier.cleaning
+        parts = [(text,) if isinstance(text, str) else text for text in inputs]
+        columns = [[clean(part[place], cleaning) for part in parts] for place in range(len(parts[0]))]
+        encoded: Mapping[str, list[list[int]]] = self.tokenizer(
+            *columns, truncation=True, max_length=self._classifier.max_length
+        )
+        return encoded

@@ -1,0 +1,87 @@
+"""The rows that export needs: a training sample to calibrate on, held-out rows to prove itself on."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
+from serve.encoder import TextInput
+
+COLUMNS = "`text`, `text_pair` for pairs, and `label`"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledRows:
+    """Texts as they came, with class numbers."""
+
+    name: str
+    """Where they are from, for the manifest."""
+    inputs: list[TextInput]
+    labels: NDArray[np.int64]
+    """[N]."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, rows: slice) -> "LabelledRows":
+        """Return some of the rows."""
+        return LabelledRows(self.name, self.inputs[rows], self.labels[rows])
+
+
+def read_rows(path: Path, name: str, classifier: Classifier) -> LabelledRows:
+    """Read labelled rows from parquet, csv or jsonl.
+
+    Raises:
+        InputError: the file is absent, of another type, empty, lacks a column, or has an unknown label or no text.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file; training writes it into the run (samples/). For a run of an older rawloop give "
+            f"--calibration_file and --verification_file, with the columns {COLUMNS}"
+        )
+    rows = _read(path)
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    takes_pairs = classifier.text_pair_column is not None
+    wanted = ["text", *(["text_pair"] if takes_pairs else []), "label"]
+    missing = [column for column in wanted if column not in rows[0]]
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(missing)}; expected {COLUMNS}, found {', '.join(rows[0])}")
+    numbers = {label: index for index, label in enumerate(classifier.labels)}
+    inputs: list[TextInput] = []
+    labels = []
+    for number, row in enumerate(rows, start=1):
+        texts = [row["text"], row["text_pair"]] if takes_pairs else [row["text"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{path}, row {number}: expected text, found {texts!r:.80}")
+        if row["label"] not in numbers:
+            raise InputError(
+                f"{path}, row {number}: label {row['label']!r} is none of the model's: {', '.join(classifier.labels)}"
+            )
+        inputs.append((texts[0], texts[1]) if takes_pairs else texts[0])
+        labels.append(numbers[row["label"]])
+    return LabelledRows(name, inputs, np.array(labels, np.int64))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq  # comes with datasets
+
+            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+            return rows
+        if suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return list(csv.DictReader(file, strict=True))
+        if suffix == ".jsonl":
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors or OSErrors
+        raise InputError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
+    raise InputError(f"{path}: unknown type {suffix!r}; expected .parquet, .csv or .jsonl")

@@ -1,0 +1,41 @@
+"""How fast graphs are beside each other: rows/s in turn, medians of several rounds; for the table, not the gate."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from serve.cores import num_usable_cores
+from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.session import Session
+
+NUM_ROUNDS = 5
+NUM_ROWS = {1: 40, 32: 256}
+"""Rows of one round, for each batch size."""
+
+
+def rows_per_second(
+    graphs: Mapping[str, Path], encoder: Encoder, encodings: Sequence[Encoding]
+) -> dict[str, dict[int, float]]:
+    """Return graph -> batch size -> rows/s on this machine's CPU, all cores, batches of like length."""
+    rates: dict[str, dict[int, list[float]]] = {name: {size: [] for size in NUM_ROWS} for name in graphs}
+    sessions = {name: Session(graph, num_threads=num_usable_cores(), spinning=True) for name, graph in graphs.items()}
+    batches = {}
+    for size, num_rows in NUM_ROWS.items():
+        picked = [encodings[row % len(encodings)] for row in range(num_rows)]
+        parts = length_sorted_batches([encoding.num_tokens for encoding in picked], 10**9, size)
+        batches[size] = [encoder.pad([picked[row] for row in part]) for part in parts]
+    try:
+        for round_number in range(NUM_ROUNDS + 1):
+            for name, session in sessions.items():
+                for size, arrays in batches.items():
+                    start = time.perf_counter()
+                    for inputs in arrays:
+                        session.run(inputs)
+                    if round_number:  # the first one warms up
+                        rates[name][size].append(NUM_ROWS[size] / (time.perf_counter() - start))
+    finally:
+        for session in sessions.values():
+            session.close()
+    return {name: {size: float(np.median(values)) for size, values in found.items()} for name, found in rates.items()}

@@ -1,0 +1,217 @@
+"""Step four: is a graph right? Compared with PyTorch on held-out rows, odd shapes and every padding (promise E1).
+
+What is compared is what will be served: the bundle's own tokenizer file and contract, by serve's encoder and
+session, against the run's model with its transformers tokenizer.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.reference import Reference
+from export.rows import LabelledRows
+from serve.contract.bundle import Verification
+from serve.contract.classifier import Side
+from serve.contract.labels import scores_from_logits
+from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.session import Session
+
+TIE = 1e-4
+"""Labels may differ where PyTorch's two best logits are this close."""
+BATCH_ROWS = 32
+MAX_TOKENS = 8_192
+NUM_RESAMPLES = 1_000
+SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What a variant must reach."""
+
+    max_abs_logit_difference: float | None = None
+    min_label_agreement: float | None = None
+    max_accuracy_drop: float | None = None
+    must_be_batch_invariant: bool = True
+
+
+GATES = {
+    "fp32": Gate(max_abs_logit_difference=1e-4, min_label_agreement=1.0),
+    "fp16": Gate(min_label_agreement=0.995),
+    "int8": Gate(min_label_agreement=0.98, max_accuracy_drop=0.005),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What was found of one graph, and why it may not ship."""
+
+    record: Verification
+    shortfalls: list[str]
+    canary_logits: tuple[float, ...]
+
+
+def verify(
+    session: Session,
+    encoder: Encoder,
+    reference: Reference,
+    rows: LabelledRows,
+    expected: NDArray[np.float32],
+    canary: tuple[str, ...],
+    gate: Gate,
+) -> Verdict:
+    """Compare a graph with PyTorch's logits of the rows [N, C], and with itself alone and in batches."""
+    shortfalls = contract_problems(encoder, reference)
+    encodings = encoder.encode(rows.inputs)
+    unknown = max(int(encoding.ids.max()) for encoding in encodings)
+    if unknown >= reference.vocabulary_size:
+        # No graph can look such an id up, so there is nothing to run.
+        raise ValueError(
+            f"tokenizer.json gives id {unknown}, and the model has {reference.vocabulary_size} words: it is another "
+            "model's tokenizer"
+        )
+    alone = np.concatenate([session.run(encoder.pad([encoding])) for encoding in encodings])  # [N, C]
+    arrival = _in_batches(session, encoder, encodings, [*_slices(len(encodings))])
+    by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
+    together = [arrival, _in_batches(session, encoder, encodings, by_length)]
+    shapes_difference, paddings, shape_problems = _odd_shapes(session, encoder, reference, encodings)
+    temperature = encoder.classifier.temperature
+    scores = scores_from_logits(alone, temperature)
+    labels, expected_labels = alone.argmax(axis=1), expected.argmax(axis=1)
+    differs = labels != expected_labels
+    two_best = np.sort(expected, axis=1)[:, -2:]
+    ties = differs & (two_best[:, 1] - two_best[:, 0] <= TIE)
+    right = [found == rows.labels for found in (labels, expected_labels)]
+    record = Verification(
+        split=rows.name,
+        rows=len(rows),
+        max_abs_logit_difference=_finite(max(float(np.abs(alone - expected).max()), shapes_difference)),
+        label_agreement=float(1.0 - (differs & ~ties).mean()),
+        num_ties=int(ties.sum()),
+        accuracy=float(right[0].mean()),
+        pytorch_accuracy=float(right[1].mean()),
+        macro_f1=_macro_f1(rows.labels, labels, expected.shape[1]),
+        pytorch_macro_f1=_macro_f1(rows.labels, expected_labels, expected.shape[1]),
+        accuracy_difference_interval=_paired_interval(right[0].astype(int) - right[1].astype(int)),
+        num_batch_flips=sum(_flips(alone, found) for found in together),
+        max_abs_batch_probability_difference=_finite(
+            max(float(np.abs(scores_from_logits(found, temperature) - scores).max()) for found in together)
+        ),
+        paddings=paddings,
+    )
+    shortfalls += shape_problems
+    if not all(np.isfinite(found).all() for found in (alone, *together)):
+        shortfalls.append("NaN or infinite logits")
+    shortfalls += _missed(record, gate)
+    inputs = canary[0] if len(canary) == 1 else (canary[0], canary[1])
+    canary_logits = session.run(encoder.pad(encoder.encode([inputs])))[0]
+    return Verdict(record, shortfalls, tuple(float(value) for value in np.nan_to_num(canary_logits)))
+
+
+def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
+    """Return where the bundle's contract contradicts the model."""
+    problems = []
+    if encoder.classifier.labels != reference.labels:
+        problems.append(
+            f"label order: classifier.json has {list(encoder.classifier.labels)[:10]}, the model "
+            f"{list(reference.labels)[:10]}"
+        )
+    if encoder.classifier.padding_side != reference.tokenizer.padding_side:
+        problems.append(
+            f"padding side: classifier.json has {encoder.classifier.padding_side}, the model's tokenizer "
+            f"{reference.tokenizer.padding_side}"
+        )
+    return problems
+
+
+def _missed(record: Verification, gate: Gate) -> list[str]:
+    """Return each bound of the gate that is not reached."""
+    missed = []
+    if (bound := gate.max_abs_logit_difference) is not None and record.max_abs_logit_difference > bound:
+        missed.append(f"|logit difference| up to {record.max_abs_logit_difference:.2g}, allowed {bound:g}")
+    if (share := gate.min_label_agreement) is not None and record.label_agreement < share:
+        missed.append(f"label agreement {record.label_agreement:.2%}, needed {share:.2%}")
+    drop = record.pytorch_accuracy - record.accuracy
+    if (most := gate.max_accuracy_drop) is not None and drop > most:
+        missed.append(f"accuracy {drop:.2%} below PyTorch's, allowed {most:.2%}")
+    if gate.must_be_batch_invariant and record.num_batch_flips:
+        missed.append(f"{record.num_batch_flips} labels depend on the batch")
+    return missed
+
+
+def _odd_shapes(
+    session: Session, encoder: Encoder, reference: Reference, encodings: Sequence[Encoding]
+) -> tuple[float, tuple[str, ...], list[str]]:
+    """Compare with PyTorch on 1 x 1, 1 x longest and ragged batches with right, left and mixed padding.
+
+    Both get the same arrays, so that a padding the tokenizer would not use is judged alike.
+    """
+    by_length = sorted(encodings, key=lambda encoding: encoding.num_tokens)
+    ragged = [by_length[place] for place in np.linspace(0, len(by_length) - 1, 8).astype(int)]
+    longest = _stretched(by_length[-1], encoder.max_length)
+    sides: tuple[Side, Side] = ("right", "left")
+    width = min(ragged[-1].num_tokens + 3, encoder.max_length)
+    right, left = (encoder.pad(ragged, side, length=width) for side in sides)
+    batches = {
+        "1x1": encoder.pad([_stretched(by_length[0], 1)]),
+        "1xlongest": encoder.pad([longest]),
+        "right": right,
+        "left": left,
+    }
+    mixed = {name: np.where(np.arange(len(ragged))[:, None] % 2, right[name], left[name]) for name in right}
+    batches["mixed"] = mixed
+    largest, problems = 0.0, []
+    for name, arrays in batches.items():
+        found, expected = session.run(arrays), reference.run(arrays)
+        if not np.isfinite(found).all():
+            problems.append(f"NaN or infinite logits on {name}")
+            continue
+        largest = max(largest, float(np.abs(found - expected).max()))
+    return largest, ("right", "left", "mixed"), problems
+
+
+def _stretched(encoding: Encoding, length: int) -> Encoding:
+    """Return an encoding with its tokens repeated, or cut, to a length."""
+    type_ids = None if encoding.type_ids is None else np.resize(encoding.type_ids, length)
+    return Encoding(np.resize(encoding.ids, length), type_ids, truncated=False)
+
+
+def _slices(num_rows: int) -> list[NDArray[np.int64]]:
+    return [np.arange(start, min(start + BATCH_ROWS, num_rows)) for start in range(0, num_rows, BATCH_ROWS)]
+
+
+def _in_batches(
+    session: Session, encoder: Encoder, encodings: Sequence[Encoding], batches: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    outputs = [session.run(encoder.pad([encodings[row] for row in batch])) for batch in batches]
+    found = np.empty((len(encodings), outputs[0].shape[1]), np.float32)
+    for batch, output in zip(batches, outputs, strict=True):
+        found[batch] = output
+    return found
+
+
+def _flips(alone: NDArray[np.float32], together: NDArray[np.float32]) -> int:
+    """Return how many labels change in a batch, but for those that were a tie alone."""
+    two_best = np.sort(alone, axis=1)[:, -2:]
+    is_tie = two_best[:, 1] - two_best[:, 0] <= TIE
+    return int(((alone.argmax(axis=1) != together.argmax(axis=1)) & ~is_tie).sum())
+
+
+def _macro_f1(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(true, predicted, labels=range(num_classes), average="macro", zero_division=0))
+
+
+def _paired_interval(differences: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean of -1, 0 and 1, one a row."""
+    shares = [float((differences == value).mean()) for value in (-1, 0, 1)]
+    drawn = np.random.default_rng(SEED).multinomial(len(differences), shares, size=NUM_RESAMPLES)
+    low, high = np.percentile((drawn[:, 2] - drawn[:, 0]) / len(differences), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _finite(value: float) -> float:
+    """Return a number that JSON can hold; NaN is told as a shortfall of its own."""
+    return value if np.isfinite(value) else float(np.finfo(np.float32).max)
