@@ -14,6 +14,7 @@ from export.reference import Reference
 from export.rows import LabelledRows
 from serve.contract.bundle import Verification
 from serve.contract.classifier import Side
+from serve.contract.errors import InputError
 from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder, Encoding, length_sorted_batches
 from serve.session import Session
@@ -67,7 +68,7 @@ def verify(
     unknown = max(int(encoding.ids.max()) for encoding in encodings)
     if unknown >= reference.vocabulary_size:
         # No graph can look such an id up, so there is nothing to run.
-        raise ValueError(
+        raise InputError(
             f"tokenizer.json gives id {unknown}, and the model has {reference.vocabulary_size} words: it is another "
             "model's tokenizer"
         )
