@@ -29,7 +29,7 @@ from serve.session import Session
 # Tracing and Optimum warn of their own innards.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
-FUSED_ATTENTION = {"bert", "distilbert", "roberta", "xlm-roberta", "electra"}
+FUSED_ATTENTION = {"albert", "bert", "distilbert", "electra", "roberta", "xlm-roberta"}
 
 
 def export(run: Path, output: Path, **settings: object) -> Exported:
