@@ -112,18 +112,19 @@ class Arena:
         limits: Limits,
         arguments: Callable[[str, int], Answer],
         *,
+        verb: str = "repeat",
         only: Sequence[str] | None = None,
         on_answer: Callable[[str, int, Answer], None] = lambda *_: None,
     ) -> list[Measurement]:
-        """Measure a case in turn: command `repeat`, with arguments by contender and round.
+        """Measure a case in turn: a command, with arguments by contender and round.
 
-        The answer to `repeat` holds `amount`, `seconds` and perhaps `latencies_ms`; `on_answer` sees all of it.
+        The answer holds `amount`, `seconds` and perhaps `latencies_ms`; `on_answer` sees all of it.
         """
         chosen = [name for name in self.alive if only is None or name in only]
         latencies: dict[str, list[float]] = {name: [] for name in chosen}
 
         def repeat(name: str, number: int) -> tuple[float, float]:
-            answer = self._processes[name].call("repeat", **arguments(name, number))
+            answer = self._processes[name].call(verb, **arguments(name, number))
             if number >= 0:
                 on_answer(name, number, answer)
                 latencies[name] += answer.get("latencies_ms", ())

@@ -43,8 +43,8 @@ class ClassifierWorker(ContenderWorker):
         """Return the padded arrays [B, T] of texts, not timed."""
         raise NotImplementedError
 
-    def run(self, arrays: Arrays) -> None:
-        """Run the model alone on arrays and wait for its logits."""
+    def run(self, arrays: Arrays) -> NDArray[np.float32]:
+        """Return the logits [B, C] of arrays: the model alone."""
         raise NotImplementedError
 
     def start(self) -> Message:
@@ -70,6 +70,12 @@ class ClassifierWorker(ContenderWorker):
         answer = self._timed(classify, batches, len(chosen), min_seconds)
         return answer | {"labels": labels[: len(chosen)]}
 
+    def logits(self, *, batch_size: int) -> Message:
+        """Return the logits [N, C] of all rows, in batches in order of arrival."""
+        starts = range(0, len(self.rows), batch_size)
+        found = [self.run(self.encode(self.rows[start : start + batch_size])) for start in starts]
+        return {"logits": np.concatenate(found).astype(float).tolist()}
+
     def repeat_length(self, *, batch_size: int, length: int, min_seconds: float) -> Message:
         """Run the model alone on made-up tokens [batch_size, length] until `min_seconds` have passed."""
         template = self.encode(self.rows[:8])
@@ -80,7 +86,9 @@ class ClassifierWorker(ContenderWorker):
         }
         return self._timed(self.run, [arrays], batch_size, min_seconds)
 
-    def _timed(self, work: Callable[[Any], None], batches: Sequence[Any], num_rows: int, min_seconds: float) -> Message:
+    def _timed(
+        self, work: Callable[[Any], object], batches: Sequence[Any], num_rows: int, min_seconds: float
+    ) -> Message:
         latencies_ms: list[float] = []
         passes = 0
         began = last = time.perf_counter()
@@ -136,8 +144,10 @@ class PyTorchEager(ClassifierWorker):
     def encode(self, rows: Sequence[Text]) -> Arrays:
         return {name: tensor.numpy() for name, tensor in self._tokens(rows).items()}
 
-    def run(self, arrays: Arrays) -> None:
-        self._logits({name: self._torch.from_numpy(array) for name, array in arrays.items()}).float().cpu()
+    def run(self, arrays: Arrays) -> NDArray[np.float32]:
+        tokens = {name: self._torch.from_numpy(array) for name, array in arrays.items()}
+        logits: NDArray[np.float32] = self._logits(tokens).float().cpu().numpy()
+        return logits
 
     def _tokens(self, rows: Sequence[Text]) -> Any:
         return self._tokenizer(
@@ -199,8 +209,9 @@ class OptimumPipeline(TransformersPipeline):
         )
         return {name: array.astype(np.int64) for name, array in tokens.items()}
 
-    def run(self, arrays: Arrays) -> None:
-        self._model(**arrays)
+    def run(self, arrays: Arrays) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._model(**arrays).logits
+        return logits
 
 
 class RawloopPredictor(ClassifierWorker):
@@ -230,5 +241,37 @@ class RawloopPredictor(ClassifierWorker):
         encoder = self._predictor.pipeline.encoder
         return encoder.pad(encoder.encode(list(rows)))
 
-    def run(self, arrays: Arrays) -> None:
-        self._predictor.pipeline.sessions.wide.run(arrays)
+    def run(self, arrays: Arrays) -> NDArray[np.float32]:
+        return self._predictor.pipeline.sessions.wide.run(arrays)
+
+
+class OnnxGraph(ClassifierWorker):
+    """A graph on one ONNX Runtime session over all threads, with a bundle's tokenizer; for the model alone.
+
+    Args:
+        graph: the ONNX file.
+        bundle: folder of the bundle.
+    """
+
+    def __init__(self, graph: str, bundle: str, **rows: Any) -> None:
+        super().__init__(**rows)
+        self._graph = Path(graph)
+        self._bundle = Path(bundle)
+
+    def load(self) -> None:
+        from serve.contract.bundle import read_bundle
+        from serve.encoder import Encoder
+        from serve.session import Session
+
+        self._encoder = Encoder.from_bundle(read_bundle(self._bundle, verify=False))
+        self._session = Session(self._graph, num_threads=self.num_threads, spinning=True)
+
+    def classify(self, rows: Sequence[Text]) -> list[int]:
+        labels: list[int] = self.run(self.encode(rows)).argmax(axis=1).tolist()
+        return labels
+
+    def encode(self, rows: Sequence[Text]) -> Arrays:
+        return self._encoder.pad(self._encoder.encode(list(rows)))
+
+    def run(self, arrays: Arrays) -> NDArray[np.float32]:
+        return self._session.run(arrays)

@@ -27,13 +27,13 @@ from bench.results import Measurement, Results
 from bench.rounds import Limits
 from bench.workload import Workload, rows_of_run
 from serve.contract.bundle import Bundle, read_bundle
-from serve.contract.classifier import read_classifier
+from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
 
 WORKERS = "bench.classifier_workers"
 REFERENCE = "PyTorch fp32"
 ALONE, BATCHED = "batch 1", "batch 32"
-NUM_PARTS = 10
+NUM_PARTS, NUM_QUICK_PARTS = 10, 3
 """Parts of the rows; each round of a measurement takes the next one."""
 LENGTH_BATCH = 8
 """Rows of a batch of fixed length."""
@@ -70,6 +70,10 @@ class InferenceOptions(CommonOptions):
             raise InputError(f"--hourly_price must be positive, found {self.hourly_price}")
 
     @property
+    def num_parts(self) -> int:
+        return NUM_QUICK_PARTS if self.quick else NUM_PARTS
+
+    @property
     def used_batch_sizes(self) -> list[int]:
         return [1, 32] if self.quick else sorted({1, 32, *self.batch_sizes})
 
@@ -84,9 +88,9 @@ def run(options: InferenceOptions, command: str) -> None:
     console.print("reading the rows", style="dim")
     model = options.run / "model"
     classifier = read_classifier(model)
-    bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier.labels)
-    dynamic = read_own_bundle(options.dynamic_bundle, classifier.labels) if options.dynamic_bundle else None
-    rows = rows_of_run(options.run, options.split).sample(200 if options.quick else options.rows, options.seed)
+    bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
+    dynamic = read_own_bundle(options.dynamic_bundle, classifier) if options.dynamic_bundle else None
+    rows = rows_of_run(options.run, options.split).sample(192 if options.quick else options.rows, options.seed)
     lengths = [length for length in options.lengths if length <= max_positions(model)]
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = {"rows_file": str(write_rows(Path(folder), rows)), "max_length": classifier.max_length}
@@ -130,18 +134,20 @@ def run(options: InferenceOptions, command: str) -> None:
     publish(results, inference_tables(results), inference_pictures(results), options.output, console)
 
 
-def read_own_bundle(folder: Path, labels: tuple[str, ...]) -> Bundle:
+def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
     """Return a bundle of the run.
 
     Raises:
-        InputError: no bundle there, a damaged one, or one of another classifier.
+        InputError: no bundle there, a damaged one, or one of another run.
     """
     bundle = read_bundle(folder)
-    if bundle.classifier.labels != labels:
-        raise InputError(
-            f"{folder}: a bundle for the labels {list(bundle.classifier.labels)[:10]}, and the run has "
-            f"{list(labels)[:10]}; give the run's own (python -m export --run RUN)"
-        )
+    for field in ("name", "labels", "data_fingerprint", "max_length"):
+        expected, found = getattr(classifier, field), getattr(bundle.classifier, field)
+        if expected != found:
+            raise InputError(
+                f"{folder}: the bundle of another run: its {field} is {found!r:.80}, and the run's {expected!r:.80}; "
+                "give the run's own (python -m export --run RUN)"
+            )
     return bundle
 
 
@@ -255,37 +261,37 @@ def measure_texts(
 ) -> list[Measurement]:
     """Measure one batch size end to end; keep the labels of every row where the case covers all of them."""
     is_main = size in (1, 32)
-    part = len(rows) // NUM_PARTS if is_main else min(len(rows) // NUM_PARTS, max(2 * size, 32))
+    part = len(rows) // options.num_parts if is_main else min(len(rows) // options.num_parts, max(2 * size, 32))
     case = f"batch {size}"
 
     def arguments(_: str, number: int) -> Answer:
         is_warm_up = number < 0
         return {
             "batch_size": size,
-            "first": number % NUM_PARTS * (len(rows) // NUM_PARTS),
+            "first": number % options.num_parts * (len(rows) // options.num_parts),
             "num_rows": min(part, 2 * size) if is_warm_up else part,
             "min_seconds": 0.0 if is_warm_up or options.quick else 1.0 if is_main else 0.3,
             "model_only": False,
         }
 
     def keep(name: str, number: int, answer: Answer) -> None:
-        if is_main and number < NUM_PARTS:
+        if is_main and number < options.num_parts:
             found = labels.setdefault(case, {}).setdefault(name, np.full(len(rows), -1, np.int64))
             first = number * part
             found[first : first + part] = answer["labels"]
 
-    limits = Limits(min_repeats=NUM_PARTS, min_seconds=0.0)
+    limits = Limits(min_repeats=options.num_parts, min_seconds=0.0)
     return arena.measure(case, "rows", limits, arguments, on_answer=keep)
 
 
 def measure_model(arena: Arena, options: InferenceOptions, rows: Workload) -> list[Measurement]:
     """Measure the model alone on the rows' arrays: without tokenization, one batch of 32 at a time."""
-    part = min(len(rows) // NUM_PARTS, 64)
+    part = min(len(rows) // options.num_parts, 64)
 
     def arguments(_: str, number: int) -> Answer:
         return {
             "batch_size": 32,
-            "first": number % NUM_PARTS * (len(rows) // NUM_PARTS),
+            "first": number % options.num_parts * (len(rows) // options.num_parts),
             "num_rows": part,
             "min_seconds": 0.0 if options.quick else 0.3,
             "model_only": True,
@@ -303,6 +309,7 @@ def measure_length(arena: Arena, options: InferenceOptions, length: int) -> list
         "rows",
         options.limits(seconds=0.0),
         lambda *_: {"batch_size": LENGTH_BATCH, "length": length, "min_seconds": 0.1},
+        verb="repeat_length",
         only=names,
     )
 

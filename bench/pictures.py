@@ -30,7 +30,7 @@ def draw_lines(
     """Draw one line a contender; `limit` is a horizontal line with its name."""
     figure, axes = _figure(title, x_label, y_label)
     if log_x:
-        axes.set_xscale("log", base=2 if x_ticks else 10)
+        axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
     for name, points in lines.items():

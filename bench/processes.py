@@ -70,8 +70,8 @@ class ContenderProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(num_threads // spec.num_processes or 1),
-                preexec_fn=lambda: _stay_on(cores),
+                env=contender_environment(num_threads // spec.num_processes or 1),
+                preexec_fn=lambda: stay_on(cores),
             )
             self._connection = self._accept(listener, start_timeout_s)
 
@@ -91,7 +91,9 @@ class ContenderProcess:
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
             self._process.wait(timeout=10)
-            raise ContenderFailed(f"died with exit status {self._process.returncode}: {self._last_words()}") from error
+            raise ContenderFailed(
+                f"died with exit status {self._process.returncode}: {last_words(self._log)}"
+            ) from error
         if "error" in answer:
             if answer["status"] == "not available":
                 raise ContenderAbsent("not available", answer["error"])
@@ -128,11 +130,7 @@ class ContenderProcess:
                 return listener.accept()
         self._process.kill()
         self._process.wait()
-        raise ContenderAbsent("failed", f"did not start: {self._last_words()}")
-
-    def _last_words(self) -> str:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it said nothing"
+        raise ContenderAbsent("failed", f"did not start: {last_words(self._log)}")
 
 
 class NeighbourWatch:
@@ -164,7 +162,13 @@ def _command(spec: WorkerSpec, spec_file: Path) -> list[str]:
     return [*python, "bench.worker", str(spec_file)]
 
 
-def _environment(num_threads: int) -> dict[str, str]:
+def last_words(log: Path) -> str:
+    """Return the last lines of what a process said."""
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it said nothing"
+
+
+def contender_environment(num_threads: int) -> dict[str, str]:
     """Return this environment with the threads set, and without what a launcher may have left in it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     root = str(Path(__file__).resolve().parents[1])
@@ -176,7 +180,8 @@ def _environment(num_threads: int) -> dict[str, str]:
     )
 
 
-def _stay_on(cores: Sequence[int]) -> None:
+def stay_on(cores: Sequence[int]) -> None:
+    """Keep this process, and what it starts, on some cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 
