@@ -35,6 +35,11 @@ class Entrant:
     absent_because: str = ""
     """Why it cannot run here although its modules are there; empty where it can."""
 
+    @property
+    def missing(self) -> list[str]:
+        """Modules that it needs and that are not installed."""
+        return [module for module in self.needs if not _is_installed(module)]
+
     def twin(self) -> "Entrant":
         """Return the same contender under another name: the ratio of the two should be 1."""
         return dataclasses.replace(self, name=f"{self.name}{TWIN}")
@@ -74,9 +79,8 @@ class Arena:
     def start(self) -> None:
         """Start every contender and wait until it has done its first piece of work."""
         for name, entrant in self._entrants.items():
-            missing = [module for module in entrant.needs if not _is_installed(module)]
-            if missing:
-                self._drop(name, ContenderAbsent("not installed", f"needs {', '.join(missing)}"))
+            if entrant.missing:
+                self._drop(name, ContenderAbsent("not installed", f"needs {', '.join(entrant.missing)}"))
             elif entrant.absent_because:
                 self._drop(name, ContenderAbsent("not available", entrant.absent_because))
             else:

@@ -32,6 +32,7 @@ from serve.contract.errors import InputError
 
 WORKERS = "bench.classifier_workers"
 REFERENCE = "PyTorch fp32"
+OPTIMUM = "Optimum pipeline"
 ALONE, BATCHED = "batch 1", "batch 32"
 NUM_PARTS, NUM_QUICK_PARTS = 10, 3
 """Parts of the rows; each round of a measurement takes the next one."""
@@ -95,8 +96,10 @@ def run(options: InferenceOptions, command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = {"rows_file": str(write_rows(Path(folder), rows)), "max_length": classifier.max_length}
         headline = f"rawloop {bundle.default_variant('cpu')}"
-        entrants = [*peers(model, export_for_optimum(model, Path(folder)), settings), *ours(bundle, dynamic, settings)]
-        chosen = options.choose(entrants, headline)
+        optimum = Path(folder) / "optimum"
+        chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, dynamic, settings)], headline)
+        if any(entrant.name == OPTIMUM and not entrant.missing for entrant in chosen):
+            export_for_optimum(model, optimum)
         with Arena(chosen, options.start, console) as arena:
             arena.start()
             labels: dict[str, dict[str, NDArray[np.int64]]] = {}
@@ -172,20 +175,23 @@ def mean_tokens(bundle: Bundle, rows: Workload) -> float:
     return float(np.mean([encoding.num_tokens for encoding in Encoder.from_bundle(bundle).encode(inputs)]))
 
 
-def export_for_optimum(model: Path, folder: Path) -> str:
-    """Export the model by Optimum as its users do, in fp32; return the folder, or nothing where it is not installed."""
-    try:
-        from optimum.onnxruntime import ORTModelForSequenceClassification
-        from transformers import AutoTokenizer
-    except ImportError:
-        return ""  # the contender is then told as not installed
-    target = folder / "optimum"
-    ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
+def export_for_optimum(model: Path, target: Path) -> Path:
+    """Export the model by Optimum as its users do, in fp32, and return the folder."""
+    import warnings
+
+    import transformers
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about constants; the export is Optimum's own affair
+        ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
     AutoTokenizer.from_pretrained(model).save_pretrained(target)
-    return str(target)
+    return target
 
 
-def peers(model: Path, optimum: str, settings: Answer) -> Iterator[Entrant]:
+def peers(model: Path, optimum: Path, settings: Answer) -> Iterator[Entrant]:
     """Yield what a user would pick instead."""
     import torch
 
@@ -219,11 +225,11 @@ def peers(model: Path, optimum: str, settings: Answer) -> Iterator[Entrant]:
     )
     yield entrant("pipeline", "transformers pipeline, PyTorch float32", "TransformersPipeline", model=folder)
     yield entrant(
-        "Optimum pipeline",
+        OPTIMUM,
         "transformers pipeline around Optimum's ORT model, float32",
         "OptimumPipeline",
         needs=("optimum.onnxruntime",),
-        model=optimum,
+        model=str(optimum),
     )
 
 

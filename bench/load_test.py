@@ -37,6 +37,8 @@ NUM_JUDGED = 500
 """Texts whose labels are compared."""
 NUM_BISECTIONS = 4
 """Tries between the highest rate that held and the lowest that did not."""
+SLICE_S, OPEN_S, QUICK_OPEN_S = 1.0, 5.0, 2.0
+"""Length of a turn of the closed loop, and of each rate of arrivals."""
 WARM_S = 0.3
 """Start of a closed loop that is not counted."""
 TIMEOUT_S = 30.0
@@ -149,7 +151,7 @@ class LoadTest:
         found: dict[str, list[Traffic]] = {name: [] for name in self.servers}
 
         def repeat(name: str, number: int) -> tuple[float, float]:
-            traffic, seconds = Traffic(), 1.0
+            traffic, seconds = Traffic(), SLICE_S
             while traffic.num_requests == 0 and seconds < TIMEOUT_S:  # longer, where one answer takes longer
                 traffic = self._await(
                     self._with_session(
@@ -206,11 +208,11 @@ class LoadTest:
 
         quick = self._options.quick
         for share in (0.5, 1.0) if quick else RATES:
-            attempt(share, 2.0 if quick else 5.0, f"open loop, {share:.0%} of capacity")
+            attempt(share, QUICK_OPEN_S if quick else OPEN_S, f"open loop, {share:.0%} of capacity")
         for _ in range(1 if quick else NUM_BISECTIONS):
             low = max((share for share, held in holds.items() if held and share < _lowest_miss(holds)), default=0.0)
             high = min(_lowest_miss(holds), 2.0)
-            attempt((low + high) / 2, 2.0 if quick else 5.0, None)
+            attempt((low + high) / 2, QUICK_OPEN_S if quick else OPEN_S, None)
         best = max((share for share, held in holds.items() if held and share < _lowest_miss(holds)), default=0.0)
         self._add_facts(name, rate_within_bound_per_s=best * capacity)
         self._tell(f"measured arrivals at {name}")

@@ -8,6 +8,7 @@ with PyTorch's, and with its own alone and in batches of 32.
 
 import dataclasses
 import datetime
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,7 +121,7 @@ def make_graphs(
     if "int8" not in variants or variants["int8"].method.startswith("dynamic"):
         raise InputError(f"{bundle.folder}: no static int8; export the run again (python -m export --run RUN)")
     fused = bundle.graph("fp32")
-    raw = Path(export_for_optimum(options.run / "model", folder)) / "model.onnx"
+    raw = export_for_optimum(options.run / "model", folder / "raw") / "model.onnx"
     train = rows_of_run(options.run, "train").sample(NUM_CALIBRATION_ROWS, options.seed)
     encoder, inputs = Encoder.from_bundle(bundle), _inputs(train)
     ways: dict[str, Callable[[Path], None]] = {
@@ -135,9 +136,12 @@ def make_graphs(
         graphs[name] = folder / f"{place}.onnx"
         console.print(f"making {name}", style="dim", highlight=False)
         try:
+            logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
             make(graphs[name])
         except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
             reasons[name] = f"could not be made ({type(error).__name__}: {str(error).splitlines()[0]})"
+        finally:
+            logging.disable(logging.NOTSET)
     return graphs, reasons
 
 

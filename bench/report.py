@@ -67,7 +67,7 @@ def build_console() -> "Console":
     """Return the console of the benchmarks; lines are not cut where the output is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)
+    return Console(width=None if sys.stdout.isatty() else 220, soft_wrap=True)
 
 
 def publish(

@@ -100,7 +100,7 @@ def run(options: TrainingOptions, command: str) -> None:
             measurements = measure_passes(arena, options)
             warnings = arena.warnings()
             contenders = arena.records
-        if OURS in {entrant.name for entrant in entrants}:
+        if OURS in {entrant.name for entrant in entrants} and (options.processes or options.micro_batches):
             with Arena(list(scaling_entrants(options, config)), options.start, console) as arena:
                 arena.start()
                 measurements += measure_scaling(arena, options)

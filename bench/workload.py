@@ -64,11 +64,32 @@ class Workload:
 
 
 def rows_of_run(run: Path, split: str) -> Workload:
-    """Return the rows of a split that a run held out, cut as the run cut them.
+    """Return rows of a run's split, cleaned as the model wants them: cleaning them again changes nothing.
+
+    They are the sample that training left in the run where there is one, else those of the run's source.
 
     Raises:
         InputError: the folder is no run, has no such split, or its data is gone.
     """
+    from export.rows import read_rows
+    from serve.contract.classifier import read_classifier
+
+    sample = run / "samples" / f"{split}.parquet"
+    if not sample.is_file():
+        return _rows_of_source(run, split)
+    classifier = read_classifier(run / "model")
+    rows = read_rows(sample, split, classifier)
+    columns = list(zip(*(row if isinstance(row, tuple) else (row,) for row in rows.inputs), strict=True))
+    texts, *pairs = (tuple(clean(text, classifier.cleaning) for text in column) for column in columns)
+    return Workload(
+        origin=f"{split} sample of {run.name}",
+        texts=texts,
+        pairs=pairs[0] if pairs else None,
+        labels=tuple(rows.labels.tolist()),
+    )
+
+
+def _rows_of_source(run: Path, split: str) -> Workload:
     from train_loop.config import CONFIG_FILE, TrainConfig, read_yaml
     from train_loop.data import load_data
     from train_loop.model import load_tokenizer
