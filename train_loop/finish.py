@@ -60,9 +60,4 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         on_main_process(accelerator, lambda: push_to_hub(run.model, name, training.progress.note))
     accelerator.end_training()
     console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)
-    console.print(
-        'Try it: python -c "from transformers import pipeline; '
-        f"print(pipeline('text-classification', '{os.path.relpath(run.model)}')('...'))\"",
-        highlight=False,
-        markup=False,
-    )
+    console.print(f"Export it: python -m export --run {os.path.relpath(run.path)}", highlight=False, markup=False)
