@@ -3,27 +3,24 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import filelock
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 
-from export.activations import collect
 from export.dynamic import quantize_dynamically
 from export.half import to_half
-from export.layers import find_layers, name_nodes
 from export.machine import instruction_set
 from export.optimize import fused_operators, optimize_graph
 from export.pack import canary_texts, copy_model_files, write_bundle
-from export.quantize import quantize_layers
 from export.reference import Reference
-from export.repair import TARGETS, Repair
+from export.repair import TARGETS
 from export.rows import LabelledRows
 from export.speed import rows_per_second
+from export.static_int8 import StaticInt8
 from export.to_onnx import export_graph, external_files, input_names
 from export.verify import GATES, Gate, Verdict, verify
 from serve.contract.bundle import Variant, VariantName
@@ -31,15 +28,13 @@ from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.files import replace_folder
 from serve.cores import num_usable_cores
-from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.encoder import Encoder
 from serve.session import Session
 
 Quantization = Literal["static", "dynamic"]
 Details = dict[str, str | int | float | bool]
 
 FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}
-CALIBRATION_SHARE = 0.5
-"""Share of the training sample that the scales come from; the rest decides on repairs."""
 SLOWER = 0.95
 """A fused graph below this share of its source's rows/s is not kept."""
 
@@ -108,8 +103,18 @@ class Build:
         """Export, verify and pack.
 
         Raises:
-            InputError: the architecture cannot be exported, or the float graph is not right: nothing ships.
+            InputError: the architecture cannot be exported, the float graph is not right, or another export writes
+                the same bundle: nothing ships.
         """
+        self._output.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self._output.with_name(f".{self._output.name}.lock"))
+        try:
+            with lock.acquire(timeout=0):
+                return self._run_alone()
+        except filelock.Timeout as error:
+            raise InputError(f"{self._output}: another export is writing it; wait for it, or stop it first") from error
+
+    def _run_alone(self) -> Exported:
         for folder in (self._staged, self._work):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -199,56 +204,19 @@ class Build:
         self._add("int8", graph, method, gate, instructions=instructions, details={})
 
     def _add_static_int8(self, gate: Gate) -> None:
-        model = onnx.load(self._staged / FILES["fp32"])
-        name_nodes(model)
-        layers = find_layers(model)
-        if not layers:
-            self._leave_out("int8", "no layer multiplies by a constant weight, so there is nothing to quantize")
+        try:
+            static = StaticInt8(self._staged / FILES["fp32"], self._encoder, self._train.inputs, self._work, self._tell)
+        except InputError as error:
+            self._leave_out("int8", str(error))
             return
-        instructions = instruction_set()
-        encodings = self._encoder.encode(self._train.inputs)
-        middle = max(1, round(CALIBRATION_SHARE * len(encodings)))
-        calibration, rest = encodings[:middle], encodings[middle:] or encodings
-        self._tell(f"Calibrating {len(layers)} layers on {len(calibration)} training rows")
-        activations = collect(model, layers, calibration, self._encoder, self._work)
-        self._tell("Rounding them to int8")
-        integers = quantize_layers(model, layers, activations, max_integer=127 if instructions else 63)
-        self._tell(f"Measuring the harm on {len(rest)} other training rows")
         graph = self._work / "int8.onnx"
-
-        def run(candidate: onnx.ModelProto) -> NDArray[np.float32]:
-            onnx.save(candidate, graph)
-            return self._logits(graph, rest)
-
-        repair = Repair(model, layers, integers, run(model), run)
-        alphas = sorted({layer.alpha for layer in integers.values()})
         for target in TARGETS:
-            repaired = repair.keep_until(target)
-            onnx.save(repair.graph(repaired.kept), graph)
-            self._tell(f"Verifying static int8 with {len(repaired.kept)} layers in float32")
-            method = f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
-            method += f"{len(repaired.kept)} of {len(layers)} layers in float32"
-            details: Details = {
-                "layers": len(layers),
-                "layers_in_float32": ", ".join(repaired.kept),
-                "calibration_rows": len(calibration),
-                "weight_bits": 8 if instructions else 7,
-                "repair_label_agreement_before": repaired.agreement_before,
-                "repair_label_agreement": repaired.agreement,
-                "repair_error_before": repaired.error_before,
-                "repair_error": repaired.error,
-            }
-            is_last = target == TARGETS[-1]
-            if self._add("int8", graph, method, gate, instructions=instructions, details=details, may_fail=not is_last):
+            method, details = static.write(graph, target)
+            self._tell("Verifying static int8")
+            may_fail = target != TARGETS[-1]
+            instructions = static.instruction_set
+            if self._add("int8", graph, method, gate, instructions=instructions, details=details, may_fail=may_fail):
                 return
-
-    def _logits(self, graph: Path, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
-        session = Session(graph, num_threads=num_usable_cores())
-        found = np.empty((len(encodings), len(self._classifier.labels)), np.float32)
-        for batch in length_sorted_batches([e.num_tokens for e in encodings], 4_096, 16):
-            found[batch] = session.run(self._encoder.pad([encodings[row] for row in batch]))
-        session.close()
-        return found
 
     def _add_half(self) -> None:
         if self._variants["fp32"].external_files:

@@ -4,6 +4,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import filelock
 import numpy as np
 import onnx
 import pytest
@@ -225,7 +226,7 @@ def test_the_command_writes_a_bundle_and_says_what_is_next(
     assert (tmp_path / "t" / "tiny_fp32" / "1" / "model.onnx").is_file()
     config = (tmp_path / "t" / "tiny_fp32" / "config.pbtxt").read_text(encoding="utf-8")
     assert 'name: "attention_mask" data_type: TYPE_INT64' in config
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".b.lock"]
 
 
 def test_a_failed_export_leaves_the_old_bundle_as_it_was(run: Path, tmp_path: Path, bundle: Bundle) -> None:
@@ -267,6 +268,12 @@ def test_what_cannot_be_exported_is_one_message(
 def test_an_absent_run_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--run", str(tmp_path)]) == 2
     assert "expected a folder written by training" in capsys.readouterr().err
+
+
+def test_two_exports_never_write_one_bundle(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with filelock.FileLock(tmp_path / ".b.lock"):
+        assert main(["--run", str(run), "--output", str(tmp_path / "b")]) == 2
+    assert "another export is writing it" in capsys.readouterr().err
 
 
 def test_importing_export_is_light() -> None:

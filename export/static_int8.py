@@ -1,0 +1,89 @@
+"""Static int8 of one graph, put together: calibrate, round, measure, repair."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.activations import collect
+from export.layers import find_layers, name_nodes
+from export.machine import instruction_set
+from export.quantize import quantize_layers
+from export.repair import Repair
+from serve.contract.errors import InputError
+from serve.cores import num_usable_cores
+from serve.encoder import Encoder, TextInput, length_sorted_batches
+from serve.session import Session
+
+CALIBRATION_SHARE = 0.5
+"""Share of the training sample that the scales come from; the rest decides on repairs."""
+
+
+class StaticInt8:
+    """The integer form of a float graph.
+
+    Args:
+        graph: the float graph.
+        encoder: gives its inputs.
+        inputs: training texts or pairs.
+        work: folder for passing files.
+        tell: where progress is told.
+
+    Raises:
+        InputError: the graph has no layer to quantize.
+    """
+
+    def __init__(
+        self, graph: Path, encoder: Encoder, inputs: Sequence[TextInput], work: Path, tell: Callable[[str], None]
+    ) -> None:
+        model = onnx.load(graph)
+        name_nodes(model)
+        layers = find_layers(model)
+        if not layers:
+            raise InputError("no layer multiplies by a constant weight, so there is nothing to quantize")
+        self._encoder = encoder
+        self._candidate = work / "candidate.onnx"
+        self.instruction_set = instruction_set()
+        encodings = encoder.encode(inputs)
+        middle = max(1, round(CALIBRATION_SHARE * len(encodings)))
+        calibration, self._rest = encodings[:middle], encodings[middle:] or encodings
+        tell(f"Calibrating {len(layers)} layers on {len(calibration)} training rows")
+        activations = collect(model, layers, calibration, encoder, work)
+        tell("Rounding them to int8")
+        integers = quantize_layers(model, layers, activations, max_integer=127 if self.instruction_set else 63)
+        tell(f"Measuring the harm on {len(self._rest)} other training rows")
+        self._repair = Repair(model, layers, integers, self._logits(model), self._logits)
+        alphas = sorted({layer.alpha for layer in integers.values()})
+        self._method = f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g})"
+        self._num_layers, self._num_calibration_rows = len(layers), len(calibration)
+
+    def write(self, path: Path, target_agreement: float) -> tuple[str, dict[str, str | int | float | bool]]:
+        """Write the graph with as few layers in float32 as the target needs.
+
+        Returns how it was made, in words and in figures.
+        """
+        repaired = self._repair.keep_until(target_agreement)
+        onnx.save(self._repair.graph(repaired.kept), path)
+        method = f"{self._method}, {len(repaired.kept)} of {self._num_layers} layers in float32"
+        return method, {
+            "layers": self._num_layers,
+            "layers_in_float32": ", ".join(repaired.kept),
+            "calibration_rows": self._num_calibration_rows,
+            "weight_bits": 8 if self.instruction_set else 7,
+            "repair_label_agreement_before": repaired.agreement_before,
+            "repair_label_agreement": repaired.agreement,
+            "repair_error_before": repaired.error_before,
+            "repair_error": repaired.error,
+        }
+
+    def _logits(self, model: onnx.ModelProto) -> NDArray[np.float32]:
+        """Return a graph's logits of the repair rows [N, C]."""
+        onnx.save(model, self._candidate)
+        session = Session(self._candidate, num_threads=num_usable_cores())
+        found = np.empty((len(self._rest), len(self._encoder.classifier.labels)), np.float32)
+        for batch in length_sorted_batches([encoding.num_tokens for encoding in self._rest], 4_096, 16):
+            found[batch] = session.run(self._encoder.pad([self._rest[row] for row in batch]))
+        session.close()
+        return found
