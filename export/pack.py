@@ -1,7 +1,5 @@
 """Step five: the bundle, whole or not at all, with all that serving needs and what was proved."""
 
-import importlib.metadata
-import platform
 import shutil
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from export.to_onnx import input_names
 from serve.contract.bundle import BUNDLE_FILE, Manifest, Variant, record_files, write_manifest
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier
 from serve.contract.files import flush_folder
+from serve.contract.versions import installed_versions
 
 MODEL_FILES = (
     CLASSIFIER_FILE,
@@ -62,7 +61,7 @@ def write_bundle(
             "cuda": "fp16" if "fp16" in variants else "fp32",
         },
         files=record_files(staged),
-        versions=_installed_versions(),
+        versions=installed_versions(RECORDED_PACKAGES),
     )
     write_manifest(staged, manifest)
     flush_folder(staged)
@@ -83,13 +82,3 @@ def bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Pa
         record=variants["fp32"].verification,
         sizes={name: (folder / variant.file).stat().st_size for name, variant in variants.items()},
     )
-
-
-def _installed_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

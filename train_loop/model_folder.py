@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 
 from serve.contract.classifier import Classifier, write_classifier
 from serve.contract.files import flush_folder, replace_folder
+from serve.contract.versions import installed_versions
 from train_loop.loop import Training
 from train_loop.processes import on_main_process
-from train_loop.run_directory import RunDirectory, installed_versions
+from train_loop.run_directory import RECORDED_PACKAGES, RunDirectory
 
 
 def write_model(
@@ -41,7 +42,7 @@ def write_model(
         temperature=temperature,
         metrics=metrics,
         data_fingerprint=data.fingerprint,
-        versions=installed_versions(),
+        versions=installed_versions(RECORDED_PACKAGES),
     )
 
     def write() -> None:

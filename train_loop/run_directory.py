@@ -2,7 +2,6 @@
 
 import datetime
 import errno
-import importlib.metadata
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from accelerate import Accelerator
 
 from serve.contract.errors import InputError
 from serve.contract.files import write_json
+from serve.contract.versions import installed_versions
 from train_loop.config import CONFIG_FILE, TrainConfig, write_yaml
 from train_loop.processes import on_main_process
 
@@ -108,7 +108,7 @@ class RunDirectory:
             {
                 "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
                 "git_commit": _git_commit(),
-                "versions": installed_versions(),
+                "versions": installed_versions(RECORDED_PACKAGES),
                 "platform": platform.platform(),
                 "cpu_count": os.cpu_count(),
                 **facts,
@@ -145,17 +145,6 @@ def require_writable(folder: str) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
     except OSError as error:
         raise InputError(f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder") from error
-
-
-def installed_versions() -> dict[str, str]:
-    """Return package -> version of what a run's result depends on."""
-    versions = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _make_new(parent: Path, name: str, *, may_number: bool) -> Path:

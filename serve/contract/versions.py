@@ -1,0 +1,16 @@
+"""Versions of what made a result, to be written beside it."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return package -> version of those that are installed, and Python's own."""
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
