@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 COMMANDS = {
@@ -31,7 +32,6 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     Raises:
         InputError: an option's value is out of range.
     """
-    import docstring_parser
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -42,16 +42,27 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         module, _, name = place.partition(":")
         options[command] = getattr(importlib.import_module(module), name)
         subparser = jsonargparse.ArgumentParser(allow_abbrev=False)
-        flags = {field.name for field in dataclasses.fields(options[command]) if field.type in (bool, "bool")}
-        subparser.add_class_arguments(options[command], as_group=False, skip=flags, as_positional=command == "compare")
-        for cls in reversed(options[command].__mro__):  # a plain --quick, where jsonargparse would want --quick true
-            for described in docstring_parser.parse_from_object(cls).params if cls is not object else ():
-                if described.arg_name in flags:
-                    subparser.add_argument(f"--{described.arg_name}", action="store_true", help=described.description)
+        _add_fields(subparser, options[command], positional=command == "compare")
         subcommands.add_subcommand(command, subparser, help=options[command].__doc__.splitlines()[0])
     given = parser.parse_args(list(argv))
     command = given.command
     return COMMANDS[command].partition(":")[0], options[command](**vars(given[command]))
+
+
+def _add_fields(parser: Any, options: type, *, positional: bool) -> None:
+    """Add an argument for each field: a plain flag for a bool, where jsonargparse would want `--quick true`."""
+    import docstring_parser
+
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    own = {name for name, field in fields.items() if field.type in (bool, "bool") or positional}
+    if not positional:
+        parser.add_class_arguments(options, as_group=False, skip=own)
+    for cls in reversed(options.__mro__[:-1]):
+        for described in docstring_parser.parse_from_object(cls).params:
+            if described.arg_name in own and positional:
+                parser.add_argument(described.arg_name, type=Path, help=described.description)
+            elif described.arg_name in own:
+                parser.add_argument(f"--{described.arg_name}", action="store_true", help=described.description)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

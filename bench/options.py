@@ -41,6 +41,8 @@ class CommonOptions:
             problems.append(f"--cores {self.cores}: this process may use {list(available_cores())}")
         if self.cores == []:
             problems.append("--cores is empty; name one or more")
+        if self.contenders == []:
+            problems.append("--contenders is empty; name one or more, or leave it out")
         if self.seed < 0:
             problems.append(f"--seed must be 0 or more, found {self.seed}")
         if self.output is not None and self.output.exists() and not self.output.is_dir():

@@ -130,7 +130,9 @@ class ContenderProcess:
                 return listener.accept()
         self._process.kill()
         self._process.wait()
-        raise ContenderAbsent("failed", f"did not start: {last_words(self._log)}")
+        said = last_words(self._log)
+        self._folder.cleanup()
+        raise ContenderAbsent("failed", f"did not start: {said}")
 
 
 class NeighbourWatch:

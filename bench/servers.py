@@ -88,6 +88,7 @@ class Server:
     def __init__(
         self, spec: ServerSpec, *, cores: Sequence[int], num_threads: int, first_body: bytes, timeout_s: float = 120.0
     ) -> None:
+        _require_installed(spec)
         self.spec = spec
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="rawloop-bench-")
@@ -95,7 +96,6 @@ class Server:
         began = time.perf_counter()
         url = spec.url
         if spec.command:
-            _require_installed(spec)
             port = _free_port()
             url = f"http://127.0.0.1:{port}{FORMATS[spec.format].path}"
             with self._log.open("wb") as log:

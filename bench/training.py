@@ -114,7 +114,7 @@ def run(options: TrainingOptions, command: str) -> None:
         work=work,
         headline=OURS if OURS in {entrant.name for entrant in entrants} else entrants[0].name,
         contenders=contenders,
-        measurements=tuple(with_flops(m, row_flops, ceilings, options) for m in measurements),
+        measurements=tuple(with_flops(m, row_flops, ceilings) for m in measurements),
         warnings=tuple(warnings),
     )
     publish(results, training_tables(results), training_pictures(results), options.output, console)
@@ -308,9 +308,7 @@ def measure_ceiling(options: TrainingOptions, config: Answer) -> tuple[dict[str,
     return ceilings, coefficients
 
 
-def with_flops(
-    measurement: Measurement, row_flops: Sequence[float], ceilings: dict[str, float], options: TrainingOptions
-) -> Measurement:
+def with_flops(measurement: Measurement, row_flops: Sequence[float], ceilings: dict[str, float]) -> Measurement:
     """Add FLOP/s on real tokens and the share of the ceiling to a measurement that counted its tokens."""
     facts = measurement.facts
     if "tokens" not in facts:

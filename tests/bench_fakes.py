@@ -33,7 +33,7 @@ class FakeWorker(ContenderWorker):
         self.fails_in_round = fails_in_round
 
     def start(self) -> dict[str, Any]:
-        return {"cold_start_s": 0.5}
+        return {"loaded_memory_mib": 20.0}
 
     def repeat(self, round_number: int, rows: int) -> dict[str, Any]:
         if round_number == self.fails_in_round:
