@@ -23,12 +23,15 @@ T = TypeVar("T")
 TOKENS_PER_BATCH = {"cpu": 512, "cuda": 16_384}
 """Default tokens of a batch, padding included. On a CPU, what stays in a core's own cache."""
 
-CHUNK_ROWS = 2_048
+CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 4_000_000
 """A chunk ends at so many rows or characters, so that memory stays constant whatever comes."""
 
-CHUNKS_AHEAD = 2
+CHUNKS_AHEAD = 3
 """Chunks tokenized or running beside the one whose answers are waited for."""
+
+BATCHES_PER_WORKER = 4
+"""A short list is cut into so many, so that no worker waits long for the one with the longest texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +108,14 @@ class Pipeline:
         chunk = _Chunk(outcomes, num_labels=len(self.encoder.classifier.labels))
         rows = np.array(chunk.rows, np.int64)
         num_workers = self.sessions.num_workers
-        if len(rows) < num_workers and not is_one_of_many:
+        if len(rows) <= max(1, num_workers // 2) and not is_one_of_many:
             if len(rows):
                 chunk.batches.append((rows, self._run(self.sessions.wide, chunk.encodings(rows))))
             return chunk
         lengths = chunk.num_tokens[rows]
         budget = self.max_tokens_per_batch
-        if not is_one_of_many:  # some for every worker
-            budget = min(budget, -(-int(lengths.sum()) // num_workers))
+        if num_workers > 1 and not is_one_of_many:
+            budget = min(budget, -(-int(lengths.sum()) // (num_workers * BATCHES_PER_WORKER)))
         session = self.sessions.narrow
         for batch in reversed(length_sorted_batches(lengths, budget, max_rows=len(rows))):
             at = rows[batch]
