@@ -40,6 +40,12 @@ def export(run: Path, output: Path, **settings: object) -> Exported:
     return Build(run / "model", classifier, rows[0], rows[1], output, Settings(**settings), console).run()  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True)
+def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a fused graph is kept must not hang on how busy the machine is."""
+    monkeypatch.setattr("export.build.SLOWER", 0.0)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_run(tmp_path_factory.mktemp("runs") / "bert")
@@ -274,6 +280,15 @@ def test_two_exports_never_write_one_bundle(run: Path, tmp_path: Path, capsys: p
     with filelock.FileLock(tmp_path / ".b.lock"):
         assert main(["--run", str(run), "--output", str(tmp_path / "b")]) == 2
     assert "another export is writing it" in capsys.readouterr().err
+
+
+def test_a_fused_graph_that_is_slower_than_its_source_is_not_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.build.SLOWER", 1_000.0)
+    exported = export(run, tmp_path / "bundle", variants=("fp32",))
+    assert exported.variants["fp32"].fused_operators == {}
+    assert exported.variants["fp32"].method == "not fused: the fused graph is slower here"
 
 
 def test_importing_export_is_light() -> None:
