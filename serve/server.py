@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.25
+BACKLOG = 4096
+"""Connections that may wait to be accepted."""
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open; longer than balancers keep theirs, so that they close first."""
 
@@ -56,6 +58,7 @@ async def _serve(settings: "ServeSettings") -> int:
             server = uvicorn.Server(_uvicorn_config(build_app(service), settings))
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # ours do more
             watcher = asyncio.create_task(_watch(server, service))
+            listener.listen(BACKLOG)  # whoever reads the next line may connect at once
             _announce(service, listener)
             await server.serve(sockets=[listener])
             watcher.cancel()
@@ -78,7 +81,7 @@ def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
         access_log=False,
         server_header=False,
         date_header=False,
-        backlog=4096,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
         ssl_certfile=settings.tls_cert,
