@@ -18,12 +18,13 @@ the Open Inference Protocol v2, infinity, and rawloop's own, which is the cleare
 Every answer carries `X-Request-Id`, the request's own where it has one. `X-Request-Timeout-Ms` sets how long an answer
 may take; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
 
-CLASSIFYING_STATUSES = (413, 415, 422, 424, 429, 503, 504)
+CLASSIFYING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
 STATUS_TEXTS = {
     400: "The request cannot be read",
     401: "No key, or a wrong one",
     403: "Not open as this server was started",
     404: "No such model",
+    408: "The time that X-Request-Timeout-Ms allowed is over",
     409: "Another reload is under way",
     413: "More bytes, inputs, characters or tokens than this server takes",
     415: "A compressed body",
@@ -32,12 +33,12 @@ STATUS_TEXTS = {
     429: "Overloaded; Retry-After says when to try again",
     500: "A mistake of ours",
     503: "Starting, stopping or broken",
-    504: "The time for the answer is over",
+    504: "The time that this server allows is over",
 }
 
 
 def build_app(service: Service) -> App:
-    """Return the ASGI application of a service, which whoever calls this starts and stops."""
+    """Return the ASGI application of a service that was started."""
     from fastapi import FastAPI
 
     from serve import operations
@@ -49,14 +50,17 @@ def build_app(service: Service) -> App:
     ]
     gateway = Gateway(service, routes, api)
     for route in routes:
-        _add_route(api, gateway, route)
+        _add_route(api, gateway, route, {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION})
     _add_refusals(api)
     _complete_schemas(api, routes)
     return _with_cors(gateway, service.settings.cors_origins)
 
 
-def _add_route(api: "FastAPI", gateway: Gateway, route: Route) -> None:
-    """Register a route with FastAPI, which documents it and finds it by its path."""
+def _add_route(api: "FastAPI", gateway: Gateway, route: Route, served: dict[str, str]) -> None:
+    """Register a route with FastAPI, which documents it and finds it by its path.
+
+    `served` has for each {name} of a path what stands there on this server.
+    """
     from fastapi import Request, Response
 
     async def endpoint(request: Request) -> Response:
@@ -73,14 +77,14 @@ def _add_route(api: "FastAPI", gateway: Gateway, route: Route) -> None:
         operation_id=f"{route.method.lower()}_{route.path}",
         tags=[route.protocol],
         responses=_responses(route),
-        openapi_extra=_operation(route),
+        openapi_extra=_operation(route, served),
     )
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
     """Return what FastAPI cannot know of a route: its body and parameters."""
     parameters = [
-        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
+        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}, "example": served[part]}
         for part in route.path.split("/")
         if part.startswith("{")
     ]

@@ -16,7 +16,9 @@ from typing import Any
 from serve.exchange import Call, Reply, Route, json_reply
 from serve.request_errors import (
     ClientGone,
+    DeadlineExceeded,
     InvalidRequest,
+    OwnDeadlineExceeded,
     RequestError,
     TooLarge,
     UnsupportedEncoding,
@@ -32,6 +34,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+TIMEOUT_HEADER = b"x-request-timeout-ms"
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -77,6 +80,8 @@ class Gateway:
             )
             reply = await (_while_connected(route.handler(call), receive) if route.classifies else route.handler(call))
         except RequestError as error:
+            if isinstance(error, DeadlineExceeded) and TIMEOUT_HEADER in headers:
+                error = OwnDeadlineExceeded(str(error))
             status = route.invalid_status if error.status == InvalidRequest.status else error.status
             reply = json_reply(route.error_body(error), status, error.headers)
         except Exception as error:  # our own mistake: the client gets an answer, the log the place
@@ -114,7 +119,7 @@ class Gateway:
 
     def _timeout_s(self, headers: Mapping[bytes, bytes]) -> float:
         settings = self._service.settings
-        given = headers.get(b"x-request-timeout-ms")
+        given = headers.get(TIMEOUT_HEADER)
         if given is None:
             return settings.request_timeout_ms / 1e3
         if not (given.isdigit() and len(given) <= 9 and int(given) > 0):

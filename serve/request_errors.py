@@ -119,6 +119,12 @@ class DeadlineExceeded(RequestError):
     kind = "Timeout"
 
 
+class OwnDeadlineExceeded(DeadlineExceeded):
+    """The same where the client itself set the time: no fault of the server."""
+
+    status = 408
+
+
 class ClientGone(RequestError):
     """The client hung up; nobody reads the answer. 499 as nginx counts it."""
 

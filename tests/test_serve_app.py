@@ -172,7 +172,7 @@ def test_an_expired_request_is_answered_in_time(gated: tuple[LiveServer, Gated])
     running = in_background(lambda: live.post("/predict", {"inputs": "w1"}))
     until(runner.entered.is_set)
     late = live.post("/v1/classify", CLASSIFY, headers={"X-Request-Timeout-Ms": "30"})
-    assert (late.status_code, late.json()["error"]["type"]) == (504, "Timeout")
+    assert (late.status_code, late.json()["error"]["type"]) == (408, "Timeout")
     runner.gate.set()
     assert running.result(TIMEOUT_S).status_code == 200
 
