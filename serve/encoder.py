@@ -36,9 +36,12 @@ class ItemError(InputError):
     """One of several inputs cannot be encoded; the message says why, `index` which."""
 
     def __init__(self, index: int, reason: str) -> None:
-        super().__init__(f"input {index}: {reason}")
+        super().__init__(index, reason)  # what pickle makes it of again
         self.index = index
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"input {self.index}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ TOKENS_PER_BATCH = {"cpu": 512, "cuda": 16_384}
 """Default tokens of a batch, padding included. On a CPU, what stays in a core's own cache."""
 
 CHUNK_ROWS = 512
-CHUNK_CHARACTERS = 4_000_000
+CHUNK_CHARACTERS = 1_000_000
 """A chunk ends at so many rows or characters, so that memory stays constant whatever comes."""
 
 CHUNKS_AHEAD = 3
@@ -54,37 +54,45 @@ class Pipeline:
     Args:
         encoder: makes tokens of inputs.
         sessions: run the model.
+        variant: name of the graph that they run.
         max_tokens_per_batch: padding included; a longer input is a batch of its own. None for what suits the device.
 
     Raises:
         InputError: a budget below 1.
     """
 
-    def __init__(self, encoder: Encoder, sessions: SessionPool, *, max_tokens_per_batch: int | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, sessions: SessionPool, *, variant: str, max_tokens_per_batch: int | None = None
+    ) -> None:
         if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
             raise InputError(f"max_tokens_per_batch {max_tokens_per_batch}: expected 1 or more, or None")
         self.encoder = encoder
         self.sessions = sessions
+        self.variant = variant
         self.max_tokens_per_batch = max_tokens_per_batch or TOKENS_PER_BATCH[sessions.device]
         # Threads start when they are first needed.
         self._workers = ThreadPoolExecutor(sessions.num_workers, "rawloop-model")
         self._tokenizing = ThreadPoolExecutor(1, "rawloop-tokens")
 
     def answer(self, inputs: Sequence[TextInput], truncation: Truncation | None = None) -> Answers:
-        """Return what comes of a list of inputs."""
-        return self._start(inputs, truncation).wait()
+        """Return what comes of a list of inputs.
+
+        Raises:
+            ItemError: one of them cannot be encoded; the first one, before the model ran on any.
+        """
+        return self._start(self.encoder.encode(inputs, truncation), is_one_of_many=False).wait()
 
     def answer_chunks(
         self, chunks: Iterable[Sequence[TextInput]], truncation: Truncation | None = None
     ) -> Generator[Answers, None, None]:
-        """Yield what comes of each chunk, in order, a few chunks at work at a time.
+        """Yield what comes of each chunk, in order, a few chunks at work at a time; bad inputs are refused alone.
 
         `chunks` is read in the thread that asks for the answers.
         """
         started: deque[Future[_Chunk]] = deque()
         try:
             for chunk in chunks:
-                started.append(self._tokenizing.submit(self._start, chunk, truncation, is_one_of_many=True))
+                started.append(self._tokenizing.submit(self._start_chunk, chunk, truncation))
                 if len(started) > CHUNKS_AHEAD:
                     yield started.popleft().result().wait()
             while started:
@@ -100,11 +108,11 @@ class Pipeline:
         self._workers.shutdown(cancel_futures=True)
         self.sessions.close()
 
-    def _start(
-        self, inputs: Sequence[TextInput], truncation: Truncation | None, *, is_one_of_many: bool = False
-    ) -> "_Chunk":
-        """Tokenize inputs and set the model to work on them."""
-        outcomes = self.encoder.encode_each(inputs, truncation)
+    def _start_chunk(self, inputs: Sequence[TextInput], truncation: Truncation | None) -> "_Chunk":
+        return self._start(self.encoder.encode_each(inputs, truncation), is_one_of_many=True)
+
+    def _start(self, outcomes: Sequence[Encoding | ItemError], *, is_one_of_many: bool) -> "_Chunk":
+        """Set the model to work on what was encoded."""
         chunk = _Chunk(outcomes, num_labels=len(self.encoder.classifier.labels))
         rows = np.array(chunk.rows, np.int64)
         num_workers = self.sessions.num_workers
@@ -112,6 +120,7 @@ class Pipeline:
             if len(rows):
                 chunk.batches.append((rows, self._run(self.sessions.wide, chunk.encodings(rows))))
             return chunk
+        # Among many, the batches of a chunk depend on it alone: a job that is resumed with other threads repeats them.
         lengths = chunk.num_tokens[rows]
         budget = self.max_tokens_per_batch
         if num_workers > 1 and not is_one_of_many:
@@ -131,7 +140,7 @@ class Pipeline:
 class _Chunk:
     """Inputs under way."""
 
-    def __init__(self, outcomes: list[Encoding | ItemError], num_labels: int) -> None:
+    def __init__(self, outcomes: Sequence[Encoding | ItemError], num_labels: int) -> None:
         self._outcomes = outcomes
         self._num_labels = num_labels
         self.refused = {index: each for index, each in enumerate(outcomes) if isinstance(each, ItemError)}

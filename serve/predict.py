@@ -213,7 +213,7 @@ def _model_identity(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[s
     """Return all of the model that the answers depend on."""
     return {
         "bundle": sha256_of_file(arguments.bundle / BUNDLE_FILE),
-        "graph": pipeline.sessions.graph.name,
+        "variant": pipeline.variant,
         "device": pipeline.sessions.device,
         "max_length": str(pipeline.encoder.max_length),
         "max_tokens_per_batch": str(pipeline.max_tokens_per_batch),

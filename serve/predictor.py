@@ -19,6 +19,7 @@ from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder, ItemError, TextInput, Truncation
 from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks, num_characters
 from serve.session import SessionPool, resolve_device
+from serve.variants import choose_variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Predictor:
         num_threads: cores to use; None for all that this process may (affinity and cgroup quota).
         max_tokens_per_batch: padding included; None for what suits the device.
         max_length: longest input [tokens]; None for the classifier's. It may be less, never more.
-        verify: check every file's SHA-256; without, sizes alone.
+        verify: check the SHA-256 of every file that is used; without, sizes alone.
         cuda_graphs: record and replay the kernels of each shape: less time between them on a GPU.
 
     Raises:
@@ -86,6 +87,7 @@ class Predictor:
         )
         self.classifier = self.pipeline.encoder.classifier
         self.labels = self.classifier.labels
+        self.variant = self.pipeline.variant
         self.provider = self.pipeline.sessions.wide.provider  # loads it: what cannot run fails here, not at a request
         """ONNX Runtime's name of what runs the model, such as CPUExecutionProvider."""
 
@@ -108,6 +110,7 @@ class Predictor:
 
         Raises:
             ItemError: an input is not what the classifier takes, or is too long under `error`; the first one.
+                A list up to a few hundred is refused before the model runs.
         """
         several = inputs if isinstance(inputs, list) else [inputs]
         predictions = []
@@ -132,7 +135,7 @@ class Predictor:
         truncation: Truncation | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> Iterator[Prediction | ItemError]:
-        """Yield predictions in the order of the inputs, in constant memory; some thousand inputs are read ahead.
+        """Yield predictions in the order of the inputs, in constant memory; some chunks are read ahead.
 
         Args:
             inputs: texts, or pairs as tuples; read in the thread that asks for the predictions.
@@ -217,9 +220,11 @@ def open_pipeline(
 
     No graph is loaded yet.
     """
-    bundle = read_bundle(folder, verify=verify)
+    bundle = read_bundle(folder, verify=False)
     device = resolve_device(device)
-    graph = bundle.graph(bundle.default_variant(device) if variant == "auto" else variant)
+    name = choose_variant(bundle, device, variant)
+    if verify:
+        bundle.verify(name)
     encoder = Encoder.from_bundle(bundle, max_length=max_length)
-    sessions = SessionPool(graph, device=device, num_threads=num_threads, cuda_graphs=cuda_graphs)
-    return Pipeline(encoder, sessions, max_tokens_per_batch=max_tokens_per_batch)
+    sessions = SessionPool(bundle.graph(name), device=device, num_threads=num_threads, cuda_graphs=cuda_graphs)
+    return Pipeline(encoder, sessions, variant=name, max_tokens_per_batch=max_tokens_per_batch)

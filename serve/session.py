@@ -3,7 +3,7 @@
 A session may be run from any number of threads at once. On a CPU there are two kinds: a wide one spreads each
 run over the cores, which is quickest for a lone text; a narrow one computes each run in the thread that calls
 it, and as many threads as there are cores then do most work altogether, since small batches stay in each core's
-own cache. All of them call one session, so that its weights are in memory once.
+own cache. All those threads call one session: weights are in memory once a kind, so twice at most.
 """
 
 import threading
@@ -68,17 +68,18 @@ class Session:
         Raises:
             RuntimeError: the session was closed; what ONNX Runtime raises is a RuntimeError too.
         """
-        session = self._session  # kept alive by this name should another thread close it meanwhile
+        session, buffers = self._session, self._buffers  # which another thread may close meanwhile
         if session is None:
             raise RuntimeError("the session was closed")
-        if self._buffers is not None:
-            return self._buffers.run(inputs)
+        if buffers is not None:
+            return buffers.run(inputs)
         logits: NDArray[np.float32] = session.run([self.output_name], dict(inputs))[0]
         return logits
 
     def close(self) -> None:
         """Give back the memory, once runs under way are over. Closing twice does nothing."""
-        self._session = self._buffers = None
+        self._buffers = None
+        self._session = None
 
 
 class SessionPool:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,19 @@ def test_a_nested_bad_value_is_named_by_its_place(bundle: Path) -> None:
         read_bundle(bundle)
     assert "variants.fp32.verification.label_agreement must be a share from 0 to 1, found 1.5" in str(caught.value)
     assert "variants.fp32.canary_logits[1] must be a finite number, found 'x'" in str(caught.value)
+
+
+def test_only_files_that_a_variant_needs_are_verified_for_it(bundle: Path) -> None:
+    whole = read_bundle(bundle)
+    (bundle / "other.onnx").write_bytes(b"another graph")
+    other = dataclasses.replace(whole.manifest.variants["fp32"], file="other.onnx")
+    both = {**whole.manifest.variants, "int8": other}
+    write_manifest(bundle, dataclasses.replace(whole.manifest, variants=both, files=record_files(bundle)))
+    (bundle / "other.onnx").write_bytes(b"ANOTHER GRAPH")
+    found = read_bundle(bundle, verify=False)
+    found.verify("fp32")
+    with pytest.raises(InputError, match=r"other\.onnx is damaged"):
+        found.verify("int8")
+    (bundle / "tokenizer.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer\.json is damaged"):
+        found.verify("fp32")

@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,6 +141,19 @@ def test_what_is_no_text_is_an_error_that_names_it(predictor: Predictor, item: A
         predictor(["w1", "w2", item, "w3"])
 
 
+def test_a_list_with_a_bad_item_is_refused_before_the_model_runs(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "run", lambda self, inputs: pytest.fail("the model ran"))
+    with pytest.raises(ItemError, match="input 3"):
+        predictor(["w1", "w2", "w3", None])  # type: ignore[list-item]
+
+
+def test_errors_can_be_sent_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(ItemError(4, "too long")))
+    assert (error.index, str(error)) == (4, "input 4: too long")
+
+
 def test_an_error_of_one_item_leaves_the_others_of_a_stream(predictor: Predictor) -> None:
     texts: list[Any] = distinct_texts(CHUNK_ROWS + 20)
     bad = (3, CHUNK_ROWS + 5)
@@ -259,6 +273,7 @@ def test_closing_ends_it_and_twice_is_fine(bundle: Path) -> None:
 
 def test_the_provider_is_told(predictor: Predictor) -> None:
     assert predictor.provider == "CPUExecutionProvider"
+    assert predictor.variant == "fp32"
     assert predictor.labels == LABELS
 
 

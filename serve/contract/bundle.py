@@ -6,6 +6,7 @@ A bundle is a folder that holds all that serving needs: `bundle.json`, `classifi
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -148,6 +149,22 @@ class Bundle:
             raise InputError(f"{self.folder}: no variant {variant!r}; it has {', '.join(self.manifest.variants)}")
         return self.folder / self.manifest.variants[variant].file
 
+    def verify(self, variant: str) -> None:
+        """Check the SHA-256 of all files that serving a variant needs: those of other variants' graphs do not count.
+
+        Raises:
+            InputError: a file is damaged; all of them are named.
+        """
+        others = {
+            file
+            for name, each in self.manifest.variants.items()
+            if name != variant
+            for file in (each.file, *each.external_files)
+        }
+        own = self.manifest.variants[variant]
+        needed = self.manifest.files.keys() - (others - {own.file, *own.external_files})
+        _require_whole(self.folder, {name: self.manifest.files[name] for name in sorted(needed)}, verify=True)
+
     def default_variant(self, device: DeviceName) -> str:
         """Return the variant that serves a device best: its default, or fp32."""
         return self.manifest.default_variants.get(device, next(iter(self.manifest.variants)))
@@ -166,11 +183,7 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
             are named at once.
     """
     manifest = read_record(folder / BUNDLE_FILE, Manifest, BUNDLE_SCHEMA_VERSION, made_by="python -m export")
-    problems = [
-        problem for name, record in manifest.files.items() if (problem := _damage(folder / name, record, verify))
-    ]
-    if problems:
-        raise InputError(f"{folder}: " + "; ".join(problems) + ". Copy the bundle again, or export it again")
+    _require_whole(folder, manifest.files, verify=verify)
     return Bundle(folder, manifest, read_classifier(folder))
 
 
@@ -181,6 +194,12 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() != BUNDLE_FILE
     }
+
+
+def _require_whole(folder: Path, files: Mapping[str, FileRecord], *, verify: bool) -> None:
+    problems = [problem for name, record in files.items() if (problem := _damage(folder / name, record, verify))]
+    if problems:
+        raise InputError(f"{folder}: " + "; ".join(problems) + ". Copy the bundle again, or export it again")
 
 
 def _damage(path: Path, record: FileRecord, verify: bool) -> str | None:
