@@ -116,7 +116,9 @@ class Pipeline:
         chunk = _Chunk(outcomes, num_labels=len(self.encoder.classifier.labels))
         rows = np.array(chunk.rows, np.int64)
         num_workers = self.sessions.num_workers
-        if len(rows) <= max(1, num_workers // 2) and not is_one_of_many:
+        is_short = len(rows) <= max(1, num_workers // 2) and not is_one_of_many
+        # On CUDA one thread runs everything: recorded graphs belong to the thread that recorded them.
+        if is_short and self.sessions.device == "cpu":
             if len(rows):
                 chunk.batches.append((rows, self._run(self.sessions.wide, chunk.encodings(rows))))
             return chunk

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from tiny_bundles import VOCABULARY, save_tiny_bundle, token_weights
@@ -175,3 +176,16 @@ def test_auto_takes_cuda_where_there_are_a_gpu_and_a_runtime_for_it(monkeypatch:
 def test_cuda_graphs_need_cuda(graph: Path) -> None:
     with pytest.raises(InputError, match="cuda_graphs"):
         Session(graph, cuda_graphs=True)
+
+
+@pytest.mark.skipif(
+    not Path("/dev/nvidiactl").exists() or CUDA not in onnxruntime.get_available_providers(), reason="needs a GPU"
+)
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_cuda_gives_the_graphs_logits(graph: Path, cuda_graphs: bool) -> None:
+    session = Session(graph, device="cuda", cuda_graphs=cuda_graphs)
+    assert session.provider == CUDA
+    for seed in range(3):  # recorded by the first, replayed by the others
+        for rows in (1, 3, 8):
+            inputs = random_inputs(rows, session.length_multiple, seed)
+            np.testing.assert_allclose(session.run(inputs), expected_logits(inputs), rtol=1e-4, atol=1e-5)
