@@ -11,7 +11,7 @@ alone. What an input may be:
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -204,8 +204,8 @@ class Encoder:
         found = f"{item!r:.80} ({type(item).__name__})"
         if self._takes_pairs:
             return f"expected a pair of texts ({text}, {pair}), found {found}"
-        several = "; this classifier takes single texts: give several as a list" if isinstance(item, tuple) else ""
-        return f"expected text, found {found}{several}"
+        several = isinstance(item, Iterable) and not isinstance(item, (bytes, dict))
+        return f"expected text, found {found}" + ("; give several single texts as a list" if several else "")
 
     def cleaned(self, item: TextInput) -> TextInput:
         """Return a text or pair as the tokenizer is given it."""

@@ -120,6 +120,9 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
         raise InputError(f"{len(texts)} --text and {len(pairs)} --text_pair: give as many of each")
     inputs: list[str] | list[tuple[str, str]] = list(zip(texts, pairs, strict=True)) if pairs else texts
     with Predictor(arguments.bundle, **_model_options(arguments)) as predictor:
+        if (predictor.classifier.text_pair_column is None) == bool(pairs):
+            takes = "single texts: leave it out" if pairs else "pairs: give one for each --text"
+            raise InputError(f"--text_pair: this classifier takes {takes}")
         predictions = predictor(inputs, truncation=arguments.truncation)
     items: list[TextInput] = [*inputs]
     if arguments.json:

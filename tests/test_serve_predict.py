@@ -234,7 +234,7 @@ def test_texts_are_shown_as_json(bundle: str, capsys: Capture) -> None:
         (["--text", "a", "--file", "rows.csv"], "give texts by --text"),
         (["--text", "a", "--output", "out.csv"], "--output: belongs to --file"),
         (["--text", "a", "--top_k", "0"], "--top_k 0: expected 1 or more"),
-        (["--text", "a", "--text_pair", "b"], "this classifier takes single texts"),
+        (["--text", "a", "--text_pair", "b"], "--text_pair: this classifier takes single texts: leave it out"),
         (["--text", "a", "--text", "b", "--text_pair", "c"], "2 --text and 1 --text_pair"),
         (["--text", "a", "--device", "cuda"], "device cuda"),
         (["--text", "a", "--variant", "int8"], "no variant 'int8'"),
@@ -268,7 +268,9 @@ def test_mistakes_are_one_message_and_leave_nothing(
     assert [path.name for path in rows.parent.iterdir()] == ["rows.csv"]
 
 
-def test_plain_lines_have_no_pairs(pair_bundle: str, tmp_path: Path, capsys: Capture) -> None:
+def test_pairs_need_their_second_text(pair_bundle: str, tmp_path: Path, capsys: Capture) -> None:
+    assert predict(pair_bundle, "--text", "w1") == 2
+    assert "this classifier takes pairs: give one for each --text" in capsys.readouterr().err
     (tmp_path / "rows.txt").write_text("w1\n")
     assert predict(pair_bundle, "--file", tmp_path / "rows.txt", "--output", tmp_path / "out.csv") == 2
     assert "plain lines hold one text each" in capsys.readouterr().err
