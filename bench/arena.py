@@ -15,6 +15,7 @@ from bench.rounds import ContenderFailed, Limits, take_turns
 if TYPE_CHECKING:
     from rich.console import Console
 
+TELL_EVERY_S = 20.0
 TWIN = " (again)"
 """What the name of a contender's twin ends in."""
 
@@ -64,7 +65,7 @@ class Arena:
             for entrant in entrants
         }
         self._watch = NeighbourWatch()
-        self._began = time.monotonic()
+        self._began = self._last_told = time.monotonic()
 
     @property
     def records(self) -> tuple[Contender, ...]:
@@ -129,6 +130,7 @@ class Arena:
 
         def repeat(name: str, number: int) -> tuple[float, float]:
             answer = self._processes[name].call(verb, **arguments(name, number))
+            self._tell_now_and_then(f"measuring {case}, round {number + 1}")
             if number >= 0:
                 on_answer(name, number, answer)
                 latencies[name] += answer.get("latencies_ms", ())
@@ -166,8 +168,13 @@ class Arena:
         if process := self._processes.pop(name, None):
             process.close()
 
+    def _tell_now_and_then(self, text: str) -> None:
+        if time.monotonic() - self._last_told >= TELL_EVERY_S:
+            self._tell(text)
+
     def _tell(self, text: str) -> None:
-        seconds = time.monotonic() - self._began
+        self._last_told = time.monotonic()
+        seconds = self._last_told - self._began
         self._console.print(f"{seconds:4.0f} s  {text}", style="dim", highlight=False, markup=False)
 
     def __enter__(self) -> "Arena":

@@ -10,18 +10,17 @@ import dataclasses
 import datetime
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.arena import Answer, Arena, Entrant
+from bench.arena import Answer, Arena
 from bench.hardware import describe_machine
+from bench.inference_contenders import OPTIMUM, REFERENCE, export_for_optimum, ours, peers
 from bench.inference_report import inference_pictures, inference_tables
 from bench.options import CommonOptions
-from bench.processes import WorkerSpec
 from bench.report import build_console, publish
 from bench.results import Measurement, Results
 from bench.rounds import Limits
@@ -30,9 +29,6 @@ from serve.contract.bundle import Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
 
-WORKERS = "bench.classifier_workers"
-REFERENCE = "PyTorch fp32"
-OPTIMUM = "Optimum pipeline"
 ALONE, BATCHED = "batch 1", "batch 32"
 NUM_PARTS, NUM_QUICK_PARTS = 10, 3
 """Parts of the rows; each round of a measurement takes the next one."""
@@ -173,93 +169,6 @@ def mean_tokens(bundle: Bundle, rows: Workload) -> float:
 
     inputs = list(zip(rows.texts, rows.pairs, strict=True)) if rows.pairs else list(rows.texts)
     return float(np.mean([encoding.num_tokens for encoding in Encoder.from_bundle(bundle).encode(inputs)]))
-
-
-def export_for_optimum(model: Path, target: Path) -> Path:
-    """Export the model by Optimum as its users do, in fp32, and return the folder."""
-    import warnings
-
-    import transformers
-    from optimum.onnxruntime import ORTModelForSequenceClassification
-    from transformers import AutoTokenizer
-
-    transformers.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about constants; the export is Optimum's own affair
-        ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
-    AutoTokenizer.from_pretrained(model).save_pretrained(target)
-    return target
-
-
-def peers(model: Path, optimum: Path, settings: Answer) -> Iterator[Entrant]:
-    """Yield what a user would pick instead."""
-    import torch
-
-    folder, has_gpu = str(model.resolve()), torch.cuda.is_available()
-
-    def entrant(
-        name: str, description: str, worker: str, why_not: str = "", needs: Sequence[str] = (), **more: Any
-    ) -> Entrant:
-        spec = WorkerSpec(worker=f"{WORKERS}:{worker}", settings=settings | more)
-        return Entrant(
-            name=name,
-            description=description,
-            spec=spec,
-            needs=("torch", "transformers", *needs),
-            absent_because=why_not,
-        )
-
-    eager = "PyTorch eager, padded to the longest of the batch"
-    yield entrant(REFERENCE, f"{eager}, float32", "PyTorchEager", model=folder, precision="fp32")
-    yield entrant("PyTorch bf16", f"{eager}, bfloat16 weights", "PyTorchEager", model=folder, precision="bf16")
-    no_gpu = "" if has_gpu else "float16 arithmetic needs a GPU, and there is none"
-    yield entrant("PyTorch fp16", f"{eager}, float16 weights", "PyTorchEager", no_gpu, model=folder, precision="fp16")
-    best = "fp16" if has_gpu else "fp32"
-    yield entrant(
-        f"torch.compile {best}",
-        f"torch.compile(dynamic=True), {best}",
-        "PyTorchEager",
-        model=folder,
-        precision=best,
-        compiled=True,
-    )
-    yield entrant("pipeline", "transformers pipeline, PyTorch float32", "TransformersPipeline", model=folder)
-    yield entrant(
-        OPTIMUM,
-        "transformers pipeline around Optimum's ORT model, float32",
-        "OptimumPipeline",
-        needs=("optimum.onnxruntime",),
-        model=str(optimum),
-    )
-
-
-def ours(bundle: Bundle, dynamic: Bundle | None, settings: Answer) -> Iterator[Entrant]:
-    """Yield our variants; float16 is for CUDA alone."""
-    import torch
-
-    has_gpu = torch.cuda.is_available()
-    for name, variant in bundle.manifest.variants.items():
-        yield Entrant(
-            name=f"rawloop {name}",
-            description=f"our predictor, {variant.method}",
-            spec=_spec(bundle, name, settings),
-            is_ours=True,
-            absent_because="float16 is for CUDA, and there is none" if name == "fp16" and not has_gpu else "",
-        )
-    if dynamic is not None:
-        method = dynamic.manifest.variants["int8"].method if "int8" in dynamic.manifest.variants else ""
-        yield Entrant(
-            name="rawloop dynamic int8",
-            description=f"our predictor, {method}",
-            spec=_spec(dynamic, "int8", settings),
-            is_ours=True,
-            absent_because="" if method else f"{dynamic.folder} has no int8 variant",
-        )
-
-
-def _spec(bundle: Bundle, variant: str, settings: Answer) -> WorkerSpec:
-    more = {"bundle": str(bundle.folder.resolve()), "variant": variant}
-    return WorkerSpec(worker=f"{WORKERS}:RawloopPredictor", settings=settings | more)
 
 
 def measure_texts(

@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.arena import TWIN
 from bench.processes import ContenderAbsent, NeighbourWatch
+from bench.rate_search import highest_rate
 from bench.results import Contender, Measurement
 from bench.rounds import ContenderFailed, take_turns
 from bench.samples import Sample, median_rate, percentile
@@ -191,30 +192,25 @@ class LoadTest:
         if capacity == 0.0:
             return
         self._add_facts(name, capacity_per_s=capacity)
-        holds: dict[float, bool] = {}
+        seconds = QUICK_OPEN_S if self._options.quick else OPEN_S
 
-        def attempt(share: float, seconds: float, case: str | None) -> None:
+        def holds(rate: float, case: str | None = None) -> bool:
             before = self._queue_seconds(name)
             traffic = self._await(
                 self._with_session(
                     open_loop, self.servers[name].target.url, self._endless[name],
-                    rate=share * capacity, seconds=seconds, seed=self._options.seed + len(holds),
+                    rate=rate, seconds=seconds, seed=self._options.seed,
                 )
             )  # fmt: skip
-            holds[share] = self._keeps_bound(traffic)
             if case is not None and traffic.latencies_ms:
-                self.measurements.append(_open_measurement(name, case, share * capacity, traffic))
+                self.measurements.append(_open_measurement(name, case, rate, traffic))
                 self._add_queue_share(before, name)
+            return self._keeps_bound(traffic)
 
-        quick = self._options.quick
-        for share in (0.5, 1.0) if quick else RATES:
-            attempt(share, QUICK_OPEN_S if quick else OPEN_S, f"open loop, {share:.0%} of capacity")
-        for _ in range(1 if quick else NUM_BISECTIONS):
-            low = max((share for share, held in holds.items() if held and share < _lowest_miss(holds)), default=0.0)
-            high = min(_lowest_miss(holds), 2.0)
-            attempt((low + high) / 2, QUICK_OPEN_S if quick else OPEN_S, None)
-        best = max((share for share, held in holds.items() if held and share < _lowest_miss(holds)), default=0.0)
-        self._add_facts(name, rate_within_bound_per_s=best * capacity)
+        shares = (0.5, 1.0) if self._options.quick else RATES
+        tried = {share * capacity: holds(share * capacity, f"open loop, {share:.0%} of capacity") for share in shares}
+        best = highest_rate(holds, tried, num_tries=1 if self._options.quick else NUM_BISECTIONS)
+        self._add_facts(name, rate_within_bound_per_s=best)
         self._tell(f"measured arrivals at {name}")
 
     def _keeps_bound(self, traffic: Traffic) -> bool:
@@ -300,11 +296,6 @@ def _shares(stretches: Sequence[Traffic]) -> dict[str, float]:
         for status, number in traffic.statuses.items():
             total.statuses[status] = total.statuses.get(status, 0) + number
     return {"refused_share": total.share(*REFUSED), "failed_share": total.failed_share}
-
-
-def _lowest_miss(holds: dict[float, bool]) -> float:
-    """Return the lowest rate that did not hold: what held above it held by luck."""
-    return min((share for share, held in holds.items() if not held), default=float("inf"))
 
 
 def _fast_loop() -> Any:

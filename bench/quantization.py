@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from bench.arena import Answer, Arena, Entrant
 from bench.hardware import describe_machine
-from bench.inference import REFERENCE, WORKERS, export_for_optimum, read_own_bundle, write_rows
+from bench.inference import read_own_bundle, write_rows
+from bench.inference_contenders import REFERENCE, WORKERS, export_for_optimum
 from bench.options import CommonOptions
 from bench.pictures import draw_trade_off
 from bench.processes import WorkerSpec

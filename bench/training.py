@@ -17,12 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.arena import TWIN, Answer, Arena, Entrant
+from bench.arena import TWIN, Answer, Arena
 from bench.hardware import describe_machine
 from bench.options import CommonOptions
 from bench.processes import WorkerSpec
 from bench.report import build_console, publish
 from bench.results import Measurement, Results
+from bench.training_contenders import (
+    OURS,
+    QUICK_STEPS_OF_REPEAT,
+    STEPS_OF_REPEAT,
+    has_bf16,
+    main_entrants,
+    scaling_entrants,
+)
 from bench.training_report import SCALING, TRAINING, training_pictures, training_tables
 from serve.contract.errors import InputError
 
@@ -30,25 +38,8 @@ if TYPE_CHECKING:
     from train_loop.config import TrainConfig
     from train_loop.data import Split
 
-OURS = "rawloop"
-TRAINER_WORKER = "bench.trainer_worker:HuggingFaceTrainer"
-LOOP_WORKER = "bench.loop_worker:OurLoop"
 SPLIT_STEPS = 10
 HELD_OUT_ROWS = 500
-STEPS_OF_REPEAT = {
-    OURS: 50,
-    f"{OURS} fp32": 25,
-    "Trainer best": 50,
-    "Trainer grouped fp32": 25,
-    "Trainer dynamic fp32": 5,
-    "Trainer padded fp32": 5,
-}
-"""Contender -> optimizer steps of a repeat.
-
-The Trainer's grouped batches run from the longest to the shortest of 50 and begin again; a repeat is all of
-them, or a half.
-"""
-QUICK_STEPS_OF_REPEAT = {name: max(2, steps // 4) for name, steps in STEPS_OF_REPEAT.items()}
 MIN_BATCHES = 200
 """Fewer, and the Trainer would sort less than 50 batches together: worse than its users have it."""
 
@@ -187,72 +178,6 @@ def _write_rows(path: Path, split: "Split", source: "TrainConfig", labels: tuple
             file.write(json.dumps(values) + "\n")
 
 
-def main_entrants(options: TrainingOptions, config: Answer) -> Sequence[Entrant]:
-    """Return our loop and the ways the Trainer is used."""
-
-    def trainer(name: str, description: str, *, padding: str, group: bool, bf16: bool, why_not: str = "") -> Entrant:
-        settings = {"padding": padding, "group_by_length": group, "bf16": bf16}
-        return Entrant(
-            name=name,
-            description=f"transformers Trainer, {description}",
-            spec=WorkerSpec(
-                worker=TRAINER_WORKER, settings={"config": config, "loss_after": options.loss_after, **settings}
-            ),
-            absent_because=why_not,
-        )
-
-    no_bf16 = "" if _has_bf16() else "this machine has no bf16 instructions: bf16 would be slower than float32"
-    return (
-        ours(OURS, "our loop, length windows, bf16 autocast", options, config, mixed_precision="auto"),
-        ours(f"{OURS} fp32", "our loop, length windows, float32", options, config, mixed_precision="no"),
-        trainer(
-            "Trainer best", "group_by_length, bf16 autocast", padding="batch", group=True, bf16=True, why_not=no_bf16
-        ),
-        trainer("Trainer grouped fp32", "group_by_length, float32", padding="batch", group=True, bf16=False),
-        trainer(
-            "Trainer dynamic fp32",
-            "padded to the longest of a batch, float32",
-            padding="batch",
-            group=False,
-            bf16=False,
-        ),
-        trainer(
-            "Trainer padded fp32",
-            "padded to the longest input, float32, as published scripts do",
-            padding="max_length",
-            group=False,
-            bf16=False,
-        ),
-    )
-
-
-def ours(
-    name: str, description: str, options: TrainingOptions, config: Answer, *, num_processes: int = 1, **fields: Any
-) -> Entrant:
-    """Return our loop as an entrant, with `fields` of its configuration."""
-    settings = {"config": config | fields, "loss_after": options.loss_after}
-    spec = WorkerSpec(worker=LOOP_WORKER, settings=settings, num_processes=num_processes)
-    return Entrant(name=name, description=description, spec=spec, is_ours=True)
-
-
-def scaling_entrants(options: TrainingOptions, config: Answer) -> Sequence[Entrant]:
-    """Return our loop over several processes and in several forward passes; the first is the plain one."""
-    processes = [
-        p for p in dict.fromkeys(options.processes) if 1 < p <= min(len(options.used_cores), options.batch_size)
-    ]
-    cuts = [cut for cut in dict.fromkeys(options.micro_batches) if 1 < cut <= options.batch_size]
-    if options.quick:
-        processes, cuts = processes[:1], cuts[:1]
-    entrants = [ours("1 process", "one process, one forward pass a step", options, config)]
-    for number in processes:
-        description = f"{number} processes that share the same cores, started by torchrun"
-        entrants.append(ours(f"{number} processes", description, options, config, num_processes=number))
-    for cut in cuts:
-        description = f"each step in {cut} forward passes"
-        entrants.append(ours(f"{cut} micro-batches", description, options, config, gradient_accumulation_steps=cut))
-    return entrants
-
-
 def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
     """Measure all contenders in turn, then the split of a step, the loss, and memory."""
     steps_of_repeat = QUICK_STEPS_OF_REPEAT if options.quick else STEPS_OF_REPEAT
@@ -302,7 +227,7 @@ def measure_ceiling(options: TrainingOptions, config: Answer) -> tuple[dict[str,
     settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
     spec = WorkerSpec(worker="bench.ceiling_worker:Ceiling", settings=settings)
     with options.start(spec) as worker:
-        precisions = ["fp32", *(["bf16"] if _has_bf16() else [])]
+        precisions = ["fp32", *(["bf16"] if has_bf16() else [])]
         ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
         coefficients: list[float] = worker.call("flops_of_row")["coefficients"]
     return ceilings, coefficients
@@ -320,11 +245,3 @@ def with_flops(measurement: Measurement, row_flops: Sequence[float], ceilings: d
     ceiling = ceilings.get(precision, ceilings["fp32"])
     more = {"flop_per_s": rate, "ceiling_flop_per_s": ceiling, "share_of_ceiling": rate / ceiling}
     return dataclasses.replace(measurement, facts=facts | more)
-
-
-def _has_bf16() -> bool:
-    import torch
-
-    from train_loop.device import resolve_precision
-
-    return resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")) == "bf16"

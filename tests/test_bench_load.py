@@ -13,6 +13,7 @@ import pytest
 from bench import load_test
 from bench.load import LoadOptions, choose_servers, run, server_specs
 from bench.processes import ContenderAbsent
+from bench.rate_search import highest_rate
 from bench.results import read_results
 from bench.servers import Server, ServerSpec
 from bench.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, endlessly, open_loop
@@ -154,9 +155,25 @@ def test_the_whole_load_test_against_a_server_that_runs_already(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["not_measured"].keys() == {"gone"}
 
 
-def test_the_lowest_rate_that_did_not_hold_decides() -> None:
-    assert load_test._lowest_miss({0.25: True, 0.5: False, 0.75: True, 1.0: False}) == 0.5
-    assert load_test._lowest_miss({0.25: True}) == float("inf")
+def test_the_highest_rate_is_found_between_what_held_and_what_did_not() -> None:
+    tries: list[float] = []
+
+    def holds(rate: float) -> bool:
+        tries.append(rate)
+        return rate <= 137.0
+
+    found = highest_rate(holds, {50.0: True, 100.0: True, 200.0: False}, num_tries=6)
+    assert tries == [150.0, 125.0, 137.5, 131.25, 134.375, 135.9375]
+    assert found == 135.9375
+
+
+def test_a_rate_that_held_above_one_that_did_not_held_by_luck() -> None:
+    assert highest_rate(lambda _: True, {25.0: True, 50.0: False, 75.0: True}, num_tries=0) == 25.0
+    assert highest_rate(lambda _: False, {25.0: False, 50.0: True}, num_tries=3) == 0.0
+
+
+def test_where_all_rates_held_higher_ones_are_tried() -> None:
+    assert highest_rate(lambda rate: rate < 140.0, {50.0: True, 100.0: True}, num_tries=1) == 125.0
 
 
 def spec(*command: str, needs: str = "") -> ServerSpec:

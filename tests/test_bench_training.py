@@ -11,7 +11,8 @@ from bench.pace import Finished, PacedTraining, StepClock, WorkMeter
 from bench.results import Measurement, read_results
 from bench.samples import Sample
 from bench.session import Message, Session
-from bench.training import TrainingOptions, main_entrants, run, scaling_entrants, with_flops
+from bench.training import TrainingOptions, run, with_flops
+from bench.training_contenders import main_entrants, scaling_entrants
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig, write_yaml
 
