@@ -19,6 +19,8 @@ from serve.session import Session
 
 CALIBRATION_SHARE = 0.5
 """Share of the training sample that the scales come from; the rest decides on repairs."""
+SEED = 0
+"""Of which half a row falls in."""
 
 
 class StaticInt8:
@@ -46,7 +48,8 @@ class StaticInt8:
         self._encoder = encoder
         self._candidate = work / "candidate.onnx"
         self.instruction_set = instruction_set()
-        encodings = encoder.encode(inputs)
+        order = np.random.default_rng(SEED).permutation(len(inputs))  # rows are often sorted by label
+        encodings = encoder.encode([inputs[row] for row in order])
         middle = max(1, round(CALIBRATION_SHARE * len(encodings)))
         calibration, self._rest = encodings[:middle], encodings[middle:] or encodings
         tell(f"Calibrating {len(layers)} layers on {len(calibration)} training rows")
