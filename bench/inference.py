@@ -28,6 +28,7 @@ from bench.workload import Workload, rows_of_run
 from serve.contract.bundle import Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
+from serve.session import resolve_device
 
 ALONE, BATCHED = "batch 1", "batch 32"
 NUM_PARTS, NUM_QUICK_PARTS = 10, 3
@@ -91,7 +92,7 @@ def run(options: InferenceOptions, command: str) -> None:
     lengths = [length for length in options.lengths if length <= max_positions(model)]
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = {"rows_file": str(write_rows(Path(folder), rows)), "max_length": classifier.max_length}
-        headline = f"rawloop {bundle.default_variant('cpu')}"
+        headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
         optimum = Path(folder) / "optimum"
         chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, dynamic, settings)], headline)
         if any(entrant.name == OPTIMUM and not entrant.missing for entrant in chosen):

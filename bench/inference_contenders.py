@@ -7,6 +7,7 @@ from typing import Any
 from bench.arena import Answer, Entrant
 from bench.processes import WorkerSpec
 from serve.contract.bundle import Bundle
+from serve.session import resolve_device
 
 WORKERS = "bench.classifier_workers"
 REFERENCE = "PyTorch fp32"
@@ -73,16 +74,14 @@ def peers(model: Path, optimum: Path, settings: Answer) -> Iterator[Entrant]:
 
 def ours(bundle: Bundle, dynamic: Bundle | None, settings: Answer) -> Iterator[Entrant]:
     """Yield our variants; float16 is for CUDA alone."""
-    import torch
-
-    has_gpu = torch.cuda.is_available()
+    on_cuda = resolve_device("auto") == "cuda"
     for name, variant in bundle.manifest.variants.items():
         yield Entrant(
             name=f"rawloop {name}",
             description=f"our predictor, {variant.method}",
             spec=_spec(bundle, name, settings),
             is_ours=True,
-            absent_because="float16 is for CUDA, and there is none" if name == "fp16" and not has_gpu else "",
+            absent_because="float16 is for CUDA, and there is none" if name == "fp16" and not on_cuda else "",
         )
     if dynamic is not None:
         method = dynamic.manifest.variants["int8"].method if "int8" in dynamic.manifest.variants else ""

@@ -24,6 +24,7 @@ from bench.wire import parse_target
 from bench.workload import Workload, draw_lengths, rows_of_file, rows_of_run, texts_of_lengths
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
+from serve.session import resolve_device
 
 NUM_ROWS = 2000
 """Texts that are sent, again and again."""
@@ -136,7 +137,7 @@ def read_texts(options: LoadOptions) -> Workload:
 def server_specs(options: LoadOptions) -> Iterator[ServerSpec]:
     """Yield the servers to measure: ours, peers, and what runs already."""
     if options.served is not None:
-        default = read_bundle(options.served).default_variant("cpu")
+        default = read_bundle(options.served).default_variant(resolve_device("auto"))
         for variant in dict.fromkeys([default, "fp32"]):
             yield our_server(options.served, variant, options.num_threads)
     if options.run is not None:

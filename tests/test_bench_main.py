@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,10 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
 
 def test_the_ceiling_of_the_matrix_product_is_a_rate() -> None:
     assert matmul_ceiling("fp32", "cpu", seconds=0.03) > 1e8
+
+
+def test_the_commands_of_the_documents_parse() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "BENCHMARKS.md").read_text(encoding="utf-8")
+    commands = [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("python -m bench")]
+    modules = {parse(shlex.split(command)[3:])[0] for command in commands}
+    assert modules == {place.partition(":")[0] for place in COMMANDS.values()}
