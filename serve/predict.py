@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep_columns", nargs="*", metavar="COLUMN", help="write these input columns too; without names, all of them"
     )
     files.add_argument("--submission", action="store_true", help="write the columns id and label, and no others")
-    files.add_argument("--rejects", help="file of rows without an answer, with the reason (OUTPUT's .rejects.jsonl)")
+    files.add_argument("--rejects", help="file of rows without an answer, with the reason (OUTPUT.rejects.jsonl)")
     files.add_argument("--resume", action="store_true", help="go on with a job that was interrupted, if there is one")
     files.add_argument("--quiet", action="store_true", help="no progress and no summary")
 

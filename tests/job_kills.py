@@ -76,7 +76,7 @@ def kill_everywhere(bundle: str, rows: str, folder: Path, suffix: str) -> int:
 
     assert start(arguments("uninterrupted"), None) == 0
     expected = contents(folder / "uninterrupted")
-    assert set(expected) == {f"answers{suffix}", "answers.rejects.jsonl"}
+    assert set(expected) == {f"answers{suffix}", f"answers{suffix}.rejects.jsonl"}
     num_kills = 0
     while True:
         words = arguments(f"killed-{num_kills + 1}")

@@ -145,7 +145,7 @@ def test_rejects_of_an_earlier_job_do_not_stay(bundle: Path, tmp_path: Path) -> 
     arguments = ["--bundle", str(bundle), "--file", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out.csv")]
     write_jsonl(tmp_path / "rows.jsonl", [{"text": "good"}, {"text": None}])
     assert main(arguments) == 0
-    assert (tmp_path / "out.rejects.jsonl").is_file()
+    assert (tmp_path / "out.csv.rejects.jsonl").is_file()
     write_jsonl(tmp_path / "rows.jsonl", [{"text": "good"}, {"text": "bad"}])
     assert main(arguments) == 0
-    assert not (tmp_path / "out.rejects.jsonl").exists()
+    assert not (tmp_path / "out.csv.rejects.jsonl").exists()

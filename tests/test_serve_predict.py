@@ -145,7 +145,7 @@ def test_bad_rows_are_rejected_with_the_reason_and_the_others_answered(
     )
     assert status == 0
     assert [(row["id"], row["label"]) for row in read_table(output)] == [("a", "positive"), ("g", "negative")]
-    rejects = [json.loads(line) for line in (tmp_path / "out.rejects.jsonl").read_text().splitlines()]
+    rejects = [json.loads(line) for line in (tmp_path / f"out{suffix}.rejects.jsonl").read_text().splitlines()]
     assert [(row["row"], row["id"]) for row in rejects] == [(2, "b"), (3, "c"), (4, None), (5, None), (6, "f")]
     assert [row["reason"].partition(" (")[0] for row in rejects] == [
         "expected text, found None",

@@ -40,7 +40,7 @@ class StagedFile:
         self.path = path
         self.staged = staged_path(path)
         if not path.parent.is_dir():
-            raise InputError(f"--output {path}: no such folder as {path.parent}; make it first")
+            raise InputError(f"{path}: no such folder as {path.parent}; make it first")
         self._file = self.staged.open("ab")
         try:
             _lock(self._file, path)
@@ -238,6 +238,4 @@ def _lock(file: Any, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise InputError(
-            f"--output {path}: another job is writing it; wait for that, or choose another name"
-        ) from error
+        raise InputError(f"{path}: another job is writing it; wait for that, or choose another name") from error

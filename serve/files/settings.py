@@ -56,4 +56,4 @@ class JobSettings:
         """File of the rows without an answer; None for standard error."""
         if self.rejects is not None:
             return Path(self.rejects)
-        return None if self.output == STDOUT else Path(self.output).with_suffix(".rejects.jsonl")
+        return None if self.output == STDOUT else Path(f"{self.output}.rejects.jsonl")
