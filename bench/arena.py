@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.processes import ContenderAbsent, ContenderProcess, NeighbourWatch, WorkerSpec
 from bench.results import Contender, Measurement
 from bench.rounds import ContenderFailed, Limits, take_turns
+from serve.contract.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +79,11 @@ class Arena:
         return list(self._processes)
 
     def start(self) -> None:
-        """Start every contender and wait until it has done its first piece of work."""
+        """Start every contender and wait until it has done its first piece of work.
+
+        Raises:
+            InputError: none of them runs.
+        """
         for name, entrant in self._entrants.items():
             if entrant.missing:
                 self._drop(name, ContenderAbsent("not installed", f"needs {', '.join(entrant.missing)}"))
@@ -93,6 +98,9 @@ class Arena:
                     self._drop(name, failure)
                 else:
                     self._tell(f"started {name}")
+        if not self._processes:
+            reasons = "; ".join(f"{record.name}: {record.reason}" for record in self.records)
+            raise InputError(f"no contender to measure: {reasons}")
         self._watch = NeighbourWatch()  # starting up is not what is measured
 
     def add_facts(self, name: str, facts: Mapping[str, float]) -> None:

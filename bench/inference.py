@@ -7,7 +7,6 @@ classified alone and in batches, so that agreement and flips are counted on all 
 """
 
 import dataclasses
-import datetime
 import json
 import tempfile
 from collections.abc import Sequence
@@ -17,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.arena import Answer, Arena
-from bench.hardware import describe_machine
 from bench.inference_contenders import OPTIMUM, REFERENCE, export_for_optimum, ours, peers
 from bench.inference_report import inference_pictures, inference_tables
-from bench.options import CommonOptions
+from bench.options import CommonOptions, results_of
 from bench.report import build_console, publish
-from bench.results import Measurement, Results
+from bench.results import Measurement
 from bench.rounds import Limits
 from bench.workload import Workload, rows_of_run
 from serve.contract.bundle import Bundle, read_bundle
@@ -113,11 +111,10 @@ def run(options: InferenceOptions, command: str) -> None:
                 arena.add_facts(name, found)
             add_costs(arena, measurements, options.hourly_price)
             contenders, warnings = arena.records, arena.warnings()
-    results = Results(
+    results = results_of(
+        options,
         benchmark="inference",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
-        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
         work={
             "model": classifier.name,
             "rows": len(rows),
@@ -126,10 +123,10 @@ def run(options: InferenceOptions, command: str) -> None:
             "mean_tokens_of_a_row": round(mean_tokens(bundle, rows), 2),
             "max_length": classifier.max_length,
         },
-        headline=headline if headline in {entrant.name for entrant in chosen} else chosen[0].name,
+        headline=headline,
         contenders=contenders,
-        measurements=tuple(measurements),
-        warnings=tuple(warnings),
+        measurements=measurements,
+        warnings=warnings,
     )
     publish(results, inference_tables(results), inference_pictures(results), options.output, console)
 

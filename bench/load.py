@@ -8,17 +8,14 @@ share this machine's cores, unless a target stands elsewhere.
 """
 
 import dataclasses
-import datetime
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.hardware import describe_machine
 from bench.load_report import load_pictures, load_tables
 from bench.load_test import LoadTest
-from bench.options import CommonOptions
+from bench.options import CommonOptions, results_of
 from bench.report import build_console, publish
-from bench.results import Results
 from bench.servers import ServerSpec, infinity_server, litserve_server, our_server
 from bench.wire import parse_target
 from bench.workload import Workload, draw_lengths, rows_of_file, rows_of_run, texts_of_lengths
@@ -95,11 +92,10 @@ def run(options: LoadOptions, command: str) -> None:
         test.run()
     finally:
         test.close()
-    results = Results(
+    results = results_of(
+        options,
         benchmark="load",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
-        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
         work={
             "rows": len(rows),
             "rows_digest": rows.digest,
@@ -107,10 +103,10 @@ def run(options: LoadOptions, command: str) -> None:
             "p99_bound_ms": options.p99_bound_ms,
             "quick": options.quick,
         },
-        headline=next(iter(test.servers)),
+        headline=next(iter(test.servers), ""),
         contenders=test.records,
-        measurements=tuple(test.measurements),
-        warnings=tuple(test.warnings),
+        measurements=test.measurements,
+        warnings=test.warnings,
     )
     publish(results, load_tables(results), load_pictures(results), options.output, console)
 

@@ -1,12 +1,15 @@
 """What every benchmark can be told."""
 
 import dataclasses
+import datetime
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.hardware import available_cores
+from bench.hardware import available_cores, describe_machine
 from bench.processes import ContenderProcess, WorkerSpec
+from bench.results import Benchmark, Contender, Fact, Measurement, Results
 from bench.rounds import Limits
 from serve.contract.errors import InputError
 
@@ -81,6 +84,38 @@ class CommonOptions:
             first = next((entrant for entrant in chosen if entrant.name == headline), chosen[0])
             chosen.append(first.twin())
         return chosen
+
+
+def results_of(
+    options: CommonOptions,
+    *,
+    benchmark: Benchmark,
+    command: str,
+    work: dict[str, Fact],
+    headline: str,
+    contenders: Sequence[Contender],
+    measurements: Sequence[Measurement],
+    warnings: Sequence[str],
+) -> Results:
+    """Return results as of now, with the machine; where the headline was not measured, the first one stands for it.
+
+    Raises:
+        InputError: nothing was measured.
+    """
+    measured = [measurement.contender for measurement in measurements]
+    if not measured:
+        raise InputError(f"nothing was measured: {'; '.join(f'{each.name}: {each.reason}' for each in contenders)}")
+    return Results(
+        benchmark=benchmark,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
+        work=work,
+        headline=headline if headline in measured else measured[0],
+        contenders=tuple(contenders),
+        measurements=tuple(measurements),
+        warnings=tuple(warnings),
+    )
 
 
 def command_line(argv: list[str]) -> str:

@@ -7,7 +7,6 @@ with PyTorch's, and with its own alone and in batches of 32.
 """
 
 import dataclasses
-import datetime
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.arena import Answer, Arena, Entrant
-from bench.hardware import describe_machine
 from bench.inference import read_own_bundle, write_rows
 from bench.inference_contenders import REFERENCE, WORKERS, export_for_optimum
-from bench.options import CommonOptions
+from bench.options import CommonOptions, results_of
 from bench.pictures import draw_trade_off
 from bench.processes import WorkerSpec
 from bench.quantized_graphs import (
@@ -96,16 +94,15 @@ def run(options: QuantizationOptions, command: str) -> None:
                 if graph.is_file():
                     arena.add_facts(name, {"size_mb": graph.stat().st_size / 1e6})
             contenders, warnings = arena.records, arena.warnings()
-    results = Results(
+    results = results_of(
+        options,
         benchmark="quantization",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
-        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
         work={"model": classifier.name, "rows": len(rows), "rows_digest": rows.digest},
         headline=OURS,
         contenders=contenders,
-        measurements=tuple(measurements),
-        warnings=tuple(warnings),
+        measurements=measurements,
+        warnings=warnings,
     )
     publish(results, [_table(results), *absent_table(results.contenders)], [_picture(results)], options.output, console)
 

@@ -8,7 +8,6 @@ second are tokens a second over the mean length of all rows, which is what a who
 """
 
 import dataclasses
-import datetime
 import json
 import tempfile
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.arena import TWIN, Answer, Arena
-from bench.hardware import describe_machine
-from bench.options import CommonOptions
+from bench.options import CommonOptions, results_of
 from bench.processes import WorkerSpec
 from bench.report import build_console, publish
-from bench.results import Measurement, Results
+from bench.results import Measurement
+from bench.rounds import ContenderFailed
 from bench.training_contenders import (
     OURS,
     QUICK_STEPS_OF_REPEAT,
@@ -35,6 +34,8 @@ from bench.training_report import SCALING, TRAINING, training_pictures, training
 from serve.contract.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from train_loop.config import TrainConfig
     from train_loop.data import Split
 
@@ -96,17 +97,16 @@ def run(options: TrainingOptions, command: str) -> None:
                 arena.start()
                 measurements += measure_scaling(arena, options)
                 contenders += arena.records
-        ceilings, row_flops = measure_ceiling(options, config)
-    results = Results(
+        ceilings, row_flops = measure_ceiling(options, config, console)
+    results = results_of(
+        options,
         benchmark="training",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
-        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
         work=work,
-        headline=OURS if OURS in {entrant.name for entrant in entrants} else entrants[0].name,
+        headline=OURS,
         contenders=contenders,
-        measurements=tuple(with_flops(m, row_flops, ceilings) for m in measurements),
-        warnings=tuple(warnings),
+        measurements=[with_flops(m, row_flops, ceilings) for m in measurements],
+        warnings=warnings,
     )
     publish(results, training_tables(results), training_pictures(results), options.output, console)
 
@@ -222,21 +222,27 @@ def measure_scaling(arena: Arena, options: TrainingOptions) -> list[Measurement]
     ]
 
 
-def measure_ceiling(options: TrainingOptions, config: Answer) -> tuple[dict[str, float], list[float]]:
-    """Return FLOP/s of the best matrix product by precision, and the FLOPs of a row as a + b T + c T^2."""
+def measure_ceiling(
+    options: TrainingOptions, config: Answer, console: "Console"
+) -> tuple[dict[str, float], list[float]]:
+    """Return FLOP/s of the best matrix product by precision, and the FLOPs of a row as a + b T + c T^2; or nothing."""
     settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
     spec = WorkerSpec(worker="bench.ceiling_worker:Ceiling", settings=settings)
-    with options.start(spec) as worker:
-        precisions = ["fp32", *(["bf16"] if has_bf16() else [])]
-        ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
-        coefficients: list[float] = worker.call("flops_of_row")["coefficients"]
+    try:
+        with options.start(spec) as worker:
+            precisions = ["fp32", *(["bf16"] if has_bf16() else [])]
+            ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
+            coefficients: list[float] = worker.call("flops_of_row")["coefficients"]
+    except ContenderFailed as failure:  # what was measured before is not lost to this
+        console.print(f"warning: no FLOP/s: {failure}", style="yellow", highlight=False, markup=False)
+        return {}, []
     return ceilings, coefficients
 
 
 def with_flops(measurement: Measurement, row_flops: Sequence[float], ceilings: dict[str, float]) -> Measurement:
     """Add FLOP/s on real tokens and the share of the ceiling to a measurement that counted its tokens."""
     facts = measurement.facts
-    if "tokens" not in facts:
+    if "tokens" not in facts or not row_flops:
         return measurement
     constant, linear, square = row_flops
     useful = constant * facts["rows"] + linear * facts["tokens"] + square * facts["tokens_squared"]

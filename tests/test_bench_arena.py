@@ -11,6 +11,7 @@ from bench.processes import ContenderProcess, WorkerSpec
 from bench.results import Measurement
 from bench.rounds import Limits
 from bench.samples import median_rate, paired_ratio
+from serve.contract.errors import InputError
 
 CORES = sorted(os.sched_getaffinity(0))[:1]
 
@@ -121,3 +122,12 @@ def test_closing_ends_every_process() -> None:
         pid = arena.call("one", "environment")["pid"]  # type: ignore[index]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_where_nobody_can_run_the_reasons_are_told() -> None:
+    absent = Entrant(name="absent", description="", spec=WorkerSpec(worker="x:Y"), needs=("no_such_package",))
+    with (
+        Arena([absent], start, Console(file=io.StringIO())) as arena,
+        pytest.raises(InputError, match="no contender to measure: absent: needs no_such_package"),
+    ):
+        arena.start()
