@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -21,6 +21,8 @@ from serve.files.rows import import_pyarrow
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 STDOUT = "-"
+ROW_GROUP_ROWS = 1 << 16
+ROW_GROUP_BYTES = 1 << 24
 Columns = Sequence[Sequence[Any]]
 """The values of each column; all of one length."""
 
@@ -181,11 +183,12 @@ class Parquet:
     def finish(self, staged: Path, path: Path) -> None:
         written = staged.with_name(staged.name + ".parquet")
         with (
-            self._arrow.ipc.open_stream(str(staged)) as batches,
+            self._arrow.OSFile(str(staged)) as file,
+            self._arrow.ipc.open_stream(file) as batches,
             self._arrow.parquet.ParquetWriter(written, self._schema) as writer,
         ):
-            for batch in batches:
-                writer.write_batch(batch)
+            for group in _row_groups(batches):
+                writer.write_table(self._arrow.Table.from_batches(group))
         flush_to_disk(written)
         written.replace(path)
         flush_to_disk(path.parent)
@@ -213,6 +216,18 @@ def output_format(path: str) -> OutputFormat:
         if suffix == known:
             return known
     raise InputError(f"--output {path}: unknown type; expected a name ending in .{', .'.join(OUTPUT_FORMATS)}")
+
+
+def _row_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
+    """Yield record batches together: a row group costs space in the file, and is held in memory while it is written."""
+    group: list[Any] = []
+    for batch in batches:
+        group.append(batch)
+        if sum(map(len, group)) >= ROW_GROUP_ROWS or sum(each.nbytes for each in group) >= ROW_GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _field(value: Any) -> Any:

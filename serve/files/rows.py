@@ -33,7 +33,8 @@ LINES_COLUMN = "text"
 STDIN = "-"
 MAX_FIELD_CHARACTERS = 1 << 26
 """Longest field of a csv: a quote that is never closed swallows what follows, up to here."""
-PARQUET_ROWS = 2_048
+PARQUET_ROWS = 512
+PARQUET_BUFFER_BYTES = 1 << 20
 NOT_UTF8 = "bytes that are not UTF-8"
 
 
@@ -254,7 +255,8 @@ def _is_not_utf8(text: str) -> bool:
 def _parquet_rows(path: Path, choose: Choose) -> Rows:
     pyarrow = import_pyarrow(f"--file {path}")
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        # Read piece by piece: files of one row group of millions of rows are common.
+        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"--file {path}: not a readable parquet file ({error})") from error
     columns = choose(file.schema_arrow.names)
