@@ -1,7 +1,7 @@
 """What flows into each layer on training rows: ranges, second moments and a sample, padding excluded."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.layers import Layer
+from export.progress import Advance, ignore
 from serve.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
 
@@ -49,11 +50,12 @@ def collect(
     encodings: Sequence[Encoding],
     encoder: Encoder,
     folder: Path,
-    advance: Callable[[int], None] = lambda num_rows: None,
+    advance: Advance = ignore,
 ) -> dict[str, Activations]:
     """Run the float graph over calibration rows; return layer name -> activations.
 
-    The probe, a copy of the graph that also gives the layers' inputs, is written into `folder` and removed.
+    `advance` is told the rows done. The probe, a copy of the graph that also gives the layers' inputs, is written
+    into `folder` and removed.
     """
     names = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
     probe = onnx.ModelProto()

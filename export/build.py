@@ -2,13 +2,10 @@
 
 import dataclasses
 import shutil
-import time
 from pathlib import Path
 from typing import Literal
 
 import filelock
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from export.dynamic import quantize_dynamically
@@ -16,13 +13,14 @@ from export.half import to_half
 from export.machine import instruction_set
 from export.optimize import fused_operators, optimize_graph
 from export.pack import canary_texts, copy_model_files, write_bundle
+from export.progress import Progress
 from export.reference import Reference
 from export.repair import TARGETS
 from export.rows import LabelledRows
 from export.speed import rows_per_second
 from export.static_int8 import StaticInt8
 from export.to_onnx import export_graph, external_files, input_names
-from export.verify import GATES, Gate, Verdict, verify
+from export.verify import GATES, Gate, Judge, Verdict
 from serve.contract.bundle import Variant, VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
@@ -92,12 +90,11 @@ class Build:
         self._held_out = held_out
         self._output = output
         self._settings = settings
-        self._console = console
+        self._progress = Progress(console)
         self._staged = output.with_name(f".{output.name}.tmp")
         self._work = output.with_name(f".{output.name}.work")
         self._variants: dict[str, Variant] = {}
         self._left_out: dict[str, str] = {}
-        self._started = time.monotonic()
 
     def run(self) -> Exported:
         """Export, verify and pack.
@@ -125,10 +122,10 @@ class Build:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self) -> Exported:
-        self._tell("PyTorch, float32: the answers to compare with")
+        self._progress.tell("PyTorch, float32: the answers to compare with")
         reference = Reference(self._model_folder, self._classifier)
         expected = reference.logits(self._held_out)
-        self._tell("ONNX, float32")
+        self._progress.tell("ONNX, float32")
         raw = export_graph(self._model_folder, self._work / "raw")
         copy_model_files(self._model_folder, self._staged)
         self._encoder = Encoder(
@@ -138,13 +135,13 @@ class Build:
             pad_token_id=reference.tokenizer.pad_token_id,
             pad_token_type_id=reference.tokenizer.pad_token_type_id,
         )
-        self._judge = _Judge(self._encoder, reference, self._held_out, expected)
+        self._judge = Judge(self._encoder, reference, self._held_out, expected, canary_texts(self._classifier))
         self._add_float(raw)
         if "int8" in self._settings.variants:
             self._add_int8()
         if "fp16" in self._settings.variants:
             self._add_half()
-        self._tell("Speed, in turn")
+        self._progress.tell("Speed, in turn")
         graphs = {name: self._staged / v.file for name, v in self._variants.items() if name != "fp16"}
         rates = rows_per_second(graphs, self._encoder, self._encoder.encode(self._held_out.inputs))
         write_bundle(
@@ -159,7 +156,7 @@ class Build:
         return Exported(self._output, self._variants, self._left_out, rates, sizes)
 
     def _add_float(self, raw: Path) -> None:
-        self._tell("Fusing operators")
+        self._progress.tell("Fusing operators")
         fused, method = optimize_graph(raw.parent, raw.name, self._work / "fused")
         choice, speeds = raw, {}
         if fused is not None:
@@ -195,24 +192,24 @@ class Build:
             self._add_static_int8(gate)
 
     def _add_dynamic_int8(self, gate: Gate) -> None:
-        self._tell("int8, dynamic")
+        self._progress.tell("int8, dynamic")
         graph = self._work / "int8.onnx"
         instructions = instruction_set()
         quantize_dynamically(self._staged / FILES["fp32"], graph, reduce_range=instructions is None)
-        self._tell("Verifying dynamic int8")
         method = "dynamic, per channel: answers depend on the batch"
         self._add("int8", graph, method, gate, instructions=instructions, details={})
 
     def _add_static_int8(self, gate: Gate) -> None:
         try:
-            static = StaticInt8(self._staged / FILES["fp32"], self._encoder, self._train.inputs, self._work, self._tell)
+            static = StaticInt8(
+                self._staged / FILES["fp32"], self._encoder, self._train.inputs, self._work, self._progress
+            )
         except InputError as error:
             self._leave_out("int8", str(error))
             return
         graph = self._work / "int8.onnx"
         for target in TARGETS:
             method, details = static.write(graph, target)
-            self._tell("Verifying static int8")
             may_fail = target != TARGETS[-1]
             instructions = static.instruction_set
             if self._add("int8", graph, method, gate, instructions=instructions, details=details, may_fail=may_fail):
@@ -223,7 +220,7 @@ class Build:
             self._leave_out("fp16", "over 2 GB: not supported")
             return
         graph = self._work / "fp16.onnx"
-        self._tell("float16, for CUDA")
+        self._progress.tell("float16, for CUDA")
         try:
             to_half(self._staged / FILES["fp32"], graph)
         except Exception as error:  # the converter has no errors of its own
@@ -257,9 +254,11 @@ class Build:
         return not reason
 
     def _verify(self, graph: Path, name: str, gate: Gate | None = None) -> Verdict:
+        num_rows = len(self._held_out)
         session = Session(graph, num_threads=num_usable_cores())
         try:
-            return self._judge(session, gate or GATES[name])
+            with self._progress.count(f"Verifying {name} on {num_rows:,} held-out rows", num_rows) as advance:
+                return self._judge.verify(session, gate or GATES[name], advance)
         finally:
             session.close()
 
@@ -291,24 +290,4 @@ class Build:
 
     def _leave_out(self, name: str, reason: str) -> None:
         self._left_out[name] = reason
-        self._console.print(f"  {name} is left out: {reason}", style="yellow", highlight=False, markup=False)
-
-    def _tell(self, text: str) -> None:
-        seconds = time.monotonic() - self._started
-        self._console.print(f"[{seconds:5.1f} s] {text} ...", highlight=False, markup=False)
-
-
-class _Judge:
-    """Verifies graphs against the same rows and answers."""
-
-    def __init__(
-        self, encoder: Encoder, reference: Reference, rows: LabelledRows, expected: NDArray[np.float32]
-    ) -> None:
-        self._encoder = encoder
-        self._reference = reference
-        self._rows = rows
-        self._expected = expected
-
-    def __call__(self, session: Session, gate: Gate) -> Verdict:
-        canary = canary_texts(self._encoder.classifier)
-        return verify(session, self._encoder, self._reference, self._rows, self._expected, canary, gate)
+        self._progress.warn(f"{name} is left out: {reason}")

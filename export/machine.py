@@ -1,9 +1,9 @@
 """What the exporting machine's processor does with 8-bit integers."""
 
 import platform
-from pathlib import Path
 
-VNNI = ("avx512_vnni", "avx_vnni", "avx512vnni", "avxvnni")
+from serve.variants import CPU_INFO, VNNI
+
 ARM = ("asimddp", "i8mm")
 
 
@@ -15,7 +15,7 @@ def instruction_set() -> str | None:
     if platform.machine().lower() in ("arm64",):  # Apple's have no /proc/cpuinfo, and all have them
         return "asimddp"
     try:
-        words = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+        words = set(CPU_INFO.read_text(encoding="ascii", errors="replace").split())
     except OSError:
         return None
     return next((name for name in (*VNNI, *ARM) if name in words), None)

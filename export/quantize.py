@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from export.activations import Activations
 from export.layers import Layer, array_of, find_embeddings, weights_of
+from export.progress import Advance, ignore
 from export.rounding import column_scales, round_to_nearest, round_with_compensation
 from export.smoothing import choose_smoothing, quantized
 
@@ -71,9 +72,9 @@ def quantize_layers(
     layers: Sequence[Layer],
     activations: dict[str, Activations],
     max_integer: int,
-    advance: Callable[[int], None] = lambda num_layers: None,
+    advance: Advance = ignore,
 ) -> dict[str, IntegerLayer]:
-    """Return layer name -> integer constants."""
+    """Return layer name -> integer constants; `advance` is told the layers done."""
     weights = weights_of(model)
     found = {}
     for layer in layers:

@@ -1,6 +1,6 @@
 """Static int8 of one graph, put together: calibrate, round, measure, repair."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from export.activations import collect
 from export.layers import find_layers, name_nodes
 from export.machine import instruction_set
+from export.progress import Progress
 from export.quantize import quantize_layers
 from export.repair import Repair
 from serve.contract.errors import InputError
@@ -31,14 +32,14 @@ class StaticInt8:
         encoder: gives its inputs.
         inputs: training texts or pairs.
         work: folder for passing files.
-        tell: where progress is told.
+        progress: where it is told.
 
     Raises:
         InputError: the graph has no layer to quantize.
     """
 
     def __init__(
-        self, graph: Path, encoder: Encoder, inputs: Sequence[TextInput], work: Path, tell: Callable[[str], None]
+        self, graph: Path, encoder: Encoder, inputs: Sequence[TextInput], work: Path, progress: Progress
     ) -> None:
         model = onnx.load(graph)
         name_nodes(model)
@@ -52,11 +53,12 @@ class StaticInt8:
         encodings = encoder.encode([inputs[row] for row in order])
         middle = max(1, round(CALIBRATION_SHARE * len(encodings)))
         calibration, self._rest = encodings[:middle], encodings[middle:] or encodings
-        tell(f"Calibrating {len(layers)} layers on {len(calibration)} training rows")
-        activations = collect(model, layers, calibration, encoder, work)
-        tell("Rounding them to int8")
-        integers = quantize_layers(model, layers, activations, max_integer=127 if self.instruction_set else 63)
-        tell(f"Measuring the harm on {len(self._rest)} other training rows")
+        with progress.count(f"Calibrating on {len(calibration)} training rows", len(calibration)) as advance:
+            activations = collect(model, layers, calibration, encoder, work, advance)
+        most = 127 if self.instruction_set else 63
+        with progress.count(f"Rounding {len(layers)} layers to int8", len(layers)) as advance:
+            integers = quantize_layers(model, layers, activations, most, advance)
+        progress.tell(f"Measuring the harm on {len(self._rest)} other training rows")
         self._repair = Repair(model, layers, integers, self._logits(model), self._logits)
         alphas = sorted({layer.alpha for layer in integers.values()})
         self._method = f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g})"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from export.progress import Advance, ignore
 from export.reference import Reference
 from export.rows import LabelledRows
 from serve.contract.bundle import Verification
@@ -61,9 +62,19 @@ def verify(
     expected: NDArray[np.float32],
     canary: tuple[str, ...],
     gate: Gate,
+    advance: Advance = ignore,
 ) -> Verdict:
-    """Compare a graph with PyTorch's logits of the rows [N, C], and with itself alone and in batches."""
+    """Compare a graph with PyTorch's logits of the rows [N, C], and with itself alone and in batches.
+
+    `advance` is told the rows done.
+
+    Raises:
+        InputError: the contract has another number of labels than the model, or the tokenizer gives ids that the model
+            does not have.
+    """
     shortfalls = contract_problems(encoder, reference)
+    if len(encoder.classifier.labels) != len(reference.labels):
+        raise InputError(shortfalls[0])  # no row of logits can be compared
     encodings = encoder.encode(rows.inputs)
     unknown = max(int(encoding.ids.max()) for encoding in encodings)
     if unknown >= reference.vocabulary_size:
@@ -72,7 +83,7 @@ def verify(
             f"tokenizer.json gives id {unknown}, and the model has {reference.vocabulary_size} words: it is another "
             "model's tokenizer"
         )
-    alone = np.concatenate([session.run(encoder.pad([encoding])) for encoding in encodings])  # [N, C]
+    alone = _in_batches(session, encoder, encodings, list(np.arange(len(encodings))[:, None]), advance)  # [N, C]
     arrival = _in_batches(session, encoder, encodings, [*_slices(len(encodings))])
     by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
     together = [arrival, _in_batches(session, encoder, encodings, by_length)]
@@ -108,6 +119,22 @@ def verify(
     inputs = canary[0] if len(canary) == 1 else (canary[0], canary[1])
     canary_logits = session.run(encoder.pad(encoder.encode([inputs])))[0]
     return Verdict(record, shortfalls, tuple(float(value) for value in np.nan_to_num(canary_logits)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Verifies graphs on the same rows, against the same answers."""
+
+    encoder: Encoder
+    reference: Reference
+    rows: LabelledRows
+    expected: NDArray[np.float32]
+    """PyTorch's logits [N, C]."""
+    canary: tuple[str, ...]
+
+    def verify(self, session: Session, gate: Gate, advance: Advance = ignore) -> Verdict:
+        """Verify one graph."""
+        return verify(session, self.encoder, self.reference, self.rows, self.expected, self.canary, gate, advance)
 
 
 def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
@@ -183,12 +210,16 @@ def _slices(num_rows: int) -> list[NDArray[np.int64]]:
 
 
 def _in_batches(
-    session: Session, encoder: Encoder, encodings: Sequence[Encoding], batches: Sequence[NDArray[np.int64]]
+    session: Session,
+    encoder: Encoder,
+    encodings: Sequence[Encoding],
+    batches: Sequence[NDArray[np.int64]],
+    advance: Advance = ignore,
 ) -> NDArray[np.float32]:
-    outputs = [session.run(encoder.pad([encodings[row] for row in batch])) for batch in batches]
-    found = np.empty((len(encodings), outputs[0].shape[1]), np.float32)
-    for batch, output in zip(batches, outputs, strict=True):
-        found[batch] = output
+    found = np.empty((len(encodings), len(encoder.classifier.labels)), np.float32)
+    for batch in batches:
+        found[batch] = session.run(encoder.pad([encodings[row] for row in batch]))
+        advance(len(batch))
     return found
 
 

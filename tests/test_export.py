@@ -1,3 +1,5 @@
+import dataclasses
+import io
 import json
 import shutil
 import sys
@@ -18,8 +20,11 @@ from transformers import AutoTokenizer, pipeline
 from export.__main__ import main
 from export.build import Build, Exported, Settings
 from export.layers import find_layers
+from export.progress import Progress
 from export.reference import Reference
 from export.rows import read_rows
+from export.static_int8 import StaticInt8
+from export.to_onnx import export_graph, input_names
 from export.verify import GATES, Verdict, contract_problems, verify
 from serve.contract.bundle import BUNDLE_FILE, Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier, write_classifier
@@ -167,6 +172,38 @@ def test_a_wrong_label_order_is_caught(run: Path) -> None:
     encoder = Encoder(run / "model" / "tokenizer.json", turned, input_names=("input_ids",), pad_token_id=0)
     (problem,) = contract_problems(encoder, Reference(run / "model", turned))
     assert "label order" in problem
+
+
+def test_a_contract_with_a_label_too_many_is_caught(run: Path, bundle: Bundle) -> None:
+    contract = read_classifier(run / "model")
+    longer = dataclasses.replace(contract, labels=(*LABELS, "ugly"))
+    with pytest.raises(InputError, match=r"label order: classifier\.json has .*ugly.*, the model"):
+        judged(run, bundle.folder, bundle.graph("fp32"), longer)
+
+
+def test_calibration_sees_every_label_of_rows_sorted_by_label(run: Path, tmp_path: Path) -> None:
+    """Each half of a sorted sample would hold half of the labels."""
+    seen: list[set[str]] = []
+
+    class Listening(Encoder):
+        def encode(self, inputs, *arguments, **named):  # type: ignore[no-untyped-def]
+            seen.append({text.split()[0] for text in inputs[: len(inputs) // 2]})
+            return super().encode(inputs, *arguments, **named)
+
+    graph = export_graph(run / "model", tmp_path)
+    contract = read_classifier(run / "model")
+    encoder = Listening(run / "model" / "tokenizer.json", contract, input_names=input_names(graph), pad_token_id=0)
+    StaticInt8(graph, encoder, ["bad film"] * 20 + ["good film"] * 20, tmp_path, Progress(Console(quiet=True)))
+    assert seen == [{"bad", "good"}]
+
+
+def test_progress_is_lines_in_a_file_and_bars_on_a_terminal() -> None:
+    for is_terminal in (False, True):
+        stream = io.StringIO()
+        with Progress(Console(file=stream, force_terminal=is_terminal, width=80)).count("Counting", 3) as advance:
+            advance(3)
+        assert "Counting ..." in stream.getvalue()
+        assert ("3/3" in stream.getvalue()) == is_terminal
 
 
 def test_a_tokenizer_of_another_vocabulary_is_caught(run: Path, bundle: Bundle, tmp_path: Path) -> None:
