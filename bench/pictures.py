@@ -37,6 +37,7 @@ def draw_lines(
         x, y = zip(*points, strict=True)
         style = _style(name, list(lines), ours)
         axes.plot(x, y, label=name, markersize=5, linewidth=2.2 if name in ours else 1.3, **style)
+    _use_plain_numbers(axes.xaxis, axes.yaxis)
     if x_ticks:
         axes.set_xticks(list(x_ticks), [f"{tick:g}" for tick in x_ticks])
         axes.minorticks_off()
@@ -66,6 +67,7 @@ def draw_trade_off(
     for name, (x, y) in points.items():
         style = _style(name, list(points), ours) | {"linestyle": "none"}
         axes.plot([x], [y], markersize=9 if name in ours else 7, label=name, **style)
+    _use_plain_numbers(axes.xaxis)
     axes.margins(0.12)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _save(figure, path)
@@ -129,6 +131,17 @@ def _figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _use_plain_numbers(*axes: Any) -> None:
+    """Label logarithmic axes by 1, 2, 5, 10, ... and not by powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for axis in axes:
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def _style(name: str, names: Sequence[str], ours: Sequence[str]) -> dict[str, Any]:
