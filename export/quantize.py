@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.activations import Activations
+from export.layer_norms import split_layer_norms
 from export.layers import Layer, array_of, find_embeddings, weights_of
 from export.progress import Advance, ignore
 from export.rounding import column_scales, round_to_nearest, round_with_compensation
@@ -120,6 +121,7 @@ def assemble(
     del built.graph.value_info[:]  # of the float graph
     if MICROSOFT not in {entry.domain for entry in built.opset_import}:
         built.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    split_layer_norms(built)
     return built
 
 

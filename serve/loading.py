@@ -30,10 +30,11 @@ def load_engine(
     """
     from serve.metrics import BatchMetrics
     from serve.session import SessionPool, resolve_device
+    from serve.variants import choose_variant
 
     bundle = read_bundle(folder)
     device = resolve_device(settings.device)
-    variant = settings.variant or bundle.default_variant(device)
+    variant = choose_variant(bundle, device, settings.variant or "auto")
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)
     pool = SessionPool(bundle.graph(variant), device=device, num_threads=settings.threads)
     num_narrow = _num_narrow(device, settings.narrow_workers, pool.num_workers)

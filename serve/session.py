@@ -179,6 +179,8 @@ def _load(graph: Path, device: DeviceName, num_threads: int, spinning: bool, cud
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # plans memory by shape, and every batch has another
+    # Threads that run one session at once wait for each other in its arena; malloc has an arena for each of them.
+    options.enable_cpu_mem_arena = num_threads > 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     provider_options: dict[str, str] = {}
     if device == "cuda":

@@ -1,0 +1,63 @@
+"""Fused layer normalization, taken apart again for integer graphs on a CPU.
+
+ONNX Runtime's SkipLayerNormalization (bias + residual + normalization in one operator) is made for GPUs. On a CPU its
+loop is not vectorized: on rows of 384 numbers it took 4 to 7 times as long as Add and LayerNormalization one after the
+other (1.30 on AVX-512), a fifth of an integer graph's time. The bias costs nothing where the product before adds it.
+"""
+
+import onnx
+from onnx import helper, numpy_helper
+
+from export.layers import array_of, weights_of
+
+MIN_OPSET = 17
+"""Of the standard operators; LayerNormalization came with it."""
+CORRECTION = 6
+"""Which input of MatMulIntegerToFloat is added to its result."""
+SUM_OUTPUT = 3
+"""Which output of SkipLayerNormalization is the sum before normalization."""
+
+
+def split_layer_norms(model: onnx.ModelProto) -> None:
+    """Replace each SkipLayerNormalization of a graph by Add and LayerNormalization, in place."""
+    if max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0) < MIN_OPSET:
+        return
+    weights = weights_of(model)
+    products = {node.output[0]: node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"}
+    readers = [name for node in model.graph.node for name in node.input]
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "SkipLayerNormalization" or any(node.output[1:SUM_OUTPUT]):
+            nodes.append(node)
+            continue
+        value, residual, gamma, beta, bias = _five(list(node.input))
+        if bias:
+            product = products.get(value)
+            correction = product.input[CORRECTION] if product and len(product.input) > CORRECTION else ""
+            if product and correction in weights and bias in weights and readers.count(value) == 1:
+                name = f"{product.name}/correction_and_bias"
+                total = array_of(weights[correction]) + array_of(weights[bias])
+                model.graph.initializer.append(numpy_helper.from_array(total, name))
+                product.input[CORRECTION] = name
+            else:
+                nodes.append(helper.make_node("Add", [value, bias], [f"{node.name}/biased"], name=f"{node.name}/bias"))
+                value = f"{node.name}/biased"
+        has_sum = len(node.output) > SUM_OUTPUT and node.output[SUM_OUTPUT]
+        total_name = node.output[SUM_OUTPUT] if has_sum else f"{node.name}/sum"
+        epsilon = next(helper.get_attribute_value(each) for each in node.attribute if each.name == "epsilon")
+        nodes += [
+            helper.make_node("Add", [value, residual], [total_name], name=f"{node.name}/add"),
+            helper.make_node(
+                "LayerNormalization", [total_name, gamma, beta], [node.output[0]], name=node.name, epsilon=epsilon
+            ),
+        ]
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # outlive the deletion below
+    read = {name for node in kept for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(constants)
+
+
+def _five(inputs: list[str]) -> list[str]:
+    return [*inputs, *[""] * (5 - len(inputs))]
