@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.activations import Activations
-from export.layer_norms import split_layer_norms
 from export.layers import Layer, array_of, find_embeddings, weights_of
 from export.progress import Advance, ignore
 from export.rounding import column_scales, round_to_nearest, round_with_compensation
+from export.simplify import SMOOTH, fold_smoothing, split_layer_norms
 from export.smoothing import choose_smoothing, quantized
 
 MICROSOFT = "com.microsoft"
@@ -121,6 +121,7 @@ def assemble(
     del built.graph.value_info[:]  # of the float graph
     if MICROSOFT not in {entry.domain for entry in built.opset_import}:
         built.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    fold_smoothing(built)
     split_layer_norms(built)
     return built
 
@@ -139,7 +140,7 @@ def _integer_nodes(
     weight_scales = constant(f"{shared}/weight_scales", integers.weight_scales)
     weight_zeros = constant(f"{shared}/weight_zero_points", np.zeros_like(integers.weight_scales, np.int8))
     divisors = constant(f"{shared}/inverse_divisors", integers.inverse_divisors)
-    smooth = helper.make_node("Mul", [node.input[0], divisors], [f"{own}/smoothed"], name=f"{own}/smooth")
+    smooth = helper.make_node("Mul", [node.input[0], divisors], [f"{own}/smoothed"], name=own + SMOOTH)
     quantize = helper.make_node(
         "QuantizeLinear", [f"{own}/smoothed", scale, zero], [f"{own}/uint8"], name=f"{own}/quantize"
     )

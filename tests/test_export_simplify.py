@@ -1,4 +1,4 @@
-"""Taking fused layer normalization apart changes no answer."""
+"""Rewriting an integer graph changes no answer."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.layer_norms import split_layer_norms
+from export.simplify import fold_smoothing, split_layer_norms
 
 WIDTH = 16
 MICROSOFT = "com.microsoft"
@@ -82,3 +82,51 @@ def test_a_graph_older_than_layer_normalization_stays_as_it_is() -> None:
     before = old.SerializeToString()
     split_layer_norms(old)
     assert old.SerializeToString() == before
+
+
+def attention_graph(*, read_twice: bool) -> onnx.ModelProto:
+    """Integer attention, then a division of its channels."""
+    random = np.random.default_rng(0)
+    constants = {
+        "weight": random.integers(-127, 128, (WIDTH, 3 * WIDTH)).astype(np.int8),
+        "bias": random.standard_normal(3 * WIDTH).astype(np.float32),
+        "scale": np.float32(0.02),
+        "weight_scales": random.random(3 * WIDTH, np.float32) / 100,
+        "zero": np.uint8(128),
+        "weight_zeros": np.zeros(3 * WIDTH, np.int8),
+        "inverse": random.random(WIDTH, np.float32) + 0.5,
+    }
+    inputs = ["x_uint8", "weight", "bias", "scale", "weight_scales", "", "zero", "weight_zeros"]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_uint8"], name="quantize"),
+        helper.make_node("QAttention", inputs, ["context"], name="attention", domain=MICROSOFT, num_heads=4),
+        helper.make_node("Mul", ["context", "inverse"], ["smoothed"], name="product/smooth"),
+        helper.make_node("Neg", ["smoothed"], ["y"], name="next"),
+        *([helper.make_node("Abs", ["context"], ["sum"], name="other")] if read_twice else []),
+    ]
+    shape = ["B", "T", WIDTH]
+    return helper.make_model(
+        helper.make_graph(
+            nodes,
+            "attention",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name in ("y", *(["sum"] if read_twice else []))
+            ],
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=10,
+    )
+
+
+@pytest.mark.parametrize("read_twice", [True, False])
+def test_attention_divides_its_own_output(read_twice: bool) -> None:
+    plain = attention_graph(read_twice=read_twice)
+    folded = onnx.ModelProto.FromString(plain.SerializeToString())
+    fold_smoothing(folded)
+    is_folded = "Mul" not in {node.op_type for node in folded.graph.node}
+    assert is_folded is not read_twice  # others see the undivided output
+    for expected, found in zip(run(plain), run(folded), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
