@@ -249,7 +249,9 @@ class Build:
             reason = str(error).splitlines()[0]
         if not reason:
             self._ship(name, graph, method, verdict, instructions=instructions, details=details)
-        elif not may_fail:
+        elif may_fail:
+            self._progress.tell(f"{name} fell short ({reason}): more layers in float32")
+        else:
             self._leave_out(name, reason)
         return not reason
 

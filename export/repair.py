@@ -1,6 +1,6 @@
 """Repair by measurement: the layers whose integers change the answers most stay in float32, as few as needed.
 
-Measured on training rows that the calibration did not see; the held-out rows are for the gate alone.
+Measured on texts made of training rows; the held-out rows are for the gate alone.
 """
 
 import dataclasses
@@ -13,15 +13,24 @@ from numpy.typing import NDArray
 from export.layers import Layer
 from export.quantize import IntegerLayer, assemble
 
-TARGETS = (0.98, 0.995)
-"""Share of the repair rows that must keep their label: the gate's own, and more where the gate was then missed."""
-TARGET_ERROR = 0.05
-"""Root mean square change of the logits that is small enough, as a share of their own spread."""
-MAX_SHARE_KEPT = 0.15
-"""Most layers that may stay in float32, as a share: beyond it the speed is gone."""
-
 Run = Callable[[onnx.ModelProto], NDArray[np.float32]]
 """Graph -> logits of the repair rows [N, C]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is good enough on the repair rows."""
+
+    agreement: float
+    """Share of them that keep their label."""
+    error: float
+    """Root mean square change of the logits, as a share of their spread."""
+    max_share_kept: float
+    """Most layers that may stay in float32 for it, as a share; each makes the graph slower."""
+
+
+TARGETS = (Target(0.98, 0.05, 0.15), Target(1.0, 0.0, 0.15), Target(1.0, 0.0, 0.3), Target(1.0, 0.0, 0.5))
+"""What is tried, one after the other, until the gate is passed: its own bound, then more and more layers in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +72,16 @@ class Repair:
         self._before = self._measure([])
         self._worst_first: list[str] | None = None
 
-    def keep_until(self, target_agreement: float) -> Repaired:
+    def keep_until(self, target: Target) -> Repaired:
         """Choose the layers to keep in float32.
 
         Each layer's part in the error is measured by keeping it alone; then the worst are kept, one after another,
-        until the targets are met or the limit is reached. Without need, none is.
+        until the target is met or the limit is reached. Without need, none is.
         """
         kept: list[str] = []
         found = self._before
-        limit = max(1, int(MAX_SHARE_KEPT * len(self._layers)))
-        while not (found[0] >= target_agreement and found[1] <= TARGET_ERROR) and len(kept) < limit:
+        limit = max(1, int(target.max_share_kept * len(self._layers)))
+        while not (found[0] >= target.agreement and found[1] <= target.error) and len(kept) < limit:
             kept.append(self._sensitive[len(kept)])
             found = self._measure(kept)
         return Repaired(tuple(kept), self._before[0], found[0], self._before[1], found[1])

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,24 @@ def read_rows(path: Path, name: str, classifier: Classifier) -> LabelledRows:
         inputs.append((texts[0], texts[1]) if takes_pairs else texts[0])
         labels.append(numbers[row["label"]])
     return LabelledRows(name, inputs, np.array(labels, np.int64))
+
+
+def recombined(inputs: Sequence[TextInput], count: int, seed: int) -> list[TextInput]:
+    """Return texts or pairs that are like the inputs, and none of them.
+
+    A model is far surer of what it was trained on than of anything else, so what quantization does to its answers
+    hardly shows there. The first half of one text is followed by the second half of another; of pairs, the first text
+    of one stands beside the second text of another.
+    """
+    order = np.random.default_rng(seed).permutation(len(inputs))
+    return [_mixed(inputs[one], inputs[other]) for one, other in zip(order, np.roll(order, 1), strict=True)][:count]
+
+
+def _mixed(one: TextInput, other: TextInput) -> TextInput:
+    if isinstance(one, str) or isinstance(other, str):
+        words, others = str(one).split(), str(other).split()
+        return " ".join(words[: len(words) // 2] + others[len(others) // 2 :])
+    return one[0], other[1]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -12,16 +12,16 @@ from export.layers import find_layers, name_nodes
 from export.machine import instruction_set
 from export.progress import Progress
 from export.quantize import quantize_layers
-from export.repair import Repair
+from export.repair import Repair, Target
+from export.rows import recombined
 from serve.contract.errors import InputError
 from serve.cores import num_usable_cores
 from serve.encoder import Encoder, TextInput, length_sorted_batches
 from serve.session import Session
 
-CALIBRATION_SHARE = 0.5
-"""Share of the training sample that the scales come from; the rest decides on repairs."""
+NUM_REPAIR_ROWS = 256
 SEED = 0
-"""Of which half a row falls in."""
+"""Of which training rows are put together to new ones."""
 
 
 class StaticInt8:
@@ -49,27 +49,25 @@ class StaticInt8:
         self._encoder = encoder
         self._candidate = work / "candidate.onnx"
         self.instruction_set = instruction_set()
-        order = np.random.default_rng(SEED).permutation(len(inputs))  # rows are often sorted by label
-        encodings = encoder.encode([inputs[row] for row in order])
-        middle = max(1, round(CALIBRATION_SHARE * len(encodings)))
-        calibration, self._rest = encodings[:middle], encodings[middle:] or encodings
+        calibration = encoder.encode(inputs)
+        self._unseen = encoder.encode(recombined(inputs, NUM_REPAIR_ROWS, SEED))
         with progress.count(f"Calibrating on {len(calibration)} training rows", len(calibration)) as advance:
             activations = collect(model, layers, calibration, encoder, work, advance)
         most = 127 if self.instruction_set else 63
         with progress.count(f"Rounding {len(layers)} layers to int8", len(layers)) as advance:
             integers = quantize_layers(model, layers, activations, most, advance)
-        progress.tell(f"Measuring the harm on {len(self._rest)} other training rows")
+        progress.tell(f"Measuring the harm on {len(self._unseen)} rows put together from training rows")
         self._repair = Repair(model, layers, integers, self._logits(model), self._logits)
         alphas = sorted({layer.alpha for layer in integers.values()})
         self._method = f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g})"
         self._num_layers, self._num_calibration_rows = len(layers), len(calibration)
 
-    def write(self, path: Path, target_agreement: float) -> tuple[str, dict[str, str | int | float | bool]]:
+    def write(self, path: Path, target: Target) -> tuple[str, dict[str, str | int | float | bool]]:
         """Write the graph with as few layers in float32 as the target needs.
 
         Returns how it was made, in words and in figures.
         """
-        repaired = self._repair.keep_until(target_agreement)
+        repaired = self._repair.keep_until(target)
         onnx.save(self._repair.graph(repaired.kept), path)
         method = f"{self._method}, {len(repaired.kept)} of {self._num_layers} layers in float32"
         return method, {
@@ -87,8 +85,8 @@ class StaticInt8:
         """Return a graph's logits of the repair rows [N, C]."""
         onnx.save(model, self._candidate)
         session = Session(self._candidate, num_threads=num_usable_cores())
-        found = np.empty((len(self._rest), len(self._encoder.classifier.labels)), np.float32)
-        for batch in length_sorted_batches([encoding.num_tokens for encoding in self._rest], 4_096, 16):
-            found[batch] = session.run(self._encoder.pad([self._rest[row] for row in batch]))
+        found = np.empty((len(self._unseen), len(self._encoder.classifier.labels)), np.float32)
+        for batch in length_sorted_batches([encoding.num_tokens for encoding in self._unseen], 4_096, 16):
+            found[batch] = session.run(self._encoder.pad([self._unseen[row] for row in batch]))
         session.close()
         return found

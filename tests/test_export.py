@@ -22,14 +22,12 @@ from export.build import Build, Exported, Settings
 from export.layers import find_layers
 from export.progress import Progress
 from export.reference import Reference
-from export.rows import read_rows
-from export.static_int8 import StaticInt8
-from export.to_onnx import export_graph, input_names
+from export.rows import read_rows, recombined
 from export.verify import GATES, Verdict, contract_problems, verify
 from serve.contract.bundle import BUNDLE_FILE, Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier, write_classifier
 from serve.contract.errors import InputError
-from serve.encoder import Encoder
+from serve.encoder import Encoder, TextInput
 from serve.session import Session
 
 # Tracing and Optimum warn of their own innards.
@@ -181,20 +179,15 @@ def test_a_contract_with_a_label_too_many_is_caught(run: Path, bundle: Bundle) -
         judged(run, bundle.folder, bundle.graph("fp32"), longer)
 
 
-def test_calibration_sees_every_label_of_rows_sorted_by_label(run: Path, tmp_path: Path) -> None:
-    """Each half of a sorted sample would hold half of the labels."""
-    seen: list[set[str]] = []
-
-    class Listening(Encoder):
-        def encode(self, inputs, *arguments, **named):  # type: ignore[no-untyped-def]
-            seen.append({text.split()[0] for text in inputs[: len(inputs) // 2]})
-            return super().encode(inputs, *arguments, **named)
-
-    graph = export_graph(run / "model", tmp_path)
-    contract = read_classifier(run / "model")
-    encoder = Listening(run / "model" / "tokenizer.json", contract, input_names=input_names(graph), pad_token_id=0)
-    StaticInt8(graph, encoder, ["bad film"] * 20 + ["good film"] * 20, tmp_path, Progress(Console(quiet=True)))
-    assert seen == [{"bad", "good"}]
+def test_repair_rows_are_made_of_training_rows_and_are_none_of_them() -> None:
+    texts: list[TextInput] = [f"a{n} b{n} c{n} d{n}" for n in range(40)]
+    rows = recombined(texts, 30, seed=0)
+    assert len(rows) == 30
+    assert not set(rows) & set(texts)
+    for row in rows:
+        start, end = str(row).split()[1][1:], str(row).split()[2][1:]
+        assert row == f"a{start} b{start} c{end} d{end}"
+    assert all(row[0][1:] != row[1][1:] for row in recombined([(f"a{n}", f"b{n}") for n in range(40)], 40, seed=0))
 
 
 def test_progress_is_lines_in_a_file_and_bars_on_a_terminal() -> None:
