@@ -17,6 +17,7 @@ from export.progress import Progress
 from export.reference import Reference
 from export.repair import TARGETS
 from export.rows import LabelledRows
+from export.simplify import without_skip_layer_norms
 from export.speed import rows_per_second
 from export.static_int8 import StaticInt8
 from export.to_onnx import export_graph, external_files, input_names
@@ -167,10 +168,13 @@ class Build:
                 choice = fused
             else:
                 method = "not fused: the fused graph is slower here"
+        self._source = choice  # of the other variants
+        if choice is fused:
+            choice = without_skip_layer_norms(choice, self._work / "fp32.onnx")
         verdict = self._verify(choice, "fp32")
-        if verdict.shortfalls and choice is fused:
+        if verdict.shortfalls and choice is not raw:
             method = f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})"
-            choice, verdict = raw, self._verify(raw, "fp32")
+            self._source, choice, verdict = raw, raw, self._verify(raw, "fp32")
         if verdict.shortfalls:
             raise InputError(
                 "the float32 graph is not what PyTorch computes, so nothing was written: "
@@ -195,15 +199,13 @@ class Build:
         self._progress.tell("int8, dynamic")
         graph = self._work / "int8.onnx"
         instructions = instruction_set()
-        quantize_dynamically(self._staged / FILES["fp32"], graph, reduce_range=instructions is None)
+        quantize_dynamically(self._source, graph, reduce_range=instructions is None)
         method = "dynamic, per channel: answers depend on the batch"
         self._add("int8", graph, method, gate, instructions=instructions, details={})
 
     def _add_static_int8(self, gate: Gate) -> None:
         try:
-            static = StaticInt8(
-                self._staged / FILES["fp32"], self._encoder, self._train.inputs, self._work, self._progress
-            )
+            static = StaticInt8(self._source, self._encoder, self._train.inputs, self._work, self._progress)
         except InputError as error:
             self._leave_out("int8", str(error))
             return
@@ -222,7 +224,7 @@ class Build:
         graph = self._work / "fp16.onnx"
         self._progress.tell("float16, for CUDA")
         try:
-            to_half(self._staged / FILES["fp32"], graph)
+            to_half(self._source, graph)
         except Exception as error:  # the converter has no errors of its own
             self._leave_out("fp16", f"could not be converted ({type(error).__name__}: {error})")
             return

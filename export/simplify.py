@@ -1,13 +1,15 @@
-"""Two rewrites of an integer graph that change no answer and save time on a CPU.
+"""Two rewrites of a graph that change no answer and save time on a CPU.
 
 Layer normalization: ONNX Runtime's SkipLayerNormalization (bias + residual + normalization in one operator) is made
 for GPUs. On a CPU its loop is not vectorized: on rows of 384 numbers it took 4 to 7 times as long as Add and
-LayerNormalization one after the other (1.31 on AVX-512), a fifth of an integer graph's time. The bias costs nothing
-where the product before adds it.
+LayerNormalization one after the other (1.31 on AVX-512), a fifth of an integer graph's time and a tenth of a float
+one's. The bias costs nothing where an integer product before adds it.
 
 Smoothing: what attention gives is linear in its values, so the division of its channels before the next product can be
 done by the scales and biases of those values.
 """
+
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -61,6 +63,14 @@ def split_layer_norms(model: onnx.ModelProto) -> None:
             ),
         ]
     _keep(model, nodes)
+
+
+def without_skip_layer_norms(graph: Path, output: Path) -> Path:
+    """Write a graph without SkipLayerNormalization; return where."""
+    model = onnx.load(graph)
+    split_layer_norms(model)
+    onnx.save(model, output)
+    return output
 
 
 def fold_smoothing(model: onnx.ModelProto) -> None:
