@@ -235,7 +235,8 @@ def test_a_request_is_accepted_whole_or_refused_at_once() -> None:
 
 def test_a_queue_longer_than_the_timeout_is_refused_at_once() -> None:
     bench = Bench()
-    bench.batcher._tokens_per_s = 10.0
+    for second in (0, 1):
+        bench.batcher._throughput.ran(10, 2, float(second), others_wait=second == 0)  # ten tokens a second
 
     async def scenario() -> None:
         bench.shut_gates()
