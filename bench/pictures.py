@@ -44,7 +44,13 @@ def draw_lines(
     if limit is not None:
         axes.axhline(limit[0], color="#dc2626", linestyle=":", linewidth=1.2)
         axes.annotate(
-            limit[1], (0.01, limit[0]), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#dc2626"
+            limit[1],
+            (0.99, limit[0]),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color="#dc2626",
         )
     if not log_y:
         axes.set_ylim(bottom=0)

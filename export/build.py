@@ -168,7 +168,7 @@ class Build:
                 choice = fused
             else:
                 method = "not fused: the fused graph is slower here"
-        self._source = choice  # of the other variants
+        self._source = choice  # of static int8, which does the same to itself, and of float16, which is not for CPUs
         if choice is fused:
             choice = without_skip_layer_norms(choice, self._work / "fp32.onnx")
         verdict = self._verify(choice, "fp32")
@@ -199,7 +199,7 @@ class Build:
         self._progress.tell("int8, dynamic")
         graph = self._work / "int8.onnx"
         instructions = instruction_set()
-        quantize_dynamically(self._source, graph, reduce_range=instructions is None)
+        quantize_dynamically(self._staged / FILES["fp32"], graph, reduce_range=instructions is None)
         method = "dynamic, per channel: answers depend on the batch"
         self._add("int8", graph, method, gate, instructions=instructions, details={})
 
