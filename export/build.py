@@ -21,7 +21,7 @@ from export.simplify import without_skip_layer_norms
 from export.speed import rows_per_second
 from export.static_int8 import StaticInt8
 from export.to_onnx import export_graph, external_files, input_names
-from export.verify import GATES, Gate, Judge, Verdict
+from export.verify import FEW_ROWS, GATES, Gate, Judge, Verdict
 from serve.contract.bundle import Variant, VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
@@ -123,6 +123,8 @@ class Build:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self) -> Exported:
+        if (num_rows := len(self._held_out)) < FEW_ROWS:
+            self._progress.warn(f"{num_rows} held-out rows prove little; --verification_file takes {FEW_ROWS} or more")
         self._progress.tell("PyTorch, float32: the answers to compare with")
         reference = Reference(self._model_folder, self._classifier)
         expected = reference.logits(self._held_out)

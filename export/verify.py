@@ -22,8 +22,12 @@ from serve.session import Session
 
 TIE = 1e-4
 """Labels may differ where PyTorch's two best logits are this close."""
+ROUNDING = 1e-6
+"""Shares times rows are whole numbers but for it."""
 BATCH_ROWS = 32
 MAX_TOKENS = 8_192
+FEW_ROWS = 200
+"""Fewer held-out rows than that prove little."""
 NUM_RESAMPLES = 1_000
 SEED = 0
 
@@ -115,7 +119,7 @@ def verify(
     shortfalls += shape_problems
     if not all(np.isfinite(found).all() for found in (alone, *together)):
         shortfalls.append("NaN or infinite logits")
-    shortfalls += _missed(record, gate)
+    shortfalls += missed_bounds(record, gate)
     inputs = canary[0] if len(canary) == 1 else (canary[0], canary[1])
     canary_logits = session.run(encoder.pad(encoder.encode([inputs])))[0]
     return Verdict(record, shortfalls, tuple(float(value) for value in np.nan_to_num(canary_logits)))
@@ -153,19 +157,25 @@ def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
     return problems
 
 
-def _missed(record: Verification, gate: Gate) -> list[str]:
+def missed_bounds(record: Verification, gate: Gate) -> list[str]:
     """Return each bound of the gate that is not reached."""
     missed = []
     if (bound := gate.max_abs_logit_difference) is not None and record.max_abs_logit_difference > bound:
         missed.append(f"|logit difference| up to {record.max_abs_logit_difference:.2g}, allowed {bound:g}")
-    if (share := gate.min_label_agreement) is not None and record.label_agreement < share:
+    num_differing = (1.0 - record.label_agreement) * record.rows
+    if (share := gate.min_label_agreement) is not None and num_differing > _allowed_rows(1.0 - share, record.rows):
         missed.append(f"label agreement {record.label_agreement:.2%}, needed {share:.2%}")
     drop = record.pytorch_accuracy - record.accuracy
-    if (most := gate.max_accuracy_drop) is not None and drop > most:
+    if (most := gate.max_accuracy_drop) is not None and drop * record.rows > _allowed_rows(most, record.rows):
         missed.append(f"accuracy {drop:.2%} below PyTorch's, allowed {most:.2%}")
     if gate.must_be_batch_invariant and record.num_batch_flips:
         missed.append(f"{record.num_batch_flips} labels depend on the batch")
     return missed
+
+
+def _allowed_rows(share: float, num_rows: int) -> float:
+    """Return a share in rows; where anything is allowed, one row is, though it be more than half a percent of few."""
+    return max(share * num_rows, 1.0) + ROUNDING if share > ROUNDING else ROUNDING
 
 
 def _odd_shapes(

@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 from optimum.onnxruntime import ORTModelForSequenceClassification
 from rich.console import Console
+from tiny_bundles import VERIFICATION
 from tiny_models import ARCHITECTURES
 from tiny_runs import LABELS, save_tiny_run, text_of
 from transformers import AutoTokenizer, pipeline
@@ -23,7 +24,7 @@ from export.layers import find_layers
 from export.progress import Progress
 from export.reference import Reference
 from export.rows import read_rows, recombined
-from export.verify import GATES, Verdict, contract_problems, verify
+from export.verify import GATES, Gate, Verdict, contract_problems, missed_bounds, verify
 from serve.contract.bundle import BUNDLE_FILE, Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier, write_classifier
 from serve.contract.errors import InputError
@@ -150,6 +151,33 @@ def judged(run: Path, folder: Path, graph: Path, classifier: Classifier | None =
 
 def test_an_unharmed_graph_passes(run: Path, bundle: Bundle) -> None:
     assert judged(run, bundle.folder, bundle.graph("fp32")).shortfalls == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "differing", "gate", "passes"),
+    [
+        (100, 1, GATES["fp16"], True),  # one row may always differ
+        (100, 2, GATES["fp16"], False),
+        (1_000, 5, GATES["fp16"], True),
+        (1_000, 6, GATES["fp16"], False),
+        (100, 1, GATES["int8"], True),
+        (100, 2, GATES["int8"], False),  # both were right before
+        (2_000, 10, GATES["int8"], True),
+        (2_000, 11, GATES["int8"], False),
+        (100, 1, GATES["fp32"], False),  # but in float32
+    ],
+)
+def test_a_gate_is_met_to_the_row(rows: int, differing: int, gate: Gate, passes: bool) -> None:
+    record = dataclasses.replace(
+        VERIFICATION,
+        rows=rows,
+        max_abs_logit_difference=0.0,
+        label_agreement=1.0 - differing / rows,
+        accuracy=0.9 - differing / rows,
+        pytorch_accuracy=0.9,
+        num_batch_flips=0,
+    )
+    assert (not missed_bounds(record, gate)) is passes
 
 
 def test_one_changed_weight_is_caught(run: Path, bundle: Bundle, tmp_path: Path) -> None:
