@@ -9,7 +9,13 @@ from bench.results import Results, read_results
 from bench.samples import median_rate, unpaired_ratio
 from serve.contract.errors import InputError
 
-VERDICTS = {"faster": "faster", "slower": "slower", "alike": "no change", "too noisy to tell": "too noisy to tell"}
+VERDICTS = {
+    "faster": "faster",
+    "slower": "slower",
+    "alike": "no change",
+    "too noisy to tell": "too noisy to tell",
+    "too few rounds to tell": "too few rounds to tell",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ class CommonOptions:
     output: Path | None = None
     """Folder for results.json, results.md and the pictures; null writes nothing."""
     quick: bool = False
-    """A rough look in under 2 minutes: fewer rows, cases and repeats."""
+    """A rough look in under 2 minutes: fewer rows, cases and repeats, too few to tell small differences."""
     contenders: list[str] | None = None
     """Names of those to run, as the table shows them; null runs all."""
     self_check: bool = False

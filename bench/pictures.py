@@ -75,7 +75,8 @@ def draw_trade_off(
         axes.plot([x], [y], markersize=9 if name in ours else 7, label=name, **style)
     _use_plain_numbers(axes.xaxis)
     axes.margins(0.12)
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    if points:
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _save(figure, path)
 
 

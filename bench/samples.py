@@ -17,7 +17,10 @@ CONFIDENCE = 0.95
 ALIKE_WITHIN = 1.10
 """An interval around 1 whose ends differ by at most this factor says that two things are alike."""
 
-Verdict = Literal["faster", "slower", "alike", "too noisy to tell"]
+MIN_ROUNDS = 6
+"""With fewer, all of them may fall on one side of 1 by chance alone, more often than one time in twenty."""
+
+Verdict = Literal["faster", "slower", "alike", "too noisy to tell", "too few rounds to tell"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,10 +50,14 @@ class Ratio:
     value: float
     low: float
     high: float
+    num_rounds: int = MIN_ROUNDS
+    """From how many pairs it comes."""
 
     @property
     def verdict(self) -> Verdict:
         """What the interval allows to say."""
+        if self.num_rounds < MIN_ROUNDS:
+            return "too few rounds to tell"
         if self.low > 1.0:
             return "faster"
         if self.high < 1.0:
@@ -96,7 +103,7 @@ def paired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, 
     if not rounds:
         raise ValueError("no round in common: these samples were not measured in turn")
     ratios = np.array([ours[number] / others[number] for number in rounds])
-    return Ratio(float(np.median(ratios)), *median_interval(ratios, seed=seed))
+    return Ratio(float(np.median(ratios)), *median_interval(ratios, seed=seed), len(rounds))
 
 
 def unpaired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, seed: int = 0) -> Ratio:
@@ -105,7 +112,7 @@ def unpaired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *
     others = np.array([sample.rate for sample in denominator])
     upper = np.median(ours[_resamples(len(ours), seed)], axis=1)
     lower = np.median(others[_resamples(len(others), seed + 1)], axis=1)
-    return Ratio(float(np.median(ours) / np.median(others)), *_interval(upper / lower))
+    return Ratio(float(np.median(ours) / np.median(others)), *_interval(upper / lower), min(len(ours), len(others)))
 
 
 def _resamples(count: int, seed: int) -> NDArray[np.int64]:

@@ -92,7 +92,8 @@ def run(options: TrainingOptions, command: str) -> None:
             measurements = measure_passes(arena, options)
             warnings = arena.warnings()
             contenders = arena.records
-        if OURS in {entrant.name for entrant in entrants} and (options.processes or options.micro_batches):
+        has_scaling = not options.quick and bool(options.processes or options.micro_batches)
+        if has_scaling and OURS in {entrant.name for entrant in entrants}:
             with Arena(list(scaling_entrants(options, config)), options.start, console) as arena:
                 arena.start()
                 measurements += measure_scaling(arena, options)

@@ -82,8 +82,6 @@ def scaling_entrants(options: "TrainingOptions", config: Answer) -> Sequence[Ent
         p for p in dict.fromkeys(options.processes) if 1 < p <= min(len(options.used_cores), options.batch_size)
     ]
     cuts = [cut for cut in dict.fromkeys(options.micro_batches) if 1 < cut <= options.batch_size]
-    if options.quick:
-        processes, cuts = processes[:1], cuts[:1]
     entrants = [ours("1 process", "one process, one forward pass a step", options, config)]
     for number in processes:
         description = f"{number} processes that share the same cores, started by torchrun"

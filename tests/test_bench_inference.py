@@ -149,9 +149,4 @@ def test_ours_and_pytorch_are_measured_on_the_same_rows_and_agree(
         assert (tmp_path / picture).is_file()
     assert "cost of a million" in (tmp_path / "results.md").read_text(encoding="utf-8")
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert line["cases"]["batch 32"]["rawloop fp32 (again)"]["verdict"] in (
-        "alike",
-        "too noisy to tell",
-        "faster",
-        "slower",
-    )
+    assert line["cases"]["batch 32"]["rawloop fp32 (again)"]["verdict"] == "too few rounds to tell"
