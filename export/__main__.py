@@ -28,6 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}; the bundle that was there before is as it was. Make room, or "
+            "name another folder by --output",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("Stopped; the bundle that was there before is as it was.", file=sys.stderr)
         return 130
@@ -55,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how int8 is made; under dynamic a text's answer depends on its batch (static)",
     )
     parser.add_argument(
-        "--min_label_agreement", type=float, help="share of rows on which int8 must agree with PyTorch (0.98)"
+        "--min_label_agreement", type=float, help="share of held-out rows on which int8 must agree with PyTorch (0.98)"
     )
     parser.add_argument(
         "--strict",
@@ -87,13 +95,17 @@ def _export(arguments: argparse.Namespace) -> int:
         raise InputError(f"--min_label_agreement must be above 0 and at most 1, found {agreement}")
     run: Path = arguments.run.resolve()
     model_folder = run / "model"
+    if not model_folder.exists() and (run / "checkpoints").is_dir():
+        raise InputError(f"--run {run}: this run is not finished; go on with train_loop/main.py --resume {run}")
     classifier = read_classifier(model_folder)
     output: Path = (arguments.output or run / "onnx").resolve()
+    if output.is_file():
+        raise InputError(f"--output {output}: this is a file; name a folder")
     if output.exists() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file():
         raise InputError(f"--output {output}: the folder has other files, and would be replaced; name a new one")
-    train = read_rows(arguments.calibration_file or run / "samples" / "train.parquet", "train", classifier)
-    held_out = read_rows(
-        arguments.verification_file or run / "samples" / "validation.parquet", "validation", classifier
+    train, held_out = (
+        read_rows(file or run / "samples" / f"{split}.parquet", file.name if file else f"the {split} split", classifier)
+        for file, split in ((arguments.calibration_file, "train"), (arguments.verification_file, "validation"))
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()

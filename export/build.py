@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,6 @@ from export.optimize import fused_operators, optimize_graph
 from export.pack import canary_texts, copy_model_files, write_bundle
 from export.progress import Progress
 from export.reference import Reference
-from export.repair import TARGETS
 from export.rows import LabelledRows
 from export.simplify import without_skip_layer_norms
 from export.speed import rows_per_second
@@ -24,7 +24,7 @@ from export.to_onnx import export_graph, external_files, input_names
 from export.verify import FEW_ROWS, GATES, Gate, Judge, Verdict
 from serve.contract.bundle import Variant, VariantName
 from serve.contract.classifier import Classifier
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
 from serve.contract.files import replace_folder
 from serve.cores import num_usable_cores
 from serve.encoder import Encoder
@@ -123,8 +123,7 @@ class Build:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _run(self) -> Exported:
-        if (num_rows := len(self._held_out)) < FEW_ROWS:
-            self._progress.warn(f"{num_rows} held-out rows prove little; --verification_file takes {FEW_ROWS} or more")
+        self._check_held_out()
         self._progress.tell("PyTorch, float32: the answers to compare with")
         reference = Reference(self._model_folder, self._classifier)
         expected = reference.logits(self._held_out)
@@ -141,9 +140,9 @@ class Build:
         self._judge = Judge(self._encoder, reference, self._held_out, expected, canary_texts(self._classifier))
         self._add_float(raw)
         if "int8" in self._settings.variants:
-            self._add_int8()
+            self._add_unless_impossible("int8", self._add_int8)
         if "fp16" in self._settings.variants:
-            self._add_half()
+            self._add_unless_impossible("fp16", self._add_half)
         self._progress.tell("Speed, in turn")
         graphs = {name: self._staged / v.file for name, v in self._variants.items() if name != "fp16"}
         rates = rows_per_second(graphs, self._encoder, self._encoder.encode(self._held_out.inputs))
@@ -158,42 +157,79 @@ class Build:
         replace_folder(self._staged, self._output)
         return Exported(self._output, self._variants, self._left_out, rates, sizes)
 
+    def _check_held_out(self) -> None:
+        """Say what the held-out rows cannot prove.
+
+        Raises:
+            InputError: all of them are rows to calibrate on.
+        """
+        num_rows, calibration = len(self._held_out), set(self._train.inputs)
+        if num_rows < FEW_ROWS:
+            self._progress.warn(f"{num_rows} held-out rows prove little; --verification_file takes {FEW_ROWS} or more")
+        num_shared = sum(row in calibration for row in self._held_out.inputs)
+        if num_shared == num_rows:
+            raise InputError(
+                f"{self._held_out.name}: every row is one of the calibration rows ({self._train.name}) too, and proves "
+                "nothing; --verification_file takes rows that the model was not trained on"
+            )
+        if num_shared:
+            self._progress.warn(f"{num_shared} of {num_rows} held-out rows are calibration rows too")
+
     def _add_float(self, raw: Path) -> None:
-        self._progress.tell("Fusing operators")
-        fused, method = optimize_graph(raw.parent, raw.name, self._work / "fused")
-        choice, speeds = raw, {}
-        if fused is not None:
-            encodings = self._encoder.encode(self._held_out.inputs[:256])
-            rates = rows_per_second({"raw": raw, "fused": fused}, self._encoder, encodings)
-            speeds = {f"rows_per_s_{name}_batch_{size}": rate for name in rates for size, rate in rates[name].items()}
-            if rates["fused"][32] >= SLOWER * rates["raw"][32]:
-                choice = fused
-            else:
-                method = "not fused: the fused graph is slower here"
-        self._source = choice  # of static int8, which does the same to itself, and of float16, which is not for CPUs
-        if choice is fused:
-            choice = without_skip_layer_norms(choice, self._work / "fp32.onnx")
-        verdict = self._verify(choice, "fp32")
-        if verdict.shortfalls and choice is not raw:
-            method = f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})"
-            self._source, choice, verdict = raw, raw, self._verify(raw, "fp32")
+        self._source = raw  # of static int8, which splits operators itself, and of float16, which is not for CPUs
+        method = self._add_fused(raw)
+        if method is None:
+            return
+        verdict = self._verify(raw, "fp32")
         if verdict.shortfalls:
             raise InputError(
                 "the float32 graph is not what PyTorch computes, so nothing was written: "
                 + "; ".join(verdict.shortfalls)
             )
-        self._ship("fp32", choice, method, verdict, details=dict(speeds))
+        self._ship("fp32", raw, method, verdict, details={})
+
+    def _add_fused(self, raw: Path) -> str | None:
+        """Ship the fused form of a graph as fp32, or return why not."""
+        self._progress.tell("Fusing operators")
+        fused, method = optimize_graph(raw.parent, raw.name, self._work / "fused")
+        if fused is None:
+            return method
+        try:
+            graph = without_skip_layer_norms(fused, self._work / "fp32.onnx")
+            encodings = self._encoder.encode(self._held_out.inputs[:256])
+            rates = rows_per_second({"raw": raw, "fused": graph}, self._encoder, encodings)
+            if rates["fused"][32] < SLOWER * rates["raw"][32]:
+                return "not fused: the fused graph is slower here"
+            verdict = self._verify(graph, "fp32")
+        except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
+            return f"not fused: the fused graph does not run ({first_line(error)})"
+        if verdict.shortfalls:
+            return f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})"
+        self._source = fused
+        speeds = {f"rows_per_s_{name}_batch_{size}": rate for name in rates for size, rate in rates[name].items()}
+        self._ship("fp32", graph, method, verdict, details=dict(speeds))
+        return None
+
+    def _add_unless_impossible(self, name: str, add: Callable[[], None]) -> None:
+        """Add a variant beside fp32; whatever stands in the way, fp32 ships."""
+        if self._variants["fp32"].external_files:
+            self._leave_out(name, "over 2 GB: not supported")
+            return
+        try:
+            add()
+        except OSError:  # a full disk harms all that comes after, too
+            raise
+        except Exception as error:  # quantizers and converters have no errors of their own
+            reason = first_line(error)
+            self._leave_out(name, reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}")
 
     def _add_int8(self) -> None:
-        if self._variants["fp32"].external_files:
-            self._leave_out("int8", "over 2 GB: not supported")
-            return
         gate = GATES["int8"]
-        if self._settings.min_label_agreement is not None:
-            gate = dataclasses.replace(gate, min_label_agreement=self._settings.min_label_agreement)
+        if (agreement := self._settings.min_label_agreement) is not None:
+            gate = dataclasses.replace(gate, min_label_agreement=agreement)
         if self._settings.quantization == "dynamic":
             # Asked for by name: how much an answer depends on its batch is stated, and does not stop it.
-            self._add_dynamic_int8(Gate(min_label_agreement=gate.min_label_agreement, must_be_batch_invariant=False))
+            self._add_dynamic_int8(dataclasses.replace(gate, must_be_batch_invariant=False))
         else:
             self._add_static_int8(gate)
 
@@ -203,61 +239,40 @@ class Build:
         instructions = instruction_set()
         quantize_dynamically(self._staged / FILES["fp32"], graph, reduce_range=instructions is None)
         method = "dynamic, per channel: answers depend on the batch"
-        self._add("int8", graph, method, gate, instructions=instructions, details={})
+        if reason := self._add("int8", graph, method, gate, instructions=instructions, details={}):
+            self._leave_out("int8", reason)
 
     def _add_static_int8(self, gate: Gate) -> None:
-        try:
-            static = StaticInt8(self._source, self._encoder, self._train.inputs, self._work, self._progress)
-        except InputError as error:
-            self._leave_out("int8", str(error))
-            return
-        graph = self._work / "int8.onnx"
-        for target in TARGETS:
-            method, details = static.write(graph, target)
-            may_fail = target != TARGETS[-1]
-            instructions = static.instruction_set
-            if self._add("int8", graph, method, gate, instructions=instructions, details=details, may_fail=may_fail):
+        static = StaticInt8(self._source, self._encoder, self._train.inputs, self._work, self._progress)
+        graph, reason = self._work / "int8.onnx", ""
+        for method, details in static.attempts(graph, gate.min_label_agreement or 0.0):
+            if reason:
+                self._progress.tell(f"int8 fell short ({reason}): more layers in float32")
+            reason = self._add("int8", graph, method, gate, instructions=static.instruction_set, details=details)
+            if not reason:
                 return
+        self._leave_out("int8", reason)
 
     def _add_half(self) -> None:
-        if self._variants["fp32"].external_files:
-            self._leave_out("fp16", "over 2 GB: not supported")
-            return
         graph = self._work / "fp16.onnx"
         self._progress.tell("float16, for CUDA")
-        try:
-            to_half(self._source, graph)
-        except Exception as error:  # the converter has no errors of its own
-            self._leave_out("fp16", f"could not be converted ({type(error).__name__}: {error})")
-            return
+        to_half(self._source, graph)
         method = "float16 inside, float32 at inputs and outputs"
         details: Details = {"verified_on": "CPUExecutionProvider"}  # CUDA's own arithmetic is not what was tried
-        self._add("fp16", graph, method, GATES["fp16"], details=details)
+        if reason := self._add("fp16", graph, method, GATES["fp16"], details=details):
+            self._leave_out("fp16", reason)
 
     def _add(
-        self,
-        name: str,
-        graph: Path,
-        method: str,
-        gate: Gate,
-        *,
-        instructions: str | None = None,
-        details: Details,
-        may_fail: bool = False,
-    ) -> bool:
-        """Ship a graph that passes its gate; return whether it did. With `may_fail` there is a next attempt."""
+        self, name: str, graph: Path, method: str, gate: Gate, *, instructions: str | None = None, details: Details
+    ) -> str:
+        """Ship a graph that passes its gate, or return what it fell short of."""
         try:
             verdict = self._verify(graph, name, gate)
-            reason = "; ".join(verdict.shortfalls)
         except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
-            reason = str(error).splitlines()[0]
-        if not reason:
+            return first_line(error)
+        if not verdict.shortfalls:
             self._ship(name, graph, method, verdict, instructions=instructions, details=details)
-        elif may_fail:
-            self._progress.tell(f"{name} fell short ({reason}): more layers in float32")
-        else:
-            self._leave_out(name, reason)
-        return not reason
+        return "; ".join(verdict.shortfalls)
 
     def _verify(self, graph: Path, name: str, gate: Gate | None = None) -> Verdict:
         num_rows = len(self._held_out)

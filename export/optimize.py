@@ -5,9 +5,11 @@ import io
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import onnx
+
+from export.to_onnx import external_files
+from serve.contract.errors import first_line
 
 FUSED_DOMAIN = "com.microsoft"
 
@@ -21,7 +23,7 @@ def optimize_graph(folder: Path, raw_graph: str, output: Path) -> tuple[Path | N
     from optimum.onnxruntime import ORTOptimizer
     from optimum.onnxruntime.configuration import AutoOptimizationConfig
 
-    if (folder / raw_graph).stat().st_size < 100_000 and onnx_is_external(folder / raw_graph):
+    if external_files(folder / raw_graph):
         return None, "over 2 GB: exported as it is"
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -30,7 +32,7 @@ def optimize_graph(folder: Path, raw_graph: str, output: Path) -> tuple[Path | N
             settings = AutoOptimizationConfig.O2(use_raw_attention_mask=True)
             optimizer.optimize(save_dir=output, optimization_config=settings, file_suffix="")
         except (NotImplementedError, KeyError, ValueError, RuntimeError) as error:
-            return None, f"not fused: {str(error).strip().splitlines()[0]}"
+            return None, f"not fused: {first_line(error)}"
     return output / raw_graph, "fused"
 
 
@@ -39,9 +41,3 @@ def fused_operators(graph: Path) -> dict[str, int]:
     model = onnx.load(graph, load_external_data=False)
     counts = Counter(node.op_type for node in model.graph.node if node.domain == FUSED_DOMAIN)
     return dict(sorted(counts.items()))
-
-
-def onnx_is_external(graph: Path) -> bool:
-    """Return whether a graph keeps its weights in other files."""
-    model: Any = onnx.load(graph, load_external_data=False)
-    return any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)

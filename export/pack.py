@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from export.to_onnx import input_names
-from serve.contract.bundle import BUNDLE_FILE, Manifest, Variant, record_files, write_manifest
+from serve.contract.bundle import Manifest, Variant, record_files, write_manifest
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier
 from serve.contract.files import flush_folder
 from serve.contract.versions import installed_versions
@@ -48,7 +48,6 @@ def write_bundle(
 ) -> Manifest:
     """Write README.md and bundle.json into a folder that holds all other files, and flush it to the disk."""
     (staged / "README.md").write_text(bundle_card(classifier, variants, staged), encoding="utf-8")
-    (staged / BUNDLE_FILE).unlink(missing_ok=True)
     manifest = Manifest(
         name=classifier.name,
         input_names=input_names(staged / variants["fp32"].file),

@@ -4,7 +4,7 @@ Measured on texts made of training rows; the held-out rows are for the gate alon
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -17,20 +17,10 @@ Run = Callable[[onnx.ModelProto], NDArray[np.float32]]
 """Graph -> logits of the repair rows [N, C]."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What is good enough on the repair rows."""
-
-    agreement: float
-    """Share of them that keep their label."""
-    error: float
-    """Root mean square change of the logits, as a share of their spread."""
-    max_share_kept: float
-    """Most layers that may stay in float32 for it, as a share; each makes the graph slower."""
-
-
-TARGETS = (Target(0.98, 0.05, 0.15), Target(1.0, 0.0, 0.15), Target(1.0, 0.0, 0.3), Target(1.0, 0.0, 0.5))
-"""What is tried, one after the other, until the gate is passed: its own bound, then more and more layers in float32."""
+MAX_ERROR = 0.05
+"""What is good enough on the repair rows: the root mean square change of the logits, as a share of their spread."""
+SHARES_KEPT = (0.15, 0.3, 0.5)
+"""Most layers that stay in float32, as a share: at first, and while the gate is missed. Each makes the graph slower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +62,26 @@ class Repair:
         self._before = self._measure([])
         self._worst_first: list[str] | None = None
 
-    def keep_until(self, target: Target) -> Repaired:
-        """Choose the layers to keep in float32.
+    def attempts(self, min_agreement: float) -> Iterator[Repaired]:
+        """Yield choices of layers to keep in float32, each with more of them; the next is for when one is not enough.
 
-        Each layer's part in the error is measured by keeping it alone; then the worst are kept, one after another,
-        until the target is met or the limit is reached. Without need, none is.
+        Each layer's part in the error is measured by keeping it alone, and the worst are kept first: in the first
+        choice as few as the repair rows need (none without need), for `min_agreement` of their labels to be kept.
         """
-        kept: list[str] = []
-        found = self._before
-        limit = max(1, int(target.max_share_kept * len(self._layers)))
-        while not (found[0] >= target.agreement and found[1] <= target.error) and len(kept) < limit:
-            kept.append(self._sensitive[len(kept)])
-            found = self._measure(kept)
-        return Repaired(tuple(kept), self._before[0], found[0], self._before[1], found[1])
+        limits = [max(1, int(share * len(self._layers))) for share in SHARES_KEPT]
+        num_kept, found = 0, self._before
+        while not (found[0] >= min_agreement and found[1] <= MAX_ERROR) and num_kept < limits[0]:
+            num_kept += 1
+            found = self._measure(self._sensitive[:num_kept])
+        yield self._repaired(num_kept, found)
+        for limit in limits:
+            if limit > num_kept:
+                num_kept = limit
+                yield self._repaired(num_kept, self._measure(self._sensitive[:num_kept]))
+
+    def _repaired(self, num_kept: int, found: tuple[float, float]) -> Repaired:
+        kept = tuple(self._sensitive[:num_kept]) if num_kept else ()
+        return Repaired(kept, self._before[0], found[0], self._before[1], found[1])
 
     def graph(self, keep: Sequence[str]) -> onnx.ModelProto:
         """Return the integer graph with some layers in float32."""

@@ -30,10 +30,6 @@ class LabelledRows:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def take(self, rows: slice) -> "LabelledRows":
-        """Return some of the rows."""
-        return LabelledRows(self.name, self.inputs[rows], self.labels[rows])
-
 
 def read_rows(path: Path, name: str, classifier: Classifier) -> LabelledRows:
     """Read labelled rows from parquet, csv or jsonl.
@@ -51,17 +47,17 @@ def read_rows(path: Path, name: str, classifier: Classifier) -> LabelledRows:
         raise InputError(f"{path}: no rows")
     takes_pairs = classifier.text_pair_column is not None
     wanted = ["text", *(["text_pair"] if takes_pairs else []), "label"]
-    missing = [column for column in wanted if column not in rows[0]]
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}; expected {COLUMNS}, found {', '.join(rows[0])}")
     numbers = {label: index for index, label in enumerate(classifier.labels)}
     inputs: list[TextInput] = []
     labels = []
     for number, row in enumerate(rows, start=1):
+        if missing := [column for column in wanted if column not in row]:
+            found = ", ".join(map(str, row))
+            raise InputError(f"{path}, row {number}: no column {', '.join(missing)}; expected {COLUMNS}, found {found}")
         texts = [row["text"], row["text_pair"]] if takes_pairs else [row["text"]]
         if not all(isinstance(text, str) for text in texts):
             raise InputError(f"{path}, row {number}: expected text, found {texts!r:.80}")
-        if row["label"] not in numbers:
+        if not isinstance(row["label"], str) or row["label"] not in numbers:
             raise InputError(
                 f"{path}, row {number}: label {row['label']!r} is none of the model's: {', '.join(classifier.labels)}"
             )
@@ -74,8 +70,8 @@ def recombined(inputs: Sequence[TextInput], count: int, seed: int) -> list[TextI
     """Return texts or pairs that are like the inputs, and none of them.
 
     A model is far surer of what it was trained on than of anything else, so what quantization does to its answers
-    hardly shows there. The first half of one text is followed by the second half of another; of pairs, the first text
-    of one stands beside the second text of another.
+    hardly shows there. The first half of one text's words (its characters, where there are no spaces) is followed by
+    the second half of another's; of pairs, the first text of one stands beside the second text of another.
     """
     order = np.random.default_rng(seed).permutation(len(inputs))
     return [_mixed(inputs[one], inputs[other]) for one, other in zip(order, np.roll(order, 1), strict=True)][:count]
@@ -83,9 +79,15 @@ def recombined(inputs: Sequence[TextInput], count: int, seed: int) -> list[TextI
 
 def _mixed(one: TextInput, other: TextInput) -> TextInput:
     if isinstance(one, str) or isinstance(other, str):
-        words, others = str(one).split(), str(other).split()
-        return " ".join(words[: len(words) // 2] + others[len(others) // 2 :])
+        return _half(str(one), first=True) + _half(str(other), first=False)
     return one[0], other[1]
+
+
+def _half(text: str, *, first: bool) -> str:
+    words = text.split()
+    if len(words) < 2:  # one word, or a script without spaces
+        return text[: len(text) // 2] if first else text[len(text) // 2 :]
+    return " ".join(words[: len(words) // 2]) + " " if first else " ".join(words[len(words) // 2 :])
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -100,7 +102,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 return list(csv.DictReader(file, strict=True))
         if suffix == ".jsonl":
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            with path.open(encoding="utf-8-sig", newline="\n") as file:  # a text may hold other ends of lines
+                parsed = [json.loads(line) for line in file if line.strip()]
+            if odd := [str(value) for value in parsed if not isinstance(value, dict)]:
+                raise ValueError(f"expected one object a line, found {odd[0]:.80}")
+            return parsed
     except (ValueError, OSError, csv.Error) as error:  # Arrow's errors are ValueErrors or OSErrors
         raise InputError(f"{path}: cannot be read as {suffix[1:]} ({error})") from error
     raise InputError(f"{path}: unknown type {suffix!r}; expected .parquet, .csv or .jsonl")

@@ -1,6 +1,6 @@
 """Static int8 of one graph, put together: calibrate, round, measure, repair."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from export.layers import find_layers, name_nodes
 from export.machine import instruction_set
 from export.progress import Progress
 from export.quantize import quantize_layers
-from export.repair import Repair, Target
+from export.repair import Repair
 from export.rows import recombined
 from serve.contract.errors import InputError
 from serve.cores import num_usable_cores
@@ -62,24 +62,27 @@ class StaticInt8:
         self._method = f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g})"
         self._num_layers, self._num_calibration_rows = len(layers), len(calibration)
 
-    def write(self, path: Path, target: Target) -> tuple[str, dict[str, str | int | float | bool]]:
-        """Write the graph with as few layers in float32 as the target needs.
+    def attempts(self, path: Path, min_agreement: float) -> Iterator[tuple[str, dict[str, str | int | float | bool]]]:
+        """Write a graph, and at each next step one with more layers in float32.
 
-        Returns how it was made, in words and in figures.
+        Yields how it was made, in words and in figures.
         """
-        repaired = self._repair.keep_until(target)
-        onnx.save(self._repair.graph(repaired.kept), path)
-        method = f"{self._method}, {len(repaired.kept)} of {self._num_layers} layers in float32"
-        return method, {
-            "layers": self._num_layers,
-            "layers_in_float32": ", ".join(repaired.kept),
-            "calibration_rows": self._num_calibration_rows,
-            "weight_bits": 8 if self.instruction_set else 7,
-            "repair_label_agreement_before": repaired.agreement_before,
-            "repair_label_agreement": repaired.agreement,
-            "repair_error_before": repaired.error_before,
-            "repair_error": repaired.error,
-        }
+        for repaired in self._repair.attempts(min_agreement):
+            onnx.save(self._repair.graph(repaired.kept), path)
+            method = f"{self._method}, {len(repaired.kept)} of {self._num_layers} layers in float32"
+            yield (
+                method,
+                {
+                    "layers": self._num_layers,
+                    "layers_in_float32": ", ".join(repaired.kept),
+                    "calibration_rows": self._num_calibration_rows,
+                    "weight_bits": 8 if self.instruction_set else 7,
+                    "repair_label_agreement_before": repaired.agreement_before,
+                    "repair_label_agreement": repaired.agreement,
+                    "repair_error_before": repaired.error_before,
+                    "repair_error": repaired.error,
+                },
+            )
 
     def _logits(self, model: onnx.ModelProto) -> NDArray[np.float32]:
         """Return a graph's logits of the repair rows [N, C]."""

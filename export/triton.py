@@ -2,26 +2,38 @@
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 from export.to_onnx import input_names
-from serve.contract.bundle import Variant
+from serve.contract.bundle import Variant, VariantName
 from serve.contract.classifier import Classifier
+from serve.contract.files import flush_folder, replace_folder
 
 BACKEND = "onnxruntime"
 
 
 def write_triton(folder: Path, bundle: Path, classifier: Classifier, variants: dict[str, Variant]) -> None:
-    """Write `folder/NAME_VARIANT/` with config.pbtxt, labels.txt and version 1 for each variant."""
-    for name, variant in variants.items():
+    """Write `folder/NAME_VARIANT/`, whole or not at all, with config.pbtxt, labels.txt and version 1 for each variant.
+
+    Those of variants that this bundle has no more are removed: they would go on being served.
+    """
+    for name in get_args(VariantName):
         model = f"{classifier.name}_{name}"
-        version = folder / model / "1"
-        version.mkdir(parents=True, exist_ok=True)
+        if name not in variants:
+            shutil.rmtree(folder / model, ignore_errors=True)
+            continue
+        variant, staged = variants[name], folder / f".{model}.tmp"
+        shutil.rmtree(staged, ignore_errors=True)
+        version = staged / "1"
+        version.mkdir(parents=True)
         shutil.copyfile(bundle / variant.file, version / "model.onnx")
         for other in variant.external_files:
             shutil.copyfile(bundle / other, version / other)
-        (folder / model / "labels.txt").write_text("\n".join(classifier.labels) + "\n", encoding="utf-8")
+        (staged / "labels.txt").write_text("\n".join(classifier.labels) + "\n", encoding="utf-8")
         config = _config(model, input_names(bundle / variant.file), len(classifier.labels), on_gpu=name == "fp16")
-        (folder / model / "config.pbtxt").write_text(config, encoding="utf-8")
+        (staged / "config.pbtxt").write_text(config, encoding="utf-8")
+        flush_folder(staged)
+        replace_folder(staged, folder / model)
 
 
 def _config(model: str, inputs: tuple[str, ...], num_labels: int, *, on_gpu: bool) -> str:

@@ -37,7 +37,7 @@ VERIFICATION = Verification(
     accuracy_difference_interval=(-0.01, 0.0),
     num_batch_flips=0,
     max_abs_batch_probability_difference=0.0,
-    paddings=("right", "left", "mixed"),
+    shape_differences={"right": 1e-6, "left": 1e-6, "mixed": 1e-6},
 )
 
 

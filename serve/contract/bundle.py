@@ -39,7 +39,7 @@ class Verification:
     """How a variant compared with PyTorch in float32, on rows it had never seen."""
 
     split: str
-    """Split of the run that the rows are from."""
+    """What the rows are of, for people: `the validation split`, or a file's name."""
     rows: int = checked(*_COUNT)
     """Held-out rows tried."""
     max_abs_logit_difference: float = checked(*_COUNT)
@@ -55,11 +55,11 @@ class Verification:
     accuracy_difference_interval: tuple[float, float]
     """95 % paired bootstrap interval of accuracy - PyTorch's."""
     num_batch_flips: int = checked(*_COUNT)
-    """Rows whose label differs between alone and in batches, in order of arrival or sorted."""
+    """Rows whose label differs between alone and in a batch, in order of arrival or sorted."""
     max_abs_batch_probability_difference: float = checked(*_SHARE)
     """Largest change of a probability between alone and in batches."""
-    paddings: tuple[str, ...]
-    """Padding patterns tried: right, left, mixed."""
+    shape_differences: dict[str, float]
+    """Padding (right, left, mixed) or shape (1x1, 1xlongest) -> largest |logit - PyTorch's| on the same arrays."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
