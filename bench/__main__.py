@@ -2,7 +2,7 @@
 
 python -m bench training  --run runs/latest --output benchmarks/training
 python -m bench inference --run runs/latest --output benchmarks/inference
-python -m bench load      --bundle runs/latest/onnx --output benchmarks/load
+python -m bench load      --run runs/latest --output benchmarks/load
 python -m bench quantization --run runs/latest
 python -m bench compare BEFORE.json AFTER.json
 """

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.session import ContenderWorker, Message, NotAvailable
+from serve.contract.errors import first_line
 
 Arrays = dict[str, NDArray[np.int64]]
 Text = str | tuple[str, str]
@@ -56,19 +57,21 @@ class ClassifierWorker(ContenderWorker):
     def repeat(self, *, batch_size: int, first: int, num_rows: int, min_seconds: float, model_only: bool) -> Message:
         """Classify some rows in batches, in order of arrival, again and again until `min_seconds` have passed.
 
-        Returns the labels of the rows too, but for `model_only`.
+        Every batch is a whole one: the last takes the rows that follow, and after the last row the first. Returns the
+        labels of the rows asked for too, but for `model_only`.
         """
-        chosen = self.rows[first : first + num_rows]
-        batches = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+        starts = range(first, first + num_rows, batch_size)
+        batches = [[self.rows[(start + row) % len(self.rows)] for row in range(batch_size)] for start in starts]
+        amount = len(batches) * batch_size
         if model_only:
-            return self._timed(self.run, [self.encode(batch) for batch in batches], len(chosen), min_seconds)
+            return self._timed(self.run, [self.encode(batch) for batch in batches], amount, min_seconds)
         labels: list[int] = []
 
         def classify(batch: Sequence[Text]) -> None:
             labels.extend(self.classify(batch))
 
-        answer = self._timed(classify, batches, len(chosen), min_seconds)
-        return answer | {"labels": labels[: len(chosen)]}
+        answer = self._timed(classify, batches, amount, min_seconds)
+        return answer | {"labels": labels[:num_rows]}
 
     def logits(self, *, batch_size: int) -> Message:
         """Return the logits [N, C] of all rows, in batches in order of arrival."""
@@ -134,8 +137,7 @@ class PyTorchEager(ClassifierWorker):
                 for num_rows in (1, 2, 8):  # one row is compiled apart from several
                     self.classify(self.rows[:num_rows])
             except Exception as error:
-                reason = str(error).strip().splitlines()[0]
-                raise NotAvailable(f"torch.compile does not work here: {reason}") from error
+                raise NotAvailable(f"torch.compile does not work here: {first_line(error)}") from error
 
     def classify(self, rows: Sequence[Text]) -> list[int]:
         labels: list[int] = self._logits(self._tokens(rows)).argmax(-1).tolist()

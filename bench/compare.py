@@ -108,7 +108,7 @@ def _speeds(before: Results, after: Results) -> Iterator[tuple[str, ...]]:
     for case in before.cases:
         old, new = before.of_case(case), after.of_case(case)
         for name in old:
-            if name in new:
+            if name in new and "offered_per_s" not in old[name].facts:  # each was offered a rate of its own
                 ratio = unpaired_ratio(new[name].samples, old[name].samples)
                 rates = (f"{median_rate(m.samples):,.1f} {m.unit}/s" for m in (old[name], new[name]))
                 yield (f"{name}, {case}", *rates, str(ratio), VERDICTS[ratio.verdict])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.arena import Answer, Arena
-from bench.inference_contenders import OPTIMUM, REFERENCE, export_for_optimum, ours, peers
+from bench.inference_contenders import REFERENCE, ours, peers, with_export
 from bench.inference_report import inference_pictures, inference_tables
 from bench.options import CommonOptions, results_of
 from bench.report import build_console, publish
@@ -58,10 +58,12 @@ class InferenceOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rows < NUM_PARTS:
-            raise InputError(f"--rows must be at least {NUM_PARTS}, found {self.rows}")
         if min([*self.batch_sizes, *self.lengths], default=1) < 1:
             raise InputError(f"--batch_sizes {self.batch_sizes} and --lengths {self.lengths} must be 1 or more")
+        if self.rows < self.num_needed_rows:
+            raise InputError(
+                f"--rows must be at least {self.num_needed_rows}, the largest of --batch_sizes, found {self.rows}"
+            )
         if self.hourly_price is not None and not self.hourly_price > 0:
             raise InputError(f"--hourly_price must be positive, found {self.hourly_price}")
 
@@ -73,12 +75,21 @@ class InferenceOptions(CommonOptions):
     def used_batch_sizes(self) -> list[int]:
         return [1, 32] if self.quick else sorted({1, 32, *self.batch_sizes})
 
+    @property
+    def used_lengths(self) -> list[int]:
+        return [] if self.quick else sorted(set(self.lengths))
+
+    @property
+    def num_needed_rows(self) -> int:
+        """Rows of the largest call, and no part of the rows empty."""
+        return max(self.num_parts, *self.used_batch_sizes)
+
 
 def run(options: InferenceOptions, command: str) -> None:
     """Measure, print and write.
 
     Raises:
-        InputError: the run or a bundle cannot be read, or they do not belong together.
+        InputError: the run or a bundle cannot be read, they do not belong together, or there are too few rows.
     """
     console = build_console()
     console.print("reading the rows", style="dim")
@@ -87,14 +98,14 @@ def run(options: InferenceOptions, command: str) -> None:
     bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
     dynamic = read_own_bundle(options.dynamic_bundle, classifier) if options.dynamic_bundle else None
     rows = rows_of_run(options.run, options.split).sample(192 if options.quick else options.rows, options.seed)
-    lengths = [length for length in options.lengths if length <= max_positions(model)]
+    rows.require(options.num_needed_rows, "give smaller --batch_sizes (1 and 32 are always among them), or --split")
+    lengths = [length for length in options.used_lengths if length <= max_positions(model)]
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = {"rows_file": str(write_rows(Path(folder), rows)), "max_length": classifier.max_length}
         headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
         optimum = Path(folder) / "optimum"
         chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, dynamic, settings)], headline)
-        if any(entrant.name == OPTIMUM and not entrant.missing for entrant in chosen):
-            export_for_optimum(model, optimum)
+        chosen = with_export(chosen, model, optimum)
         with Arena(chosen, options.start, console) as arena:
             arena.start()
             labels: dict[str, dict[str, NDArray[np.int64]]] = {}
@@ -102,8 +113,7 @@ def run(options: InferenceOptions, command: str) -> None:
                 m for size in options.used_batch_sizes for m in measure_texts(arena, options, rows, size, labels)
             ]
             measurements += measure_model(arena, options, rows)
-            if not options.quick:
-                measurements += [m for length in lengths for m in measure_length(arena, options, length)]
+            measurements += [m for length in lengths for m in measure_length(arena, options, length)]
             for name in arena.alive:
                 if (memory := arena.call(name, "memory")) is not None:
                     arena.add_facts(name, {"peak_memory_mib": memory["peak_memory_mib"]})
@@ -233,15 +243,17 @@ def quality(rows: Workload, labels: dict[str, dict[str, NDArray[np.int64]]]) -> 
     true = np.array(rows.labels) if rows.labels is not None else None
     expected = labels.get(BATCHED, {}).get(REFERENCE)
     for name, found in labels.get(BATCHED, {}).items():
-        seen = found >= 0  # a row is left out where the rows are no multiple of the parts
+        seen = found >= 0  # a row is left out where the rows are no multiple of the parts, or it failed
         facts[name] = {"rows_judged": float(seen.sum())}
         if true is not None:
             facts[name]["accuracy"] = float((found[seen] == true[seen]).mean())
         if expected is not None:
-            facts[name]["agreement"] = float((found[seen] == expected[seen]).mean())
+            both = seen & (expected >= 0)
+            facts[name]["agreement"] = float((found[both] == expected[both]).mean())
         alone = labels.get(ALONE, {}).get(name)
         if alone is not None:
-            facts[name]["flips"] = float((alone[seen] != found[seen]).sum())
+            both = seen & (alone >= 0)
+            facts[name]["flips"] = float((alone[both] != found[both]).sum())
     return facts
 
 

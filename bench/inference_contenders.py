@@ -1,12 +1,15 @@
 """Who takes part in the inference benchmark: what a user would pick instead, and our variants."""
 
+import dataclasses
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.arena import Answer, Entrant
-from bench.processes import WorkerSpec
+from bench.arena import TWIN, Answer, Entrant
+from bench.processes import ContenderAbsent, WorkerSpec
 from serve.contract.bundle import Bundle
+from serve.contract.errors import first_line
 from serve.session import resolve_device
 
 WORKERS = "bench.classifier_workers"
@@ -15,26 +18,48 @@ OPTIMUM = "Optimum pipeline"
 
 
 def export_for_optimum(model: Path, target: Path) -> Path:
-    """Export the model by Optimum as its users do, in fp32, and return the folder."""
+    """Export the model by Optimum as its users do, in fp32, and return the folder.
+
+    Raises:
+        ContenderAbsent: Optimum is not installed, or cannot export this model.
+    """
     import warnings
 
-    import transformers
-    from optimum.onnxruntime import ORTModelForSequenceClassification
-    from transformers import AutoTokenizer
+    try:
+        import transformers
+        from optimum.onnxruntime import ORTModelForSequenceClassification
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ContenderAbsent("not installed", f"Optimum's export: {first_line(error)}") from error
 
     transformers.logging.set_verbosity_error()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about constants; the export is Optimum's own affair
-        ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
-    AutoTokenizer.from_pretrained(model).save_pretrained(target)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about constants; the export is Optimum's own affair
+            ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
+        AutoTokenizer.from_pretrained(model).save_pretrained(target)
+    except Exception as error:  # Optimum's and torch's own, of many types, for models that they do not know
+        raise ContenderAbsent("not available", f"Optimum cannot export this model: {first_line(error)}") from error
     return target
+
+
+def with_export(entrants: Sequence[Entrant], model: Path, target: Path) -> list[Entrant]:
+    """Export the model where Optimum's pipeline takes part; where that fails, it is absent with the reason."""
+    theirs = [entrant for entrant in entrants if entrant.name.removesuffix(TWIN) == OPTIMUM and not entrant.missing]
+    reason = ""
+    if theirs:
+        try:
+            export_for_optimum(model, target)
+        except ContenderAbsent as absent:
+            reason = str(absent)
+    return [
+        dataclasses.replace(entrant, absent_because=reason) if entrant in theirs else entrant for entrant in entrants
+    ]
 
 
 def peers(model: Path, optimum: Path, settings: Answer) -> Iterator[Entrant]:
     """Yield what a user would pick instead."""
-    import torch
-
-    folder, has_gpu = str(model.resolve()), torch.cuda.is_available()
+    folder, has_gpu = str(model.resolve()), torch_has_gpu()
 
     def entrant(
         name: str, description: str, worker: str, why_not: str = "", needs: Sequence[str] = (), **more: Any
@@ -70,6 +95,15 @@ def peers(model: Path, optimum: Path, settings: Answer) -> Iterator[Entrant]:
         needs=("optimum.onnxruntime",),
         model=str(optimum),
     )
+
+
+def torch_has_gpu() -> bool:
+    """Return whether torch is there and can use a GPU."""
+    if importlib.util.find_spec("torch") is None:
+        return False  # its contenders are told as not installed
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def ours(bundle: Bundle, dynamic: Bundle | None, settings: Answer) -> Iterator[Entrant]:

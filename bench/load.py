@@ -34,7 +34,7 @@ class LoadOptions(CommonOptions):
     run: Path | None = None
     """Run directory: its held-out rows are sent, its model is given to peers, and RUN/onnx is served."""
     bundle: Path | None = None
-    """Bundle to serve; null takes RUN/onnx, or none."""
+    """Bundle to serve; null takes RUN/onnx, or none where --targets are given and there is no RUN/onnx."""
     file: Path | None = None
     """File with texts to send, in place of the run's rows."""
     text_column: str = "text"
@@ -61,7 +61,7 @@ class LoadOptions(CommonOptions):
             problems.append("no texts to send: give --run RUN, --file FILE or --lengths lognormal:30:0.6")
         if self.file is not None and self.lengths is not None:
             problems.append("--file and --lengths both say what is sent; give one")
-        if self.lengths is not None and self.bundle is None and self.run is None:
+        if self.lengths is not None and self.served is None:
             problems.append("--lengths makes texts by a bundle's tokenizer; give --bundle DIR, or send --file FILE")
         if self.run is None and self.bundle is None and not self.targets:
             problems.append("no server: give --run RUN, --bundle DIR or --targets+=NAME=FORMAT@URL")
@@ -75,7 +75,10 @@ class LoadOptions(CommonOptions):
     @property
     def served(self) -> Path | None:
         """Bundle that our server gets."""
-        return self.bundle or (self.run / "onnx" if self.run is not None else None)
+        if self.bundle is not None or self.run is None:
+            return self.bundle
+        own = self.run / "onnx"
+        return own if own.exists() or not self.targets else None
 
 
 def run(options: LoadOptions, command: str) -> None:
@@ -119,6 +122,7 @@ def read_texts(options: LoadOptions) -> Workload:
         from tokenizers import Tokenizer
 
         assert options.served is not None
+        read_bundle(options.served, verify=False)  # the tokenizer's own error would not say what is missing
         tokenizer = Tokenizer.from_file(str(options.served / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()

@@ -1,53 +1,54 @@
 """Runs the load benchmark: servers up, closed loop in turn, open loop, the highest rate that holds."""
 
-import asyncio
-import contextlib
 import dataclasses
 import functools
 import json
-import re
-import urllib.request
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.arena import TWIN
 from bench.processes import ContenderAbsent, NeighbourWatch
-from bench.rate_search import highest_rate
+from bench.rate_search import highest_rate, majority
 from bench.results import Contender, Measurement
-from bench.rounds import ContenderFailed, take_turns
+from bench.rounds import ContenderFailed, Limits, take_turns
 from bench.samples import Sample, median_rate, percentile
 from bench.servers import Server, ServerSpec
-from bench.traffic import OK, REFUSED, Traffic, ask, closed_loop, endlessly, open_loop
+from bench.traffic import (
+    REFUSED,
+    LoadGenerator,
+    Traffic,
+    ask,
+    closed_loop,
+    endlessly,
+    keeps_bound,
+    open_loop,
+    steady_lengths,
+)
 from bench.wire import FORMATS, Text
 from bench.workload import Workload
 from serve.contract.errors import InputError
 
 if TYPE_CHECKING:
-    import aiohttp
     from rich.console import Console
 
     from bench.load import LoadOptions
 
-T = TypeVar("T")
-
-RATES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.2)
-"""Rates of arrivals, in shares of a server's capacity."""
-NUM_JUDGED = 500
+NUM_JUDGED, NUM_QUICK_JUDGED = 500, 100
 """Texts whose labels are compared."""
-NUM_BISECTIONS = 4
-"""Tries between the highest rate that held and the lowest that did not."""
-SLICE_S, OPEN_S, QUICK_OPEN_S = 1.0, 5.0, 2.0
-"""Length of a turn of the closed loop, and of each rate of arrivals."""
-WARM_S = 0.3
-"""Start of a closed loop that is not counted."""
-TIMEOUT_S = 30.0
-"""Longest wait for an answer."""
+NUM_ROUNDS = 7
+"""Of a closed loop; each counts a second or more."""
+NUM_CLOSED_TRIES = 3
+"""Turns after which a server that answers nothing in one is dropped."""
+RATES, QUICK_RATES = (0.25, 0.5, 0.75, 1.0, 1.25), (0.5, 1.0)
+"""Rates of arrivals of the curve, in shares of a server's capacity."""
+NUM_STEPS, NUM_QUICK_STEPS = 6, 2
+"""Rates that are searched for the highest: six end within 1/32 of the capacity."""
+OPEN_S, QUICK_OPEN_S = 3.0, 1.0
+"""Length of a try of a rate."""
 LAG_BOUND_MS = 20.0
 """Lateness of the generator from which on its latencies are doubtful."""
-QUEUE_METRICS = ("rawloop_queue_seconds_sum", "rawloop_request_seconds_sum")
-"""What our server tells of the time inputs waited, and of all the time requests took."""
 
 
 class LoadTest:
@@ -68,7 +69,7 @@ class LoadTest:
         self._texts: list[Text] = list(zip(rows.texts, rows.pairs, strict=True)) if rows.pairs else list(rows.texts)
         self._bodies: dict[str, list[bytes]] = {}
         self._endless: dict[str, Iterator[bytes]] = {}
-        self._runner = asyncio.Runner(loop_factory=_fast_loop())
+        self._generator = LoadGenerator()
         self._records = {
             spec.name: Contender(name=spec.name, description=spec.description, is_ours=spec.is_ours) for spec in specs
         }
@@ -85,11 +86,18 @@ class LoadTest:
         """Start and measure.
 
         Raises:
-            InputError: no server started.
+            InputError: no server started, or none answers as its format says.
         """
         self._start()
         watch = NeighbourWatch()
-        self._judge()
+        for name in list(self.servers):
+            try:
+                self._judge(name)
+            except ContenderFailed as failure:
+                self._drop(name, failure)
+        if not self.servers:
+            reasons = "; ".join(f"{record.name}: {record.reason}" for record in self.records)
+            raise InputError(f"no server to measure: {reasons}")
         for clients in [1, 32] if self._options.quick else sorted(set(self._options.clients)):
             self._measure_closed_loop(clients)
         for name in self.servers:
@@ -104,7 +112,7 @@ class LoadTest:
         """Stop the servers."""
         for server in self.servers.values():
             server.close()
-        self._runner.close()
+        self._generator.close()
 
     def _start(self) -> None:
         options = self._options
@@ -124,22 +132,26 @@ class LoadTest:
             if server.cold_start_s is not None:
                 self._add_facts(spec.name, cold_start_s=server.cold_start_s)
             self._tell(f"started {spec.name}")
-        if not self.servers:
-            reasons = "; ".join(f"{record.name}: {record.reason}" for record in self.records)
-            raise InputError(f"no server to measure: {reasons}")
 
-    def _judge(self) -> None:
-        """Compare the servers' labels with the true ones, and warm the servers up by it."""
-        for name, server in self.servers.items():
-            answers = self._await(
-                self._with_session(ask, server.target.url, self._bodies[name][:NUM_JUDGED], clients=16)
-            )
-            labels = [server.target.wire.label(json.loads(answer)) for answer in answers if answer is not None]
-            self._add_facts(name, answered_share=len(labels) / len(answers))
-            if self._rows.labels is not None and len(labels) == len(answers):
-                names = self._label_names()
-                true = [names[number] for number in self._rows.labels[:NUM_JUDGED]]
-                self._add_facts(name, accuracy=float(np.mean([a == b for a, b in zip(labels, true, strict=True)])))
+    def _judge(self, name: str) -> None:
+        """Compare a server's labels with the true ones, and warm it up by it.
+
+        Raises:
+            ContenderFailed: it gives no labels.
+        """
+        target, num_judged = self.servers[name].target, NUM_QUICK_JUDGED if self._options.quick else NUM_JUDGED
+        answers = self._generator.run(ask, target.url, self._bodies[name][:num_judged], clients=16)
+        try:
+            labels = [target.label_of(answer) for answer in answers if answer is not None]
+        except ValueError as error:
+            raise ContenderFailed(str(error)) from error
+        if not labels:
+            raise ContenderFailed(f"answered none of {len(answers)} texts")
+        self._add_facts(name, answered_share=len(labels) / len(answers))
+        if self._rows.labels is not None and len(labels) == len(answers):
+            names = self._label_names()
+            true = [names[number] for number in self._rows.labels[:num_judged]]
+            self._add_facts(name, accuracy=float(np.mean([a == b for a, b in zip(labels, true, strict=True)])))
 
     def _label_names(self) -> Sequence[str]:
         from serve.contract.classifier import read_classifier
@@ -150,25 +162,27 @@ class LoadTest:
     def _measure_closed_loop(self, clients: int) -> None:
         """Measure all servers in turn under so many clients."""
         found: dict[str, list[Traffic]] = {name: [] for name in self.servers}
+        seen_ms: dict[str, list[float]] = {name: [] for name in self.servers}
 
         def repeat(name: str, number: int) -> tuple[float, float]:
-            traffic, seconds = Traffic(), SLICE_S
-            while traffic.num_requests == 0 and seconds < TIMEOUT_S:  # longer, where one answer takes longer
-                traffic = self._await(
-                    self._with_session(
-                        closed_loop, self.servers[name].target.url, self._endless[name],
-                        clients=clients, warm_s=WARM_S, seconds=seconds,
-                    )
+            for _ in range(NUM_CLOSED_TRIES):  # the next one is longer, where answers took longer than the stretch
+                warm_s, seconds = steady_lengths(seen_ms[name])
+                traffic = self._generator.run(
+                    closed_loop, self.servers[name].target.url, self._endless[name],
+                    clients=clients, warm_s=warm_s, seconds=seconds,
                 )  # fmt: skip
-                seconds *= 2
-            if traffic.share(OK) == 0.0:
+                seen_ms[name] = traffic.seen_ms
+                if traffic.latencies_ms:
+                    break
+            else:
                 raise ContenderFailed(f"answered nothing to {clients} clients: {traffic.statuses}")
             if number >= 0:
                 found[name].append(traffic)
             return float(len(traffic.latencies_ms)), traffic.seconds
 
         repeats = {name: functools.partial(repeat, name) for name in self.servers}
-        samples = take_turns(repeats, self._options.limits(), self._drop)
+        limits = self._options.limits() if self._options.quick else Limits(min_repeats=NUM_ROUNDS, min_seconds=0.0)
+        samples = take_turns(repeats, limits, self._drop)
         self._tell(f"measured {_closed_case(clients)}")
         self.measurements += [
             Measurement(
@@ -192,73 +206,51 @@ class LoadTest:
         if capacity == 0.0:
             return
         self._add_facts(name, capacity_per_s=capacity)
-        seconds = QUICK_OPEN_S if self._options.quick else OPEN_S
+        quick = self._options.quick
+        first = {share: self._measure_rate(name, share, capacity) for share in (QUICK_RATES if quick else RATES)}
 
-        def holds(rate: float, case: str | None = None) -> bool:
-            before = self._queue_seconds(name)
-            traffic = self._await(
-                self._with_session(
-                    open_loop, self.servers[name].target.url, self._endless[name],
-                    rate=rate, seconds=seconds, seed=self._options.seed,
-                )
-            )  # fmt: skip
-            if case is not None and traffic.latencies_ms:
-                self.measurements.append(_open_measurement(name, case, rate, traffic))
-                self._add_queue_share(before, name)
-            return self._keeps_bound(traffic)
+        def holds(share: float) -> bool:
+            def attempt(number: int) -> bool:
+                if number == 0 and share in first:
+                    return first[share]
+                return self._keeps_bound(self._arrivals(name, share * capacity, number), share * capacity)
 
-        shares = (0.5, 1.0) if self._options.quick else RATES
-        tried = {share * capacity: holds(share * capacity, f"open loop, {share:.0%} of capacity") for share in shares}
-        best = highest_rate(holds, tried, num_tries=1 if self._options.quick else NUM_BISECTIONS)
-        self._add_facts(name, rate_within_bound_per_s=best)
+            return majority(attempt)
+
+        held, missed = highest_rate(holds, num_steps=NUM_QUICK_STEPS if quick else NUM_STEPS)
+        self._add_facts(name, rate_within_bound_per_s=held * capacity)
+        if missed is not None:
+            self._add_facts(name, rate_beyond_bound_per_s=missed * capacity)
         self._tell(f"measured arrivals at {name}")
 
-    def _keeps_bound(self, traffic: Traffic) -> bool:
+    def _measure_rate(self, name: str, share: float, capacity: float) -> bool:
+        """Measure one rate of arrivals, and return whether it keeps the bound."""
+        rate = share * capacity
+        before = self.servers[name].queue_seconds()
+        traffic = self._arrivals(name, rate, 0)
+        after = self.servers[name].queue_seconds()
+        if traffic.latencies_ms:
+            facts = _shares([traffic]) | {"offered_per_s": rate, "sent": float(traffic.num_requests)}
+            if before and after and after[1] > before[1]:
+                facts["queue_share"] = (after[0] - before[0]) / (after[1] - before[1])
+            self.measurements.append(_open_measurement(name, f"open loop, {share:.0%} of capacity", traffic, facts))
+        return self._keeps_bound(traffic, rate)
+
+    def _arrivals(self, name: str, rate: float, number: int) -> Traffic:
+        """Send random arrivals at a rate; tries of other numbers have other times."""
+        return self._generator.run(
+            open_loop, self.servers[name].target.url, self._endless[name],
+            rate=rate, seconds=QUICK_OPEN_S if self._options.quick else OPEN_S, seed=self._options.seed + number,
+        )  # fmt: skip
+
+    def _keeps_bound(self, traffic: Traffic, rate: float) -> bool:
         late = percentile(traffic.lags_ms, 99) if traffic.lags_ms else 0.0
         if late > LAG_BOUND_MS:
-            rate = len(traffic.lags_ms) / traffic.seconds
             self.warnings.append(
                 f"the load generator itself was {late:.0f} ms late (p99) at {rate:,.0f} requests/s: it "
                 "shares the cores with the server, and latencies at this rate hold its own lateness"
             )
-        answered = traffic.share(OK) == 1.0 and bool(traffic.latencies_ms)
-        return answered and percentile(traffic.latencies_ms, 99) <= self._options.p99_bound_ms
-
-    def _queue_seconds(self, name: str) -> tuple[float, ...]:
-        """Return the sums of our server's metrics; nothing of a server that has none."""
-        if not self.servers[name].spec.is_ours:
-            return ()
-        url = re.sub(r"(https?://[^/]+)/.*", r"\1/metrics", self.servers[name].target.url)
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
-            text = response.read().decode()
-            return tuple(
-                sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(metric))
-                for metric in QUEUE_METRICS
-            )
-        return ()
-
-    def _add_queue_share(self, before: tuple[float, ...], name: str) -> None:
-        after = self._queue_seconds(name)
-        if before and after and after[1] > before[1]:
-            share = (after[0] - before[0]) / (after[1] - before[1])
-            last = self.measurements[-1]
-            self.measurements[-1] = dataclasses.replace(last, facts=last.facts | {"queue_share": share})
-
-    @contextlib.asynccontextmanager
-    async def _session(self) -> "AsyncIterator[aiohttp.ClientSession]":
-        """Yield a session with new connections: a server may have closed those of its last turn."""
-        import aiohttp
-
-        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            yield session
-
-    async def _with_session(self, work: Any, *arguments: Any, **keywords: Any) -> Any:
-        async with self._session() as session:
-            return await work(session, *arguments, **keywords)
-
-    def _await(self, work: "Coroutine[Any, Any, T]") -> T:
-        return self._runner.run(work)
+        return keeps_bound(traffic, self._options.p99_bound_ms)
 
     def _add_facts(self, name: str, **facts: float) -> None:
         record = self._records[name]
@@ -279,14 +271,14 @@ def _closed_case(clients: int) -> str:
     return f"{clients} client{'s' if clients > 1 else ''}"
 
 
-def _open_measurement(name: str, case: str, rate: float, traffic: Traffic) -> Measurement:
+def _open_measurement(name: str, case: str, traffic: Traffic, facts: dict[str, float]) -> Measurement:
     return Measurement(
         contender=name,
         case=case,
         unit="requests",
         samples=(Sample(round=0, amount=float(len(traffic.latencies_ms)), seconds=traffic.seconds),),
         latencies_ms=tuple(round(ms, 3) for ms in traffic.latencies_ms),
-        facts=_shares([traffic]) | {"offered_per_s": rate, "sent": float(traffic.num_requests)},
+        facts=facts,
     )
 
 
@@ -296,11 +288,3 @@ def _shares(stretches: Sequence[Traffic]) -> dict[str, float]:
         for status, number in traffic.statuses.items():
             total.statuses[status] = total.statuses.get(status, 0) + number
     return {"refused_share": total.share(*REFUSED), "failed_share": total.failed_share}
-
-
-def _fast_loop() -> Any:
-    try:
-        import uvloop
-    except ImportError:
-        return None  # asyncio's own
-    return uvloop.new_event_loop

@@ -12,6 +12,7 @@ from bench.processes import ContenderProcess, WorkerSpec
 from bench.results import Benchmark, Contender, Fact, Measurement, Results
 from bench.rounds import Limits
 from serve.contract.errors import InputError
+from serve.cores import num_usable_cores
 
 if TYPE_CHECKING:
     from bench.arena import Entrant
@@ -30,7 +31,7 @@ class CommonOptions:
     self_check: bool = False
     """Run the headline contender twice, as two contenders: their ratio shows what the machine can tell apart."""
     threads: int | None = None
-    """Threads of each contender; null takes one for each core."""
+    """Threads of each contender; null takes one for each core, and no more than a container's quota grants."""
     cores: list[int] | None = None
     """Cores that contenders may use; null takes all that this process may."""
     seed: int = 0
@@ -58,8 +59,13 @@ class CommonOptions:
         return tuple(sorted(set(self.cores))) if self.cores is not None else available_cores()
 
     @property
+    def num_cores(self) -> int:
+        """Cores that contenders can keep busy: a container's quota may grant less than the cores it may run on."""
+        return min(len(self.used_cores), num_usable_cores())
+
+    @property
     def num_threads(self) -> int:
-        return self.threads or len(self.used_cores)
+        return self.threads or self.num_cores
 
     def limits(self, *, seconds: float = 10.0) -> Limits:
         """Return how much to measure: 10 repeats and `seconds`, or a rough look."""

@@ -24,10 +24,10 @@ class Finished(Exception):
 class WorkMeter:
     """Counts what a model is given while it trains: rows, real tokens, and padded ones.
 
-    Sums of squares are kept too: attention costs by the square of the length.
+    The sum of squared lengths is kept too: attention costs by the square of the length.
     """
 
-    NAMES = ("rows", "tokens", "tokens_squared", "padded_tokens", "padded_tokens_squared")
+    NAMES = ("rows", "tokens", "tokens_squared", "padded_tokens")
 
     def __init__(self, model: nn.Module) -> None:
         self._sums: dict[str, Tensor | int] = {}
@@ -48,7 +48,7 @@ class WorkMeter:
         num_rows, width = keywords["input_ids"].shape
         for name, value in zip(
             self.NAMES,
-            (num_rows, lengths.sum(), (lengths * lengths).sum(), num_rows * width, num_rows * width * width),
+            (num_rows, lengths.sum(), (lengths * lengths).sum(), num_rows * width),
             strict=True,
         ):
             self._sums[name] = self._sums[name] + value

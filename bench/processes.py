@@ -75,10 +75,6 @@ class ContenderProcess:
             )
             self._connection = self._accept(listener, start_timeout_s)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """Send a command and wait for its answer.
 

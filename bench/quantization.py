@@ -7,6 +7,7 @@ with PyTorch's, and with its own alone and in batches of 32.
 """
 
 import dataclasses
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.arena import Answer, Arena, Entrant
+from bench.arena import TWIN, Answer, Arena, Entrant
 from bench.inference import read_own_bundle, write_rows
 from bench.inference_contenders import REFERENCE, WORKERS, export_for_optimum
 from bench.options import CommonOptions, results_of
 from bench.pictures import draw_trade_off
-from bench.processes import WorkerSpec
+from bench.processes import ContenderAbsent, WorkerSpec
 from bench.quantized_graphs import (
     dynamic_per_channel,
     dynamic_per_tensor,
@@ -35,7 +36,7 @@ from bench.samples import median_rate
 from bench.workload import Workload, rows_of_run
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
 from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder, TextInput
 
@@ -46,6 +47,14 @@ FP32, OURS = "fp32, fused", "ours: static, smoothed"
 BATCH_SIZES = (1, 8, 32)
 NUM_PARTS = 10
 NUM_CALIBRATION_ROWS = 300
+WAYS = (
+    "dynamic, unfused (Optimum's default)",
+    "dynamic, fused, per tensor",
+    "dynamic, fused, per channel",
+    "MatMulNBits, 8 bits, blocks of 32",
+    "static QDQ, unfused",
+)
+"""Names of the graphs that are made here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,38 +70,40 @@ class QuantizationOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rows < NUM_PARTS:
-            raise InputError(f"--rows must be at least {NUM_PARTS}, found {self.rows}")
+        if self.rows < max(BATCH_SIZES):
+            raise InputError(f"--rows must be at least {max(BATCH_SIZES)}, found {self.rows}")
 
 
 def run(options: QuantizationOptions, command: str) -> None:
     """Make the graphs, measure, print and write.
 
     Raises:
-        InputError: the run or its bundle cannot be read, or the bundle has no int8.
+        InputError: the run or its bundle cannot be read, the bundle has no int8, or there are too few rows.
     """
     console = build_console()
     model = options.run / "model"
     classifier = read_classifier(model)
     bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
     rows = rows_of_run(options.run, "validation").sample(300 if options.quick else options.rows, options.seed)
+    rows.require(max(BATCH_SIZES), "take a run with more held-out rows")
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = {"rows_file": str(write_rows(Path(folder), rows)), "max_length": classifier.max_length}
-        graphs, reasons = make_graphs(options, bundle, Path(folder), console)
-        reference = WorkerSpec(
-            worker=f"{WORKERS}:PyTorchEager", settings=settings | {"model": str(model.resolve()), "precision": "fp32"}
-        )
-        entrants = [Entrant(name=REFERENCE, description="PyTorch eager, float32", spec=reference)]
-        entrants += [_entrant(name, graph, bundle, settings, reasons.get(name, "")) for name, graph in graphs.items()]
-        with Arena(options.choose(entrants, OURS), options.start, console) as arena:
+        graphs = place_graphs(bundle, Path(folder))
+        entrants = [_reference(model, settings)]
+        entrants += [_entrant(name, graph, bundle, settings) for name, graph in graphs.items()]
+        chosen = options.choose(entrants, OURS)
+        wanted = {name: graph for name, graph in graphs.items() if any(_graph_name(each) == name for each in chosen)}
+        reasons = make_graphs(options, bundle, wanted, Path(folder), console)
+        chosen = [dataclasses.replace(each, absent_because=reasons.get(_graph_name(each), "")) for each in chosen]
+        with Arena(chosen, options.start, console) as arena:
             arena.start()
             found = {name: judge(arena, name) for name in arena.alive}
             measurements = [m for size in BATCH_SIZES for m in measure(arena, options, len(rows), size)]
             for name, facts in quality(found, rows, classifier.temperature).items():
                 arena.add_facts(name, facts)
-            for name, graph in graphs.items():
-                if graph.is_file():
-                    arena.add_facts(name, {"size_mb": graph.stat().st_size / 1e6})
+            for each in chosen:
+                if (graph := graphs.get(_graph_name(each))) is not None and graph.is_file():
+                    arena.add_facts(each.name, {"size_mb": graph.stat().st_size / 1e6})
             contenders, warnings = arena.records, arena.warnings()
     results = results_of(
         options,
@@ -107,10 +118,8 @@ def run(options: QuantizationOptions, command: str) -> None:
     publish(results, [_table(results), *absent_table(results.contenders)], [_picture(results)], options.output, console)
 
 
-def make_graphs(
-    options: QuantizationOptions, bundle: Bundle, folder: Path, console: "Console"
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return name -> graph, and name -> why it could not be made.
+def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:
+    """Return name -> graph: the bundle's, and where the others are made.
 
     Raises:
         InputError: the bundle has no static int8 of its own.
@@ -118,39 +127,66 @@ def make_graphs(
     variants = bundle.manifest.variants
     if "int8" not in variants or variants["int8"].method.startswith("dynamic"):
         raise InputError(f"{bundle.folder}: no static int8; export the run again (python -m export --run RUN)")
+    made = {name: folder / f"{place}.onnx" for place, name in enumerate(WAYS)}
+    return {FP32: bundle.graph("fp32"), OURS: bundle.graph("int8")} | made
+
+
+def make_graphs(
+    options: QuantizationOptions, bundle: Bundle, graphs: dict[str, Path], folder: Path, console: "Console"
+) -> dict[str, str]:
+    """Make those of the graphs that are made here; return name -> why it could not be."""
     fused = bundle.graph("fp32")
-    raw = export_for_optimum(options.run / "model", folder / "raw") / "model.onnx"
-    train = rows_of_run(options.run, "train").sample(NUM_CALIBRATION_ROWS, options.seed)
-    encoder, inputs = Encoder.from_bundle(bundle), _inputs(train)
-    ways: dict[str, Callable[[Path], None]] = {
-        "dynamic, unfused (Optimum's default)": lambda target: dynamic_unfused(raw, target),
-        "dynamic, fused, per tensor": lambda target: dynamic_per_tensor(fused, target),
-        "dynamic, fused, per channel": lambda target: dynamic_per_channel(fused, target),
-        "MatMulNBits, 8 bits, blocks of 32": lambda target: weights_in_blocks(fused, target),
-        "static QDQ, unfused": lambda target: static_qdq(raw, target, encoder, inputs),
-    }
-    graphs, reasons = {FP32: fused, OURS: bundle.graph("int8")}, {}
-    for place, (name, make) in enumerate(ways.items()):
-        graphs[name] = folder / f"{place}.onnx"
+
+    @functools.cache
+    def raw() -> Path:
+        return export_for_optimum(options.run / "model", folder / "raw") / "model.onnx"
+
+    def static(target: Path) -> None:
+        train = rows_of_run(options.run, "train").sample(NUM_CALIBRATION_ROWS, options.seed)
+        static_qdq(raw(), target, Encoder.from_bundle(bundle), _inputs(train))
+
+    makers: tuple[Callable[[Path], None], ...] = (
+        lambda target: dynamic_unfused(raw(), target),
+        lambda target: dynamic_per_tensor(fused, target),
+        lambda target: dynamic_per_channel(fused, target),
+        lambda target: weights_in_blocks(fused, target),
+        static,
+    )
+    reasons = {}
+    for name, make in zip(WAYS, makers, strict=True):
+        if name not in graphs:
+            continue
         console.print(f"making {name}", style="dim", highlight=False)
         try:
             logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
             make(graphs[name])
+        except ContenderAbsent as absent:
+            reasons[name] = str(absent)
         except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
-            reasons[name] = f"could not be made ({type(error).__name__}: {str(error).splitlines()[0]})"
+            reasons[name] = f"could not be made ({type(error).__name__}: {first_line(error)})"
         finally:
             logging.disable(logging.NOTSET)
-    return graphs, reasons
+    return reasons
 
 
 def _inputs(rows: Workload) -> list[TextInput]:
     return list(zip(rows.texts, rows.pairs, strict=True)) if rows.pairs else list(rows.texts)
 
 
-def _entrant(name: str, graph: Path, bundle: Bundle, settings: Answer, why_not: str) -> Entrant:
+def _reference(model: Path, settings: Answer) -> Entrant:
+    more = {"model": str(model.resolve()), "precision": "fp32"}
+    spec = WorkerSpec(worker=f"{WORKERS}:PyTorchEager", settings=settings | more)
+    return Entrant(name=REFERENCE, description="PyTorch eager, float32", spec=spec, needs=("torch", "transformers"))
+
+
+def _entrant(name: str, graph: Path, bundle: Bundle, settings: Answer) -> Entrant:
     more = {"graph": str(graph), "bundle": str(bundle.folder.resolve())}
     spec = WorkerSpec(worker=f"{WORKERS}:OnnxGraph", settings=settings | more)
-    return Entrant(name=name, description=name, spec=spec, is_ours=name in (FP32, OURS), absent_because=why_not)
+    return Entrant(name=name, description=name, spec=spec, is_ours=name in (FP32, OURS))
+
+
+def _graph_name(entrant: Entrant) -> str:
+    return entrant.name.removesuffix(TWIN)
 
 
 def judge(arena: Arena, name: str) -> list[NDArray[np.float64]]:

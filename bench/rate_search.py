@@ -1,32 +1,30 @@
 """The highest rate of arrivals that a server bears: the figure that MLPerf's server scenario asks for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 
-def highest_rate(holds: Callable[[float], bool], tried: Mapping[float, bool], *, num_tries: int) -> float:
-    """Return the highest rate that held, with none below it that did not; 0 where none held.
+def majority(attempt: Callable[[int], bool]) -> bool:
+    """Return what two of three attempts say; the third, of number 2, is made only where the first two differ."""
+    first = attempt(0)
+    return first if attempt(1) == first else attempt(2)
+
+
+def highest_rate(holds: Callable[[float], bool], *, num_steps: int) -> tuple[float, float | None]:
+    """Return the highest rate that held, 0 where none did, and the lowest that did not, None where all held.
+
+    Rates are in shares of a capacity. The first is 1; the next is halfway between the two bounds, or a quarter more
+    where all held.
 
     Args:
-        holds: tries a rate.
-        tried: rates tried already -> whether they held.
-        num_tries: rates to try between the highest that held and the lowest that did not, halving in between;
-            above the highest tried, where all held.
+        holds: says whether a rate holds.
+        num_steps: rates to try; each halves what lies between the bounds.
     """
-    found = dict(tried)
-    for _ in range(num_tries):
-        low, high = _bounds(found)
+    low, high = 0.0, None
+    rate = 1.0
+    for _ in range(num_steps):
+        if holds(rate):
+            low = rate
+        else:
+            high = rate
         rate = (low + high) / 2 if high is not None else 1.25 * low
-        if rate <= 0.0 or rate in found:
-            break
-        found[rate] = holds(rate)
-    return _bounds(found)[0]
-
-
-def _bounds(found: Mapping[float, bool]) -> tuple[float, float | None]:
-    """Return the highest rate that held below all that did not, and the lowest that did not.
-
-    What held above a rate that did not held by luck.
-    """
-    missed = min((rate for rate, held in found.items() if not held), default=None)
-    held = [rate for rate, good in found.items() if good and (missed is None or rate < missed)]
-    return max(held, default=0.0), missed
+    return low, high

@@ -128,8 +128,11 @@ def summary(results: Results) -> dict[str, object]:
 
 
 def headline_ratio(headline: Measurement | None, other: Measurement) -> dict[str, object]:
-    """Return how many times as fast the headline contender is as another, with the interval; else nothing."""
-    if headline is None or headline is other:
+    """Return how many times as fast the headline contender is as another, with the interval; else nothing.
+
+    Under arrivals each server is offered a rate of its own, so that what it answers says nothing of its speed.
+    """
+    if headline is None or headline is other or "offered_per_s" in other.facts:
         return {}
     ratio = paired_ratio(headline.samples, other.samples)
     return {

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +18,10 @@ from pathlib import Path
 
 from bench.processes import ContenderAbsent, contender_environment, last_words, stay_on
 from bench.wire import FORMATS, Target
+from serve.contract.errors import first_line
 
+QUEUE_METRICS = ("rawloop_queue_seconds_sum", "rawloop_request_seconds_sum")
+"""What our server tells of the time inputs waited, and of all the time requests took."""
 LITSERVE_SCRIPT = Path(__file__).with_name("litserve_server.py")
 
 
@@ -99,15 +104,19 @@ class Server:
             port = _free_port()
             url = f"http://127.0.0.1:{port}{FORMATS[spec.format].path}"
             with self._log.open("wb") as log:
-                self._process = subprocess.Popen(
-                    [str(port) if word == "PORT" else word for word in spec.command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=contender_environment(num_threads) | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
-                    preexec_fn=lambda: stay_on(cores),
-                    start_new_session=True,  # peers start children of their own; all of them end together
-                )
+                try:
+                    self._process = subprocess.Popen(
+                        [str(port) if word == "PORT" else word for word in spec.command],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=contender_environment(num_threads) | {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
+                        preexec_fn=lambda: stay_on(cores),
+                        start_new_session=True,  # peers start children of their own; all of them end together
+                    )
+                except OSError as error:  # its module is there, and its script is not
+                    self._folder.cleanup()
+                    raise ContenderAbsent("not installed", str(error)) from error
         self.target = Target(spec.name, url, FORMATS[spec.format])
         try:
             self._wait_for_answer(first_body, began + timeout_s)
@@ -117,17 +126,34 @@ class Server:
         self.cold_start_s = time.perf_counter() - began if spec.command else None
 
     def memory_mib(self) -> float | None:
-        """Return the resident memory of the server and its children; None where it runs elsewhere."""
+        """Return the resident memory of the server and its children; None where it runs elsewhere, or died."""
         if self._process is None:
             return None
         import psutil
 
-        process = psutil.Process(self._process.pid)
         total = 0
-        for each in (process, *process.children(recursive=True)):
+        try:
+            process = psutil.Process(self._process.pid)
+            family = (process, *process.children(recursive=True))
+        except psutil.Error:  # it died
+            return None
+        for each in family:
             with contextlib.suppress(psutil.Error):
                 total += each.memory_info().rss
         return total / 2**20
+
+    def queue_seconds(self) -> tuple[float, ...]:
+        """Return the sums of our server's `QUEUE_METRICS`; nothing of a server that has none."""
+        if not self.spec.is_ours:
+            return ()
+        url = re.sub(r"(https?://[^/]+)/.*", r"\1/metrics", self.target.url)
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+            text = response.read().decode()
+            return tuple(
+                sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(metric))
+                for metric in QUEUE_METRICS
+            )
+        return ()
 
     def close(self) -> None:
         """Stop the server, with its children."""
@@ -153,8 +179,8 @@ class Server:
                 problem = f"status {error.code}: {error.read()[:200].decode(errors='replace')}"
                 if self._process is None:
                     break  # it listens, and does not take what we send
-            except OSError as error:
-                problem = str(error)
+            except (OSError, http.client.HTTPException) as error:
+                problem = first_line(error)
                 if self._process is None:
                     break
             time.sleep(0.1)

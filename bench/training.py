@@ -24,7 +24,9 @@ from bench.results import Measurement
 from bench.rounds import ContenderFailed
 from bench.training_contenders import (
     OURS,
+    QUICK_SPLITS,
     QUICK_STEPS_OF_REPEAT,
+    SPLIT_STEPS,
     STEPS_OF_REPEAT,
     has_bf16,
     main_entrants,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from train_loop.config import TrainConfig
     from train_loop.data import Split
 
-SPLIT_STEPS = 10
 HELD_OUT_ROWS = 500
 MIN_BATCHES = 200
 """Fewer, and the Trainer would sort less than 50 batches together: worse than its users have it."""
@@ -192,16 +193,22 @@ def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
 
     measured = arena.measure(TRAINING, "tokens", options.limits(), steps, on_answer=keep_work)
     for name in arena.alive:
-        split = arena.call(name, "split", steps=min(SPLIT_STEPS, steps_of_repeat[name.removesuffix(TWIN)]))
+        if not options.quick or name in QUICK_SPLITS:
+            add_split(arena, name)
         loss = arena.call(name, "loss")
         memory = arena.call(name, "memory")
-        if split is None or loss is None or memory is None:
-            continue
+        if loss is not None and memory is not None:
+            arena.add_facts(name, memory | {"held_out_loss": loss["loss"]})
+    return [dataclasses.replace(m, facts=_totals(work[m.contender])) for m in measured]
+
+
+def add_split(arena: Arena, name: str) -> None:
+    """Add the shares of a step's time to the record of a contender."""
+    split = arena.call(name, "split", steps=SPLIT_STEPS[name.removesuffix(TWIN)])
+    if split is not None:
         shares = {part: seconds / split["seconds"] for part, seconds in split["split"].items()}
         shares["other"] = 1.0 - sum(shares.values())
-        arena.add_facts(name, memory | {f"{part}_share": share for part, share in shares.items()})
-        arena.add_facts(name, {"held_out_loss": loss["loss"]})
-    return [dataclasses.replace(m, facts=_totals(work[m.contender])) for m in measured]
+        arena.add_facts(name, {f"{part}_share": share for part, share in shares.items()})
 
 
 def _totals(work: Sequence[Answer]) -> dict[str, float]:

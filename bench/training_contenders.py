@@ -25,6 +25,10 @@ STEPS_OF_REPEAT = {
 The Trainer's grouped batches run from the longest to the shortest of 50 and begin again, so a repeat of the two
 that the comparison is about is all of them; ten repeats of the float32 ones are twice all of them.
 """
+SPLIT_STEPS = STEPS_OF_REPEAT | {f"{OURS} fp32": 10, "Trainer grouped fp32": 50}
+"""Contender -> optimizer steps whose time is split: those grouped by length need all 50, or long batches prevail."""
+QUICK_SPLITS = (OURS, "Trainer best")
+"""Contenders whose steps are split in a rough look."""
 QUICK_STEPS_OF_REPEAT = {name: max(2, steps // 4) for name, steps in STEPS_OF_REPEAT.items()}
 
 
@@ -78,9 +82,7 @@ def ours(
 
 def scaling_entrants(options: "TrainingOptions", config: Answer) -> Sequence[Entrant]:
     """Return our loop over several processes and in several forward passes; the first is the plain one."""
-    processes = [
-        p for p in dict.fromkeys(options.processes) if 1 < p <= min(len(options.used_cores), options.batch_size)
-    ]
+    processes = [p for p in dict.fromkeys(options.processes) if 1 < p <= min(options.num_cores, options.batch_size)]
     cuts = [cut for cut in dict.fromkeys(options.micro_batches) if 1 < cut <= options.batch_size]
     entrants = [ours("1 process", "one process, one forward pass a step", options, config)]
     for number in processes:

@@ -14,7 +14,9 @@ PARTS = ("data", "forward", "backward", "clip", "optimizer", "other")
 
 def training_tables(results: Results) -> list[Table]:
     """Return the tables of the training benchmark."""
-    tables = [_speeds(results), _steps(results)]
+    tables = [_speeds(results)]
+    if _has_steps(results):
+        tables.append(_steps(results))
     if SCALING in results.cases:
         tables.append(_scaling(results))
     return tables + absent_table(results.contenders)
@@ -73,6 +75,10 @@ def _steps(results: Results) -> Table:
     return Table("Where the time of a step goes", ("contender", *PARTS), tuple(rows), note)
 
 
+def _has_steps(results: Results) -> bool:
+    return any("forward_share" in contender.facts for contender in results.contenders)
+
+
 def _scaling(results: Results) -> Table:
     measured = results.of_case(SCALING)
     plain = next(iter(measured.values()))
@@ -112,7 +118,7 @@ def training_pictures(results: Results) -> list[Picture]:
                 parts[name] = {part: facts[f"{part}_share"] * ms_a_row for part in PARTS}
         draw_shares(path, parts, title="Where the time of a row goes", x_label="ms a row")
 
-    return [
-        Picture("training_speed.png", "Training speed: rows/s, median with 95 % interval", speeds),
-        Picture("training_step.png", "Time of one row, by the part of the step it is spent in", steps),
-    ]
+    pictures = [Picture("training_speed.png", "Training speed: rows/s, median with 95 % interval", speeds)]
+    if _has_steps(results):
+        pictures.append(Picture("training_step.png", "Time of one row, by the part of the step it is spent in", steps))
+    return pictures

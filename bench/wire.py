@@ -61,6 +61,18 @@ class Target:
         """Return the body of one request."""
         return json.dumps(self.wire.body(text)).encode()
 
+    def label_of(self, answer: bytes) -> str:
+        """Return the label of an answer.
+
+        Raises:
+            ValueError: it is none of this format.
+        """
+        try:
+            return self.wire.label(json.loads(answer))
+        except (ValueError, LookupError, TypeError) as error:
+            said = answer[:80].decode(errors="replace")
+            raise ValueError(f"its answers are not of the format that it was named with, such as: {said}") from error
+
 
 def parse_target(text: str) -> Target:
     """Return the target of `NAME=FORMAT@URL`.

@@ -13,6 +13,7 @@ from multiprocessing.connection import Client
 from pathlib import Path
 
 from bench.session import ContenderWorker, NotAvailable, Session
+from serve.contract.errors import first_line
 
 
 def main(argv: list[str]) -> int:
@@ -28,8 +29,7 @@ def main(argv: list[str]) -> int:
         traceback.print_exc()
         if session is not None:
             status = "not available" if isinstance(error, NotAvailable) else "failed"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            session.answer(error=reason, status=status)
+            session.answer(error=first_line(error), status=status)
         return 1
     return 0
 

@@ -58,6 +58,15 @@ class Workload:
             labels=tuple(self.labels[row] for row in kept) if self.labels is not None else None,
         )
 
+    def require(self, num_rows: int, way_out: str) -> None:
+        """Refuse too few rows: parts of them would be empty, or a batch would hold a row twice.
+
+        Raises:
+            InputError: says how many there are, how many are needed, and the way out.
+        """
+        if len(self) < num_rows:
+            raise InputError(f"{self.origin}: {len(self)} rows, and {num_rows} are needed; {way_out}")
+
     def as_json(self) -> dict[str, Any]:
         """Return what a contender's process needs of it."""
         return {"texts": self.texts, "pairs": self.pairs}

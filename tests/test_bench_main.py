@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
+import bench.__main__
 from bench.__main__ import COMMANDS, main, parse
 from bench.hardware import available_cores, describe_machine, git_commit, matmul_ceiling
-from bench.options import command_line
+from bench.options import CommonOptions, command_line
 
 
 def test_every_command_has_help_that_names_its_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,12 +78,22 @@ def test_the_machine_is_described(tmp_path: Path) -> None:
     assert len(machine.commit.removesuffix("+changes")) in (0, 40)
 
 
+def test_threads_are_no_more_than_the_quota_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.options.num_usable_cores", lambda: 2)
+    monkeypatch.setattr("bench.options.available_cores", lambda: tuple(range(64)))
+    assert CommonOptions().num_threads == 2
+    assert CommonOptions(cores=[5]).num_threads == 1
+    assert CommonOptions(threads=8).num_threads == 8
+
+
 def test_the_ceiling_of_the_matrix_product_is_a_rate() -> None:
     assert matmul_ceiling("fp32", "cpu", seconds=0.03) > 1e8
 
 
 def test_the_commands_of_the_documents_parse() -> None:
     text = (Path(__file__).parents[1] / "docs" / "BENCHMARKS.md").read_text(encoding="utf-8")
-    commands = [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("python -m bench")]
-    modules = {parse(shlex.split(command)[3:])[0] for command in commands}
-    assert modules == {place.partition(":")[0] for place in COMMANDS.values()}
+    assert bench.__main__.__doc__ is not None
+    for lines in (text, bench.__main__.__doc__):  # the second is what --help shows
+        commands = [line.partition("#")[0].strip() for line in lines.splitlines() if line.startswith("python -m bench")]
+        modules = {parse(shlex.split(command)[3:])[0] for command in commands}
+        assert modules == {place.partition(":")[0] for place in COMMANDS.values()}

@@ -124,6 +124,15 @@ def test_the_json_line_holds_medians_intervals_and_who_is_missing() -> None:
     assert found["not_measured"] == {"peer": "needs peer"}
 
 
+def test_what_was_offered_different_rates_has_no_ratio() -> None:
+    results = results_of({"ours": 300.0, "theirs": 100.0}, noise=0.0)
+    offered = tuple(dataclasses.replace(m, facts={"offered_per_s": 50.0}) for m in results.measurements)
+    results = dataclasses.replace(results, measurements=offered)
+    assert summary(results)["cases"] == {"batch 32": {"ours": {"rows_per_s": 300.0}, "theirs": {"rows_per_s": 100.0}}}
+    with pytest.raises(InputError, match="no contender was measured in both"):
+        compare(results, results)
+
+
 def test_publishing_ends_with_one_json_line_and_writes_everything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from bench.pace import Finished, PacedTraining, StepClock, WorkMeter
 from bench.results import Measurement, read_results
 from bench.samples import Sample
 from bench.session import Message, Session
-from bench.training import TrainingOptions, run, with_flops
+from bench.training import TrainingOptions, measure_passes, run, with_flops
 from bench.training_contenders import main_entrants, scaling_entrants
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig, write_yaml
@@ -71,7 +71,7 @@ def test_a_loop_does_the_steps_asked_for_and_waits_in_between() -> None:
     assert started["peak_memory_mib"] > 1
     assert steps == 5
     assert first["work"] == {
-        "rows": 2, "tokens": 6, "tokens_squared": 18, "padded_tokens": 8, "padded_tokens_squared": 32
+        "rows": 2, "tokens": 6, "tokens_squared": 18, "padded_tokens": 8
     }  # fmt: skip
     assert (first["amount"], second["amount"]) == (6, 9)
     assert first["seconds"] > 0
@@ -106,6 +106,39 @@ def test_the_meter_counts_no_evaluation() -> None:
     model.eval()
     model(input_ids=torch.ones(2, 3), attention_mask=torch.ones(2, 3))
     assert set(meter.read().values()) == {0.0}
+
+
+class FakeArena:
+    """Takes every contender's steps as done."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.alive = names
+        self.split_steps: dict[str, int] = {}
+        self.facts: dict[str, dict[str, float]] = {name: {} for name in names}
+
+    def measure(self, *_: Any, **__: Any) -> list[Measurement]:
+        return []
+
+    def call(self, name: str, verb: str, **arguments: int) -> Message:
+        if verb == "split":
+            self.split_steps[name] = arguments["steps"]
+        return {"split": {"forward": 1.0}, "seconds": 4.0, "loss": 0.5, "peak_memory_mib": 10.0}
+
+    def add_facts(self, name: str, facts: dict[str, float]) -> None:
+        self.facts[name] |= facts
+
+
+def test_the_steps_of_contenders_grouped_by_length_are_split_over_a_whole_group() -> None:
+    names = ["rawloop", "Trainer best", "Trainer best (again)", "Trainer grouped fp32", "Trainer padded fp32"]
+    arena = FakeArena(names)
+    measure_passes(arena, TrainingOptions(run=Path("run")))  # type: ignore[arg-type]
+    assert [arena.split_steps[name] for name in names] == [50, 50, 50, 50, 3]
+    assert arena.facts["rawloop"]["forward_share"] == 0.25
+    assert arena.facts["rawloop"]["other_share"] == 0.75
+    arena = FakeArena(names)
+    measure_passes(arena, TrainingOptions(run=Path("run"), quick=True))  # type: ignore[arg-type]
+    assert arena.split_steps == {"rawloop": 50, "Trainer best": 50}
+    assert arena.facts["Trainer padded fp32"]["held_out_loss"] == 0.5
 
 
 def test_flops_count_real_tokens_and_the_ceiling_of_the_same_precision() -> None:

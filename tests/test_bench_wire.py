@@ -22,6 +22,15 @@ def test_each_format_asks_and_reads_as_its_server_documents(name: str, body: obj
     assert target.wire.label(answer) == "good"
 
 
+@pytest.mark.parametrize("answer", [b"no JSON", b"[]", b"{}", b'{"results": []}', b"null"])
+def test_an_answer_of_another_format_is_shown(answer: bytes) -> None:
+    for name in FORMATS:
+        target = parse_target(f"a server={name}@http://127.0.0.1:8080")
+        with pytest.raises(ValueError, match="not of the format that it was named with, such as: ") as caught:
+            target.label_of(answer)
+        assert answer.decode() in str(caught.value)
+
+
 def test_pairs_go_as_the_formats_that_know_them_want() -> None:
     assert FORMATS["native"].body(("a", "b")) == {"inputs": [{"text": "a", "text_pair": "b"}]}
     assert FORMATS["tei"].body(("a", "b")) == {"inputs": [("a", "b")]}
