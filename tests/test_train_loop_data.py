@@ -1,6 +1,7 @@
 """Rows -> labels, splits, tokens, lengths and hashes, and the figures printed about them."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from tiny_models import WORDS, tiny_tokenizer
 from serve.contract.errors import InputError
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
-from train_loop.data import Data, Split, class_counts, load_data
+from train_loop.data import Data, Split, class_counts, hash_text, load_data
 from train_loop.label_codes import encode_labels
 from train_loop.summary import count_contradictions, count_duplicates, count_overlap, print_data
 
@@ -175,6 +176,17 @@ def test_cut_splits_lose_and_double_no_row_and_keep_class_shares(
         assert [data.labels[code] for code in split.labels] == split.rows["label"][:]
         expected = np.array(counts) * len(split) / len(rows)
         assert np.abs(class_counts(split, data.labels) - expected).max() < 2
+
+
+def test_rows_of_one_text_are_never_on_both_sides_of_a_cut(write_rows: Writer) -> None:
+    rows = [(f"text {number % 40}", f"c{number % 2}") for number in range(200)]
+    data = load(write_rows(rows), validation_fraction=0.2, test_fraction=0.2)
+    texts = {name: {text for text, _ in rows_of(split)} for name, split in data.splits.items()}
+    assert {name: len(found) for name, found in texts.items()} == {"train": 24, "validation": 8, "test": 8}
+    assert sum(len(split) for split in data.splits.values()) == len(rows)
+    assert not texts["train"] & texts["validation"]
+    assert not texts["train"] & texts["test"]
+    assert not texts["validation"] & texts["test"]
 
 
 def test_the_seed_alone_decides_the_cut(write_rows: Writer) -> None:
@@ -430,13 +442,15 @@ def test_the_summary_tells_rows_classes_lengths_and_warnings(write_rows: Writer,
 
 
 def test_the_summary_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("[/INST]", "[bold]x", ":smile:", "[link=a]")
-    splits = {"train": hand_made([1, 2, 3], [0, 1, 2])}
+    names = ("[/INST]", "[bold]x", ":smile:", "[link=a]", "[BOLD]x")
+    splits = {"train": hand_made([1, 2, 3, hash_text("")], [0, 1, 2, 4])}
     print_data(Console(width=160), Data(splits=splits, labels=names, max_length=8, fingerprint=""))
     said = capsys.readouterr().out
     for name in names:
         assert name in said
     assert "No training rows for ['[link=a]']" in said
+    assert "Labels '[BOLD]x', '[bold]x' differ only in upper and lower case" in said
+    assert re.search(r"empty texts +1\b", said)
 
 
 def test_the_summary_of_many_classes_shows_the_largest_and_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:

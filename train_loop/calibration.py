@@ -5,9 +5,6 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.labels import scores_from_logits
-from train_loop.score_metrics import log_loss
-
 MIN_ROWS = 30
 """Fewer validation rows fit no temperature."""
 FEW_ROWS = 200
@@ -28,22 +25,29 @@ class Calibration:
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Calibration:
     """Return the temperature with the lowest log loss of logits [N, C]; never a worse one than 1.
 
-    Dividing all logits alike changes no label. Source: Guo et al. 2017, arXiv 1706.04599.
+    Dividing all logits alike changes no label (Guo et al. 2017, arXiv 1706.04599). Where no row is a mistake the best
+    fit would be certainty, which the next rows would refute: there (N + 1) / (N + 2) is aimed at (Platt 1999).
     """
-    num_rows = len(labels)
+    num_rows, num_classes = logits.shape
     if num_rows < MIN_ROWS:
         return Calibration(1.0, f"{num_rows} validation rows are too few to calibrate; scores stay as they are")
-    if not (logits.argmax(axis=1) != labels).any():
-        # Without a mistake the best fit is certainty, which the next rows would refute.
-        return Calibration(1.0, "no mistake on the validation rows to calibrate by; scores stay as they are")
     # Imported here: only the end of a run needs scipy.
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    all_right = bool((logits.argmax(axis=1) == labels).all())
+    target = (num_rows + 1) / (num_rows + 2) if all_right else 1.0
 
     def loss(log_temperature: float) -> float:
-        return log_loss(scores_from_logits(logits, float(np.exp(log_temperature))), labels)
+        log_scores = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)  # [N, C]
+        true = log_scores[np.arange(num_rows), labels]
+        others = (log_scores.sum(axis=1) - true) / (num_classes - 1)
+        return -float((target * true + (1.0 - target) * others).mean())  # log_softmax is finite: 0 times it is 0
 
     low, high = np.log(TEMPERATURE_BOUNDS)
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
     temperature = float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
+    if all_right:
+        return Calibration(temperature, f"no mistake on {num_rows} validation rows; fitted as if the next were one")
     warning = f"fitted on {num_rows} validation rows, which are few" if num_rows < FEW_ROWS else None
     return Calibration(temperature, warning)

@@ -158,7 +158,7 @@ def tokenize(
         columns = {
             "input_ids": encoded["input_ids"],
             "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
-            "text_hash": [_hash_text(*row) for row in zip(texts, *([pairs] if pairs else []), strict=True)],
+            "text_hash": [hash_text(*row) for row in zip(texts, *([pairs] if pairs else []), strict=True)],
         }
         if with_types:
             columns["token_type_ids"] = encoded["token_type_ids"]
@@ -189,7 +189,8 @@ def tokenize(
     )
 
 
-def _hash_text(*texts: str) -> int:
+def hash_text(*texts: str) -> int:
+    """Return the hash of a cleaned text or pair, as in `Split.text_hashes`."""
     return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little", signed=True)
 
 
@@ -227,7 +228,7 @@ def _complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: 
         if name in splits or (name == "test" and fraction == 0):
             continue
         train = splits["train"]
-        kept, cut = _stratified_cut(train.labels, round(fraction * total), labels, name, config.seed)
+        kept, cut = _stratified_cut(train, round(fraction * total), labels, name, config.seed)
         origin = f"{fraction:.0%} of {_origin(config, 'train')}, stratified, seed {config.seed}"
         splits[name] = train.take(cut, name=name, origin=origin)
         splits["train"] = train.take(kept, name="train", origin=train.origin)
@@ -235,11 +236,23 @@ def _complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: 
 
 
 def _stratified_cut(
-    codes: NDArray[np.int64], num_cut: int, labels: tuple[str, ...], name: str, seed: int
+    train: Split, num_cut: int, labels: tuple[str, ...], name: str, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sorted indices that stay and those cut off."""
+    """Return the sorted indices that stay and those cut off.
+
+    Rows of one text stay together, as one of the label of the first, unless a class would then have too few to cut.
+    """
     from sklearn.model_selection import train_test_split
 
+    _, first, text_of_row = np.unique(train.text_hashes, return_index=True, return_inverse=True)
+    units = np.sort(first)  # the row where each text stands first
+    num_units_cut = round(num_cut * len(units) / len(train))
+    needed = (np.bincount(train.labels, minlength=len(labels)) > 0) * 2
+    if (np.bincount(train.labels[units], minlength=len(labels)) < needed).any() or num_units_cut < len(labels):
+        units = first = text_of_row = np.arange(len(train))  # row by row
+    else:
+        num_cut = num_units_cut
+    codes = train.labels[units]
     counts = np.bincount(codes, minlength=len(labels))
     num_classes = int((counts > 0).sum())
     way_out = f"add rows, merge or drop the class, or give a {name} split of your own (--{name}_file)"
@@ -256,8 +269,9 @@ def _stratified_cut(
             f"{num_cut} of {len(codes)} rows are too few for a stratified {name} split of {num_classes} classes; "
             f"use a --{name}_fraction of at least {num_classes / len(codes):.3f}, or {way_out}"
         )
-    kept, cut = train_test_split(np.arange(len(codes)), test_size=num_cut, stratify=codes, random_state=seed)
-    return np.sort(kept), np.sort(cut)
+    _, cut = train_test_split(units, test_size=num_cut, stratify=codes, random_state=seed)
+    is_cut = np.isin(first[text_of_row], cut)
+    return np.flatnonzero(~is_cut), np.flatnonzero(is_cut)
 
 
 def _fingerprint(splits: dict[str, Split], labels: tuple[str, ...]) -> str:

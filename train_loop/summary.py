@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train_loop.data import Data, Split, class_counts
+from train_loop.data import Data, Split, class_counts, hash_text
+from train_loop.device import precision_name
 from train_loop.loop import Training
 
 MAX_CLASSES_SHOWN = 12
@@ -22,6 +23,7 @@ def print_data(console: Console, data: Data) -> None:
     percentiles = [np.percentile(split.lengths, [50, 90, 99, 100]) for split in splits]
     table.add_row("tokens 50 / 90 / 99 / 100 %", *(" / ".join(f"{p:.0f}" for p in points) for points in percentiles))
     table.add_row(f"truncated at {data.max_length} tokens", *(f"{split.truncated.mean():.1%}" for split in splits))
+    table.add_row("empty texts", *(f"{count_empty(split):,}" for split in splits))
     table.add_row("exact duplicates", *(f"{count_duplicates(split):,}" for split in splits))
     table.add_row("texts also in train", *("" if s is data.train else f"{count_overlap(s, data):,}" for s in splits))
     table.add_row("same text, other label", *(f"{count_contradictions(split):,}" for split in splits))
@@ -48,6 +50,14 @@ def print_data(console: Console, data: Data) -> None:
         console.print(
             f"No training rows for {absent}: these labels can never be predicted well.", style="yellow", markup=False
         )
+    alike = [sorted(group) for group in _by_case(data.labels).values() if len(group) > 1]
+    for group in alike:
+        console.print(
+            f"Labels {', '.join(map(repr, group))} differ only in upper and lower case, and are classes of their own; "
+            "if they are one, write them alike.",
+            style="yellow",
+            markup=False,
+        )
 
 
 def print_run(console: Console, training: Training) -> None:
@@ -58,8 +68,8 @@ def print_run(console: Console, training: Training) -> None:
     rows = {
         "model": config.model_name,
         "device": f"{accelerator.device.type}, {accelerator.num_processes} process"
-        f"{'es' if accelerator.num_processes > 1 else ''}, {accelerator.distributed_type.value.lower()}",
-        "precision": {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        + (f"es, {accelerator.distributed_type.value.lower()}" if accelerator.num_processes > 1 else ""),
+        "precision": precision_name(accelerator),
         "optimizer steps": f"{training.num_steps:,} ({len(plan):,} an epoch)",
         "rows a step": f"{config.batch_size:,}, in {first.num_micro_batches} forward passes on each process",
         "tokens a step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
@@ -70,6 +80,11 @@ def print_run(console: Console, training: Training) -> None:
     for name, value in rows.items():
         table.add_row(name, Text(value))
     console.print(table, highlight=False)
+
+
+def count_empty(split: Split) -> int:
+    """Return how many rows have no text, or no text in both of a pair."""
+    return int(np.isin(split.text_hashes, [hash_text(""), hash_text("", "")]).sum())
 
 
 def count_duplicates(split: Split) -> int:
@@ -88,3 +103,10 @@ def count_contradictions(split: Split) -> int:
     pairs = np.unique(np.stack([texts, split.labels]), axis=1)
     labels_of_text = np.bincount(pairs[0], minlength=len(counts))
     return int(counts[labels_of_text > 1].sum())
+
+
+def _by_case(labels: tuple[str, ...]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(label.casefold(), []).append(label)
+    return groups
