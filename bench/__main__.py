@@ -7,6 +7,7 @@ python -m bench quantization --run runs/latest
 python -m bench compare BEFORE.json AFTER.json
 """
 
+import argparse
 import dataclasses
 import importlib
 import importlib.util
@@ -35,7 +36,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     subcommands = parser.add_subcommands(dest="command")
     options = {}
     for command, place in COMMANDS.items():
