@@ -3,6 +3,7 @@
 echo "my card was charged twice" | python examples/embed_in_service.py runs/latest/onnx
 """
 
+import argparse
 import sys
 
 from serve import Predictor
@@ -17,7 +18,9 @@ def route(predictor: Predictor, message: str) -> str:
 
 
 if __name__ == "__main__":
-    with Predictor(sys.argv[1]) as predictor:  # checks every file's hash; on CUDA where there is a GPU
+    parser = argparse.ArgumentParser(description="Route the messages of standard input, one a line.")
+    parser.add_argument("bundle", help="folder written by python -m export")
+    with Predictor(parser.parse_args().bundle) as predictor:  # checks every file's hash; on CUDA where there is a GPU
         print(f"{predictor.provider}: {', '.join(predictor.labels)}", file=sys.stderr)
         for line in sys.stdin:
             print(route(predictor, line.rstrip("\n")), line, sep="\t", end="")

@@ -201,11 +201,17 @@ class Encoder:
     def _expectation(self, item: Any) -> str:
         """Return why an input is not what the classifier takes."""
         text, pair = self.classifier.text_column, self.classifier.text_pair_column
-        found = f"{item!r:.80} ({type(item).__name__})"
+        is_two = isinstance(item, tuple) and len(item) == 2
         if self._takes_pairs:
+            found = _described(item)
+            if is_two:  # name the part at fault
+                named = zip((text, pair), item, strict=True)
+                found = ", ".join(f"{_described(part)} as {name}" for name, part in named if not isinstance(part, str))
             return f"expected a pair of texts ({text}, {pair}), found {found}"
+        if is_two and all(isinstance(part, str) for part in item):
+            return "expected one text, found a pair; this model takes single texts: give several as a list"
         several = isinstance(item, Iterable) and not isinstance(item, (bytes, dict))
-        return f"expected text, found {found}" + ("; give several single texts as a list" if several else "")
+        return f"expected text, found {_described(item)}" + ("; give several single texts as a list" if several else "")
 
     def cleaned(self, item: TextInput) -> TextInput:
         """Return a text or pair as the tokenizer is given it."""
@@ -277,6 +283,16 @@ def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
         return encoding.ids
     assert encoding.type_ids is not None
     return encoding.type_ids
+
+
+def _described(value: Any) -> str:
+    """Return what a value is, for a message; nothing is called as it is in JSON, csv and SQL."""
+    return "null" if value is None else f"{value!r:.80} ({type(value).__name__})"
+
+
+def is_blank(item: TextInput) -> bool:
+    """Tell whether a text, or one of a pair, is empty or white space: its answer says little."""
+    return not item.strip() if isinstance(item, str) else any(not text.strip() for text in item)
 
 
 def without_surrogates(text: str) -> str:

@@ -15,12 +15,23 @@ from serve.contract.bundle import BUNDLE_FILE, DeviceName, VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
-from serve.encoder import TextInput, Truncation, without_surrogates
-from serve.files.job import Job
-from serve.files.rows import LINES_COLUMN, ROW_FORMATS, row_format
+from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
+from serve.files.job import Job, Journal
+from serve.files.output import STDOUT
+from serve.files.rows import LINES_COLUMN, ROW_FORMATS, STDIN, row_format
 from serve.files.settings import JobSettings
 from serve.pipeline import Pipeline
 from serve.predictor import Prediction, Predictor, open_pipeline
+
+DEFAULT_TOP_K = 3
+OPTIONS_OF = {
+    "--text": ("text_pair", "top_k", "json"),
+    "--file": (
+        *("input_format", "text_column", "text_pair_column", "id_column", "output", "all_scores", "keep_columns"),
+        *("submission", "rejects", "resume", "quiet"),
+    ),
+}
+"""What has an effect beside one of the two alone."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,7 +42,11 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     if (arguments.text is None) == (arguments.file is None):
-        raise InputError("give texts by --text (once or more often), or a file of them by --file")
+        raise InputError(
+            "give texts by --text (once or more often), or a file of them by --file"
+            + ("" if arguments.text is None else "; not both")
+        )
+    _refuse_options(arguments, of="--text" if arguments.text is None else "--file")
     return _predict_texts(arguments) if arguments.file is None else _predict_file(arguments)
 
 
@@ -49,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # or Python complains of it once more, at exit
         return 1
     except OSError as error:
-        print(f"error: {error}; mend that, and a job that writes a file goes on with --resume", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(
+            f"error: {where}{error.strerror or error}; mend that, and a job that writes a file goes on with --resume",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -64,12 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     texts = parser.add_argument_group("some texts")
     texts.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
     texts.add_argument("--text_pair", action="append", metavar="TEXT", help="its second text, for classifiers of pairs")
-    texts.add_argument("--top_k", type=int, default=3, help="labels to show of each (3)")
+    texts.add_argument("--top_k", type=int, help=f"labels to show of each ({DEFAULT_TOP_K})")
     texts.add_argument("--json", action="store_true", help="one JSON object a text instead of a table")
 
     files = parser.add_argument_group("a file of texts")
     files.add_argument("--file", help="csv, tsv, jsonl, parquet or plain lines (.txt); - reads standard input")
-    files.add_argument("--input_format", choices=ROW_FORMATS, help="where the file's name does not say it")
+    files.add_argument(
+        "--input_format", choices=ROW_FORMATS, help="where the file's name does not say it (of standard input: lines)"
+    )
     files.add_argument("--text_column", help="column of the text (the one that the classifier was trained with)")
     files.add_argument("--text_pair_column", help="column of the second text, likewise")
     files.add_argument("--id_column", help="column that names a row (its number, counted from 1)")
@@ -79,9 +100,13 @@ def _parser() -> argparse.ArgumentParser:
         "--keep_columns", nargs="*", metavar="COLUMN", help="write these input columns too; without names, all of them"
     )
     files.add_argument("--submission", action="store_true", help="write the columns id and label, and no others")
-    files.add_argument("--rejects", help="file of rows without an answer, with the reason (OUTPUT.rejects.jsonl)")
+    files.add_argument(
+        "--rejects",
+        help="file of rows without an answer, with reason, lines and content (OUTPUT.rejects.jsonl); a misplaced "
+        "quote in a csv costs the line it opens in, and the lines after that one are read as rows of their own",
+    )
     files.add_argument("--resume", action="store_true", help="go on with a job that was interrupted, if there is one")
-    files.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    files.add_argument("--quiet", action="store_true", help="no progress, no notes and no summary")
 
     model = parser.add_argument_group("the model")
     model.add_argument("--device", choices=["auto", *get_args(DeviceName)], default="auto")
@@ -97,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse_options(arguments: argparse.Namespace, *, of: str) -> None:
+    """Refuse options that would have no effect: those that belong to `of`, which was not given."""
+    values = {name: getattr(arguments, name) for name in OPTIONS_OF[of]}
+    given = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
+    if given:
+        verb, them = ("belongs", "it") if len(given) == 1 else ("belong", "them")
+        raise InputError(f"{', '.join(given)}: {verb} to {of}; leave {them} out")
+
+
 def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": arguments.device,
@@ -110,10 +144,9 @@ def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _predict_texts(arguments: argparse.Namespace) -> int:
-    if arguments.output is not None:
-        raise InputError("--output: belongs to --file; the answers to --text are printed")
-    if arguments.top_k < 1:
-        raise InputError(f"--top_k {arguments.top_k}: expected 1 or more")
+    top_k = DEFAULT_TOP_K if arguments.top_k is None else arguments.top_k
+    if top_k < 1:
+        raise InputError(f"--top_k {top_k}: expected 1 or more")
     texts = [without_surrogates(text) for text in arguments.text]  # bytes of the shell that are not UTF-8
     pairs = [without_surrogates(text) for text in arguments.text_pair or ()]
     if pairs and len(pairs) != len(texts):
@@ -125,11 +158,14 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
             raise InputError(f"--text_pair: this classifier takes {takes}")
         predictions = predictor(inputs, truncation=arguments.truncation)
     items: list[TextInput] = [*inputs]
+    for number, item in enumerate(items, start=1):
+        if is_blank(item):
+            print(f"note: text {number} is empty or white space; its answer says little", file=sys.stderr)
     if arguments.json:
         for item, prediction in zip(items, predictions, strict=True):
-            print(json.dumps(_as_json(item, prediction, arguments.top_k), ensure_ascii=False))
+            print(json.dumps(_as_json(item, prediction, top_k), ensure_ascii=False))
     else:
-        print(_as_table(items, predictions, arguments.top_k))
+        print(_as_table(items, predictions, top_k))
     return 0
 
 
@@ -167,21 +203,32 @@ def _predict_file(arguments: argparse.Namespace) -> int:
     pipeline = open_pipeline(arguments.bundle, **_model_options(arguments))
     try:
         settings = _job_settings(arguments, pipeline.encoder.classifier)
+        if settings.format_is_assumed and not arguments.quiet:
+            print(
+                "standard input is read as plain lines, one text a line; --input_format names another format",
+                file=sys.stderr,
+            )
         journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
     finally:
         pipeline.close()
-    rejects = settings.rejects_path or "standard error"
+    rejects = str(settings.rejects_path or "standard error")
     if not arguments.quiet:
-        print(
-            f"{journal.num_rows:,} rows · {progress.rows_per_s(journal.num_rows):,.0f} rows/s · "
-            f"{journal.num_truncated:,} truncated · {journal.num_rejected:,} rejected"
-            + (f" (see {rejects})" if journal.num_rejected else "")
-            + ("" if arguments.output == "-" else f" · {arguments.output}"),
-            file=sys.stderr,
-        )
+        to = "" if arguments.output == STDOUT else f" · {arguments.output}"
+        print(_summary(journal, progress.rows_per_s(journal.num_rows), rejects) + to, file=sys.stderr)
     if journal.num_rejected == journal.num_rows > 0:
         raise InputError(f"--file {arguments.file}: no row could be classified; {rejects} says why")
     return 0
+
+
+def _summary(journal: Journal, rows_per_s: float, rejects: str) -> str:
+    rejected = f"{journal.num_rejected:,} rejected"
+    if journal.num_rejected:
+        lines = f"{journal.num_rejected_lines:,} lines, " if journal.num_rejected_lines > journal.num_rejected else ""
+        rejected += f" ({lines}see {rejects})"
+    return (
+        f"{journal.num_rows:,} rows · {rows_per_s:,.0f} rows/s · {journal.num_empty:,} empty · "
+        f"{journal.num_truncated:,} truncated · {rejected}"
+    )
 
 
 def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobSettings:
@@ -199,6 +246,7 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
         file=arguments.file,
         output=arguments.output,
         input_format=form,
+        format_is_assumed=arguments.file == STDIN and arguments.input_format is None,
         text_column=arguments.text_column or own_column,
         text_pair_column=arguments.text_pair_column or classifier.text_pair_column,
         id_column=arguments.id_column,

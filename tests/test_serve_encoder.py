@@ -145,7 +145,7 @@ def pair_encoder(tmp_path: Path) -> Encoder:
     return Encoder.from_bundle(read_bundle(save_tiny_bundle(tmp_path, max_length=6, text_pair_column="other")))
 
 
-@pytest.mark.parametrize("item", [None, 3, 3.5, b"bytes", ["w1"], ("w1", "w2"), ("w1",), np.str_, float("nan")])
+@pytest.mark.parametrize("item", [None, 3, 3.5, b"bytes", ["w1"], ("w1", 2), ("w1",), np.str_, float("nan")])
 def test_what_is_no_text_is_refused_with_its_position(encoder: Encoder, item: Any) -> None:
     with pytest.raises(ItemError, match=r"input 1: expected text, found") as caught:
         encoder.encode(["w1", item, None])  # type: ignore[list-item]
@@ -156,6 +156,13 @@ def test_what_is_no_text_is_refused_with_its_position(encoder: Encoder, item: An
 def test_what_is_no_pair_is_refused_with_the_columns(pair_encoder: Encoder, item: Any) -> None:
     with pytest.raises(ItemError, match=r"input 0: expected a pair of texts \(text, other\)"):
         pair_encoder.encode([item])
+
+
+def test_nothing_is_called_null_and_told_by_its_column(encoder: Encoder, pair_encoder: Encoder) -> None:
+    with pytest.raises(ItemError, match=r"^input 0: expected text, found null$"):
+        encoder.encode([None])  # type: ignore[list-item]
+    with pytest.raises(ItemError, match=r"expected a pair of texts \(text, other\), found null as other$"):
+        pair_encoder.encode([("w1", None)])  # type: ignore[list-item]
 
 
 def test_a_bad_input_fails_alone(encoder: Encoder) -> None:

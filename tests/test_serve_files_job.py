@@ -43,8 +43,13 @@ def test_killed_at_any_instant_and_resumed_the_output_is_the_same(
     bundle: Path, tmp_path: Path, suffix: str, num_rows: int
 ) -> None:
     texts: list[Any] = [f"w{number % 60} " * (number % 20) for number in range(num_rows)]
-    texts[5] = texts[-2] = None
-    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
+    if suffix == ".csv":  # quotes that swallow rows until those are given back
+        texts[5] = texts[-2] = '"never closed'
+        rows = tmp_path / "rows.csv"
+        rows.write_text("text,id\n" + "".join(f"{text},{number}\n" for number, text in enumerate(texts)))
+    else:
+        texts[5] = texts[-2] = None
+        rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
     (tmp_path / "out").mkdir()
     command = [sys.executable, str(Path(__file__).with_name("job_kills.py"))]
     done = subprocess.run(
@@ -78,19 +83,37 @@ def test_an_interrupted_job_is_not_started_over_unasked(interrupted: list[str], 
     assert "a job was interrupted after 32 rows; go on with --resume, or start over: rm" in capsys.readouterr().err
 
 
-def test_resuming_goes_on_with_the_next_row(interrupted: list[str], tmp_path: Path) -> None:
+def test_a_job_that_runs_is_not_called_interrupted(interrupted: list[str], tmp_path: Path, capsys: Capture) -> None:
+    other = StagedFile(tmp_path / "out.csv", (tmp_path / ".out.csv.partial").stat().st_size)
+    for more in ([], ["--resume"]):
+        assert main([*interrupted, *more]) == 2
+        assert "another job is writing it" in (told := capsys.readouterr().err)
+        assert "rm " not in told
+    other.close()
     assert main([*interrupted, "--resume"]) == 0
+
+
+def test_resuming_goes_on_with_the_next_row(interrupted: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert main([*interrupted, "--resume"]) == 0
+    assert capsys.readouterr().err.startswith("going on after 32 rows\n")
     assert [row["id"] for row in read_csv(tmp_path / "out.csv")] == [str(number) for number in range(1, 101)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "rows.csv"]
 
 
 @pytest.mark.parametrize(
     ("more", "named"),
-    [(["--all_scores"], "all_scores"), (["--max_length", "8"], "max_length"), (["--id_column", "id"], "id_column")],
+    [
+        (["--all_scores"], "all_scores"),
+        (["--max_length", "8"], "max_length"),
+        (["--id_column", "id"], "id_column"),
+        (["--rejects", "other.jsonl"], "rejects"),
+    ],
 )
 def test_resuming_another_job_is_refused(interrupted: list[str], capsys: Capture, more: list[str], named: str) -> None:
     assert main([*interrupted, *more, "--resume"]) == 2
     assert f"not the job that was interrupted: {named} (was" in capsys.readouterr().err
+    assert not Path("other.jsonl").exists()
+    assert not Path(".other.jsonl.partial").exists()
 
 
 def test_resuming_over_a_changed_input_is_refused(interrupted: list[str], tmp_path: Path, capsys: Capture) -> None:
@@ -105,10 +128,18 @@ def test_a_staged_file_that_was_cut_is_refused(interrupted: list[str], tmp_path:
     assert "has 0 bytes, expected at least" in capsys.readouterr().err
 
 
-def test_resuming_where_nothing_was_interrupted_starts_at_the_first_row(bundle: Path, tmp_path: Path) -> None:
+def test_resuming_where_nothing_was_interrupted_starts_at_the_first_row(
+    bundle: Path, tmp_path: Path, capsys: Capture
+) -> None:
     rows = write_csv(tmp_path / "rows.csv", [["7", "good"]])
-    assert main(["--bundle", str(bundle), "--file", str(rows), "--output", str(tmp_path / "out.csv"), "--resume"]) == 0
-    assert len(read_csv(tmp_path / "out.csv")) == 1
+    output = tmp_path / "out.csv"
+    arguments = ["--bundle", str(bundle), "--file", str(rows), "--output", str(output), "--resume"]
+    started = "--resume: no job was interrupted here; starting with the first row\n"
+    for told in (started, f"{started}{output} is there already, and is replaced once all rows are done\n"):
+        capsys.readouterr()
+        assert main(arguments) == 0
+        assert capsys.readouterr().err.startswith(f"{told}1 rows")
+        assert len(read_csv(output)) == 1
 
 
 def test_two_jobs_cannot_write_one_file(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -139,6 +170,59 @@ def test_a_full_disk_loses_nothing(
     assert "No space left on device" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert len(read_csv(tmp_path / "out.csv")) == 100
+
+
+@pytest.mark.parametrize(("function", "named"), [("os.fsync", ""), ("serve.files.job.write_json", ".json")])
+def test_a_full_disk_is_told_with_the_file(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, function: str, named: str
+) -> None:
+    rows = write_csv(tmp_path / "rows.csv", [["7", "good"]])
+    arguments = ["--bundle", str(bundle), "--file", str(rows), "--output", str(tmp_path / "out.csv"), "--quiet"]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(function, full)
+        assert main(arguments) == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/.out.csv.partial{named}: No space left on device; mend that, and a job that writes a file "
+        "goes on with --resume\n"
+    )
+    assert main([*arguments, "--resume"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "rows.csv"]
+
+
+@pytest.mark.parametrize(
+    ("file", "output", "rejects"),
+    [
+        ("a.csv", "a.csv", None),
+        ("a.csv", "./b/../a.csv", None),
+        ("a.csv.rejects.jsonl", "a.csv", None),
+        (".a.csv.partial", "a.csv", None),
+        (".a.csv.partial.json", "a.csv", None),
+        ("b.csv", "a.csv", "b.csv"),
+        ("b.csv", "a.csv", "a.csv"),
+        ("b.csv", "a.csv", ".a.csv.partial"),
+    ],
+)
+def test_no_file_is_written_over_another_one(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    file: str,
+    output: str,
+    rejects: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    content = write_csv(tmp_path / file, [["7", "good"]]).read_bytes()
+    words = ["--bundle", str(bundle), "--file", file, "--output", output, "--input_format", "csv"]
+    assert main([*words, *([] if rejects is None else ["--rejects", rejects])]) == 2
+    assert "must be different files" in capsys.readouterr().err
+    assert (tmp_path / file).read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["b", file])
 
 
 def test_rejects_of_an_earlier_job_do_not_stay(bundle: Path, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -6,13 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve.contract.errors import InputError
-from serve.files.rows import Malformed, RowFormat, open_rows, row_format
+from serve.files.row import Malformed, Row
+from serve.files.rows import RowFormat, open_rows, row_format
 
 
 def read(path: Path, needed: list[str], kept: list[str] | None = None, form: RowFormat | None = None) -> list[Any]:
     kept = [] if kept is None else kept
     with open_rows(str(path), form or row_format(str(path)), needed, kept) as rows:
-        return list(rows.values)
+        return [row.values if isinstance(row, Row) else row for row in rows.values]
 
 
 def reasons(rows: list[Any]) -> list[str | None]:
@@ -31,18 +34,48 @@ def test_bad_csv_rows_are_told_and_the_next_ones_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'id,text\n1,good\n2\n3,a,b\n4,caf\xe9\n5,"x"y\n6,fine\n7,"open\n')
     rows = read(path, ["text"])
+    remedy = 'inside a quoted field a double quote must be doubled ("")'
     assert reasons(rows) == [
         None,
-        "line 3: expected 2 fields, found 1",
-        "line 4: expected 2 fields, found 3",
-        "line 5: bytes that are not UTF-8",
-        "line 6: not valid (',' expected after '\"')",
+        "expected 2 fields, found 1",
+        "expected 2 fields, found 3",
+        "bytes that are not UTF-8",
+        f"a double quote is not closed as it should be (',' expected after '\"'); {remedy}",
         None,
-        "line 8: not valid (unexpected end of data)",
+        f"a double quote is not closed as it should be (unexpected end of data); {remedy}",
     ]
+    assert [row.lines for row in rows if isinstance(row, Malformed)] == [(3, 3), (4, 4), (5, 5), (6, 6), (8, 8)]
     assert rows[2].content == "3,a,b"
     assert rows[3].content == "4,caf\ufffd"
+    assert [rows[4].content, rows[6].content] == ['5,"x"y', '7,"open']
     assert rows[5] == ("fine",)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "up_to"),
+    [("row 99,99", "row 99", 201), ('"row, 99",99', "row, 99", 100), ('"row\n99",99', "row\n99", 100)],
+)
+def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path, line: str, text: str, up_to: int) -> None:
+    lines = [f"row {number},{number}" for number in range(1, 201)]
+    lines[1], lines[98] = '"oops unclosed row 2,2', line
+    path = tmp_path / "rows.csv"
+    path.write_text("text,id\n" + "\n".join(lines))
+    rows = read(path, ["text", "id"])
+    refused = rows.pop(1)
+    assert isinstance(refused, Malformed)
+    assert (refused.content, refused.lines) == (lines[1], (3, 3))
+    assert f"a double quote is not closed as it should be, up to line {up_to} (" in refused.reason
+    assert rows == [(text if number == 99 else f"row {number}", str(number)) for number in range(1, 201) if number != 2]
+
+
+def test_a_row_of_several_lines_with_a_wrong_number_of_fields_is_refused_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'text,id\r\n"a\r\nb",1,x\r\n\r\nc,2\r\n')
+    with open_rows(str(path), "csv", ["text"]) as rows:
+        assert list(rows.values) == [
+            Malformed("expected 2 fields, found 3", '"a\r\nb",1,x', (2, 3)),
+            Row(("c",), (5, 5)),
+        ]
 
 
 def test_a_text_of_a_megabyte_is_read(tmp_path: Path) -> None:
@@ -69,6 +102,16 @@ def test_jsonl_values_stay_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"text": "a", "n": {"x": [1, null]}}\n{"text": null}\n{"n": 2.5, "text": 3}\n')
     assert read(path, ["text"], ["n"]) == [("a", {"x": [1, None]}), (None, None), (3, 2.5)]
+
+
+def test_a_json_object_without_the_text_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"text": "a"}\n\n{"other":  "x"}\n')
+    with open_rows(str(path), "jsonl", ["text"]) as rows:
+        assert list(rows.values) == [
+            Row(("a",), (2, 2)),
+            Malformed("no column 'text'", '{"other":  "x"}', (4, 4)),
+        ]
 
 
 def test_bad_json_is_told_and_the_next_rows_read(tmp_path: Path) -> None:
@@ -118,6 +161,10 @@ def test_parquet_gives_values_and_types(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"a": 1}\n', "no column 'text'; it has 'a'"),
         ("rows.parquet", b"no parquet", "not a readable parquet file"),
         ("rows.xlsx", b"", r"unknown type '\.xlsx'; expected one of \.csv"),
+        ("rows", b"", r"its name has no suffix that tells its type; expected one of \.csv"),
+        ("rows.csv", b"id;text\n", r"seems separated by ';': csv stands for commas here, .* convert it: python -c"),
+        ("rows.csv", b"id\ttext\n", r"seems separated by '\\t': give --input_format tsv"),
+        ("rows.tsv", b"id,text\n", r"seems separated by ',': give --input_format csv"),
     ],
 )
 def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -129,3 +176,20 @@ def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path, name: str, conte
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "rows.csv", ["text"])
+
+
+def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give a file in it"):
+        row_format(str(tmp_path))
+    with pytest.raises(InputError, match="is a folder; give a file in it"):
+        read(tmp_path, ["text"], form="csv")
+
+
+def test_the_command_that_converts_semicolons_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text('id;text\n1;"a, b; c"\n')
+    with pytest.raises(InputError) as caught:
+        read(Path("rows.csv"), ["text"])
+    command = str(caught.value).partition("convert it: python ")[2]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True)
+    assert read(Path("commas.csv"), ["text"]) == [("a, b; c",)]

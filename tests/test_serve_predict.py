@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -69,7 +70,7 @@ def test_every_format_holds_what_the_predictor_says(bundle: str, rows: Path, suf
         assert float(row["score_neutral"]) == pytest.approx(prediction.scores["neutral"], rel=1e-5)
         assert row["truncated"] == str(prediction.truncated).lower()
     assert "4 rows" in (told := capsys.readouterr().err)
-    assert "1 truncated · 0 rejected" in told
+    assert "1 empty · 1 truncated · 0 rejected" in told
     assert sorted(path.name for path in rows.parent.iterdir()) == [output.name, "rows.csv"]
 
 
@@ -101,6 +102,58 @@ def test_kept_parquet_columns_keep_their_types(bundle: str, tmp_path: Path) -> N
     assert kept.select(["n", "x", "list"]).equals(pa.table(columns).select(["n", "x", "list"]))
     assert kept.column("kind").to_pylist() == ["a", "b"]
     assert "0.1234567890123" in (tmp_path / "out.csv").read_text()
+
+
+def test_categories_inside_lists_and_structs_are_kept_as_their_values(bundle: str, tmp_path: Path) -> None:
+    kinds = pa.array(["a", "b", "a"]).dictionary_encode()
+    columns = {
+        "text": pa.array(["good", "bad"]),
+        "list": pa.ListArray.from_arrays([0, 2, 3], kinds),
+        "large": pa.LargeListArray.from_arrays([0, 2, 3], kinds),
+        "fixed": pa.FixedSizeListArray.from_arrays(kinds[:2], 1),
+        "struct": pa.StructArray.from_arrays([pa.ListArray.from_arrays([0, 1, 3], kinds)], ["inner"]),
+        "map": pa.MapArray.from_arrays([0, 1, 2], ["k", "l"], kinds[:2]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    output = tmp_path / "out.parquet"
+    assert predict(bundle, "--file", tmp_path / "rows.parquet", "--output", output, "--keep_columns") == 0
+    kept = pq.read_table(output)
+    assert "dictionary" not in str(kept.schema)
+    assert kept.select(list(columns)).to_pylist() == pa.table(columns).to_pylist()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_line_breaks_of_every_kind_come_back_from_csv(bundle: str, tmp_path: Path, suffix: str) -> None:
+    hard = ["a\rb", "\r", "a\nb", "a\r\nb\r\n", 'a "b", c\td', " a ", "\r\n"]
+    lines = [json.dumps({"text": "good", "name": text, "kept": text}) for text in hard]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    output = tmp_path / f"out{suffix}"
+    words = ["--file", tmp_path / "rows.jsonl", "--output", output, "--id_column", "name", "--keep_columns", "kept"]
+    assert predict(bundle, *words) == 0
+    delimiter = "," if suffix == ".csv" else "\t"
+    with output.open(newline="") as file:
+        rows = list(csv.reader(file, delimiter=delimiter))
+    assert [row[:2] for row in rows] == [["id", "kept"], *([text, text] for text in hard)]
+    table = pandas.read_csv(output, sep=delimiter)
+    assert table["id"].tolist() == table["kept"].tolist() == hard
+    assert output.read_bytes().startswith(delimiter.join(["id", "kept", "label", "score", "truncated\n"]).encode())
+
+
+def test_kept_columns_that_would_share_a_name_are_all_kept(bundle: str, tmp_path: Path) -> None:
+    row = {"text": "good", "label": "old", "input_label": "older", "id": 7, "input_score": 1, "score": 2}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    output = tmp_path / "out.jsonl"
+    assert predict(bundle, "--file", tmp_path / "rows.jsonl", "--output", output, "--keep_columns") == 0
+    (found,) = map(json.loads, output.read_text().splitlines())
+    kept = {name: found[name] for name in found if name.startswith("input_") or name == "text"}
+    assert kept == {
+        "text": "good",
+        "input_input_label": "old",
+        "input_label": "older",
+        "input_id": 7,
+        "input_score": 1,
+        "input_input_score": 2,
+    }
 
 
 def test_json_values_that_are_no_text_are_kept_as_json(bundle: str, tmp_path: Path) -> None:
@@ -146,9 +199,10 @@ def test_bad_rows_are_rejected_with_the_reason_and_the_others_answered(
     assert status == 0
     assert [(row["id"], row["label"]) for row in read_table(output)] == [("a", "positive"), ("g", "negative")]
     rejects = [json.loads(line) for line in (tmp_path / f"out{suffix}.rejects.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["last_line"]) for row in rejects] == [(number, number) for number in (2, 3, 4, 5, 6)]
     assert [(row["row"], row["id"]) for row in rejects] == [(2, "b"), (3, "c"), (4, None), (5, None), (6, "f")]
     assert [row["reason"].partition(" (")[0] for row in rejects] == [
-        "expected text, found None",
+        "expected text, found null",
         "expected text, found 5",
         "not JSON",
         "its id is null",
@@ -156,6 +210,32 @@ def test_bad_rows_are_rejected_with_the_reason_and_the_others_answered(
     ]
     assert rejects[1]["input"] == {"text": 5, "id": "c"}
     assert "5 rejected (see" in capsys.readouterr().err
+
+
+def test_rejects_can_be_traced_to_their_lines(bundle: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "good"}\n\n{"other": "x"}\n')
+    output = tmp_path / "out.csv"
+    assert predict(bundle, "--file", tmp_path / "rows.jsonl", "--output", output) == 0
+    (found,) = map(json.loads, (tmp_path / "out.csv.rejects.jsonl").read_text().splitlines())
+    assert list(found) == ["row", "line", "last_line", "id", "reason", "input"]
+    assert list(found.values()) == [2, 3, 3, 2, "no column 'text'", '{"other": "x"}']
+    (tmp_path / "rows.csv").write_text('text,id\ngood,1\n"a\n\nb",2,x\n')
+    capsys.readouterr()
+    assert predict(bundle, "--file", tmp_path / "rows.csv", "--output", output) == 0
+    (found,) = map(json.loads, (tmp_path / "out.csv.rejects.jsonl").read_text().splitlines())
+    assert (found["row"], found["line"], found["last_line"], found["input"]) == (2, 3, 5, '"a\n\nb",2,x')
+    assert "1 rejected (3 lines, see " in capsys.readouterr().err
+
+
+def test_empty_texts_are_counted_and_told(bundle: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": " \\n"}\n{"text": ""}\n{"text": null}\n{"text": "good"}\n')
+    assert predict(bundle, "--file", tmp_path / "rows.jsonl", "--output", tmp_path / "out.csv") == 0
+    assert "4 rows" in (told := capsys.readouterr().err)
+    assert "2 empty · 0 truncated · 1 rejected" in told
+    assert predict(bundle, "--text", "good", "--text", "", "--json") == 0
+    shown = capsys.readouterr()
+    assert shown.err == "note: text 2 is empty or white space; its answer says little\n"
+    assert len(shown.out.splitlines()) == 2
 
 
 def test_a_file_without_a_single_good_row_is_an_error(bundle: str, tmp_path: Path, capsys: Capture) -> None:
@@ -180,6 +260,23 @@ def test_standard_input_and_output_work_in_a_pipe(bundle: str) -> None:
     assert [(row["id"], row["label"]) for row in rows][:2] == [(1, "positive"), (2, "negative")]
     assert [row["id"] for row in rows] == [1, 2, 4]
     assert json.loads(done.stderr)["reason"] == "bytes that are not UTF-8"
+
+
+def test_standard_input_is_said_to_be_lines_and_is_not_taken_for_json(bundle: str) -> None:
+    command = [sys.executable, "-m", "serve.predict", "--bundle", bundle, "--file", "-", "--output", "-"]
+    done = subprocess.run(command, input="{good}\nbad\n", capture_output=True, text=True, check=True)
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [1, 2]
+    assert done.stderr.startswith("standard input is read as plain lines, one text a line; --input_format names")
+    refused = subprocess.run(
+        [*command, "--quiet"], input='{"text": "a"}\n', capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: --file -: the first line is a JSON object")
+    for form in ("jsonl", "lines"):
+        words = [*command, "--quiet", "--input_format", form]
+        done = subprocess.run(words, input='{"text": "a"}\n', capture_output=True, text=True, check=True)
+        assert len(done.stdout.splitlines()) == 1
+        assert done.stderr == ""
 
 
 def test_a_reader_that_hangs_up_ends_the_job_quietly(bundle: str) -> None:
@@ -231,8 +328,19 @@ def test_texts_are_shown_as_json(bundle: str, capsys: Capture) -> None:
     ("arguments", "message"),
     [
         ([], "give texts by --text (once or more often), or a file of them by --file"),
-        (["--text", "a", "--file", "rows.csv"], "give texts by --text"),
-        (["--text", "a", "--output", "out.csv"], "--output: belongs to --file"),
+        (["--text", "a", "--file", "rows.csv"], "a file of them by --file; not both"),
+        (["--text", "a", "--output", "out.csv"], "--output: belongs to --file; leave it out"),
+        (
+            ["--text", "a", "--submission", "--resume", "--keep_columns"],
+            "--keep_columns, --submission, --resume: belong to --file; leave them out",
+        ),
+        (
+            ["--file", "rows.csv", "--output", "out.csv", "--json", "--top_k", "0", "--text_pair", "b"],
+            "--text_pair, --top_k, --json: belong to --text; leave them out",
+        ),
+        (["--file", ".", "--output", "out.csv"], "--file .: is a folder"),
+        (["--file", "rows.csv", "--output", "out.csv", "--rejects", "no/out.jsonl"], "no such folder as no"),
+        (["--file", "rows.csv", "--output", "out.csv", "--rejects", "."], "--rejects .: is a folder"),
         (["--text", "a", "--top_k", "0"], "--top_k 0: expected 1 or more"),
         (["--text", "a", "--text_pair", "b"], "--text_pair: this classifier takes single texts: leave it out"),
         (["--text", "a", "--text", "b", "--text_pair", "c"], "2 --text and 1 --text_pair"),

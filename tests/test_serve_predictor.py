@@ -135,7 +135,13 @@ def test_surrogates_are_read_as_what_they_stand_for(predictor: Predictor, text: 
     assert predictor(text) == predictor(read_as)
 
 
-@pytest.mark.parametrize("item", [None, 5, 1.5, b"w1", ("w1", "w2"), ["w1"], {"text": "w1"}])
+def test_a_pair_for_single_texts_is_told_what_to_do(predictor: Predictor) -> None:
+    expected = "expected one text, found a pair; this model takes single texts: give several as a list"
+    with pytest.raises(ItemError, match=f"^input 0: {expected}$"):
+        predictor(("w1", "w2"))
+
+
+@pytest.mark.parametrize("item", [None, 5, 1.5, b"w1", ("w1",), ("w1", None), ["w1"], {"text": "w1"}])
 def test_what_is_no_text_is_an_error_that_names_it(predictor: Predictor, item: Any) -> None:
     with pytest.raises(ItemError, match="input 2: expected text, found"):
         predictor(["w1", "w2", item, "w3"])
@@ -329,6 +335,15 @@ def test_importing_serve_loads_nothing_yet() -> None:
     code = "import sys, serve; print('numpy' in sys.modules, 'tokenizers' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.split() == ["False", "False"]
+
+
+def test_the_example_without_arguments_tells_its_usage() -> None:
+    example = Path(__file__).parents[1] / "examples" / "embed_in_service.py"
+    ended = subprocess.run(
+        [sys.executable, str(example)], capture_output=True, text=True, check=False, cwd=example.parents[1]
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("usage: embed_in_service.py")
 
 
 def test_the_example_routes_messages(bundle: Path) -> None:

@@ -18,16 +18,24 @@ from serve.contract.errors import InputError
 from serve.contract.files import write_json
 from serve.contract.records import read_record
 from serve.encoder import TextInput
-from serve.files.output import STDOUT, StagedFile, StandardOutput, output_format, staged_path
+from serve.files.output import (
+    STDOUT,
+    StagedFile,
+    StandardOutput,
+    errors_name,
+    output_format,
+    require_unwritten,
+    staged_path,
+)
 from serve.files.progress import Progress
 from serve.files.rejects import Rejects, publish_rejects
 from serve.files.row_chunk import RowChunk, RowInputs, num_row_characters
 from serve.files.rows import STDIN, Rows, open_rows
-from serve.files.settings import JobSettings
+from serve.files.settings import JobSettings, journal_path
 from serve.files.table import Table
 from serve.pipeline import Answers, Pipeline, cut_into_chunks
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 SAVE_EVERY_S = 2.0
 """About so much time [s] of work is done twice after a kill."""
 
@@ -41,7 +49,11 @@ class Journal:
     num_rows: int = 0
     """Rows of the input that are dealt with."""
     num_rejected: int = 0
+    num_rejected_lines: int = 0
+    """Lines of the file that these take; one each where it has none."""
     num_truncated: int = 0
+    num_empty: int = 0
+    """Rows that were answered, with a text that is empty or white space."""
     output_bytes: int = 0
     rejects_bytes: int = 0
     complete: bool = False
@@ -64,7 +76,7 @@ class Job:
         self._identity = {**_input_identity(settings), **model, **_settings_identity(settings)}
         self._output = Path(settings.output)
         self._to_stdout = settings.output == STDOUT
-        self._journal_path = self._output.with_name(f".{self._output.name}.partial.json")
+        self._journal_path = journal_path(self._output)
 
     def run(self) -> tuple[Journal, Progress]:
         """Classify all rows; return what came of them and how long it took.
@@ -79,7 +91,13 @@ class Job:
         if not is_published:
             names = [settings.text_column, settings.text_pair_column, settings.id_column]
             needed = [name for name in names if name is not None]
-            with open_rows(settings.file, settings.input_format, needed, settings.keep_columns) as rows:
+            with open_rows(
+                settings.file,
+                settings.input_format,
+                needed,
+                settings.keep_columns,
+                form_is_assumed=settings.format_is_assumed,
+            ) as rows:
                 journal = self._classify(rows, journal, progress)
         if not self._to_stdout:
             publish_rejects(settings.rejects_path)
@@ -89,7 +107,10 @@ class Job:
     def _begin(self) -> Journal:
         """Return the journal to go on from."""
         fresh = Journal(job=self._identity)
-        if self._to_stdout or not self._journal_path.exists():
+        if self._to_stdout:
+            return fresh
+        require_unwritten(self._output)  # first: the journal of a job that runs looks like one of a job that ended
+        if not self._journal_path.exists():
             return fresh
         found = read_record(self._journal_path, Journal, JOURNAL_VERSION, made_by="python -m serve.predict")
         start_over = f"start over: rm {self._journal_path}"
@@ -107,6 +128,15 @@ class Job:
             raise InputError(f"--resume: not the job that was interrupted: {'; '.join(changed)}. Or {start_over}")
         return found
 
+    def _announce(self, journal: Journal, progress: Progress) -> None:
+        """Say where the job begins, and what becomes of an output that is there."""
+        if journal.num_rows:
+            progress.say(f"going on after {journal.num_rows:,} rows")
+        elif self._settings.resume:
+            progress.say("--resume: no job was interrupted here; starting with the first row")
+        if not self._to_stdout and self._output.exists():
+            progress.say(f"{self._output} is there already, and is replaced once all rows are done")
+
     def _classify(self, rows: Rows, journal: Journal, progress: Progress) -> Journal:
         """Write the answers to the rows after those of `journal`, and return the journal of the finished job."""
         table = Table(rows, self._pipeline.encoder.classifier.labels, self._settings)
@@ -118,6 +148,7 @@ class Job:
             rejects = Rejects(self._settings.rejects_path, rows.columns, journal.rejects_bytes)
             files.callback(rejects.close)
             files.callback(progress.end)
+            self._announce(journal, progress)
             if output.size == 0:
                 output.append(form.begin())
             saved_at = time.monotonic()
@@ -129,7 +160,9 @@ class Job:
                     journal,
                     num_rows=journal.num_rows + len(chunk),
                     num_rejected=journal.num_rejected + len(refused),
+                    num_rejected_lines=journal.num_rejected_lines + sum(each.num_lines for each in refused),
                     num_truncated=journal.num_truncated + sum(answered.truncated),
+                    num_empty=journal.num_empty + answered.num_empty,
                     output_bytes=output.size,
                     rejects_bytes=rejects.size,
                 )
@@ -173,7 +206,8 @@ class Job:
         if not self._to_stdout:
             output.flush()
             rejects.flush()
-            write_json(self._journal_path, dataclasses.asdict(journal))
+            with errors_name(self._journal_path):
+                write_json(self._journal_path, dataclasses.asdict(journal))
 
 
 def _input_identity(settings: JobSettings) -> dict[str, str]:
@@ -185,6 +219,8 @@ def _input_identity(settings: JobSettings) -> dict[str, str]:
 
 
 def _settings_identity(settings: JobSettings) -> dict[str, str]:
-    """Return the settings that the output depends on."""
-    free = {"file", "output", "rejects", "resume", "quiet"}
-    return {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in free}
+    """Return the settings that the output depends on, and the place of the rejects, which grow beside it."""
+    free = {"file", "output", "format_is_assumed", "rejects", "resume", "quiet"}
+    rejects = "standard error" if settings.rejects_path is None else str(settings.rejects_path.resolve())
+    named = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in free}
+    return {**named, "rejects": rejects}

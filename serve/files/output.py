@@ -5,8 +5,8 @@ cuts that file back to the size it had at the last save. Parquet cannot be conti
 such a job appends Arrow messages, and turns them into parquet when all are there.
 """
 
+import contextlib
 import csv
-import io
 import json
 import os
 import sys
@@ -35,14 +35,12 @@ class StagedFile:
         size: bytes to keep of what an interrupted job left; 0 starts anew.
 
     Raises:
-        InputError: another process writes it, its folder is absent, or less than `size` bytes are there.
+        InputError: another process writes it, or less than `size` bytes are there.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
         self.staged = staged_path(path)
-        if not path.parent.is_dir():
-            raise InputError(f"{path}: no such folder as {path.parent}; make it first")
         self._file = self.staged.open("ab")
         try:
             _lock(self._file, path)
@@ -59,17 +57,20 @@ class StagedFile:
         self.size = size
 
     def append(self, content: bytes) -> None:
-        self._file.write(content)
+        with errors_name(self.staged):
+            self._file.write(content)
         self.size += len(content)
 
     def flush(self) -> None:
         """Wait until all that was appended is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with errors_name(self.staged):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Leave the file as it is, to go on later."""
-        self._file.close()
+        with errors_name(self.staged):
+            self._file.close()
 
 
 class StandardOutput:
@@ -78,8 +79,9 @@ class StandardOutput:
     size = 0
 
     def append(self, content: bytes) -> None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
+        with errors_name("standard output"):
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
 
     def flush(self) -> None:
         pass
@@ -91,6 +93,26 @@ class StandardOutput:
 def staged_path(path: Path) -> Path:
     """Return where a file grows until it is whole."""
     return path.with_name(f".{path.name}.partial")
+
+
+def require_unwritten(path: Path) -> None:
+    """Check that no other process is writing a staged file.
+
+    Raises:
+        InputError: one is.
+    """
+    if staged_path(path).exists():
+        with staged_path(path).open("ab") as file:  # some network file systems lock what is open for writing alone
+            _lock(file, path)
+
+
+@contextlib.contextmanager
+def errors_name(path: Path | str) -> Iterator[None]:
+    """Let errors of writing say where: those of a full disk do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def publish(path: Path) -> None:
@@ -132,11 +154,20 @@ class Delimited:
         publish(path)
 
     def _text(self, rows: Any) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, delimiter=self._delimiter, lineterminator="\n").writerows(
+        lines = _WrittenLines()
+        # Python 3.11 quotes line breaks only of the kinds that its lines end in, and a bare "\r" without quotes ends
+        # the row for every reader: so lines end in both kinds first, and then in the one that they shall have.
+        csv.writer(lines, delimiter=self._delimiter, lineterminator="\r\n").writerows(
             [_field(value) for value in row] for row in rows
         )
-        return text.getvalue().encode()
+        return "".join([line.removesuffix("\r\n") + "\n" for line in lines]).encode()
+
+
+class _WrittenLines(list[str]):
+    """What a csv writer wrote, which writes line by line."""
+
+    def write(self, line: str) -> None:
+        self.append(line)
 
 
 class JsonLines:
@@ -183,6 +214,7 @@ class Parquet:
     def finish(self, staged: Path, path: Path) -> None:
         written = staged.with_name(staged.name + ".parquet")
         with (
+            errors_name(written),
             self._arrow.OSFile(str(staged)) as file,
             self._arrow.ipc.open_stream(file) as batches,
             self._arrow.parquet.ParquetWriter(written, self._schema) as writer,
@@ -200,7 +232,23 @@ class Parquet:
             return self._arrow.string()
         if isinstance(kind, str):
             return self._arrow.type_for_alias(kind)
-        return kind.value_type if self._arrow.types.is_dictionary(kind) else kind
+        return self._without_categories(kind) if "dictionary<" in str(kind) else kind  # its name tells those inside
+
+    def _without_categories(self, kind: Any) -> Any:
+        """Return a type with categories replaced by their values, at any depth."""
+        arrow, types = self._arrow, self._arrow.types
+        if types.is_dictionary(kind):
+            return self._without_categories(kind.value_type)
+        if types.is_map(kind):
+            return arrow.map_(self._without_categories(kind.key_type), self._without_categories(kind.item_type))
+        if types.is_struct(kind):
+            return arrow.struct([field.with_type(self._without_categories(field.type)) for field in kind])
+        if types.is_fixed_size_list(kind):
+            return arrow.list_(self._without_categories(kind.value_type), kind.list_size)
+        if types.is_list(kind) or types.is_large_list(kind):
+            make = arrow.large_list if types.is_large_list(kind) else arrow.list_
+            return make(kind.value_field.with_type(self._without_categories(kind.value_type)))
+        return kind
 
 
 def output_format(path: str) -> OutputFormat:

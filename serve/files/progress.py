@@ -31,6 +31,11 @@ class Progress:
     def rows_per_s(self, num_rows: int) -> float:
         return (num_rows - self._first_row) / max(self.seconds, 1e-9)
 
+    def say(self, sentence: str) -> None:
+        """Say what is worth knowing before the first row."""
+        if not self._quiet:
+            print(sentence, file=sys.stderr)
+
     def tell(self, num_rows: int, share: float | None) -> None:
         """Tell of `num_rows` done and of the share of the file read, if it is time to."""
         now = time.monotonic()

@@ -1,4 +1,8 @@
-"""The rows of a job that have no answer, with the reason: one JSON object each."""
+"""The rows of a job that have no answer, with the reason: one JSON object each.
+
+`row` counts the rows and `line` to `last_line` the lines of the file, both from 1: blank lines are no rows, and a row
+of csv may take several lines. `input` is the row's values; the raw text of one that could not be read.
+"""
 
 import json
 import sys
@@ -47,6 +51,8 @@ class Rejects:
         values = refusal.values
         content = {
             "row": refusal.row,
+            "line": None if refusal.lines is None else refusal.lines[0],
+            "last_line": None if refusal.lines is None else refusal.lines[1],
             "id": refusal.id,
             "reason": refusal.reason,
             "input": values if isinstance(values, str) else dict(zip(self._columns, values, strict=True)),

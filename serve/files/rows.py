@@ -1,22 +1,24 @@
 """Rows of a file, one after the other: csv, tsv, jsonl, parquet or plain lines, from a path or standard input.
 
 A row that cannot be read (bytes that are not UTF-8, broken JSON, a wrong number of fields) comes as `Malformed` and
-the rows after it as usual: a job over millions of rows must not end at one.
+the rows after it as usual: a job over millions of rows must not end at one. What becomes of misplaced quotes stands
+in `delimited`.
 """
 
 import contextlib
-import csv
 import difflib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from serve.contract.errors import InputError
 from serve.encoder import without_surrogates
+from serve.files.delimited import delimited_rows
+from serve.files.row import NOT_UTF8, Choose, Malformed, Row, is_not_utf8
 
 RowFormat = Literal["csv", "tsv", "jsonl", "parquet", "lines"]
 ROW_FORMATS: tuple[RowFormat, ...] = get_args(RowFormat)
@@ -28,23 +30,12 @@ SUFFIXES: dict[str, RowFormat] = {
     ".parquet": "parquet",
     ".txt": "lines",
 }
+DELIMITERS: dict[str, str] = {"csv": ",", "tsv": "\t"}
 LINES_COLUMN = "text"
 """Name of the only column of plain lines."""
 STDIN = "-"
-MAX_FIELD_CHARACTERS = 1 << 26
-"""Longest field of a csv: a quote that is never closed swallows what follows, up to here."""
 PARQUET_ROWS = 512
 PARQUET_BUFFER_BYTES = 1 << 20
-NOT_UTF8 = "bytes that are not UTF-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """A row that could not be read."""
-
-    reason: str
-    content: str
-    """What stands there, as far as it is text."""
 
 
 @dataclass
@@ -53,15 +44,12 @@ class Rows:
 
     columns: tuple[str, ...]
     """The columns that were chosen."""
-    values: Iterator[tuple[Any, ...] | Malformed]
-    """Each row's values of these columns. csv and tsv give text; the others what the file holds."""
+    values: Iterator[Row | Malformed]
+    """Each row, with its values of these columns. csv and tsv give text; the others what the file holds."""
     share_read: Callable[[], float | None]
     """Share of the file read so far; None where nobody knows its size."""
     arrow_types: dict[str, Any] = field(default_factory=dict)
     """Column -> Arrow type, of a parquet file."""
-
-
-Choose = Callable[[Sequence[str]], tuple[str, ...]]
 
 
 @contextlib.contextmanager
@@ -70,6 +58,8 @@ def open_rows(
     form: RowFormat,
     needed: Sequence[str],
     kept: Sequence[str] | None = (),
+    *,
+    form_is_assumed: bool = False,
 ) -> Iterator[Rows]:
     """Open rows for reading once, from the first to the last.
 
@@ -78,6 +68,7 @@ def open_rows(
         form: how the file is to be read.
         needed: columns that must be there.
         kept: further columns; None for all that the file has.
+        form_is_assumed: nobody said that these are plain lines, hence they must not begin with a JSON object.
 
     Raises:
         InputError: no such file, a column that is not there, or a damaged parquet file.
@@ -85,9 +76,10 @@ def open_rows(
 
     def choose(present: Sequence[str]) -> tuple[str, ...]:
         wanted = [*needed, *(present if kept is None else kept)]
-        _require_columns(source, present, wanted)
+        _require_columns(source, form, present, wanted)
         return tuple(dict.fromkeys(wanted))
 
+    _refuse_folder(source)
     if source != STDIN and not Path(source).is_file():
         raise InputError(f"--file {source}: no such file (looked in {Path.cwd()})")
     if form == "parquet":
@@ -103,14 +95,15 @@ def open_rows(
             binary,
             encoding="utf-8-sig",
             errors="surrogateescape",
-            newline="" if form in ("csv", "tsv") else "\n",
+            newline="" if form in DELIMITERS else "\n",
         )
         if form == "lines":
-            columns, values = choose([LINES_COLUMN]), _lines(text)
+            lines = _not_json(text) if form_is_assumed else text
+            columns, values = choose([LINES_COLUMN]), _lines(lines)
         elif form == "jsonl":
-            columns, values = _json_rows(text, choose, keeps_all=kept is None)
+            columns, values = _json_rows(text, choose, needed, keeps_all=kept is None)
         else:
-            columns, values = _delimited_rows(text, "," if form == "csv" else "\t", choose, source)
+            columns, values = delimited_rows(text, DELIMITERS[form], choose, source)
         yield Rows(columns, values, lambda: binary.tell() / size if size else None)
 
 
@@ -122,22 +115,30 @@ def row_format(source: str) -> RowFormat:
     """
     if source == STDIN:
         return "lines"
+    _refuse_folder(source)
     suffix = Path(source).suffix.lower()
     if suffix not in SUFFIXES:
+        found = f"unknown type {suffix!r}" if suffix else "its name has no suffix that tells its type"
         raise InputError(
-            f"--file {source}: unknown type {suffix!r}; expected one of {', '.join(SUFFIXES)}, "
-            "or name it by --input_format"
+            f"--file {source}: {found}; expected one of {', '.join(SUFFIXES)}, or name it by --input_format"
         )
     return SUFFIXES[suffix]
 
 
-def _require_columns(source: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+def _refuse_folder(source: str) -> None:
+    if source != STDIN and Path(source).is_dir():
+        raise InputError(f"--file {source}: is a folder; give a file in it, one at a time")
+
+
+def _require_columns(source: str, form: RowFormat, present: Sequence[str], wanted: Sequence[str]) -> None:
     doubled = sorted({column for column in wanted if list(present).count(column) > 1})
     if doubled:
         raise InputError(f"--file {source}: {', '.join(map(repr, doubled))} names several columns; rename all but one")
     missing = [column for column in wanted if column not in present]
     if not missing:
         return
+    if form in DELIMITERS and len(present) == 1:
+        _refuse_other_delimiter(source, form, present[0])
     hints = []
     for column in missing:
         near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
@@ -148,50 +149,90 @@ def _require_columns(source: str, present: Sequence[str], wanted: Sequence[str])
     )
 
 
-def _lines(text: io.TextIOWrapper) -> Iterator[tuple[Any, ...] | Malformed]:
-    for line in text:
+def _refuse_other_delimiter(source: str, form: RowFormat, header: str) -> None:
+    """Refuse a header of one field that another delimiter would make several."""
+    found = max(";,\t|", key=header.count)
+    if found not in header:
+        return
+    remedy = next((f"give --input_format {name}" for name, each in DELIMITERS.items() if each == found), None)
+    if remedy is None:
+        program = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{found}'))"
+        name = "rows.csv" if source == STDIN else source
+        remedy = (
+            f'csv stands for commas here, and tsv for tabs; convert it: python -c "{program}" < {name} > commas.csv'
+        )
+    raise InputError(
+        f"--file {source}: the header {header!r:.200} is a single field as {form}; it seems separated by {found!r}: "
+        f"{remedy}"
+    )
+
+
+def _not_json(text: Iterator[str]) -> Iterator[str]:
+    """Return lines after a look at the first one."""
+    first = next(text, None)
+    if first is not None and first.lstrip().startswith("{") and isinstance(_parsed(first), dict):
+        raise InputError(
+            "--file -: the first line is a JSON object, and standard input is read as plain lines unless told "
+            "otherwise; give --input_format jsonl, or --input_format lines to classify such lines as they stand"
+        )
+    return itertools.chain([] if first is None else [first], text)
+
+
+def _lines(text: Iterable[str]) -> Iterator[Row | Malformed]:
+    for number, line in enumerate(text, start=1):
         content = line.removesuffix("\n").removesuffix("\r")
-        yield Malformed(NOT_UTF8, without_surrogates(content)) if _is_not_utf8(content) else (content,)
+        lines = number, number
+        yield (
+            Malformed(NOT_UTF8, without_surrogates(content), lines) if is_not_utf8(content) else Row((content,), lines)
+        )
 
 
 def _json_rows(
-    text: io.TextIOWrapper, choose: Choose, *, keeps_all: bool
-) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...] | Malformed]]:
+    text: Iterable[str], choose: Choose, needed: Sequence[str], *, keeps_all: bool
+) -> tuple[tuple[str, ...], Iterator[Row | Malformed]]:
     """Return the columns, chosen by the first object, and the rows."""
-    objects = (_json_object(line) for line in text if line.strip())
-    ahead: list[dict[str, Any] | Malformed] = []
-    for row in objects:
-        ahead.append(row)
-        if not isinstance(row, Malformed):
+    lines = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+    ahead: list[tuple[int, str]] = []
+    first: dict[str, Any] = {}
+    for number, line in lines:
+        ahead.append((number, line))
+        if isinstance(found := _parsed(line), dict):
+            first = found
             break
-    first = ahead[-1] if ahead else {}
-    columns = choose(() if isinstance(first, Malformed) else tuple(first))
-    known = set() if isinstance(first, Malformed) else set(first)
+    columns = choose(tuple(first))
 
-    def values() -> Iterator[tuple[Any, ...] | Malformed]:
-        for row in itertools.chain(ahead, objects):
-            if isinstance(row, Malformed):
-                yield row
-            elif keeps_all and (strange := row.keys() - known):
-                reason = f"column {', '.join(sorted(strange))}, which the first row has not: name the columns to keep"
-                yield Malformed(reason, json.dumps(row, ensure_ascii=False))
-            else:
-                yield tuple([row.get(column) for column in columns])
+    def misfit(values: dict[str, Any]) -> str | None:
+        if missing := [column for column in needed if column not in values]:
+            return f"no column {', '.join(map(repr, missing))}"
+        if keeps_all and (strange := values.keys() - first.keys()):
+            return f"column {', '.join(sorted(strange))}, which the first row has not: name the columns to keep"
+        return None
 
-    return columns, values()
+    def row(number: int, line: str) -> Row | Malformed:
+        values = _parsed(line)
+        if isinstance(values, str):
+            reason = values
+        elif (found := misfit(values)) is None:
+            return Row(tuple([values.get(column) for column in columns]), (number, number))
+        else:
+            reason = found
+        return Malformed(reason, without_surrogates(line.rstrip("\r\n")), (number, number))
+
+    return columns, itertools.starmap(row, itertools.chain(ahead, lines))
 
 
-def _json_object(line: str) -> dict[str, Any] | Malformed:
-    if _is_not_utf8(line):
-        return Malformed(NOT_UTF8, without_surrogates(line))
+def _parsed(line: str) -> dict[str, Any] | str:
+    """Return the object that a line holds, or why it holds none."""
+    if is_not_utf8(line):
+        return NOT_UTF8
     try:
-        row = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Malformed(f"not JSON ({error})", line.rstrip("\r\n"))
-    if not isinstance(row, dict):
-        return Malformed(f"expected a JSON object, found {type(row).__name__}", line.rstrip("\r\n"))
+        return f"not JSON ({error})"
+    if not isinstance(value, dict):
+        return f"expected a JSON object, found {'null' if value is None else type(value).__name__}"
     # Written as an escape, half of a surrogate pair can stand in valid JSON, and in no file that is written.
-    return {_mended(name): _mended(value) for name, value in row.items()} if "\\u" in line else row
+    return {_mended(name): _mended(each) for name, each in value.items()} if "\\u" in line else value
 
 
 def _mended(value: Any) -> Any:
@@ -200,56 +241,6 @@ def _mended(value: Any) -> Any:
     if isinstance(value, list):
         return [_mended(each) for each in value]
     return {_mended(name): _mended(each) for name, each in value.items()} if isinstance(value, dict) else value
-
-
-def _delimited_rows(
-    text: io.TextIOWrapper, delimiter: str, choose: Choose, source: str
-) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...] | Malformed]]:
-    """Return the chosen columns of the header, and the rows."""
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # the default refuses texts over 128 KiB
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-    except csv.Error as error:
-        raise InputError(f"--file {source}, line 1: not a valid header ({error})") from error
-    columns = choose(header)
-    places = [header.index(column) for column in columns]
-
-    def values() -> Iterator[tuple[Any, ...] | Malformed]:
-        while True:
-            line = reader.line_num + 1
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:  # the next call goes on with the next line
-                yield Malformed(f"line {line}: not valid ({error})", "")
-                continue
-            if len(row) == len(header):
-                chosen = tuple([row[place] for place in places])
-                yield (
-                    chosen if not any(map(_is_not_utf8, chosen)) else _malformed_fields(f"line {line}: {NOT_UTF8}", row)
-                )
-            elif row:  # a blank line is no row
-                yield _malformed_fields(f"line {line}: expected {len(header)} fields, found {len(row)}", row)
-
-    return columns, values()
-
-
-def _malformed_fields(reason: str, row: list[str]) -> Malformed:
-    content = io.StringIO()
-    csv.writer(content, lineterminator="").writerow(row)
-    return Malformed(reason, without_surrogates(content.getvalue()))
-
-
-def _is_not_utf8(text: str) -> bool:
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _parquet_rows(path: Path, choose: Choose) -> Rows:
@@ -262,11 +253,11 @@ def _parquet_rows(path: Path, choose: Choose) -> Rows:
     columns = choose(file.schema_arrow.names)
     num_read = 0
 
-    def values() -> Iterator[tuple[Any, ...] | Malformed]:
+    def values() -> Iterator[Row | Malformed]:
         nonlocal num_read
         try:
             for batch in file.iter_batches(PARQUET_ROWS, columns=list(columns)):
-                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+                yield from map(Row, zip(*(batch.column(column).to_pylist() for column in columns), strict=True))
                 num_read += len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"--file {path}: damaged after row {num_read:,} ({error})") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from serve.contract.errors import InputError
 from serve.encoder import Truncation
-from serve.files.output import STDOUT
+from serve.files.output import STDOUT, staged_path
 from serve.files.rows import STDIN, RowFormat
 
 
@@ -18,6 +18,8 @@ class JobSettings:
     output: str
     """Path, or `-` for standard output."""
     input_format: RowFormat
+    format_is_assumed: bool = False
+    """Nobody said the format: these are plain lines of standard input, unless they look like something else."""
     text_column: str
     text_pair_column: str | None = None
     id_column: str | None = None
@@ -42,14 +44,30 @@ class JobSettings:
             problems.append("--submission writes id and label alone: leave out --all_scores and --keep_columns")
         if self.resume and STDIN in (self.file, self.output):
             problems.append("--resume needs files: standard input and output cannot be read again")
-        if self.output != STDOUT and Path(self.output).is_dir():
-            problems.append(f"--output {self.output}: is a folder; give a file's name")
-        names = [self.file, self.output, *([] if self.rejects is None else [self.rejects])]
-        paths = [Path(name).resolve() for name in names if name != STDIN]
-        if len(set(paths)) < len(paths):
-            problems.append("--file, --output and --rejects must be different files")
-        if problems:
+        for flag, name in (("--output", self.output), ("--rejects", self.rejects)):
+            if name is None or name == STDOUT:
+                continue
+            if Path(name).is_dir():
+                problems.append(f"{flag} {name}: is a folder; give a file's name")
+            elif not Path(name).parent.is_dir():
+                problems.append(f"{flag} {name}: no such folder as {Path(name).parent}; make it first")
+        if problems := problems or self._doubled_files():
             raise InputError("; ".join(problems))
+
+    def _doubled_files(self) -> list[str]:
+        """Return what is wrong with files that are one and the same: writing one would destroy the other."""
+        output = None if self.output == STDOUT else Path(self.output)
+        owners = {} if self.file == STDIN else {Path(self.file).resolve(): "--file"}
+        problems = []
+        for flag, path in (("--output", output), ("--rejects", self.rejects_path)):
+            if path is None:
+                continue
+            written = [path, staged_path(path), *([journal_path(path)] if path == output else [])]
+            if doubled := next((each for each in written if each.resolve() in owners), None):
+                other = owners[doubled.resolve()]
+                problems.append(f"{other} and {flag} must be different files: {doubled} would be written over")
+            owners |= {each.resolve(): flag for each in written}
+        return problems
 
     @property
     def rejects_path(self) -> Path | None:
@@ -57,3 +75,8 @@ class JobSettings:
         if self.rejects is not None:
             return Path(self.rejects)
         return None if self.output == STDOUT else Path(f"{self.output}.rejects.jsonl")
+
+
+def journal_path(output: Path) -> Path:
+    """Return where a job that writes `output` notes how far it has come."""
+    return output.with_name(f".{output.name}.partial.json")

@@ -22,12 +22,15 @@ class AnsweredRows:
     scores: NDArray[np.float64]
     """[N, C]"""
     truncated: list[bool]
+    num_empty: int
+    """How many have a text that is empty or white space."""
 
 
 class Table:
     """Columns of the output: id, kept input columns, label, score, all scores if wanted, truncated.
 
-    A kept column that is named like one of the others is written as `input_NAME`, unless it is the id itself.
+    A kept column that is named like one of the others is written as `input_NAME`, unless it is the id itself; where
+    the input has that name too, as `input_input_NAME`.
 
     Args:
         rows: the input, for the names and types of its columns.
@@ -40,11 +43,10 @@ class Table:
         self._labels = labels
         self._submission = settings.submission
         wanted = rows.columns if settings.keep_columns is None else settings.keep_columns
-        kept = [column for column in wanted if not (column == id_column == "id")]
+        kept = [column for column in dict.fromkeys(wanted) if not (column == id_column == "id")]
         self._places = [rows.columns.index(column) for column in kept]
         self._score_names = [f"score_{label}" for label in labels] if settings.all_scores else []
-        own = {"id", "label", "score", "truncated", *self._score_names}
-        kept_names = [f"input_{column}" if column in own else column for column in kept]
+        kept_names = _names_beside(["id", "label", "score", "truncated", *self._score_names], kept)
         self.names = ["id", "label"]
         if not settings.submission:
             self.names = ["id", *kept_names, "label", "score", *self._score_names, "truncated"]
@@ -75,6 +77,20 @@ class Table:
         if self._score_names:
             columns += [_rounded(rows.scores[:, label]) for label in range(len(self._labels))]
         return [*columns, rows.truncated]
+
+
+def _names_beside(own: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Return a name for each kept column that neither `own` nor another kept column has."""
+    taken = {*own, *kept}
+    names = []
+    for column in kept:
+        name = column
+        if column in own:
+            while name in taken:
+                name = f"input_{name}"
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def _rounded(scores: NDArray[np.float64]) -> list[float]:
