@@ -6,7 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from serve.exchange import JSON, Route
 from serve.gateway import App, Gateway
-from serve.request_errors import NotFound, RequestError, WrongMethod
+from serve.request_errors import (
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    InferenceFailed,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    OwnDeadlineExceeded,
+    RequestError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UnsupportedEncoding,
+    WrongMethod,
+)
 from serve.service import Service
 
 if TYPE_CHECKING:
@@ -18,23 +33,26 @@ the Open Inference Protocol v2, infinity, and rawloop's own, which is the cleare
 Every answer carries `X-Request-Id`, the request's own where it has one. `X-Request-Timeout-Ms` sets how long an answer
 may take; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
 
-CLASSIFYING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
-STATUS_TEXTS = {
-    400: "The request cannot be read",
-    401: "No key, or a wrong one",
-    403: "Not open as this server was started",
-    404: "No such model",
-    408: "The time that X-Request-Timeout-Ms allowed is over",
-    409: "Another reload is under way",
-    413: "More bytes, inputs, characters or tokens than this server takes",
-    415: "A compressed body",
-    422: "The request does not say what it must",
-    424: "The model failed on an input",
-    429: "Overloaded; Retry-After says when to try again",
-    500: "A mistake of ours",
-    503: "Starting, stopping or broken",
-    504: "The time that this server allows is over",
+WORKING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
+EXAMPLES = {
+    error.status: error
+    for error in (
+        Unauthorized("No key, or a wrong one"),
+        Forbidden("Not open as this server was started"),
+        NotFound("No such model"),
+        OwnDeadlineExceeded("The time that X-Request-Timeout-Ms allowed is over, or the body did not come in time"),
+        Conflict("Another reload is under way"),
+        TooLarge("More bytes, inputs, characters or tokens than this server takes"),
+        UnsupportedEncoding("A compressed body"),
+        InvalidRequest("The request does not say what it must"),
+        InferenceFailed("The model failed on an input"),
+        Overloaded("Overloaded; Retry-After says when to try again", 1.0),
+        RequestError("A mistake of ours"),
+        Unavailable("Starting, stopping or broken"),
+        DeadlineExceeded("The time that this server allows is over"),
+    )
 }
+"""Status -> an error of that status; its message is what `/docs` says of it."""
 
 
 def build_app(service: Service) -> App:
@@ -88,7 +106,7 @@ def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
         for part in route.path.split("/")
         if part.startswith("{")
     ]
-    if route.classifies:
+    if route.takes_time:
         text = "Milliseconds for the answer, from its arrival."
         schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
         parameters.append({"name": "X-Request-Timeout-Ms", "in": "header", "description": text, "schema": schema})
@@ -105,9 +123,7 @@ def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
 
 
 def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
-    statuses = {*route.statuses, *(CLASSIFYING_STATUSES if route.classifies else ()), 500}
-    if route.invalid_status in (400,):
-        statuses = {400 if status == 422 else status for status in statuses}
+    statuses = {*route.statuses, *(WORKING_STATUSES if route.takes_time else ()), 500}
     if not route.is_public:
         statuses.add(401)
     content: dict[str, Any] = {"schema": route.response or {"type": "string"}}
@@ -117,10 +133,10 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
         200: {"description": "The answer", "content": {route.content_type: content}}
     }
     for status in sorted(statuses):
-        example = route.error_body(RequestError(STATUS_TEXTS[status]))
-        responses[status] = {
-            "description": STATUS_TEXTS[status],
-            "content": {JSON: {"schema": {"type": "object"}, "example": example}},
+        error = EXAMPLES[status]
+        responses[route.invalid_status if status == InvalidRequest.status else status] = {
+            "description": str(error),
+            "content": {JSON: {"schema": {"type": "object"}, "example": route.error_body(error)}},
         }
     return responses
 

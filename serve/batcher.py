@@ -32,6 +32,8 @@ LONG_INPUT_CHARS = 20_000
 MAX_DEATHS = 5
 """Workers restarted within DEATHS_WITHIN_S; one more, and the batcher is broken."""
 DEATHS_WITHIN_S = 60.0
+JOIN_TIMEOUT_S = 1.0
+"""How long a closing batcher waits for runs under way whose answers nobody wants any more."""
 MAX_WAIT_SHARE = 0.5
 """Share of its time that a request may be expected to wait. Rare lengths wait longer than the mean: under four
 times the load, one of twenty accepted requests came too late at 0.8, and one of two hundred at 0.5."""
@@ -109,8 +111,8 @@ class Batcher:
         """Return one outcome per input, in order.
 
         With `whole`, an input that cannot be encoded refuses the request before any work; without it, that
-        input alone has an error for outcome. `privileged` is for the canary: it is never refused. Cancelling
-        the caller drops what has not been run yet.
+        input alone has an error for outcome. `privileged` is for the canary: it is never refused, and waits
+        for nobody. Cancelling the caller drops what has not been run yet.
 
         Raises:
             Overloaded: it does not fit into the line, or could not be answered in time.
@@ -124,7 +126,7 @@ class Batcher:
         ticket = Ticket(len(inputs), timeout_s, privileged)
         timer = ticket.loop.call_later(timeout_s, self._expire, ticket)
         self._tickets.add(ticket)
-        lane = self._lanes[num_chars > LONG_INPUT_CHARS]
+        lane = min(self._lanes, key=len) if privileged else self._lanes[num_chars > LONG_INPUT_CHARS]
         lane.put(Submission(ticket, inputs, truncation, whole))
         try:
             return await ticket.future
@@ -171,14 +173,18 @@ class Batcher:
         self._shut("the server is stopping")
         for ticket in list(self._tickets):
             ticket.fail(Unavailable("the server stopped before this request was answered"))
+        workers = self._workers()
         for lane in self._lanes:
             lane.stop()
-        for worker in self._workers():
-            worker.stop(timeout_s=1.0)
+        for worker in workers:
+            worker.stop()
+        await asyncio.to_thread(_join, workers, JOIN_TIMEOUT_S)
         self._on_close()
 
     def _refuse_early(self, num_inputs: int, timeout_s: float) -> None:
         """Refuse what can be known to be too much before it is tokenized."""
+        if timeout_s <= 0:
+            raise DeadlineExceeded("the request's time was over before it was looked at")
         if self._closed_because is not None:
             raise Unavailable(self._closed_because)
         if self._num_unencoded and self._num_unencoded + num_inputs > self.limits.max_unencoded:
@@ -277,10 +283,11 @@ class Batcher:
         self._deliver(items, outcomes)
         tokens = sum(item.length for item in items)
         with self._lock:
+            share_s = seconds / sum(not each.is_idle for each in self._workers())
             worker.items, worker.began = [], None
             now = time.monotonic()
             self._dispatch(now)
-            self._throughput.ran(tokens, len(items), now, others_wait=len(self._line) > 0)
+            self._throughput.ran(tokens, len(items), now, share_s, others_wait=len(self._line) > 0)
         if self._observer is not None:
             self._observer.batch_ran(items, outcomes, seconds)
 
@@ -316,6 +323,13 @@ class Batcher:
             items = self._line.clear()
         for ticket in {item.ticket for item in items}:
             ticket.fail_from_thread(Unavailable(reason))
+
+
+def _join(workers: Sequence[Worker], timeout_s: float) -> None:
+    """Wait for all of them together, for `timeout_s` seconds at most: one that is stuck is left behind."""
+    deadline = time.monotonic() + timeout_s
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
 
 
 def _num_chars(text: TextInput) -> int:

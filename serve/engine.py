@@ -12,6 +12,7 @@ from serve.contract.classifier import Classifier
 from serve.encoder import TextInput, Truncation
 from serve.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.ticket import Answer, Outcome
+from serve.tokens import TokenLister
 
 CANARY_TOLERANCE = 0.05
 """Largest difference of a probability of the canary; other processors round differently, other models differ more."""
@@ -66,7 +67,8 @@ class Engine:
     """One loaded model. `classify` and what follows belong to the event loop."""
 
     def __init__(self, facts: ModelFacts, batcher: Batcher, encoder: Any, limits: RequestLimits) -> None:
-        self.facts, self.batcher, self.encoder, self.limits = facts, batcher, encoder, limits
+        self.facts, self.batcher, self.limits = facts, batcher, limits
+        self.lister = TokenLister(encoder)
         self.loaded_at = time.time()
 
     async def classify(
@@ -83,6 +85,17 @@ class Engine:
             RequestError: the request as a whole gets no answer; with `whole`, also where one input gets none.
         """
         self.require_within_limits(inputs)
+        return await self.outcomes(inputs, timeout_s=timeout_s, truncation=truncation, whole=whole)
+
+    async def outcomes(
+        self,
+        inputs: Sequence[TextInput],
+        *,
+        timeout_s: float,
+        truncation: Truncation | None = None,
+        whole: bool = True,
+    ) -> list[Outcome]:
+        """Do `classify` with inputs that were made here, and are not held against the limits of a request."""
         outcomes = await self.batcher.submit(inputs, timeout_s=timeout_s, truncation=truncation, whole=whole)
         if whole:
             for outcome in outcomes:
@@ -123,6 +136,8 @@ class Engine:
         if isinstance(outcome, RequestError):
             raise CanaryFailed(f"the canary got no answer: {outcome}") from outcome
         expected = self.batcher.to_scores(_row(self.facts.canary_logits))[0].tolist()
+        if len(outcome.scores) != len(expected):
+            raise CanaryFailed(f"the canary got {len(outcome.scores)} scores, and {len(expected)} at export")
         worst = max(abs(here - there) for here, there in zip(outcome.scores, expected, strict=True))
         if worst > CANARY_TOLERANCE:
             raise CanaryFailed(
@@ -132,7 +147,12 @@ class Engine:
 
     async def close(self, timeout_s: float) -> None:
         """Answer what was accepted, for at most so long, and free the model."""
-        await self.batcher.close(timeout_s)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self.lister.num_pending and loop.time() < deadline:  # an explanation asks the batcher after it
+            await asyncio.sleep(0.005)
+        self.lister.close()
+        await self.batcher.close(max(0.0, deadline - loop.time()))
 
     def require_within_limits(self, inputs: Sequence[TextInput]) -> None:
         """Refuse what is more than one request may ask for.

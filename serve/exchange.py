@@ -20,14 +20,11 @@ class Call:
     """One HTTP request, read whole."""
 
     service: "Service"
-    method: str
-    path: str
     path_values: Mapping[str, str]
     """What stands in the place of {names} in the route's path."""
     headers: Mapping[bytes, bytes]
     """Lower-case names."""
     body: bytes
-    request_id: str
     timeout_s: float
     """Time left for the answer, counted from the arrival."""
 
@@ -85,8 +82,8 @@ class Route:
     """Answered without an API key."""
     is_admin: bool = False
     """Answered with an admin key alone."""
-    classifies: bool = False
-    """Runs the model: subject to a deadline, and dropped when the client hangs up."""
+    takes_time: bool = False
+    """Tokenizes or runs the model: subject to a deadline, and dropped when the client hangs up."""
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

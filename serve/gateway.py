@@ -18,6 +18,7 @@ from serve.request_errors import (
     ClientGone,
     DeadlineExceeded,
     InvalidRequest,
+    Overloaded,
     OwnDeadlineExceeded,
     RequestError,
     TooLarge,
@@ -35,6 +36,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
+BODIES = 32
+"""Bodies of the largest size that may be on their way in at once."""
+FREE_BYTES = 65_536
+"""Of each body not held against that: no more than the server under this one keeps for a connection anyway. So
+clients that stall with large bodies never shut out small ones."""
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -43,8 +49,9 @@ class Gateway:
 
     def __init__(self, service: Service, routes: Sequence[Route], app: App) -> None:
         self._service, self._app = service, app
-        hot = [route for route in routes if route.classifies and "{" not in route.path]
+        hot = [route for route in routes if route.takes_time and "{" not in route.path]
         self._hot = {(route.method, route.path): route for route in hot}
+        self._num_receiving = 0  # bytes of bodies that are not whole yet
         self._id_prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
 
@@ -67,18 +74,10 @@ class Gateway:
             elif not route.is_public:
                 self._service.keys.require_client(headers)
             timeout_s = self._timeout_s(headers)
-            body = await self._body(headers, receive) if route.method == "POST" else b""
-            call = Call(
-                self._service,
-                route.method,
-                scope["path"],
-                scope.get("path_params") or {},
-                headers,
-                body,
-                request_id,
-                timeout_s - (time.perf_counter() - began),
-            )
-            reply = await (_while_connected(route.handler(call), receive) if route.classifies else route.handler(call))
+            body = await self._body(headers, receive, timeout_s) if route.method == "POST" else b""
+            time_left_s = timeout_s - (time.perf_counter() - began)
+            call = Call(self._service, scope.get("path_params") or {}, headers, body, time_left_s)
+            reply = await (_while_connected(route.handler(call), receive) if route.takes_time else route.handler(call))
         except RequestError as error:
             if isinstance(error, DeadlineExceeded) and TIMEOUT_HEADER in headers:
                 error = OwnDeadlineExceeded(str(error))
@@ -93,7 +92,7 @@ class Gateway:
             access_logger.info(
                 "%s %s %d in %.1f ms",
                 route.method,
-                scope["path"],
+                scope["raw_path"].decode("ascii", "backslashreplace"),  # as sent: a decoded one may hold an end of line
                 reply.status,
                 1e3 * seconds,
                 extra={
@@ -107,7 +106,7 @@ class Gateway:
 
     def _stamped(self, reply: Reply, request_id: str) -> Reply:
         headers = {**reply.headers, "x-request-id": request_id}
-        if self._service.is_draining or reply.status == 413:  # find another server; stop sending
+        if self._service.is_draining or reply.status in (408, 413):  # find another server; stop sending
             headers["connection"] = "close"
         return Reply(reply.body, reply.status, reply.content_type, headers)
 
@@ -126,25 +125,39 @@ class Gateway:
             raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more")
         return min(int(given), settings.max_request_timeout_ms) / 1e3
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, timeout_s: float) -> bytes:
+        """Return the body, refused as soon as it is known to be too large, and after `timeout_s` seconds."""
         limit = self._service.settings.max_payload_bytes
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedEncoding("compressed bodies are not read here; send it as it is")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
             raise TooLarge(f"{int(length):,} bytes, and this server takes {limit:,}; send it in parts")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._received(receive, limit)
+        except TimeoutError:
+            raise OwnDeadlineExceeded("the request's time was over before its body had arrived") from None
+
+    async def _received(self, receive: Receive, limit: int) -> bytes:
         chunks, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone("the client hung up while sending")
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
-                raise TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
-            chunks.append(chunk)
-            if not message.get("more_body"):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone("the client hung up while sending")
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                self._num_receiving += len(chunk)
+                if size > limit:
+                    raise TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
+                if size > FREE_BYTES and self._num_receiving > BODIES * limit:
+                    raise Overloaded("overloaded: too many large bodies on their way in", 1.0)
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        finally:
+            self._num_receiving -= size
 
 
 async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:

@@ -29,19 +29,14 @@ class KeyRing:
 
 
 class Keys:
-    """The keys of a server. An admin key opens everything."""
+    """The keys of a server, as they stand in the settings and in their file now. An admin key opens everything.
+
+    Raises:
+        InputError: the file cannot be read, or holds no key.
+    """
 
     def __init__(self, settings: "ServeSettings") -> None:
-        self._settings = settings
-        self.read()
-
-    def read(self) -> None:
-        """Take the keys as they stand in the settings and in their file now.
-
-        Raises:
-            InputError: the file cannot be read, or holds no key; the former keys stay.
-        """
-        api_keys, admin_keys = self._settings.all_api_keys(), self._settings.admin_keys
+        api_keys, admin_keys = settings.all_api_keys(), settings.admin_keys
         self._admin = KeyRing(admin_keys)
         self._client = KeyRing((*api_keys, *admin_keys) if api_keys else ())
 

@@ -43,7 +43,7 @@ class Metrics:
         self._tokens = counter("tokens", "Tokens run, padding excluded.")
         self._padding = counter("padding_tokens", "Tokens of padding run.")
         self._truncated = counter("truncated_inputs", "Inputs that the model saw only a part of.")
-        self._failed = counter("failed_inputs", "Inputs accepted that got no answer from the model.", "kind")
+        self._failed = counter("failed_inputs", "Inputs that the model failed on.")
         self._labels = counter("predicted_labels", "Inputs by predicted label.", "label")
         self._confidence = histogram("confidence", "Probability of the predicted label.", SHARES)
         self._input_tokens = histogram("input_tokens", "Tokens of an input that the model saw.", TOKENS)
@@ -51,12 +51,10 @@ class Metrics:
         self._reloads = counter("reloads", "Reloads by result.", "result")
         self._canary_seconds = gauge("canary_seconds", "How long the last canary took.")
         self._model = gauge("model", "1 for the model that answers.", "name", "version", "variant", "provider")
-        self._padding_share = gauge("padding_share", "Share of padding in all tokens run.")
         self._queued_inputs = gauge("queued_inputs", "Inputs that wait.")
         self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
         self._ready = gauge("ready", "1 while traffic should be sent here.")
         self._children: dict[tuple[Any, ...], Any] = {}
-        self._num_tokens = self._num_padding = 0
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
@@ -76,9 +74,6 @@ class Metrics:
         self._batch_tokens.observe(tokens + padding)
         self._tokens.inc(tokens)
         self._padding.inc(padding)
-        self._num_tokens += tokens
-        self._num_padding += padding
-        self._padding_share.set(self._num_padding / (self._num_tokens + self._num_padding))
 
     def answered(self, answer: Answer, label: str, confidence: float) -> None:
         self._queue_seconds.observe(answer.queue_s)
@@ -88,8 +83,8 @@ class Metrics:
         if answer.truncated:
             self._truncated.inc()
 
-    def failed(self, error: RequestError) -> None:
-        self._child(self._failed, error.kind).inc()
+    def failed(self) -> None:
+        self._failed.inc()
 
     def model_serves(self, engine: "Engine") -> None:
         """Tell of the model that answers from now on."""
@@ -132,7 +127,7 @@ class BatchMetrics:
             if item.ticket.is_privileged:
                 continue  # the canary says nothing of the traffic
             if isinstance(outcome, RequestError):
-                self._metrics.failed(outcome)
+                self._metrics.failed()
             else:
                 confidence = max(outcome.scores)
                 self._metrics.answered(outcome, self._labels[outcome.scores.index(confidence)], confidence)

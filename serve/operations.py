@@ -66,7 +66,7 @@ def routes() -> list[Route]:
             examples={"the same folder": {}, "another": {"bundle": "/models/tweet_sentiment-2/onnx"}},
             response={"type": "object", "required": ["name", "version", "variant"]},
             response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},
-            statuses=(403, 409, 413, 415, 422),
+            statuses=(403, 408, 409, 413, 415, 422, 429),
             is_admin=True,
         ),
     ]

@@ -120,7 +120,7 @@ class DeadlineExceeded(RequestError):
 
 
 class OwnDeadlineExceeded(DeadlineExceeded):
-    """The same where the client itself set the time: no fault of the server."""
+    """The same where the client itself set the time, or was too slow to send: no fault of the server."""
 
     status = 408
 

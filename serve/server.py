@@ -7,12 +7,14 @@ SIGHUP reloads the bundle.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
 from serve.request_errors import Conflict
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def run_server(settings: "ServeSettings") -> int:
     """Serve until told to stop, and return the exit status: 0 stopped, 1 broken.
 
     Raises:
-        InputError: the bundle cannot be served, or the address is not to be had.
+        InputError: the bundle cannot be served, the address is not to be had, or the certificate is none.
     """
     import uvloop  # extra `server`
 
@@ -52,26 +54,33 @@ async def _serve(settings: "ServeSettings") -> int:
 
     metrics = Metrics()
     service = Service(settings, lambda folder: load_engine(folder, settings, metrics, service.worker_died), metrics)
-    with _bound_socket(settings.host, settings.port) as listener:
+    with _bound_socket(settings) as listener:
+        is_forced = False
         try:
             await service.start()  # before the port listens: what cannot answer must not look like a server
             server = uvicorn.Server(_uvicorn_config(build_app(service), settings))
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # ours do more
-            watcher = asyncio.create_task(_watch(server, service))
-            listener.listen(BACKLOG)  # whoever reads the next line may connect at once
-            _announce(service, listener)
-            await server.serve(sockets=[listener])
+            with _address_errors(settings):
+                listener.listen(BACKLOG)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            told_to_stop, told_to_reload = _heed_signals(serving)
+            watcher = asyncio.create_task(_watch(server, service, told_to_stop, told_to_reload))
+            _announce(service, listener)  # whoever reads this may connect, or send signals, at once
+            await asyncio.wait([serving])
             watcher.cancel()
+            is_forced = serving.cancelled()
+            if not is_forced:
+                serving.result()
             is_broken = service.is_broken
         finally:
-            await service.stop(settings.drain_timeout_s)
+            await service.stop(0.0 if is_forced else settings.drain_timeout_s)
     return 1 if is_broken else 0
 
 
 def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
     import uvicorn
 
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn spells the same types in its own way
         loop="uvloop",
         http="httptools",
@@ -87,18 +96,40 @@ def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
+    try:
+        config.load()
+    except OSError as error:  # ssl's errors are among them
+        raise InputError(
+            f"--tls-cert {settings.tls_cert} --tls-key {settings.tls_key}: {first_line(error)}; "
+            "give the PEM files of a certificate chain and of its own private key"
+        ) from error
+    return config
 
 
-def _bound_socket(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bound_socket(settings: "ServeSettings") -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
-    except OSError as error:
+        with _address_errors(settings):
+            listener.bind((settings.host, settings.port))
+    except InputError:
         listener.close()
-        raise InputError(f"--host {host} --port {port}: {error.strerror}; choose another port, or 0 for any") from error
+        raise
     return listener
+
+
+@contextlib.contextmanager
+def _address_errors(settings: "ServeSettings") -> Iterator[None]:
+    """Turn what the system says of an address into what the user can do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            way_out = "choose another port, or 0 for any"
+        else:
+            way_out = "choose an address of this machine, such as 127.0.0.1, or 0.0.0.0 for every one"
+        raise InputError(f"--host {settings.host} --port {settings.port}: {error.strerror}; {way_out}") from error
 
 
 def _announce(service: "Service", listener: socket.socket) -> None:
@@ -119,28 +150,46 @@ def _announce(service: "Service", listener: socket.socket) -> None:
     )
 
 
-async def _watch(server: "uvicorn.Server", service: "Service") -> None:
-    """Act on signals, and end a server whose workers are gone."""
+def _heed_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, asyncio.Event]:
+    """Return events that signals set: stop, which the second time cancels `serving`, and reload."""
     loop = asyncio.get_running_loop()
     told_to_stop, told_to_reload = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
-        if told_to_stop.is_set():  # the second time: now
-            server.force_exit = server.should_exit = True
+        if told_to_stop.is_set():  # the second time: now, whoever is still connected
+            serving.cancel()
         told_to_stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
     loop.add_signal_handler(signal.SIGHUP, told_to_reload.set)
+    return told_to_stop, told_to_reload
+
+
+async def _watch(
+    server: "uvicorn.Server", service: "Service", told_to_stop: asyncio.Event, told_to_reload: asyncio.Event
+) -> None:
+    """Act on what signals told, and end a server whose workers are gone."""
+    reloads = asyncio.create_task(_reload_when(told_to_reload, service))
     while not told_to_stop.is_set() and not service.is_broken:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(told_to_stop.wait(), CHECK_EVERY_S)
-        if told_to_reload.is_set():
-            told_to_reload.clear()
-            with contextlib.suppress(InputError, Conflict):  # the service has logged why
-                await service.reload()
+    reloads.cancel()
     if not service.is_broken:
         logger.info("stopping: no more requests in %.1f s", service.settings.drain_delay_s)
         service.is_draining = True
         await asyncio.sleep(service.settings.drain_delay_s)
     server.should_exit = True
+
+
+async def _reload_when(told: asyncio.Event, service: "Service") -> None:
+    """Reload for every signal; one that comes during a reload is answered by another after it."""
+    while True:
+        await told.wait()
+        told.clear()
+        try:
+            await service.reload()
+        except Conflict as error:
+            logger.error("reload refused: %s", error)
+        except InputError:
+            pass  # the service has logged why

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
 from serve.engine import CanaryFailed, Engine
 from serve.keys import Keys
 from serve.request_errors import Conflict, Unavailable
@@ -85,12 +85,17 @@ class Service:
         async with self._reloading:
             folder = folder or self.settings.bundle
             try:
-                self.keys.read()
+                keys = Keys(self.settings)
                 await self._replace(folder)
             except InputError as error:
                 logger.error("reload of %s refused: %s", folder, error)
                 self.metrics.reload_ended("refused")
                 raise
+            except Exception as error:  # whatever a bundle can break in: the former one goes on
+                logger.exception("reload of %s refused", folder)
+                self.metrics.reload_ended("refused")
+                raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+            self.keys = keys
             self.metrics.reload_ended("done")
             logger.info("serving %s, version %s", folder, self.engine.facts.version)
 
@@ -112,9 +117,11 @@ class Service:
         engine = await asyncio.to_thread(self._load, folder)
         try:
             await engine.check_canary(timeout_s=self.settings.canary_timeout_s)
-        except CanaryFailed as error:
+        except BaseException as error:  # also the end of the server: its threads and memory are given back
             await engine.close(timeout_s=0.0)
-            raise InputError(f"{folder}: {error}") from error
+            if isinstance(error, CanaryFailed):
+                raise InputError(f"{folder}: {error}") from error
+            raise
         former, self._engine = self._engine, engine
         self._not_ready = None
         self.metrics.model_serves(engine)

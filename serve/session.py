@@ -120,13 +120,6 @@ class SessionPool:
         """The session whose runs stay in the thread that calls; call it from `num_workers` threads at once."""
         return self._session(is_wide=False)
 
-    @property
-    def provider(self) -> str:
-        """ONNX Runtime's name of what really runs the graph."""
-        with self._loading:
-            loaded = next(iter(self._sessions.values()), None)
-        return (loaded or self.wide).provider
-
     def close(self) -> None:
         """Close the sessions, once runs under way are over."""
         with self._loading:

@@ -5,6 +5,7 @@ A flag wins over a variable: `--max-queued-tokens 1000` over `RAWLOOP_MAX_QUEUED
 
 import argparse
 import dataclasses
+import math
 import os
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from serve.contract.errors import InputError
 
 PREFIX = "RAWLOOP_"
+KEYS = ("api_keys", "api_keys_file", "admin_keys")
 
 
 def setting(default: Any, text: str, group: str, check: str = "") -> Any:
@@ -22,8 +24,8 @@ def setting(default: Any, text: str, group: str, check: str = "") -> Any:
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "positive": (lambda value: value > 0, "more than 0"),
-    "not negative": (lambda value: value >= 0, "0 or more"),
+    "positive": (lambda value: 0 < value < math.inf, "more than 0, and finite"),
+    "not negative": (lambda value: 0 <= value < math.inf, "0 or more, and finite"),
     "port": (lambda value: 0 <= value <= 65_535, "from 0 (any free one) to 65535"),
 }
 
@@ -137,17 +139,25 @@ def parse_settings(argv: Sequence[str], environment: Mapping[str, str] | None = 
         where, text = (
             (flag(field.name), given[field.name]) if field.name in given else (variable, environment.get(variable))
         )
-        if text is None or text == "":
+        if text is None or (text == "" and field.name not in KEYS):
             continue
         try:
             values[field.name] = _parsed(text, hints[field.name])
         except ValueError as error:
             problems.append(f"{where}: {error}, found {text!r}")
+            continue
+        if field.name in KEYS and not text.replace(",", " ").strip():  # an empty secret must not open the server
+            problems.append(f"{where}: given, and holds no key; write one, or leave it out")
     problems += [
         f"{name}: no such setting; --help lists them"
         for name in environment
         if name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in hints
     ]
+    if "RAWLOOP_SERVICE_HOST" in environment or environment.get("RAWLOOP_PORT", "").startswith("tcp://"):
+        problems.append(
+            "Kubernetes sets RAWLOOP_PORT and RAWLOOP_SERVICE_* for a Service named rawloop; write "
+            "`enableServiceLinks: false` in the pod's spec, or give the Service another name"
+        )
     if "bundle" not in values and not problems:
         problems.append("--bundle: give the folder of a bundle, as written by python -m export")
     if problems:

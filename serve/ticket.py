@@ -63,7 +63,7 @@ class Ticket:
         self.remaining = num_inputs
         self.deadline = time.monotonic() + timeout_s
         self.is_privileged = is_privileged
-        """Never refused for want of room."""
+        """Never refused for want of room, and run before all others."""
         self.closed = False
         """Answered, expired or abandoned: nothing needs to be computed for it any more."""
 

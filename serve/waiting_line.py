@@ -1,6 +1,7 @@
 """Who runs next, and with whom: the oldest input, and others of its length.
 
-The oldest input is in every batch, so nobody starves. Its mates are the nearest in length among the
+The oldest input is in every batch, so nobody starves; but a privileged one, the canary, goes before all: a long line
+is no sign of a broken model. Its mates are the nearest in length among the
 oldest `WINDOW`, so little of a batch is padding; a mate joins only where the padding that it causes
 costs less than running it alone. Plain data: no threads, no clock.
 """
@@ -34,7 +35,7 @@ class WaitingLine:
         self.tokens += item.length
         self._num_added += 1
         item.sequence = self._num_added
-        if self._backlog or len(self._window) >= WINDOW:
+        if not item.ticket.is_privileged and (self._backlog or len(self._window) >= WINDOW):
             self._backlog.append(item)
         else:
             self._insert(item)
@@ -48,7 +49,7 @@ class WaitingLine:
         window = self._window
         if not window:
             return []
-        first = min(range(len(window)), key=lambda index: window[index].sequence)
+        first = min(range(len(window)), key=lambda index: _rank(window[index]))
         last = first
         longest = window[first].length
         while (rows := last - first + 1) < max_rows:
@@ -105,3 +106,7 @@ class WaitingLine:
 
     def _insert(self, item: Item) -> None:
         bisect.insort(self._window, item, key=lambda each: each.length)
+
+
+def _rank(item: Item) -> tuple[bool, int]:
+    return not item.ticket.is_privileged, item.sequence

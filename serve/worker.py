@@ -54,11 +54,13 @@ class Worker:
         self.items, self.began = items, now
         self._inbox.put(items)
 
-    def stop(self, timeout_s: float) -> None:
+    def stop(self) -> None:
         """End the thread after what it was given."""
         self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout_s)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the thread has ended, for `timeout_s` seconds at most."""
+        self._thread.join(timeout_s)
 
     def _live(self) -> None:
         try:

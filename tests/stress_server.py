@@ -4,9 +4,9 @@ python -m serve --bundle BUNDLE --port 8000 --request-timeout-ms 1000
 python tests/stress_server.py soak --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 600
 python tests/stress_server.py overload --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 60
 
-`soak`: random lengths and protocols, 5 % malformed, 5 % hanging up, 1 % oversized; each text's scores are known, so
-that another's answer is noticed. `overload`: four times as many requests a second as the server answers. Status 1
-if anything is not as promised.
+`soak`: random lengths and protocols, 5 % malformed, 5 % hanging up, 1 % oversized, 2 % long texts to /tokenize and
+/v1/explain; each text's scores are known, so that another's answer is noticed. `overload`: four times as many requests
+a second as the server answers. Status 1 if anything is not as promised.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from serve import Predictor
 TOLERANCE = 2e-3
 """Of a score; float32 sums depend a little on the shape of the batch."""
 NUM_TEXTS = 400
+MAX_LONG_CHARS = 100_000
+"""The server's own limit of a text, as it stands unless told otherwise."""
 
 
 class Stress:
@@ -93,6 +95,15 @@ class Stress:
         for text, row in zip(texts, rows, strict=True):
             self.check(text, row)
 
+    async def look_into(self) -> None:
+        """Send a long text to the routes for people, which must not hold up the others."""
+        num_chars = self.random.choice((2_000, 20_000, MAX_LONG_CHARS))
+        text = " ".join(self.random.choices(self.texts, k=1 + num_chars // 20))[:num_chars]
+        path, body = self.random.choice([("/tokenize", {"inputs": text}), ("/v1/explain", {"text": text})])
+        status, content = await self.post(path, body, f"long {path}")
+        if status not in (200, 429):
+            self.wrong.append(f"{path}: status {status} {content}")
+
     async def client(self, end: float) -> None:
         """Send one thing after the other, some of them bad, until the end."""
         while time.monotonic() < end:
@@ -112,6 +123,8 @@ class Stress:
                 status, _ = await self.post("/predict", {"inputs": "x" * 3_000_000}, "oversized")
                 if status != 413:
                     self.wrong.append(f"oversized: status {status}")
+            elif dice < 0.13:
+                await self.look_into()
             else:
                 await self.classify()
 

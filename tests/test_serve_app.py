@@ -1,9 +1,12 @@
 """The server around the protocols: limits, deadlines, keys, health, reload, metrics, documentation."""
 
+import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import logging
+import select
 import socket
 import threading
 import time
@@ -17,6 +20,7 @@ import requests
 from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
 from tiny_bundles import VOCABULARY
 
+from serve import tokens
 from serve.contract.bundle import read_bundle, write_manifest
 from serve.contract.errors import InputError
 from serve.logs import JsonFormatter
@@ -105,6 +109,36 @@ def test_a_body_that_is_too_large_is_refused_unread(server: LiveServer) -> None:
     assert "5,000" in answer.json()["error"]["message"]
 
 
+def sent_in_part(live: LiveServer, body: bytes, *headers: str, length: int = 100) -> socket.socket:
+    """Return a connection on which a request was sent, but for the end of its body."""
+    host, port = live.url.removeprefix("http://").split(":")
+    client = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
+    lines = ["POST /v1/classify HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
+    client.sendall("\r\n".join(lines).encode() + body)
+    return client
+
+
+def test_a_body_that_does_not_come_is_given_up(server: LiveServer) -> None:
+    with sent_in_part(server, b"{", "X-Request-Timeout-Ms: 50") as client:
+        answer = client.makefile("rb").read()  # until the server closes the connection
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"body" in answer.splitlines()[-1]
+
+
+def test_large_bodies_on_their_way_in_are_few_and_keep_out_no_small_ones(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.gateway.BODIES", 2)
+    with live_server(bundle, max_payload_bytes=200_000) as live, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(sent_in_part(live, b" " * 150_000, length=200_000)) for _ in range(3)]
+        (refused,), _, _ = select.select(clients, [], [], TIMEOUT_S)
+        assert refused.recv(1_000).startswith(b"HTTP/1.1 429 ")
+        assert live.post("/v1/classify", CLASSIFY).status_code == 200
+        for client in clients:
+            client.close()
+        until(lambda: live.post("/v1/classify", {"inputs": ["x" * 90_000]}).status_code == 200)
+
+
 def test_a_body_of_unknown_length_is_counted(server: LiveServer) -> None:
     answer = requests.post(server.url + "/predict", data=iter([b"x" * 1_000] * 9), timeout=TIMEOUT_S)
     assert answer.status_code == 413
@@ -117,6 +151,8 @@ def test_too_many_inputs_and_too_long_texts_are_refused(server: LiveServer) -> N
     assert (long.status_code, long.json()["error_type"]) == (413, "Validation")
     tokens = server.post("/tokenize", {"inputs": "w" * 1_001})
     assert tokens.status_code == 413
+    in_all = server.post("/tokenize", {"inputs": ["w" * 600, "w" * 401]})
+    assert (in_all.status_code, "1,001 characters in all" in in_all.json()["error"]) == (413, True)
 
 
 def test_compressed_bodies_are_refused(server: LiveServer) -> None:
@@ -166,6 +202,17 @@ def test_overload_is_refused_at_once(gated: tuple[LiveServer, Gated]) -> None:
     assert [each.result(TIMEOUT_S).status_code for each in [running, *waiting]] == [200] * 6
 
 
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": "w1"}), ("/v1/explain", {"text": "w1"})])
+def test_tokens_for_people_are_listed_in_time_or_not_at_all(
+    server: LiveServer, path: str, body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr("serve.tokens.list_tokens", lambda *_, **__: gate.wait(TIMEOUT_S) and [])
+    late = server.post(path, body, headers={"X-Request-Timeout-Ms": "30"})
+    gate.set()
+    assert late.status_code == 408
+
+
 def test_an_expired_request_is_answered_in_time(gated: tuple[LiveServer, Gated]) -> None:
     live, runner = gated
     runner.gate.clear()
@@ -209,6 +256,7 @@ def test_only_the_poisonous_text_fails(gated: tuple[LiveServer, Gated]) -> None:
     assert [each.result(TIMEOUT_S).status_code for each in others] == [200, 424, 200, 200]
     mixed = live.post("/v1/classify", {"inputs": ["good", "bad"]}).json()["results"]
     assert (mixed[0]["label"], mixed[1]["error"]["type"]) == ("positive", "Backend")
+    until(lambda: "rawloop_failed_inputs_total 2.0" in live.get("/metrics").text)
 
 
 # ---- health
@@ -245,6 +293,14 @@ def test_a_wrong_canary_turns_readiness_off(gated: tuple[LiveServer, Gated]) -> 
     engine.facts = dataclasses.replace(engine.facts, canary_logits=(9.0, 0.0, 0.0))
     live.service._not_ready = "asked to look"
     until(lambda: "probabilities differ" in live.get("/health").json().get("error", ""))
+
+
+def test_a_canary_of_other_labels_turns_readiness_off(gated: tuple[LiveServer, Gated]) -> None:
+    live, _ = gated
+    engine = live.service.engine
+    engine.facts = dataclasses.replace(engine.facts, canary_logits=(9.0, 0.0))
+    live.service._not_ready = "asked to look"
+    until(lambda: "3 scores, and 2 at export" in live.get("/health").json().get("error", ""))
 
 
 def test_a_bundle_that_does_not_answer_its_canary_is_not_served(bundle: Path) -> None:
@@ -285,6 +341,11 @@ def test_keys(bundle: Path, tmp_path: Path) -> None:
         assert live.post("/admin/reload", {}, headers={"authorization": "Bearer chief"}).status_code == 200
         assert status("/v1/classify", authorization="Bearer new") == 401
         assert status("/v1/classify", authorization="Bearer newer") == 200
+        keys.write_text("newest\n")
+        nowhere = {"bundle": str(tmp_path / "nowhere")}
+        assert live.post("/admin/reload", nowhere, headers={"authorization": "Bearer chief"}).status_code == 422
+        assert status("/v1/classify", authorization="Bearer newer") == 200, "a refused reload changes nothing"
+        assert status("/v1/classify", authorization="Bearer newest") == 401
         keys.write_text("")
         assert live.post("/admin/reload", {}, headers={"authorization": "Bearer chief"}).status_code == 422
         assert status("/v1/classify", authorization="Bearer newer") == 200
@@ -357,6 +418,47 @@ def test_reload_under_load_fails_no_request(bundle: Path, other_bundle: Path, tm
         assert 'rawloop_reloads_total{result="refused"} 3.0' in live.get("/metrics").text
 
 
+def test_an_explanation_that_a_reload_overtakes_is_answered(
+    bundle: Path, other_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, real = threading.Event(), tokens.list_tokens
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        assert gate.wait(TIMEOUT_S)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(tokens, "list_tokens", held)
+    with live_server(bundle, admin_keys=("chief",)) as live:
+        former = live.service.engine
+        explained = in_background(lambda: live.post("/v1/explain", {"text": "w1 good"}))
+        until(lambda: former.lister.num_pending)
+        chief = {"authorization": "Bearer chief"}
+        assert live.post("/admin/reload", {"bundle": str(other_bundle)}, headers=chief).status_code == 200
+        gate.set()
+        answer = explained.result(TIMEOUT_S)
+        assert (answer.status_code, answer.json()["label"]) == (200, "positive")
+        until(lambda: former.batcher.closed_because)
+
+
+def test_whatever_a_bundle_breaks_in_the_former_one_goes_on(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with live_server(bundle, admin_keys=("chief",)) as live:
+        before = live.service.engine
+
+        def fail(folder: Path) -> Any:
+            raise MemoryError("out of memory")
+
+        monkeypatch.setattr(live.service, "_load", fail)
+        answer = live.post("/admin/reload", {}, headers={"authorization": "Bearer chief"})
+        assert answer.status_code == 422
+        assert "MemoryError: out of memory" in answer.json()["error"]
+        assert live.service.engine is before
+        assert live.post("/v1/classify", CLASSIFY).status_code == 200
+        assert 'rawloop_reloads_total{result="refused"} 1.0' in live.get("/metrics").text
+    assert "Traceback" in caplog.text
+
+
 def test_draining_answers_what_was_accepted(gated: tuple[LiveServer, Gated]) -> None:
     live, runner = gated
     runner.gate.clear()
@@ -373,8 +475,6 @@ def test_draining_answers_what_was_accepted(gated: tuple[LiveServer, Gated]) -> 
 
 
 def asyncio_submit(live: LiveServer) -> Any:
-    import asyncio
-
     return asyncio.run_coroutine_threadsafe(live.service.stop(timeout_s=TIMEOUT_S), live.loop)
 
 
@@ -424,6 +524,33 @@ def test_every_documented_example_is_answered_as_documented(bundle: Path) -> Non
         assert "swagger" in live.get("/docs").text.lower()
 
 
+def test_documented_errors_are_those_of_their_status(server: LiveServer) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+
+    def examples(path: str) -> dict[str, Any]:
+        responses = paths[path]["post"]["responses"]
+        return {status: each["content"]["application/json"].get("example") for status, each in responses.items()}
+
+    tei = {status: each["error_type"] for status, each in examples("/predict").items() if status != "200"}
+    assert tei == {
+        "401": "Unauthorized",
+        "408": "Timeout",
+        "413": "Validation",
+        "415": "Validation",
+        "422": "Validation",
+        "424": "Backend",
+        "429": "Overloaded",
+        "500": "Backend",
+        "503": "Unhealthy",
+        "504": "Timeout",
+    }
+    assert all(
+        each["error"]["code"] == int(status) for status, each in examples("/classify").items() if status != "200"
+    )
+    assert {"400", "404"} <= examples("/v2/models/{name}/infer").keys()
+    assert "422" not in examples("/v2/models/{name}/infer")
+
+
 def test_the_page_may_load_nothing_from_elsewhere(server: LiveServer) -> None:
     page = server.get("/ui")
     assert page.headers["content-type"].startswith("text/html")
@@ -443,6 +570,16 @@ def test_logs_are_json_and_hold_no_text(bundle: Path, caplog: pytest.LogCaptureF
     assert (line["request_id"], line["status"], line["protocol"]) == ("abc-2", 200, "native")
     assert line["latency_ms"] > 0
     assert not any("secret" in JsonFormatter().format(record) for record in caplog.records)
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with live_server(bundle, access_log=True) as live:
+        assert live.post("/v2/models/tiny%0A2026-01-01%20forged/infer", CLASSIFY).status_code == 404
+        until(lambda: any(record.name == "serve.access" for record in caplog.records))
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "serve.access"]
+    assert "\n" not in line
+    assert "tiny%0A2026" in line
 
 
 def test_scores_do_not_depend_on_who_asks_at_the_same_time(server: LiveServer) -> None:

@@ -236,7 +236,7 @@ def test_a_request_is_accepted_whole_or_refused_at_once() -> None:
 def test_a_queue_longer_than_the_timeout_is_refused_at_once() -> None:
     bench = Bench()
     for second in (0, 1):
-        bench.batcher._throughput.ran(10, 2, float(second), others_wait=second == 0)  # ten tokens a second
+        bench.batcher._throughput.ran(10, 2, float(second), 1.0, others_wait=second == 0)  # ten tokens a second
 
     async def scenario() -> None:
         bench.shut_gates()
@@ -267,6 +267,32 @@ def test_an_expired_request_is_told_and_not_run() -> None:
 
     run(bench, scenario)
     assert [batch.tolist() for batch in bench.wide.batches] == [[[1]], [[3]]]
+
+
+def test_a_request_whose_time_is_over_is_late_not_one_too_many() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await bench.submit("1", timeout_s=-0.1)
+
+    run(bench, scenario)
+    assert not bench.wide.batches
+
+
+def test_the_canary_waits_for_no_lane() -> None:
+    bench = Bench(num_narrow=0)
+
+    async def scenario() -> None:
+        short, long = bench.batcher._lanes
+        short._num_in += 5  # as if five inputs waited for their tokens
+        put = long.put
+        given: list[str] = []
+        long.put = lambda each: (given.extend(each.inputs), put(each))[1]  # type: ignore[method-assign]
+        await bench.submit("1", privileged=True)
+        assert given == ["1"]
+
+    run(bench, scenario)
 
 
 def test_an_abandoned_request_is_not_run() -> None:
@@ -369,6 +395,25 @@ def test_closing_gives_up_on_a_session_that_never_returns() -> None:
         await bench.batcher.close(timeout_s=0.05)
         with pytest.raises(Unavailable):
             await stuck
+
+    run(bench, scenario)
+
+
+def test_closing_leaves_the_event_loop_free() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        bench.shut_gates()
+        running = asyncio.create_task(bench.submit(*["1"] * 12))
+        await until(lambda: all(runner.entered.is_set() for runner in bench.narrow))
+        closing = asyncio.create_task(bench.batcher.close(timeout_s=0.0))
+        with pytest.raises(Unavailable):
+            await running
+        await asyncio.sleep(0.01)
+        assert not closing.done(), "it waits for the threads elsewhere"
+        bench.open_gates()
+        await closing
+        assert not any(worker._thread.is_alive() for worker in bench.batcher._workers())
 
     run(bench, scenario)
 

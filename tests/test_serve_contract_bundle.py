@@ -69,6 +69,24 @@ def test_what_is_written_is_read_back(bundle: Path) -> None:
     assert read.classifier.labels == ("a", "b")
 
 
+def test_a_file_that_cannot_be_read_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("serve.contract.bundle.sha256_of_file", fail)
+    with pytest.raises(InputError, match=r"model\.onnx cannot be read \(Permission denied\)"):
+        read_bundle(bundle)
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(InputError, match=r"bundle\.json: cannot be read \(Permission denied\)"):
+        read_bundle(bundle)
+
+
+def test_brackets_without_end_are_no_json(bundle: Path) -> None:
+    (bundle / BUNDLE_FILE).write_text("[" * 200_000)
+    with pytest.raises(InputError, match="not JSON"):
+        read_bundle(bundle)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "classifier.json"])
 def test_a_flipped_byte_in_any_file_is_caught(bundle: Path, name: str) -> None:
     content = bytearray((bundle / name).read_bytes())

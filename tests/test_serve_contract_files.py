@@ -72,3 +72,46 @@ def test_write_json_refuses_what_json_does_not_have(tmp_path: Path, value: objec
 def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert files.sha256_of_file(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def make_folder(path: Path, content: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(content)
+    return path
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    return {path.name: (path / "file").read_text() for path in folder.iterdir()}
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    make_folder(tmp_path / "final", "old")
+    files.replace_folder(make_folder(tmp_path / "staged", "new"), tmp_path / "final")
+    assert content_of(tmp_path) == {"final": "new"}
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged, final = make_folder(tmp_path / "staged", "new"), make_folder(tmp_path / "final", "old")
+    rename = Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if self == staged:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace_folder(staged, final)
+    assert content_of(tmp_path) == {"staged": "new", "final": "old"}
+
+
+def test_what_a_kill_left_aside_is_kept_until_another_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / ".final.retired", "old")
+    with pytest.raises(FileNotFoundError):
+        files.replace_folder(tmp_path / "absent", tmp_path / "final")
+    assert content_of(tmp_path) == {"final": "old"}
+    (tmp_path / "final").rename(tmp_path / ".final.retired")
+    files.replace_folder(make_folder(tmp_path / "staged", "new"), tmp_path / "final")
+    assert content_of(tmp_path) == {"final": "new"}

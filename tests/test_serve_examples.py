@@ -62,6 +62,15 @@ def test_the_manifest_probes_paths_that_the_server_has(server: LiveServer) -> No
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert server.get(container[probe]["httpGet"]["path"]).status_code == 200
+    assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False, "or RAWLOOP_PORT is an address"
     environment = {each["name"]: each.get("value") for each in container["env"]}
     drain_s = sum(float(environment[f"RAWLOOP_DRAIN_{part}_S"]) for part in ("DELAY", "TIMEOUT"))
     assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain_s
+
+
+def test_prometheus_scrapes_with_a_key(tmp_path: Path) -> None:
+    (job,) = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]
+    with live_server(save_served_bundle(tmp_path / "one"), api_keys=("right",)) as live:
+        assert live.get("/metrics").status_code == 401
+        headers = {"Authorization": f"{job['authorization']['type']} right"}
+        assert live.get("/metrics", headers=headers).status_code == 200

@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,10 @@ from pathlib import Path
 import pytest
 import requests
 from live_server import TIMEOUT_S, save_served_bundle
+
+from serve.contract.errors import InputError
+from serve.server import _address_errors, _bound_socket
+from serve.settings import ServeSettings
 
 HEAVY = ("torch", "transformers", "datasets", "optimum", "onnx")
 
@@ -92,6 +98,40 @@ def test_sighup_reloads(bundle: Path, tmp_path: Path) -> None:
         assert now["labels"] == ["no", "perhaps", "yes"]
 
 
+def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) -> None:
+    folder = save_served_bundle(tmp_path / "one")
+    with started(folder, "--drain-delay-s", "0") as (process, url):
+        whole = (folder / "bundle.json").read_text()
+
+        def reload(content: str, result: str) -> None:
+            (folder / "bundle.json").write_text(content)
+            process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + TIMEOUT_S
+            while (
+                f'reloads_total{{result="{result}"}} 1.0' not in requests.get(f"{url}/metrics", timeout=TIMEOUT_S).text
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+        reload("[" * 200_000, "refused")
+        reload(whole, "done")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_second_sigterm_waits_for_nobody(bundle: Path) -> None:
+    hours = ("--drain-timeout-s", "7200", "--request-timeout-ms", "7200000", "--max-request-timeout-ms", "7200000")
+    with started(bundle, "--drain-delay-s", "0", *hours) as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.poll() is None, "it waits for the client"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(TIMEOUT_S) == 0
+
+
 def test_nothing_heavy_is_loaded(bundle: Path) -> None:
     with started(bundle) as (process, url):
         assert requests.post(f"{url}/predict", json={"inputs": "good"}, timeout=TIMEOUT_S).status_code == 200
@@ -118,14 +158,37 @@ def test_cuda_that_is_not_there_is_no_server(bundle: Path) -> None:
         (("--bundle", "/nowhere"), "no such file"),
         (("--bundle", "{bundle}", "--variant", "int8"), "no variant 'int8'"),
         (("--bundle", "{bundle}", "--max-length", "999"), "max_length 999"),
-        (("--bundle", "{bundle}", "--host", "192.0.2.1"), "--host 192.0.2.1"),
+        (("--bundle", "{bundle}", "--host", "192.0.2.1"), "choose an address of this machine"),
+        (("--bundle", "{bundle}", "--host", "no-such-host.invalid"), "choose an address of this machine"),
+        (("--bundle", "{bundle}", "--drain-timeout-s", "inf"), "--drain-timeout-s"),
+        (("--bundle", "{bundle}", "--port", "0", "--tls-cert", "{junk}", "--tls-key", "{junk}"), "--tls-cert"),
     ],
 )
-def test_bad_input_is_one_message_and_status_2(bundle: Path, arguments: tuple[str, ...], complaint: str) -> None:
-    ended = run(*(each.format(bundle=bundle) for each in arguments))
+def test_bad_input_is_one_message_and_status_2(
+    bundle: Path, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_text("no certificate")
+    ended = run(*(each.format(bundle=bundle, junk=junk) for each in arguments))
     assert ended.returncode == 2
     assert complaint in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_the_fault_of_the_port(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = run("--bundle", str(bundle), "--port", str(taken.getsockname()[1]))
+    assert (ended.returncode, "choose another port" in ended.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken_while_the_model_loads_is_the_same(bundle: Path) -> None:
+    settings = ServeSettings(bundle=bundle, port=0)
+    with _bound_socket(settings) as first:
+        same = dataclasses.replace(settings, port=first.getsockname()[1])
+        with _bound_socket(same) as second:  # allowed, since neither listens yet
+            first.listen()
+            with pytest.raises(InputError, match="choose another port"), _address_errors(same):
+                second.listen()
 
 
 def test_a_damaged_bundle_is_no_server(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from serve.ticket import Item, Ticket
 from serve.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine
 
 
-def make_items(lengths: list[int]) -> list[Item]:
+def make_items(lengths: list[int], *, is_privileged: bool = False) -> list[Item]:
     async def make() -> list[Item]:
         now = time.monotonic()
-        return [Item(Ticket(1, timeout_s=60), 0, FakeEncoding((1,) * length), now) for length in lengths]
+        return [Item(Ticket(1, 60, is_privileged), 0, FakeEncoding((1,) * length), now) for length in lengths]
 
     return asyncio.run(make())
 
@@ -68,6 +68,17 @@ def test_a_long_text_does_not_drag_short_ones_along() -> None:
         line.add(item)
     assert [item.length for item in line.take(8, 16_384, time.monotonic())] == [500]
     assert [item.length for item in line.take(8, 16_384, time.monotonic())] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("num_waiting", [10, 3 * WINDOW])
+def test_the_canary_waits_for_nobody(num_waiting: int) -> None:
+    line, (canary,) = WaitingLine(), make_items([5], is_privileged=True)
+    for item in make_items([500] * num_waiting):
+        line.add(item)
+    line.add(canary)
+    assert canary in line.take(8, 10_000, time.monotonic())
+    assert len(line) == num_waiting - 7
+    assert line.tokens == 500 * len(line)
 
 
 @pytest.mark.parametrize("beyond_window", [0, 2 * WINDOW])

@@ -203,10 +203,13 @@ def _require_whole(folder: Path, files: Mapping[str, FileRecord], *, verify: boo
 
 
 def _damage(path: Path, record: FileRecord, verify: bool) -> str | None:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    if (size := path.stat().st_size) != record.bytes:
-        return f"{path.name} has {size:,} bytes, expected {record.bytes:,}"
-    if verify and sha256_of_file(path) != record.sha256:
-        return f"{path.name} is damaged (wrong SHA-256)"
+    try:
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if (size := path.stat().st_size) != record.bytes:
+            return f"{path.name} has {size:,} bytes, expected {record.bytes:,}"
+        if verify and sha256_of_file(path) != record.sha256:
+            return f"{path.name} is damaged (wrong SHA-256)"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
     return None

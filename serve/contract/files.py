@@ -47,10 +47,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_folder(staged: Path, final: Path) -> None:
-    """Put a finished folder in the place of another; a reader finds the old one or the new."""
+    """Put a finished folder in the place of another. On failure the old one stays.
+
+    A reader finds the old one, the new one or, between two renames, none: a folder cannot be renamed onto a full one.
+    After a kill at that moment the old one is `.NAME.retired`; the next call keeps it until the new one is in place.
+    """
     retired = final.with_name(f".{final.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
     if final.exists():
+        shutil.rmtree(retired, ignore_errors=True)
         final.rename(retired)
-    staged.rename(final)
+    try:
+        staged.rename(final)
+    except BaseException:  # also Ctrl-C
+        if retired.exists() and not final.exists():
+            retired.rename(final)
+        raise
     shutil.rmtree(retired, ignore_errors=True)

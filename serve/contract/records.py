@@ -28,7 +28,9 @@ def read_record(path: Path, record: type[T], schema_version: int, *, made_by: st
         raise InputError(f"{path}: no such file; expected a folder written by {made_by}")
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # the latter of brackets in brackets in brackets
         raise InputError(f"{path}: not JSON ({error}); write it again by {made_by}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")

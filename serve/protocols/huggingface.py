@@ -66,7 +66,7 @@ def routes() -> list[Route]:
             },
             response={"type": "array", "items": {"type": "array", "items": LABEL_SCORE}},
             response_example=[[{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}]],
-            classifies=True,
+            takes_time=True,
         )
     ]
 

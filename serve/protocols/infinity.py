@@ -60,7 +60,7 @@ def routes() -> list[Route]:
                 "created": 1763700000,
             },
             statuses=(404,),
-            classifies=True,
+            takes_time=True,
         ),
         Route(
             method="GET",

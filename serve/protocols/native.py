@@ -61,7 +61,7 @@ def routes() -> list[Route]:
             },
             response=CLASSIFY_SCHEMA,
             response_example=CLASSIFY_EXAMPLE,
-            classifies=True,
+            takes_time=True,
         ),
         Route(
             method="POST",
@@ -72,12 +72,12 @@ def routes() -> list[Route]:
             summary="Look into one input",
             description="Its tokens, with those that truncation drops; and by how much the score of the predicted "
             "label falls when each word is left out (occlusion; Zeiler and Fergus 2014). Long texts are cut into "
-            "groups of words.",
+            "groups of words; words beyond what the model can see are not listed.",
             request=ExplainRequest,
             examples={"one text": {"text": "I loved it"}},
             response=EXPLAIN_SCHEMA,
             response_example=EXPLAIN_EXAMPLE,
-            classifies=True,
+            takes_time=True,
         ),
         Route(
             method="GET",

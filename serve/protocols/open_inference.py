@@ -103,7 +103,7 @@ def routes() -> list[Route]:
                 },
                 statuses=(404,),
                 invalid_status=400,
-                classifies=True,
+                takes_time=True,
             ),
         ]
     return found

@@ -4,7 +4,7 @@ Its inputs are told apart by their nesting: "a" and ["a"] are one text, ["a", "b
 [["a"], ["b", "c"]] is a batch. https://huggingface.github.io/text-embeddings-inference/
 """
 
-import asyncio
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.encoder import TextInput, Truncation
 from serve.exchange import Call, Reply, Route, json_reply, parse_body
-from serve.request_errors import RequestError
-from serve.tokens import list_tokens
+from serve.request_errors import InvalidRequest, RequestError, TooLarge
 
 PROTOCOL = "tei"
+TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
 
 TextOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
 
@@ -63,7 +63,7 @@ def routes() -> list[Route]:
             },
             response={"type": "array", "items": {"anyOf": [LABEL_SCORE, {"type": "array", "items": LABEL_SCORE}]}},
             response_example=[{"score": 0.98, "label": "positive"}, {"score": 0.02, "label": "negative"}],
-            classifies=True,
+            takes_time=True,
         ),
         Route(
             method="POST",
@@ -72,12 +72,13 @@ def routes() -> list[Route]:
             handler=tokenize,
             error_body=error_body,
             summary="Tokens of texts, without truncation",
-            description="Offsets count characters of the text as the model's cleaning leaves it.",
+            description="Offsets count characters of the text as the model's cleaning leaves it. The texts of one "
+            "request together may be as long as one text of others.",
             request=TokenizeRequest,
             examples={"one text": {"inputs": "I loved it"}},
             response={"type": "array", "items": {"type": "array", "items": {"type": "object"}}},
             response_example=[[{"id": 3866, "text": "loved", "special": False, "start": 2, "stop": 7}]],
-            statuses=(413, 422, 503),
+            takes_time=True,
         ),
         Route(
             method="GET",
@@ -103,6 +104,8 @@ async def predict(call: Call) -> Reply:
     request: PredictRequest = parse_body(PredictRequest, call.body)
     inputs, is_batch = read_inputs(request.inputs)
     engine = call.engine
+    if not engine.facts.takes_pairs:
+        _require_single_texts(inputs, is_batch)
     answers = await engine.answers(inputs, timeout_s=call.timeout_s, truncation=_truncation(request))
     predictions = [engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers]
     headers = {
@@ -128,18 +131,11 @@ async def tokenize(call: Call) -> Reply:
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     engine = call.engine
     engine.require_within_limits(texts)
-    tokens = await asyncio.to_thread(
-        lambda: [list_tokens(engine.encoder, text, special=request.add_special_tokens) for text in texts]
-    )
-    return json_reply(
-        [
-            [
-                {"id": each.id, "text": each.text, "special": each.special, "start": each.start, "stop": each.stop}
-                for each in row
-            ]
-            for row in tokens
-        ]
-    )
+    num_chars, most = sum(map(len, texts)), engine.limits.max_text_chars
+    if num_chars > most:
+        raise TooLarge(f"{num_chars:,} characters in all, and this route takes {most:,}; send fewer texts at a time")
+    special = request.add_special_tokens
+    return json_reply(await engine.lister.rows(texts, TOKEN_FIELDS, timeout_s=call.timeout_s, special=special))
 
 
 async def info(call: Call) -> Reply:
@@ -158,7 +154,6 @@ async def info(call: Call) -> Reply:
                     "label2id": {label: number for number, label in enumerate(facts.labels)},
                 }
             },
-            "max_concurrent_requests": limits.max_unencoded,
             "max_input_length": facts.max_length,
             "max_batch_tokens": limits.max_batch_tokens,
             "max_batch_requests": limits.max_batch_rows,
@@ -172,8 +167,20 @@ async def info(call: Call) -> Reply:
             "provider": facts.provider,
             "takes_pairs": facts.takes_pairs,
             "max_queued_tokens": limits.max_queued_tokens,
+            "max_untokenized_inputs": limits.max_unencoded,
         }
     )
+
+
+def _require_single_texts(inputs: Sequence[TextInput], is_batch: bool) -> None:
+    """Refuse pairs, which are most often two texts by somebody who knows another protocol."""
+    index = next((index for index, each in enumerate(inputs) if not isinstance(each, str)), None)
+    if index is not None:
+        where = f"inputs.{index}: " if is_batch else "inputs: "
+        raise InvalidRequest(
+            f'{where}["a", "b"] is one pair of texts in this protocol, and this model takes single texts; '
+            'for two texts send [["a"], ["b"]]'
+        )
 
 
 def _text_or_pair(texts: list[str]) -> TextInput:
