@@ -65,19 +65,21 @@ def on_processes(num_processes: int, function: str, arguments: dict[str, Any]) -
 
 def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     """Return the `Training` of a command line, as `main.py` builds it, with weights of `dtype`."""
-    from accelerate.utils import set_seed
+    from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 
     from train_loop.assembly import build_training
     from train_loop.config import parse_config
     from train_loop.data import class_counts, load_data
-    from train_loop.device import build_accelerator
+    from train_loop.device import build_accelerator, fsdp_plugin
     from train_loop.loss import class_weights
     from train_loop.model import load_model, load_tokenizer
     from train_loop.progress import build_console
     from train_loop.run_directory import open_run
 
-    config = parse_config([*argv, "--mixed_precision", "no"] if "--resume" not in argv else argv)
+    config = parse_config(["--mixed_precision", "no", *argv] if "--resume" not in argv else argv)
     accelerator = build_accelerator(config)
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # Accelerate leaves CPU processes unsharded
+        accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": fsdp_plugin()}
     tokenizer, max_length = load_tokenizer(config)
     with accelerator.local_main_process_first():
         data = load_data(config, tokenizer, max_length)

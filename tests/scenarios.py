@@ -69,7 +69,7 @@ def trained(
                 "steps": steps,
                 "weights": weights_of(training),
                 "evaluations": state.evaluations,
-                "max_tokens": state.max_tokens_per_forward,
+                "max_tokens": training.max_tokens_per_forward,
                 "num_processes": training.accelerator.num_processes,
                 "run": str(training.checkpoints.folder.parent),
             }
@@ -85,10 +85,20 @@ def first_gradients(runs: list[list[str]], dtype: str = "float32") -> list[dict[
         training.model.train()
         plan = training.plan(0)
         with loop.StepFeed(training.collate, training.accelerator.process_index) as feed:
-            loop._forward_and_backward(training, TrainState(), feed, plan, 0)
+            loop._forward_and_backward(training, 0, feed, plan)
         model = training.accelerator.unwrap_model(training.model)
-        results.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        results.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
     return results
+
+
+def gradients_and_training(argv: list[str]) -> dict[str, Any]:
+    """Return the first gradients of a command line, and what training by it gave."""
+    return {"gradients": first_gradients([argv])[0], "trained": trained([argv], dtype="float32")[0]}
+
+
+def whole(gradient: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a gradient, put together where FSDP sharded it."""
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
 
 
 def weighted_mean_of_each_micro_batch(training: Any) -> None:
@@ -105,14 +115,17 @@ def weighted_mean_of_each_micro_batch(training: Any) -> None:
     loop._micro_batches = micro_batches
 
 
-def no_memory_above_60_tokens(training: Any) -> None:
-    """Raise CUDA's error in every training pass of more than 60 tokens, padding included."""
+def no_memory_above_60_tokens_and_later_20(training: Any) -> None:
+    """Raise CUDA's error in training passes of more than 60 tokens; once AdamW has its state, cuBLAS's above 20."""
     model = training.accelerator.unwrap_model(training.model)
     forward = model.forward
 
     def limited(**inputs: Any) -> Any:
-        if model.training and inputs["input_ids"].numel() > 60:
+        num_tokens = inputs["input_ids"].numel()
+        if model.training and num_tokens > 60:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if model.training and num_tokens > 20 and training.optimizer.state:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         return forward(**inputs)
 
     model.forward = limited
@@ -122,4 +135,6 @@ def evaluated(argv: list[str]) -> dict[str, Any]:
     """Score the validation split of a command line with its first weights."""
     training = build(argv)
     evaluation = training.evaluate(training.data.splits["validation"])
-    return {"logits": evaluation.logits, "metrics": evaluation.metrics, "matrix": evaluation.confusion_matrix}
+    group = torch.distributed.distributed_c10d._get_default_group() if torch.distributed.is_initialized() else None
+    timeout = group._get_backend(torch.device("cpu")).options._timeout if group is not None else None
+    return {"logits": evaluation.logits, "metrics": evaluation.metrics, "timeout": timeout}

@@ -99,12 +99,6 @@ def test_the_texts_of_a_pair_are_not_mixed_up() -> None:
     assert len(near_duplicates(lambda: pairs, lambda: pairs)) == 1
 
 
-def test_progress_counts_every_training_row() -> None:
-    seen: list[int] = []
-    near_duplicates(lambda: [("a",)], lambda: ((text,) for text in sentences(2_345, 5)), seen.append)
-    assert sum(seen) == 2_345
-
-
 def test_contradictions_name_both_rows() -> None:
     split = split_of(["same", "other", "same", "same"], [0, 0, 1, 0])
     (finding,) = contradictions(split, ("bad", "good"), ("text",))

@@ -53,3 +53,30 @@ def test_rank_metrics_go_without_an_interval_where_it_would_cost_too_much(monkey
 
 def test_one_row_has_an_interval_of_one_point() -> None:
     assert count_intervals(np.array([[1, 0], [0, 0]]), seed=0)["accuracy"] == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("num_absent", [0, 3])
+def test_a_perfect_classifier_of_rare_classes_has_an_interval_of_one_point(num_absent: int) -> None:
+    """Two rows a class: most resamples lack some class, which is no fault of the classifier."""
+    matrix = np.diag([2] * 50 + [0] * num_absent)
+    point, intervals = count_metrics(matrix), count_intervals(matrix, seed=42)
+    for name in ("macro_f1", "macro_recall", "macro_precision", "balanced_accuracy"):
+        assert list(intervals[name]) == pytest.approx([float(point[name])] * 2, abs=1e-12)
+    assert intervals["macro_f1"][0] == pytest.approx(50 / (50 + num_absent))
+
+
+def test_macro_averages_over_rare_classes_lie_in_their_intervals() -> None:
+    matrix = np.diag([90] * 3 + [2] * 10)
+    matrix[[0, 1, 2], [1, 2, 0]] = 10
+    point, intervals = count_metrics(matrix), count_intervals(matrix, seed=42)
+    for name in ("macro_f1", "macro_recall", "macro_precision"):
+        low, high = intervals[name]
+        assert low < point[name] < high
+
+
+def test_a_class_that_is_predicted_and_never_true_counts_in_the_intervals_as_in_the_metric() -> None:
+    matrix = np.array([[30, 0, 10], [0, 40, 0], [0, 0, 0]])
+    point, intervals = count_metrics(matrix), count_intervals(matrix, seed=0)
+    for name in ("macro_f1", "macro_recall", "macro_precision"):
+        low, high = intervals[name]
+        assert low <= point[name] <= high

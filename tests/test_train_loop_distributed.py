@@ -1,5 +1,6 @@
 """Promises T1, T2, T4, T5 and T6, on one, two and three gloo processes."""
 
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import labelled_rows
 from distributed import on_processes
+from tiny_models import save_tiny_model
 
 NUM_ROWS, BATCH_SIZE, NUM_STEPS = 37, 8, 5  # the last step is short: 5 rows
 CUTS = [
@@ -71,6 +73,23 @@ def test_gradients_agree_in_float32(argv: list[str]) -> None:
     assert max(float((other - whole[0]).norm() / whole[0].norm()) for other in whole[1:]) < 1e-5
 
 
+def test_sharded_in_bf16_the_weights_and_gradients_stay_in_float32(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate's own policy casts both to bf16, with which ELECTRA does not run at all."""
+    model = save_tiny_model(tmp_path / "electra", "electra")
+    argv = [*argv, f"--model_name={model}", "--mixed_precision=bf16", "--max_steps=2"]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    found = on_processes(2, "scenarios:gradients_and_training", {"argv": [*argv, *CUTS[0]]})[0]
+    gradients = torch.cat([value.flatten() for value in found["gradients"].values()])
+    changed_by_bf16 = gradients[gradients != 0] != gradients[gradients != 0].bfloat16().float()
+    assert changed_by_bf16.float().mean() > 0.3
+    assert {tensor.dtype for tensor in found["trained"]["weights"].values()} == {torch.float32}
+    assert len(found["trained"]["evaluations"]) == 1
+
+
 def test_the_usual_weighted_mean_does_depend_on_them(argv: list[str]) -> None:
     """The same check fails for torch's weighted mean per micro-batch: the test above can tell."""
     arguments = {"runs": [[*argv, *cut] for cut in CUTS[:3]], "patch": "weighted_mean_of_each_micro_batch"}
@@ -93,20 +112,21 @@ def test_a_run_goes_on_with_the_very_next_row_on_another_number_of_processes(arg
 
 
 def test_a_step_that_does_not_fit_into_memory_is_cut_finer(argv: list[str]) -> None:
+    """In the first step, and again in the second, where AdamW has its state and what fitted before does not."""
     argv = [*argv, "--max_tokens_per_forward=1000"]
     (roomy,) = on_processes(1, "scenarios:trained", {"runs": [argv]})[0]
     for num_processes in (1, 2):
-        arguments = {"runs": [argv], "patch": "no_memory_above_60_tokens"}
+        arguments = {"runs": [argv], "patch": "no_memory_above_60_tokens_and_later_20"}
         (tight,) = on_processes(num_processes, "scenarios:trained", arguments)[0]
-        assert tight["max_tokens"] <= 60
+        assert tight["max_tokens"] <= 20
         assert furthest([roomy["weights"], tight["weights"]]) < 1e-9
 
 
 def test_evaluation_on_three_processes_counts_a_prime_number_of_rows_once(argv: list[str]) -> None:
     one = on_processes(1, "scenarios:evaluated", {"argv": argv})[0]
     three = on_processes(3, "scenarios:evaluated", {"argv": argv})
-    assert one["matrix"].sum() == 23
+    assert len(one["logits"]) == 23
     for process in three:
-        np.testing.assert_array_equal(process["matrix"], one["matrix"])
+        assert process["timeout"] == datetime.timedelta(hours=6)  # main's work at the end may take long
         np.testing.assert_allclose(process["logits"], one["logits"], atol=1e-5)
         assert process["metrics"] == pytest.approx(one["metrics"], abs=1e-5)

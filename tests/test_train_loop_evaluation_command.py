@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,8 @@ def test_a_split_goes_into_a_folder_of_its_own(finished: Path) -> None:
     assert exit_status(evaluate, ["--run", str(finished), "--split", "validation"]) == 0
     found = metrics_of(finished / "results_validation")
     assert list(found["splits"]) == ["validation"]  # type: ignore[call-overload]
+    note = "The figures are of the validation split: these rows also chose the checkpoint and the temperature."
+    assert note in found["warnings"]  # type: ignore[operator]
     assert (finished / "results" / "metrics.json").read_bytes() == before
 
 
@@ -110,14 +113,37 @@ def test_the_temperature_of_the_results_is_the_models(finished: Path) -> None:
     assert metrics_of(finished / "results")["temperature"] == read_classifier(finished / "model").temperature
 
 
+def test_a_precision_that_the_hardware_lacks_gives_way_and_it_is_said(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("mixed_precision: 'no'", "mixed_precision: fp16"))
+    monkeypatch.setattr("train_loop.device._cpu_has_bf16", lambda: False)
+    assert exit_status(evaluate, ["--run", str(run), "--split", "test"]) == 0
+    assert "This cpu lacks the run's precision, fp16: measured in float32." in capsys.readouterr().out
+
+
+def test_training_rows_are_measured_without_suspecting_labels_that_the_model_was_taught(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(evaluate, ["--run", str(finished), "--split", "train"]) == 0
+    assert "0 suspected label errors, 0 near duplicates" in capsys.readouterr().out
+    warnings = metrics_of(finished / "results_train")["warnings"]
+    assert "The figures are of the train split: the model was trained on these rows." in warnings  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_the_command_runs_as_a_module_on_several_processes(finished: Path, tmp_path: Path, num_processes: int) -> None:
     launcher = [sys.executable, "-m"]
     if num_processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
+    # With FSDP's sparing way of loading, transformers would leave the second process with weights of no value.
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     done = subprocess.run(
         [*launcher, "train_loop.evaluation", "--run_directory", str(finished), "--output", str(tmp_path / "out")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", **(fsdp if num_processes > 1 else {})},
         capture_output=True,
         text=True,
         timeout=240,

@@ -14,6 +14,7 @@ from train_loop.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.plan import BatchPlan, StepPlan
 
 ROWS = [[2, 10, 3], [2, 11, 12, 13, 14, 3], [2, 15, 3, 16, 17, 3], [2, 3], [2, 18, 19, 20, 21, 22, 23, 24, 3]]
+MAX_LENGTH = 64
 TYPES = [[0, 0, 0], [0] * 6, [0, 0, 0, 1, 1, 1], [0, 0], [0] * 9]
 
 
@@ -52,7 +53,7 @@ def assert_same(found: Sequence[MicroBatch], expected: Sequence[MicroBatch]) -> 
 
 
 def test_rows_are_padded_on_the_right_to_their_own_longest() -> None:
-    batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer("bert"))(np.array([2, 0]))
+    batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer("bert"), MAX_LENGTH)(np.array([2, 0]))
     assert batch.inputs["input_ids"].tolist() == [[2, 15, 3, 16, 17, 3], [2, 10, 3, 0, 0, 0]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
     assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]]
@@ -64,7 +65,7 @@ def test_rows_are_padded_on_the_right_to_their_own_longest() -> None:
 def test_rows_of_xlnet_are_padded_on_the_left() -> None:
     tokenizer = tiny_tokenizer("xlnet")
     tokenizer._pad_token_type_id = 3  # as XLNet's own tokenizer class sets it
-    batch = Collator(split_of(ROWS, TYPES), tokenizer)(np.array([3, 0]))
+    batch = Collator(split_of(ROWS, TYPES), tokenizer, MAX_LENGTH)(np.array([3, 0]))
     assert batch.inputs["input_ids"].tolist() == [[0, 2, 3], [2, 10, 3]]
     assert batch.inputs["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
     assert batch.inputs["token_type_ids"].tolist() == [[3, 0, 0], [0, 0, 0]]
@@ -73,7 +74,7 @@ def test_rows_of_xlnet_are_padded_on_the_left() -> None:
 def test_padding_is_the_tokenizers_token_and_types_come_only_where_they_are_given() -> None:
     tokenizer = tiny_tokenizer("roberta")
     tokenizer.pad_token = "[MASK]"
-    batch = Collator(split_of(ROWS), tokenizer)(np.array([3, 0]))
+    batch = Collator(split_of(ROWS), tokenizer, MAX_LENGTH)(np.array([3, 0]))
     assert batch.inputs.keys() == {"input_ids", "attention_mask"}
     assert batch.inputs["input_ids"].tolist() == [[2, 3, 4], [2, 10, 3]]
 
@@ -81,14 +82,36 @@ def test_padding_is_the_tokenizers_token_and_types_come_only_where_they_are_give
 @pytest.mark.parametrize(("rows", "width"), [([0, 3], 8), ([4], 16)])
 @pytest.mark.parametrize("architecture", ["bert", "xlnet"])
 def test_lengths_are_rounded_up_to_the_multiple(rows: list[int], width: int, architecture: str) -> None:
-    batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer(architecture), pad_to_multiple_of=8)(np.array(rows))
+    batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer(architecture), MAX_LENGTH, pad_to_multiple_of=8)(
+        np.array(rows)
+    )
     for tensor in batch.inputs.values():
         assert tensor.shape == (len(rows), width)
     assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [len(ROWS[row]) for row in rows]
 
 
+def test_no_width_is_beyond_what_the_model_takes() -> None:
+    collate = Collator(split_of(ROWS), tiny_tokenizer(), max_length=10, pad_to_multiple_of=8)
+    assert collate.widths.tolist() == [8, 8, 8, 8, 10]
+    assert collate(np.array([4, 0])).inputs["input_ids"].shape == (2, 10)
+
+
+@pytest.mark.parametrize("max_tokens", [40, 64, 200])
+def test_the_plan_counts_the_tokens_that_are_computed(max_tokens: int) -> None:
+    """Lengths rounded up to a multiple included: the budget holds for what the device gets."""
+    lengths = np.random.default_rng(0).integers(2, 30, 60)
+    split = split_of([[5] * length for length in lengths])
+    collate = Collator(split, tiny_tokenizer(), MAX_LENGTH, pad_to_multiple_of=8)
+    plan = BatchPlan(split.lengths, np.ones(60), batch_size=32, widths=collate.widths, max_tokens=max_tokens)
+    for step in plan:
+        computed = [collate(rows).inputs["input_ids"].numel() for rows in step.rows[0] if len(rows)]
+        assert sum(computed) == step.num_padded_tokens
+        assert max(computed) == step.largest[1] <= max_tokens
+        assert step.num_tokens == sum(split.lengths[rows].sum() for rows in step.rows[0])
+
+
 def test_no_rows_give_a_filler_that_a_model_can_take() -> None:
-    batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer())(np.empty(0, np.int64))
+    batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer(), MAX_LENGTH)(np.empty(0, np.int64))
     assert batch.is_filler
     assert batch.inputs["input_ids"].tolist() == [ROWS[0]]
     assert batch.labels.tolist() == [0]
@@ -110,7 +133,7 @@ def test_what_the_mask_shows_is_the_rows_as_they_were(
     kept = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True)))
     rows = np.array(data.draw(st.lists(st.integers(0, len(kept) - 1), min_size=1, max_size=8)))
     tokenizer = tiny_tokenizer("xlnet" if left else "bert")
-    batch = Collator(split.take(kept, name="test", origin="cut"), tokenizer, multiple)(rows)
+    batch = Collator(split.take(kept, name="test", origin="cut"), tokenizer, MAX_LENGTH, multiple)(rows)
     for ids, mask, row in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], rows, strict=True):
         assert ids[mask.bool()].tolist() == tokens[kept[row]]
         assert not ids[~mask.bool()].any()
@@ -124,7 +147,9 @@ def test_what_the_mask_shows_is_the_rows_as_they_were(
 @pytest.fixture
 def collate() -> Collator:
     random = np.random.default_rng(0)
-    return Collator(split_of([[2, *range(5, 5 + random.integers(20)), 3] for _ in range(50)]), tiny_tokenizer())
+    return Collator(
+        split_of([[2, *range(5, 5 + random.integers(20)), 3] for _ in range(50)]), tiny_tokenizer(), MAX_LENGTH
+    )
 
 
 def plan_of(collate: Collator, **fields: int | None) -> BatchPlan:

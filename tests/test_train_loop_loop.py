@@ -30,7 +30,7 @@ def argv(tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path]) -> l
 
 
 def train_with_scaler(
-    argv: list[str], monkeypatch: pytest.MonkeyPatch, overflow_at: int | None
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, overflow_at: int | str | None
 ) -> list[dict[str, Any]]:
     """Train with a gradient scaler, as fp16 does on a GPU, and let one step's gradients overflow."""
     from accelerate import Accelerator
@@ -47,7 +47,7 @@ def train_with_scaler(
     steps = observe(training)
     state = TrainState()
     parameter = next(p for name, p in training.model.named_parameters() if name == "classifier.bias")
-    parameter.register_hook(lambda g: g * float("inf") if state.step == overflow_at else g)
+    parameter.register_hook(lambda g: g * float("inf") if overflow_at in (state.step, "always") else g)
     before: list[Any] = []
     after_step = training.progress.after_step
 
@@ -72,6 +72,13 @@ def test_warmup_and_decay_stand_still_on_a_skipped_fp16_step(argv: list[str], mo
     assert torch.equal(bumpy[2]["bias"], bumpy[1]["bias"])
     assert not torch.equal(bumpy[3]["bias"], bumpy[2]["bias"])
     assert [step["rows"] for step in bumpy] == [step["rows"] for step in smooth]
+
+
+def test_an_fp16_run_that_skips_every_update_is_no_success(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        loop.NonFiniteLoss, match=r"step 20: fp16 overflowed in 20 steps in a row.*--mixed_precision bf16"
+    ):
+        train_with_scaler([*argv, "--epochs=4"], monkeypatch, overflow_at="always")
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(

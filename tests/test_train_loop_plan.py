@@ -66,6 +66,23 @@ def test_every_process_has_the_same_number_of_micro_batches_within_the_budget(ar
             assert all(cost <= 64 or size == 1 for cost, size in zip(costs, sizes, strict=True))
 
 
+def fewest_runs(lengths: list[int], max_tokens: int) -> int:
+    """Return the fewest runs that keep to the budget, by trying every place for the last cut."""
+    fewest = [0]
+    for end in range(1, len(lengths) + 1):
+        fits = (s for s in range(end) if end - s == 1 or (end - s) * max(lengths[s:end]) <= max_tokens)
+        fewest.append(1 + min(fewest[start] for start in fits))
+    return fewest[-1]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 120), st.integers(1, 4))
+@settings(deadline=None, max_examples=300)
+def test_a_step_takes_no_more_passes_than_the_budget_asks_for(lengths, max_tokens, num_processes):
+    step = cut_step(np.arange(len(lengths)), np.array(lengths), max_tokens=max_tokens, num_processes=num_processes)
+    assert step.num_micro_batches == math.ceil(fewest_runs(lengths, max_tokens) / num_processes)
+    assert all(num_rows * width <= max_tokens or num_rows == 1 for num_rows, width in step.sizes)
+
+
 @given(plans(), st.integers(1, 4), st.integers(1, 2000))
 @settings(deadline=None, max_examples=100)
 def test_evaluation_visits_each_row_once_on_equal_numbers_of_passes(arguments, num_processes, max_tokens):

@@ -183,6 +183,16 @@ def test_a_terminal_gets_a_live_line(tmp_path: Path) -> None:
     assert [entry["step"] for entry in entries(tmp_path)] == [4, 6]
 
 
+def test_peak_memory_is_in_mib_on_macos_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(ru_maxrss=512 * 2**20)
+    monkeypatch.setattr(progress_module.resource, "getrusage", lambda _: usage)
+    monkeypatch.setattr(progress_module.sys, "platform", "darwin")
+    assert progress_module.peak_memory_mib(torch.device("cpu")) == 512
+    monkeypatch.setattr(progress_module.sys, "platform", "linux")
+    usage.ru_maxrss = 512 * 2**10
+    assert progress_module.peak_memory_mib(torch.device("cpu")) == 512
+
+
 def test_a_quiet_console_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     build_console(quiet=True).print("text")
     assert capsys.readouterr().out == ""

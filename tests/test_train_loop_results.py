@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -6,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from held_out import split_of
+from rich.console import Console
 from tiny_models import tiny_tokenizer
 
 from train_loop import pictures, results
 from train_loop.assessment import Assessment, assess
 from train_loop.calibration import Calibration
 from train_loop.config import TrainConfig
-from train_loop.results import write_results
+from train_loop.model_card import render_model_card
+from train_loop.results import print_results, write_results
 
 LABELS = ("bad", "good 🙂 漢", "<b>so</b> $o, so")
 HOSTILE = [
@@ -34,12 +37,14 @@ FILES = {
 }
 
 
-def assessed(num_rows: int = 60, seed: int = 0, classes: int = 3) -> Assessment:
+def assessed(
+    num_rows: int = 60, seed: int = 0, classes: int = 3, names: tuple[str, ...] = ("validation", "test")
+) -> Assessment:
     """An assessment of random logits over hostile texts, so that they are among mistakes, pairs and findings."""
     generator = np.random.default_rng(seed)
     texts = [f"{HOSTILE[number % 3]} {number % 20}" for number in range(num_rows)]
     labels = np.arange(num_rows) % classes
-    splits = {name: split_of(texts, labels.tolist(), name) for name in ("validation", "test")}
+    splits = {name: split_of(texts, labels.tolist(), name) for name in names}
     logits = {name: generator.normal(0, 2, (num_rows, 3)).astype(np.float32) for name in splits}
     return assess(
         name="run <i>1</i>",
@@ -51,7 +56,7 @@ def assessed(num_rows: int = 60, seed: int = 0, classes: int = 3) -> Assessment:
         logits=logits,
         calibration=Calibration(1.5, "a warning with <markup>"),
         tokenizer=tiny_tokenizer(),
-        train=split_of(texts[:5], [0, 1, 2, 0, 1], "train"),
+        train=split_of([*texts[:5], texts[0]], [*[0, 1, 2, 0, 1][:num_rows], 1], "train"),
         tell=lambda text: None,
     )
 
@@ -111,6 +116,35 @@ def test_the_report_is_harmless_whatever_the_texts_hold(tmp_path: Path) -> None:
     assert "default-src 'none'" in text
     for hostile in (*HOSTILE, *LABELS, "run <i>1</i>"):
         assert hostile in page.text  # seen as it was written
+
+
+def test_figures_of_rows_that_chose_the_model_are_never_told_as_held_out(tmp_path: Path) -> None:
+    assessment = assessed(names=("validation",))
+    write_results(tmp_path / "results", assessment, None)
+    report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
+    out = io.StringIO()
+    print_results(Console(file=out, width=200), assessment, tmp_path)
+    reason = "these rows also chose the checkpoint and the temperature"
+    for text in (report, out.getvalue()):
+        assert f"The figures are of the validation split: {reason}." in text
+        assert "validation *" in text
+    card = render_model_card(assessment, 128, 1_000)
+    assert "validation \\* (60 rows)" in card
+    assert f"{reason}, and there are no test rows." in card
+
+
+def test_beside_test_figures_those_of_validation_have_a_footnote(tmp_path: Path) -> None:
+    assessment = assessed()
+    assert list(assessment.footnotes) == ["validation"]
+    assert not any("figures are of" in warning for warning in assessment.warnings)
+    write_results(tmp_path / "results", assessment, None)
+    report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
+    assert "* validation: these rows also chose the checkpoint and the temperature." in report
+
+
+def test_contradictions_among_training_rows_are_found_too() -> None:
+    (finding,) = [f for f in assessed().findings if f.kind == "contradiction" and f.split == "train"]
+    assert (finding.row, finding.other_row, finding.label) == (6, 1, LABELS[1])
 
 
 def test_the_report_names_no_outside_address(tmp_path: Path) -> None:

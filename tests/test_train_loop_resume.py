@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import labelled_rows
 from fork_server import main
 from tiny_models import save_tiny_model
@@ -92,6 +93,42 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert "Damaged checkpoint left aside: step-00000009" in output
     assert "Continuing from step-00000006" in output
     assert newest_weights_hash(run) == expected
+
+
+def test_the_checkpoint_just_written_is_never_pruned(tmp_path: Path) -> None:
+    """Damaged folders of later steps, from which the run did not go on, count for nothing."""
+    from train_loop.checkpoint import MODEL_FILE, OPTIMIZER_FILE, CheckpointStore, Identity, TrainState
+
+    store = CheckpointStore(tmp_path, 1, Identity({}, ("a", "b"), "", 10))
+    tensors = {MODEL_FILE: {"a": torch.zeros(2)}, OPTIMIZER_FILE: {"a/exp_avg": torch.zeros(2)}}
+    store._write(tensors, TrainState(step=200))
+    (tmp_path / "step-00000200" / MODEL_FILE).write_bytes(b"damaged")
+    store._write(tensors, TrainState(step=100))
+    written = store._write(tensors, TrainState(step=150))
+    assert store.newest_valid()[0] == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000150", "step-00000200"]
+
+
+def test_another_cut_may_be_given_beside_resume_and_what_an_older_run_found_is_forgotten(
+    tmp_path: Path, argv: list[str]
+) -> None:
+    argv = [*argv, "--max_steps=6", "--eval_every=100", "--run_name=r"]
+    assert main(argv) == 0
+    run = tmp_path / "runs" / "r"
+    expected = weights_hash(run)
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    (newest / "manifest.json").unlink()
+    (before,) = (path for path in (run / "checkpoints").glob("step-*") if path != newest)
+    state = json.loads((before / "state.json").read_text())
+    assert "max_tokens_per_forward" not in state["state"]
+    state["state"]["max_tokens_per_forward"] = 16  # as runs kept it once
+    (before / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((before / "manifest.json").read_text())
+    content = (before / "state.json").read_bytes()
+    manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (before / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["--resume", str(run), "--max_tokens_per_forward=100000"]) == 0
+    assert weights_hash(run) == expected  # one forward pass a step, as before: even dropout is the same
 
 
 def test_a_finished_run_resumes_to_the_same_results(tmp_path: Path, argv: list[str]) -> None:

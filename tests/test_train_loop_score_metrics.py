@@ -7,11 +7,11 @@ from sklearn import metrics as oracle
 
 from train_loop.score_metrics import (
     NUM_BINS,
-    brier_score,
     log_loss,
     mean_over_defined,
     rankings,
     reliability,
+    row_brier_scores,
 )
 
 Rows = tuple[NDArray[np.float64], NDArray[np.int64]]
@@ -43,7 +43,7 @@ def test_log_loss_and_brier_equal_scikit_learns(probabilities: NDArray[np.float6
     assert log_loss(probabilities, labels) == pytest.approx(
         oracle.log_loss(labels, probabilities, labels=classes), abs=1e-12
     )
-    assert brier_score(probabilities, labels) == pytest.approx(
+    assert row_brier_scores(probabilities, labels).mean() == pytest.approx(
         oracle.brier_score_loss(labels, probabilities, labels=classes), abs=1e-12
     )
 

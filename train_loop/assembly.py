@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from train_loop.checkpoint import CheckpointStore, Identity, TrainState
 from train_loop.config import TrainConfig
 from train_loop.data import Data
+from train_loop.device import shard_by_layer
 from train_loop.dropout import replace_dropout
 from train_loop.loop import Training
 from train_loop.model import freeze_unused_parameters
@@ -50,7 +51,9 @@ def build_training(
         masks = replace_dropout(model)
     if config.compile:
         model.compile(dynamic=True)  # in place: a wrapper would change the names of the weights
-    if accelerator.distributed_type != DistributedType.FSDP:
+    if accelerator.distributed_type == DistributedType.FSDP:
+        shard_by_layer(accelerator.state.fsdp_plugin, model)
+    else:
         model.to(accelerator.device)  # before the optimizer, which picks its kernel by the device
     with warnings.catch_warnings():
         # torch renamed the option, and Accelerate cannot pass the new name yet.

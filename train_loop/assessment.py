@@ -19,6 +19,11 @@ from train_loop.split_metrics import SplitMetrics, measure
 
 MAX_TRAINING_ROWS = 200_000
 """Training rows that held-out ones are compared with; of more, the first so many."""
+FOOTNOTES = {
+    "train": "the model was trained on these rows",
+    "validation": "these rows also chose the checkpoint and the temperature",
+}
+"""Splits of a run that are not held out in full -> why their figures flatter the model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class Assessment:
     confused: list[ConfusedPair]
     findings: list[Finding]
     warnings: list[str]
+    footnotes: dict[str, str]
+    """Split -> what to know of its figures, where there is something."""
 
 
 def assess(
@@ -56,9 +63,10 @@ def assess(
     train: Split | None,
     tell: Callable[[str], None],
 ) -> Assessment:
-    """Measure and examine the held-out splits, by their logits [N, C].
+    """Measure and examine splits by their logits [N, C].
 
-    `train` is compared with them for near duplicates; None where the training rows are not at hand.
+    `train` is the run's training rows, which held-out ones are compared with; it may be among the splits itself.
+    None where the rows measured are none of the run's, so that a split's name tells nothing of its part in it.
     """
     columns = tuple(column for column in (config.text_column, config.text_pair_column) if column is not None)
     predictions = {
@@ -74,11 +82,17 @@ def assess(
         main.split, main.texts(), labels, main.predicted, unk_id=-1 if unknown is None else int(unknown)
     )
     warnings = [f"Calibration: {calibration.warning}."] if calibration.warning else []
-    findings = [finding for found in predictions.values() for finding in label_findings(found)]
-    findings += [f for rows in splits.values() for f in contradictions(rows, labels, columns)]
-    if train is not None:
+    footnotes = {name: FOOTNOTES[name] for name in splits if train is not None and name in FOOTNOTES}
+    if headline in footnotes:
+        warnings.append(f"The figures are of the {headline} split: {footnotes[headline]}.")
+    # What a model says of labels that it was trained on proves nothing.
+    held_out = {split: found for split, found in predictions.items() if found.split is not train}
+    findings = [finding for found in held_out.values() for finding in label_findings(found)]
+    searched = [*splits.values(), *([train] if train is not None and "train" not in splits else [])]
+    findings += [finding for rows in searched for finding in contradictions(rows, labels, columns)]
+    if train is not None and held_out:
         tell(f"Comparing held-out rows with {min(len(train), MAX_TRAINING_ROWS):,} training rows ...")
-        findings += _duplicates(predictions, train)
+        findings += _duplicates(held_out, train)
         if len(train) > MAX_TRAINING_ROWS:
             warnings.append(
                 f"Near duplicates were looked for in the first {MAX_TRAINING_ROWS:,} of {len(train):,} training rows."
@@ -96,6 +110,7 @@ def assess(
         confused=confused_pairs(main, metrics[headline].matrix),
         findings=worst_first(findings),
         warnings=warnings,
+        footnotes=footnotes,
     )
 
 

@@ -21,7 +21,11 @@ Interval = tuple[float, float]
 
 
 def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
-    """Return metric -> interval for what follows from the confusion matrix [C, C]."""
+    """Return metric -> interval for what follows from the confusion matrix [C, C].
+
+    A class that the rows have and a resample happens to lack is left out of that resample's macro averages.
+    Were it to count 0, as 0 / 0 does in a metric itself, a perfect classifier's interval would lie below 1.
+    """
     generator = np.random.default_rng(seed)
     rows = int(matrix.sum())
     shares = matrix.ravel() / max(1, rows)
@@ -30,8 +34,22 @@ def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
         count = min(CHUNK, NUM_RESAMPLES - start)
         drawn = generator.multinomial(rows, shares, size=count).reshape(count, *matrix.shape)
         for name, values in count_metrics(drawn).items():
+            if name.startswith("macro_"):
+                values = values * (_num_averaged(name, matrix) / np.maximum(_num_averaged(name, drawn), 1))
             samples.setdefault(name, []).append(values)
     return {name: _interval(np.concatenate(values)) for name, values in samples.items()}
+
+
+def _num_averaged(name: str, matrix: Matrix) -> NDArray[np.int64]:
+    """Return over how many classes of matrices [..., C, C] a macro average is defined: [...].
+
+    Recall needs a true row of the class; precision and F1 need a true or a predicted one.
+    """
+    has_rows = matrix.sum(axis=-1) > 0
+    if name != "macro_recall":
+        has_rows |= matrix.sum(axis=-2) > 0
+    count: NDArray[np.int64] = has_rows.sum(axis=-1)
+    return count
 
 
 def row_intervals(row_values: dict[str, Floats], rankings: list[Ranking], seed: int) -> dict[str, Interval]:

@@ -53,8 +53,6 @@ class TrainState:
     """Optimizer steps of the plan that are done."""
     num_updates: int = 0
     """Steps that changed the weights; fp16 skips some. Warm-up and decay count these."""
-    max_tokens_per_forward: int | None = None
-    """Most padded tokens of one forward pass; falls when memory runs out."""
     best_score: float | None = None
     """Best validation value of the run's metric so far; the loss counts negatively."""
     best_loss: float = 0.0
@@ -106,8 +104,7 @@ class CheckpointStore:
             MODEL_FILE: model_tensors(model),
             OPTIMIZER_FILE: _optimizer_tensors(model, optimizer),
         }
-        if accelerator.scaler is not None:
-            state.scaler = accelerator.scaler.state_dict()
+        state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         return on_main_process(accelerator, lambda: self._write(tensors, state))
 
     def newest_valid(self) -> tuple[Path | None, list[str]]:
@@ -131,6 +128,7 @@ class CheckpointStore:
         def read() -> TrainState:
             content = json.loads((path / STATE_FILE).read_text())
             self._require_same(path, content["identity"])
+            content["state"].pop("max_tokens_per_forward", None)  # runs from before it was left to the machine at hand
             return TrainState(**content["state"])
 
         state = on_main_process(accelerator, read)
@@ -183,11 +181,13 @@ class CheckpointStore:
         return final
 
     def _prune(self, state: TrainState) -> None:
-        protected = {path.name for path in sorted(self._all())[-self.keep :]}
+        # Later ones are damaged, or the run would have gone on from them; the run will write them anew.
+        written = [path for path in sorted(self._all()) if path <= self.path_of(state.step)]
+        protected = set(written[-self.keep :])
         if state.best_step is not None:
-            protected.add(self.path_of(state.best_step).name)
-        for path in self._all():
-            if path.name not in protected:
+            protected.add(self.path_of(state.best_step))
+        for path in written:
+            if path not in protected:
                 _remove(path)
 
     def _require_same(self, path: Path, found: dict[str, Any]) -> None:

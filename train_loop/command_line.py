@@ -22,6 +22,11 @@ NEEDED = (
 )
 
 
+def is_main_process() -> bool:
+    """Return whether this process speaks for all, before there is an Accelerator to ask."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def exit_status(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run a command, print its error as one message, and return the exit status.
 
@@ -36,7 +41,7 @@ def exit_status(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
     from train_loop.interrupt import Interrupted
     from train_loop.loop import NonFiniteLoss
 
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = is_main_process()
     try:
         command(argv)
     except (InputError, NonFiniteLoss) as error:

@@ -6,8 +6,9 @@ local files.
 """
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import yaml
 
 from serve.contract.errors import InputError
 from serve.contract.text import CleaningMode
+from train_loop.command_line import is_main_process
 
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
 LengthGrouping = Literal["window", "batch", "none"]
@@ -46,12 +48,13 @@ RESUME_FLAGS = {
     "gradient_accumulation_steps",
     "max_tokens_per_forward",
     "eval_max_tokens_per_forward",
+    "mixed_precision",
     "keep_checkpoints",
     "log_every",
     "trackers",
     "push_to_hub",
 }
-"""What may be given beside --resume: nothing here changes what is learned."""
+"""What may be given beside --resume: what another machine may want, and what leaves the weights alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,8 @@ class TrainConfig:
     gradient_accumulation_steps: int | None = None
     """Forward passes a process cuts its share of a step into; null derives it from max_tokens_per_forward."""
     max_tokens_per_forward: int | None = None
-    """Most tokens of one forward pass, padding included; null does not cut. Never changes what is learned."""
+    """Most tokens of one forward pass, padding included; null does not cut. What is learned stays the same: to
+    rounding without dropout, in expectation with it."""
     length_grouping: LengthGrouping = "window"
     """window: rows of similar length share a step; batch: random steps, sorted inside; none: as drawn."""
 
@@ -240,7 +244,8 @@ def _problems(config: TrainConfig) -> list[str]:
     require(
         config.dataset_name is not None or config.train_file is not None,
         "no training rows: give --train_file FILE or --dataset_name ID_OR_FOLDER "
-        "(no argument at all runs the quickstart, from the project's root)",
+        "(no argument at all runs the quickstart, from the project's root; with other flags it is "
+        "--config recipes/quickstart.yaml)",
     )
     require(
         config.dataset_name is None or (config.validation_file is None and config.test_file is None),
@@ -276,12 +281,13 @@ def _problems(config: TrainConfig) -> list[str]:
     return problems
 
 
-def _parser() -> Any:
+def _parser(*, exit_on_error: bool = True) -> Any:
     # Imported here: `--help` of other commands and the tests of the dataclass do not need it.
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
+        exit_on_error=exit_on_error,
         prog="train_loop/main.py",
         usage="%(prog)s [--config FILE] [--FIELD VALUE ...]",  # all fields would bury the error under it
         allow_abbrev=False,
@@ -295,16 +301,18 @@ def _parser() -> Any:
 def parse_config(argv: Sequence[str]) -> TrainConfig:
     """Return the configuration of a command line: flags over `--config` files over defaults.
 
-    With `--resume RUN`, the file is the run's own, and only flags that cannot change what is learned
-    are taken. Exits with status 2 on an unknown flag, field or value, as argparse does.
+    With `--resume RUN`, the file is the run's own, and only RESUME_FLAGS are
+    taken. Exits with status 2 on an unknown flag, field or value, as argparse does.
 
     Raises:
         InputError: a file cannot be read, or fields contradict each other.
     """
     flags = {word[2:].split("=", 1)[0].split(".", 1)[0].rstrip("+") for word in argv if word.startswith("--")}
     if not argv and QUICKSTART_RECIPE.is_file():
-        print(f"No arguments: the quickstart, as in {QUICKSTART_RECIPE}.", flush=True)
+        if is_main_process():
+            print(f"No arguments: the quickstart, as in {QUICKSTART_RECIPE}.", flush=True)
         argv = ["--config", str(QUICKSTART_RECIPE)]
+    _require_known(flags - {"config", "help"}, "--")
     parser = _parser()
     given = parser.parse_args(list(argv))
     files = [Path(path) for path in given.pop("config") or []]
@@ -318,7 +326,10 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         files = [Path(given["resume"]) / CONFIG_FILE]
     fields: dict[str, Any] = {}
     for path in files:
-        fields |= read_yaml(path)
+        found = read_yaml(path)
+        _require_known(found, "", where=f"{path}: ")
+        _require_types(found, path)
+        fields |= found
     if flag := next((name for name in ("config", "resume") if fields.get(name) is not None), None):
         raise InputError(f"{', '.join(map(str, files))}: {flag} is for the command line alone; give it as --{flag}")
     if flags & {"dataset_name", "train_file"}:
@@ -327,6 +338,24 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     parser.set_defaults({name: from_files[name] for name in fields})
     given = parser.parse_args(list(argv))
     return TrainConfig(**{field.name: given[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
+def _require_types(fields: dict[str, Any], path: Path) -> None:
+    import jsonargparse
+
+    try:
+        _parser(exit_on_error=False).parse_object(fields)
+    except jsonargparse.ArgumentError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _require_known(names: Iterable[str], prefix: str, *, where: str = "") -> None:
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in names:
+        if name not in (*known, "config"):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else "--help lists all fields"
+            raise InputError(f"{where}{prefix}{name}: no such field; {hint}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

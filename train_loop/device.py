@@ -1,6 +1,7 @@
 """The Accelerator of a run: device, processes, trackers, and what precision the hardware really has."""
 
 import ctypes
+import datetime
 import os
 import platform
 
@@ -12,10 +13,14 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
+    FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     parse_flag_from_env,
 )
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from serve.contract.errors import InputError
 from train_loop.config import MixedPrecision, TrainConfig
@@ -23,24 +28,35 @@ from train_loop.config import MixedPrecision, TrainConfig
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of glibc's <malloc.h>."""
 
+PATIENCE = datetime.timedelta(hours=6)
+"""How long processes wait for one another. NCCL's own ten minutes end a run where one process tokenizes many rows,
+or examines the results, while the others wait."""
 
-def build_accelerator(config: TrainConfig) -> Accelerator:
+
+def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> Accelerator:
     """Return the Accelerator that a configuration and the launcher's environment ask for.
 
+    `for_evaluation` never shards, and takes the precision `auto` where the hardware lacks the one asked for.
+
     Raises:
-        InputError: the device cannot do the precision, a tracker is not installed, or DeepSpeed is asked
-            for.
+        InputError: the device cannot do the precision, a tracker is not installed, or DeepSpeed or FSDP 1 is
+            asked for.
     """
+    if for_evaluation:
+        # Accelerate shards a model with its optimizer alone, and transformers, told to load sparingly, would
+        # leave all processes but one with weights that nobody fills.
+        os.environ.pop("ACCELERATE_USE_FSDP", None)
+    plugin = fsdp_plugin()
     # Accelerate forms several CPU processes only when told that the device is a CPU.
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     if state.distributed_type == DistributedType.DEEPSPEED:
         raise InputError(
             "DeepSpeed runs its own accumulation, clipping and update, which this loop writes by hand; "
             "use FSDP2 for sharding (accelerate launch --use_fsdp --fsdp_version 2)"
         )
     keep_freed_memory(state.device)
-    use_the_cores(state.device, state.num_processes)
+    use_the_cores(state.device, int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
     _quieten_libraries(is_main=state.is_main_process)
     available = sorted(str(tracker) for tracker in get_available_trackers())
     absent = sorted(set(config.trackers) - set(available))
@@ -49,9 +65,13 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"--trackers {', '.join(absent)}: not installed, or no tracker of Accelerate; installed are "
             f"{', '.join(available) or 'none'}"
         )
+    precision = config.mixed_precision
+    if for_evaluation and why_lacking(precision, state.device):
+        precision = "auto"
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision=resolve_precision(config.mixed_precision, state.device),
+        mixed_precision=resolve_precision(precision, state.device),
+        fsdp_plugin=plugin,
         log_with=config.trackers or None,
         # Trackers want a folder now; assembly.py names the run's own once that is made.
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
@@ -62,13 +82,47 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     )
 
 
-def use_the_cores(device: torch.device, num_processes: int) -> None:
-    """Give a CPU process started by `accelerate launch` its share of the cores.
+def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
+    """Return the launcher's FSDP settings, with weights and gradients in float32; None where it asks for none.
 
-    The launcher sets OMP_NUM_THREADS=1 where it is told nothing, which would leave all cores but one idle.
-    A larger --num_cpu_threads_per_process or OMP_NUM_THREADS is kept.
+    Accelerate would cast weights, gradients and their sums over processes to bf16, so that what is learned would
+    depend on the cut of a step, and some models would not run at all. Here autocast does what it does elsewhere.
+
+    Raises:
+        InputError: FSDP version 1, whose flattened parameters the optimizer and the checkpoints do not know.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by the launcher alone
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return None
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise InputError("FSDP version 1 is not supported; use FSDP2: accelerate launch --use_fsdp --fsdp_version 2")
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+
+
+def shard_by_layer(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
+    """Let the policy TRANSFORMER_BASED_WRAP shard the encoder's layers, unless the launcher names other classes.
+
+    Its own choice, transformers' `_no_split_modules`, names classes that RoBERTa lacks, and makes ModernBERT's
+    embeddings be sharded twice.
+    """
+    if plugin.transformer_cls_names_to_wrap is None:
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+        plugin.transformer_cls_names_to_wrap = [type(max(stacks, key=len)[0]).__name__] if stacks else None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error means that a smaller forward pass might fit into memory."""
+    # Accelerate's list lacks what CUDA says where it, and not torch, finds no memory.
+    others = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return bool(should_reduce_batch_size(error)) or any(text in str(error) for text in others)
+
+
+def use_the_cores(device: torch.device, num_processes: int) -> None:
+    """Give a CPU process started by `accelerate launch` or torchrun its share of the machine's cores.
+
+    Both set OMP_NUM_THREADS=1 where they are told nothing, which would leave most cores idle. A larger
+    --num_cpu_threads_per_process or OMP_NUM_THREADS is kept. `num_processes` are those of this machine.
+    """
+    launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()  # set by launchers alone
     if device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // num_processes))
@@ -107,15 +161,10 @@ def resolve_precision(requested: MixedPrecision, device: torch.device) -> str:
     CPU without bf16 instructions emulates it more slowly than float32.
 
     Raises:
-        InputError: fp16 on a CPU, which Accelerate would silently run in float32.
+        InputError: the device lacks it.
     """
-    if requested == "fp16" and device.type not in ("cuda", "xpu"):
-        raise InputError(
-            f"--mixed_precision fp16: runs on GPUs only, and the device is {device.type} (Accelerate would silently "
-            "compute in float32); use --mixed_precision auto, bf16 or no"
-        )
-    if requested == "bf16" and device.type == "cuda" and not _cuda_has_bf16():
-        raise InputError("--mixed_precision bf16: this GPU has no bf16 instructions; use fp16 or auto")
+    if reason := why_lacking(requested, device):
+        raise InputError(reason)
     if requested != "auto":
         return requested
     if device.type == "cuda":
@@ -125,11 +174,30 @@ def resolve_precision(requested: MixedPrecision, device: torch.device) -> str:
     return "no"
 
 
+def why_lacking(requested: MixedPrecision, device: torch.device) -> str | None:
+    """Return why a device cannot compute in a precision, with the way out, or None if it can."""
+    if requested == "fp16" and device.type not in ("cuda", "xpu"):
+        return (
+            f"--mixed_precision fp16: runs on GPUs only, and the device is {device.type} (Accelerate would silently "
+            "compute in float32); use --mixed_precision auto, bf16 or no"
+        )
+    if requested == "bf16" and device.type == "cuda" and not _cuda_has_bf16():
+        return "--mixed_precision bf16: this GPU has no bf16 instructions; use fp16 or auto"
+    return None
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    """Return the precision as people call it."""
+    return "float32" if accelerator.mixed_precision == "no" else str(accelerator.mixed_precision)
+
+
 def _cuda_has_bf16() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _cpu_has_bf16() -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch: float32, unless bf16 is asked for
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 

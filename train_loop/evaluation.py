@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from numpy.typing import NDArray
 from torch import nn
 
+from serve.contract.labels import scores_from_logits
 from train_loop.data import Split
+from train_loop.device import is_out_of_memory
 from train_loop.feed import Collator, to_device
-from train_loop.metrics import classification_metrics, confusion_matrix, per_class
+from train_loop.metrics import classification_metrics
 from train_loop.plan import Rows, evaluation_plan
 from train_loop.processes import from_all_processes
+from train_loop.score_metrics import log_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,36 +30,17 @@ class Evaluation:
 
     metrics: dict[str, float]
     """Metric -> value over all rows; `loss` is the plain mean cross-entropy."""
-    per_class: dict[str, dict[str, float]]
-    confusion_matrix: NDArray[np.int64]
-    """[C, C]: rows are true classes, columns predicted ones."""
     logits: NDArray[np.float32]
     """[N, C], in the split's order."""
 
 
-def evaluate_split(
-    accelerator: Accelerator,
-    model: nn.Module,
-    split: Split,
-    labels: tuple[str, ...],
-    collate: Collator,
-    max_tokens: int,
-) -> Evaluation:
-    """Run the model over a split and score it; every process returns the same.
-
-    A forward pass has at most `max_tokens` tokens, padding included.
-
-    Raises:
-        RuntimeError: a row was not counted exactly once.
-    """
-    logits = predict_logits(accelerator, model, split, len(labels), collate, max_tokens)
-    predictions = logits.argmax(axis=1)
-    metrics: dict[str, float] = classification_metrics(len(labels)).compute(
-        predictions=predictions, references=split.labels
+def evaluate_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Evaluation:
+    """Score logits [N, C] against the classes [N] of their rows."""
+    metrics: dict[str, float] = classification_metrics(logits.shape[1]).compute(
+        predictions=logits.argmax(axis=1), references=labels
     )
-    metrics["loss"] = mean_cross_entropy(logits, split.labels)
-    matrix = confusion_matrix(predictions, split.labels, len(labels))
-    return Evaluation(metrics, per_class(matrix, labels), matrix, logits)
+    metrics["loss"] = mean_cross_entropy(logits, labels)
+    return Evaluation(metrics, logits)
 
 
 def predict_logits(
@@ -67,7 +51,13 @@ def predict_logits(
     collate: Collator,
     max_tokens: int,
 ) -> NDArray[np.float32]:
-    """Return the logits of every row [N, C] float32, in the split's order, on every process."""
+    """Run the model over a split; return the logits [N, C], in the split's order, on every process.
+
+    A forward pass has at most `max_tokens` tokens, padding included.
+
+    Raises:
+        RuntimeError: a row was not counted exactly once.
+    """
     sharded = accelerator.distributed_type == DistributedType.FSDP
     # Without DDP's wrapper a forward pass is no collective, so processes may differ in their passes.
     forward = model if sharded else accelerator.unwrap_model(model)
@@ -77,10 +67,10 @@ def predict_logits(
     outputs: list[NDArray[np.float32]] = []
     try:
         with torch.inference_mode() if not sharded else torch.no_grad():
-            for step in evaluation_plan(split.lengths, num_processes=accelerator.num_processes, max_tokens=max_tokens):
+            for step in evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens):
                 for micro_batch in step.rows[accelerator.process_index]:
                     if len(micro_batch) or sharded:
-                        logits = _forward(forward, micro_batch, collate, accelerator.device, may_halve=not sharded)
+                        logits = _forward(accelerator, forward, micro_batch, collate, may_halve=not sharded)
                         rows.append(micro_batch)
                         outputs.append(logits[: len(micro_batch)])
     finally:
@@ -91,27 +81,26 @@ def predict_logits(
 
 
 def mean_cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the mean of -log softmax(logits)[label] over the rows, computed in float64."""
-    wide = logits.astype(np.float64)
-    peak = wide.max(axis=1)
-    log_sum = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=1))
-    return float((log_sum - wide[np.arange(len(labels)), labels]).mean())
+    """Return the log loss of logits [N, C] as they are, without a temperature."""
+    return log_loss(scores_from_logits(logits), labels)
 
 
 def _forward(
-    model: nn.Module, rows: Rows, collate: Collator, device: torch.device, *, may_halve: bool
+    accelerator: Accelerator, model: nn.Module, rows: Rows, collate: Collator, *, may_halve: bool
 ) -> NDArray[np.float32]:
     """Return the logits of some rows [B, C]; halves them where memory runs out."""
     try:
-        batch = next(to_device([collate(rows)], device))
-        logits: NDArray[np.float32] = model(**batch.inputs).logits.float().cpu().numpy()
-        return logits
+        batch = next(to_device([collate(rows)], accelerator.device))
+        with accelerator.autocast():  # Accelerate puts it into every model but a sharded one
+            logits = model(**batch.inputs).logits
+        array: NDArray[np.float32] = logits.float().cpu().numpy()
+        return array
     except RuntimeError as error:
-        if not (may_halve and len(rows) > 1 and should_reduce_batch_size(error)):
+        if not (may_halve and len(rows) > 1 and is_out_of_memory(error)):
             raise
     clear_device_cache()
     middle = len(rows) // 2
-    halves = [_forward(model, part, collate, device, may_halve=True) for part in (rows[:middle], rows[middle:])]
+    halves = [_forward(accelerator, model, part, collate, may_halve=True) for part in (rows[:middle], rows[middle:])]
     return np.concatenate(halves)
 
 

@@ -24,7 +24,7 @@ from train_loop.assessment import Assessment, assess
 from train_loop.calibration import Calibration
 from train_loop.config import CONFIG_FILE, TrainConfig, read_yaml
 from train_loop.data import Split, load_data, load_labelled_file
-from train_loop.device import build_accelerator
+from train_loop.device import build_accelerator, precision_name
 from train_loop.evaluation import predict_logits
 from train_loop.feed import Collator
 from train_loop.processes import on_main_process
@@ -44,8 +44,14 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; give a run directory such as runs/latest")
     classifier = read_classifier(folder / "model")
     config = _config(folder, classifier, arguments)
-    accelerator = build_accelerator(config)
+    accelerator = build_accelerator(config, for_evaluation=True)
     console = build_console(quiet=not accelerator.is_main_process)
+    if config.mixed_precision not in ("auto", accelerator.mixed_precision):
+        console.print(
+            f"This {accelerator.device.type} lacks the run's precision, {config.mixed_precision}: measured in "
+            f"{precision_name(accelerator)}.",
+            style="yellow",
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     with accelerator.local_main_process_first():  # the others find the tokens cached
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
@@ -140,8 +146,7 @@ def _rows(
     absent = [name for name in names if name not in data.splits]
     if absent:
         raise InputError(f"--split {absent[0]}: the run has no such split; it has {', '.join(data.splits)}")
-    train = None if arguments.split == "train" else data.train
-    return {name: data.splits[name] for name in names}, train, data.fingerprint
+    return {name: data.splits[name] for name in names}, data.train, data.fingerprint
 
 
 def _logits(
@@ -164,7 +169,7 @@ def _logits(
             prepared,
             split,
             len(classifier.labels),
-            Collator(split, tokenizer),
+            Collator(split, tokenizer, classifier.max_length),
             config.eval_max_tokens_per_forward,
         )
     return found

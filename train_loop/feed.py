@@ -35,36 +35,41 @@ class Collator:
     Args:
         split: the rows.
         tokenizer: says the padding token and side (XLNet pads on the left).
+        max_length: no row is padded beyond it, as the model may have no further positions.
         pad_to_multiple_of: round lengths up; 8 suits the tensor cores of half-precision GPUs.
     """
 
-    def __init__(self, split: Split, tokenizer: PreTrainedTokenizerFast, pad_to_multiple_of: int = 1) -> None:
+    def __init__(
+        self, split: Split, tokenizer: PreTrainedTokenizerFast, max_length: int, pad_to_multiple_of: int = 1
+    ) -> None:
         self.labels = split.labels
+        rounded = -(-split.lengths // pad_to_multiple_of) * pad_to_multiple_of
+        self.widths: NDArray[np.int32] = np.maximum(split.lengths, np.minimum(rounded, max_length))
+        """Tokens of each row with its own padding [N]; the plan counts in these."""
         self._tokens: datasets.Dataset = split.tokens.with_format("arrow")
         self._padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         self._left = tokenizer.padding_side == "left"
-        self._multiple = pad_to_multiple_of
 
     def __call__(self, rows: Rows) -> MicroBatch:
         """Return the micro-batch of `rows`; of no rows, a filler made of row 0."""
         is_filler = len(rows) == 0
         if is_filler:
             rows = np.zeros(1, dtype=np.int64)
-        table = self._tokens[rows]
+        table, width = self._tokens[rows], int(self.widths[rows].max())
         inputs: dict[str, Tensor] = {}
         for name in table.column_names:
             column = table.column(name).combine_chunks()
             lengths = np.diff(column.offsets.to_numpy())
-            padded, mask = self._pad(column.flatten().to_numpy(zero_copy_only=False), lengths, self._padding[name])
+            values = column.flatten().to_numpy(zero_copy_only=False)
+            padded, mask = self._pad(values, lengths, width, self._padding[name])
             inputs[name] = torch.from_numpy(padded)
             inputs["attention_mask"] = torch.from_numpy(mask)
         return MicroBatch(rows, inputs, torch.from_numpy(self.labels[rows]), is_filler)
 
     def _pad(
-        self, values: NDArray[np.integer], lengths: NDArray[np.integer], padding: int
+        self, values: NDArray[np.integer], lengths: NDArray[np.integer], width: int, padding: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return values [sum of lengths] as [B, T] with its mask [B, T]."""
-        width = -(-int(lengths.max()) // self._multiple) * self._multiple
         places = np.arange(width)
         real = places >= width - lengths[:, None] if self._left else places < lengths[:, None]  # [B, T]
         padded = np.full(real.shape, padding, dtype=np.int64)

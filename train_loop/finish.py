@@ -26,7 +26,7 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         raise InputError(f"{best}: the best checkpoint is damaged ({problem}); restore it, and continue by --resume")
     load_model_tensors(accelerator, training.model, best / MODEL_FILE)
     splits = {name: split for name, split in data.splits.items() if name != "train"}
-    logits = {name: training.evaluate(split).logits for name, split in splits.items()}
+    logits = {name: training.predict(split) for name, split in splits.items()}
 
     def examine() -> Assessment:
         calibration = fit_temperature(logits["validation"], splits["validation"].labels)

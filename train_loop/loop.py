@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -21,9 +22,9 @@ from serve.contract.errors import InputError
 from train_loop.checkpoint import CheckpointStore, TrainState
 from train_loop.config import TrainConfig
 from train_loop.data import Data, Split
-from train_loop.device import return_unused_memory
+from train_loop.device import is_out_of_memory, return_unused_memory
 from train_loop.dropout import MaskSource
-from train_loop.evaluation import Evaluation, evaluate_split
+from train_loop.evaluation import Evaluation, evaluate_logits, predict_logits
 from train_loop.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.interrupt import Interrupted, InterruptWatch
 from train_loop.loss import loss_sum
@@ -34,6 +35,8 @@ from train_loop.progress import Progress, StepReport
 
 TRIM_MEMORY_EVERY = 50
 """Steps after which a CPU process gives back memory it does not use."""
+MAX_SKIPPED = 20
+"""Updates in a row that fp16 may skip. Its scale falls from 65,536 to 1 in 16; what overflows then always will."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -58,12 +61,18 @@ class Training:
     dropout_masks: MaskSource | None = None
     """Source of dropout masks on a CPU; None where torch draws them."""
     pad_to_multiple_of: int = 1
-    largest_done: int = 0
-    """Padded tokens of the largest micro-batch that fitted into memory on every process."""
+    max_tokens_per_forward: int | None = None
+    """Most padded tokens of one forward pass, once memory has run out; not kept, as a resumed run may have more."""
+    sizes_done: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    """(rows, tokens of a row) of micro-batches that fitted into memory on every process, beside AdamW's state."""
 
     def __post_init__(self) -> None:
-        self.collate = Collator(self.data.train, self.tokenizer, self.pad_to_multiple_of)
-        self.row_weights = self.class_weights.double().cpu().numpy()[self.data.train.labels]  # [N]
+        self.collate = self.collator(self.data.train)
+        self.row_weights = self.class_weights.cpu().double().numpy()[self.data.train.labels]  # [N]; MPS has no float64
+
+    def collator(self, split: Split) -> Collator:
+        """Return what pads the rows of a split."""
+        return Collator(split, self.tokenizer, self.data.max_length, self.pad_to_multiple_of)
 
     def plan(self, epoch: int) -> BatchPlan:
         """Return the optimizer steps of an epoch."""
@@ -75,18 +84,23 @@ class Training:
             grouping=self.config.length_grouping,
             seed=self.config.seed,
             epoch=epoch,
+            widths=self.collate.widths,
             num_micro_batches=self.config.gradient_accumulation_steps,
             max_tokens=self.config.max_tokens_per_forward,
         )
 
     def evaluate(self, split: Split) -> Evaluation:
         """Score a split with the weights as they are; call it on all processes."""
-        return evaluate_split(
+        return evaluate_logits(self.predict(split), split.labels)
+
+    def predict(self, split: Split) -> NDArray[np.float32]:
+        """Return the logits of a split [N, C] with the weights as they are; call it on all processes."""
+        return predict_logits(
             self.accelerator,
             self.model,
             split,
-            self.data.labels,
-            Collator(split, self.tokenizer, self.pad_to_multiple_of),
+            len(self.data.labels),
+            self.collator(split),
             self.config.eval_max_tokens_per_forward,
         )
 
@@ -96,12 +110,12 @@ def train(training: Training, state: TrainState) -> None:
 
     Raises:
         Interrupted: a signal came; the step it came in is finished and saved.
-        NonFiniteLoss: before the update.
+        NonFiniteLoss: before the update, or after MAX_SKIPPED updates in a row that fp16 skipped.
         InputError: a checkpoint cannot be written; one row alone does not fit into memory.
     """
     config, accelerator = training.config, training.accelerator
     plan, epoch = training.plan(0), 0
-    steps_per_epoch = len(plan)
+    steps_per_epoch, num_skipped = len(plan), 0
     training.model.train()
     with (
         StepFeed(training.collate, accelerator.process_index) as feed,
@@ -114,7 +128,7 @@ def train(training: Training, state: TrainState) -> None:
                 epoch = state.step // steps_per_epoch
                 plan = training.plan(epoch)
                 feed.forget()
-            step_plan, loss = _forward_and_backward(training, state, feed, plan, state.step % steps_per_epoch)
+            step_plan, loss = _forward_and_backward(training, state.step, feed, plan)
 
             # Below this line gradients are complete and alike on every process.
             limit = config.max_grad_norm if config.max_grad_norm is not None else float("inf")
@@ -128,6 +142,7 @@ def train(training: Training, state: TrainState) -> None:
                 shape=config.lr_schedule,
             )
             updated = _update(accelerator, training.optimizer, learning_rate)
+            num_skipped = 0 if updated else num_skipped + 1
 
             state.step += 1
             state.num_updates += updated
@@ -149,6 +164,8 @@ def train(training: Training, state: TrainState) -> None:
                     seconds=seconds,
                 )
             )
+            if num_skipped == MAX_SKIPPED:
+                raise NonFiniteLoss(_skipped_message(training, state))
 
             every = config.eval_every or steps_per_epoch
             at_evaluation = state.step % every == 0 or state.step == training.num_steps
@@ -174,28 +191,26 @@ def seed_of_step(seed: int, step: int, process: int) -> int:
     return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
 
 
-def _forward_and_backward(
-    training: Training, state: TrainState, feed: StepFeed, plan: BatchPlan, index: int
-) -> tuple[StepPlan, Tensor]:
+def _forward_and_backward(training: Training, step: int, feed: StepFeed, plan: BatchPlan) -> tuple[StepPlan, Tensor]:
     """Accumulate a step's gradients; where memory runs out, cut the step finer and begin it again.
 
     Returns the plan carried out and this process's share of the step's loss. By promise T1 the cut
-    changes nothing.
+    changes nothing but which rows share a draw of dropout.
     """
-    accelerator = training.accelerator
+    accelerator, index = training.accelerator, step % len(plan)
     step_plan, batches = feed.take(
-        index, lambda i: plan.step(i, state.max_tokens_per_forward), last=index + 1 == len(plan)
+        index, lambda i: plan.step(i, training.max_tokens_per_forward), last=index + 1 == len(plan)
     )
     while True:
-        seed = seed_of_step(training.config.seed, state.step, accelerator.process_index)
+        seed = seed_of_step(training.config.seed, step, accelerator.process_index)
         torch.manual_seed(seed)
         if training.dropout_masks is not None:
             training.dropout_masks.seed(seed)
         # Under DDP the last backward pass exchanges gradients, and a process that runs out of memory in
         # it would leave the others waiting for ever. So a size never tried before runs without the
         # exchange; the processes agree whether it fitted, and an empty pass makes the exchange.
-        untried = step_plan.largest[1] > training.largest_done
-        agree_first = untried and accelerator.distributed_type in (
+        untried = [size for size in set(step_plan.sizes) if not _fits(size, training.sizes_done)]
+        agree_first = bool(untried) and accelerator.distributed_type in (
             DistributedType.MULTI_GPU,
             DistributedType.MULTI_CPU,
             DistributedType.MULTI_XPU,
@@ -205,7 +220,7 @@ def _forward_and_backward(
             loss = _micro_batches(training, step_plan, batches, exchange=not agree_first)
         except RuntimeError as error:
             may_cut = agree_first or accelerator.num_processes == 1
-            if not (should_reduce_batch_size(error) and may_cut):
+            if not (is_out_of_memory(error) and may_cut):
                 raise
         if agree_first:
             if any_process(accelerator, loss is None):
@@ -213,7 +228,8 @@ def _forward_and_backward(
             else:
                 _micro_batches(training, step_plan, [training.collate(np.empty(0, np.int64))], exchange=True)
         if loss is not None:
-            training.largest_done = max(training.largest_done, step_plan.largest[1])
+            if training.optimizer.state:  # AdamW makes it in the first update; before, there is more room than after
+                training.sizes_done.update(untried)
             return step_plan, loss
 
         training.optimizer.zero_grad()
@@ -221,16 +237,25 @@ def _forward_and_backward(
         num_rows, num_tokens = step_plan.largest
         if num_rows == 1:
             raise InputError(
-                f"step {state.step + 1}: a single row of {num_tokens} tokens does not fit into memory; lower "
+                f"step {step + 1}: a single row of {num_tokens} tokens does not fit into memory; lower "
                 "--max_length, take a smaller model, or free memory, and continue by --resume"
             )
-        state.max_tokens_per_forward = num_tokens // 2
+        training.max_tokens_per_forward = num_tokens // 2
         training.progress.note(
             f"Out of memory at {num_tokens:,} tokens in one forward pass: the step is cut to at most "
-            f"{state.max_tokens_per_forward:,} and tried again. What is learned does not change."
+            f"{training.max_tokens_per_forward:,} and tried again. What is learned does not change (with dropout: in "
+            "expectation)."
         )
         feed.forget()
-        step_plan, batches = feed.build(plan.step(index, state.max_tokens_per_forward))
+        step_plan, batches = feed.build(plan.step(index, training.max_tokens_per_forward))
+
+
+def _fits(size: tuple[int, int], done: set[tuple[int, int]]) -> bool:
+    """Return whether a micro-batch of at least as many rows, at least as long, is known to fit into memory.
+
+    The product alone would not tell: attention takes memory by the square of the length.
+    """
+    return any(size[0] <= rows and size[1] <= width for rows, width in done)
 
 
 def _micro_batches(training: Training, step_plan: StepPlan, batches: list[MicroBatch], *, exchange: bool) -> Tensor:
@@ -243,7 +268,8 @@ def _micro_batches(training: Training, step_plan: StepPlan, batches: list[MicroB
     for number, batch in enumerate(to_device(batches, accelerator.device), start=1):
         last = exchange and number == len(batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(training.model):
-            logits = training.model(**batch.inputs).logits  # [B, C]
+            with accelerator.autocast():  # Accelerate puts it into every model but a sharded one
+                logits = training.model(**batch.inputs).logits  # [B, C]
             numerator = loss_sum(
                 logits,
                 batch.labels,
@@ -266,8 +292,8 @@ def _share_outcome(
 ) -> tuple[float, int]:
     """Return the step's loss over all processes, and a signal that any of them received.
 
-    The one point of a step where the processor waits for the device: a loss that is not finite must
-    stop the run before it reaches the weights.
+    The processor waits for the device here: a loss that is not finite must stop the run before it reaches
+    the weights.
     """
     accelerator = training.accelerator
     # fp16 overflows now and then; its scaler skips such a step by itself.
@@ -285,7 +311,7 @@ def _share_outcome(
 def _non_finite_message(training: Training, state: TrainState, own_loss: float, loss: float) -> str:
     steps_per_epoch = len(training.plan(0))
     epoch, index = divmod(state.step, steps_per_epoch)
-    rows = training.plan(epoch).step(index, state.max_tokens_per_forward).rows[training.accelerator.process_index]
+    rows = training.plan(epoch).step(index, training.max_tokens_per_forward).rows[training.accelerator.process_index]
     mine = [] if np.isfinite(own_loss) and not np.isfinite(loss) else np.concatenate(rows).tolist()
     suspects = sorted(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine)))
     numbers = [int(training.data.train.source_rows[row]) + 1 for row in suspects]
@@ -295,6 +321,14 @@ def _non_finite_message(training: Training, state: TrainState, own_loss: float, 
         f"the step in {training.data.train.origin}, counted from 1: {', '.join(map(str, numbers[:64]))}"
         f"{' ...' if len(numbers) > 64 else ''}. Look at those texts; then lower --learning_rate, set --max_grad_norm, "
         "or use --mixed_precision bf16 or no in a new run. The last checkpoint is untouched"
+    )
+
+
+def _skipped_message(training: Training, state: TrainState) -> str:
+    return (
+        f"step {state.step}: fp16 overflowed in {MAX_SKIPPED} steps in a row, at ever smaller scales, so nothing "
+        "is learned any more. Continue from the last checkpoint in a precision with more range: --resume "
+        f"{training.checkpoints.folder.parent} --mixed_precision bf16 (or no)"
     )
 
 

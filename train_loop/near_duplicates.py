@@ -29,12 +29,10 @@ class NearDuplicate:
     """Jaccard similarity of their n-grams, THRESHOLD to 1."""
 
 
-def near_duplicates(
-    held_out: Texts, train: Texts, advance: Callable[[int], None] = lambda num_rows: None
-) -> list[NearDuplicate]:
+def near_duplicates(held_out: Texts, train: Texts) -> list[NearDuplicate]:
     """Return the held-out rows that are near duplicates of a training row, the most alike first.
 
-    Case, and how wide white space is, do not count. `advance` is told of the training rows that went past.
+    Case, and how wide white space is, do not count.
     """
     # Imported here: only the end of a run needs it.
     from datasketch import MinHashLSH
@@ -54,7 +52,6 @@ def near_duplicates(
                 similarity = len(sets[place] & grams[row]) / len(sets[place] | grams[row])
                 if similarity >= THRESHOLD and (row not in best or similarity > best[row].similarity):
                     best[row] = NearDuplicate(row, first + place, similarity)
-        advance(len(texts))
     return sorted(best.values(), key=lambda duplicate: (-duplicate.similarity, duplicate.row))
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+Run = tuple[int, int]
+"""A micro-batch: rows[start:end] of its step."""
 LengthGrouping = Literal["window", "batch", "none"]
 
 WINDOW_BATCHES = 50
@@ -34,14 +36,22 @@ class StepPlan:
     num_rows: int
     num_tokens: int
     """Real tokens, padding excluded."""
-    num_padded_tokens: int
-    """Tokens computed, padding included."""
-    largest: tuple[int, int]
-    """(rows, tokens padded) of the largest micro-batch of any process."""
+    sizes: tuple[tuple[int, int], ...]
+    """(rows, tokens of the padded row) of every micro-batch of every process that has rows."""
 
     @property
     def num_micro_batches(self) -> int:
         return len(self.rows[0])
+
+    @property
+    def num_padded_tokens(self) -> int:
+        """Tokens computed, padding included."""
+        return sum(num_rows * width for num_rows, width in self.sizes)
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """(rows, tokens padded) of the micro-batch with the most tokens."""
+        return max(((num_rows, num_rows * width) for num_rows, width in self.sizes), key=lambda size: size[1])
 
 
 class BatchPlan:
@@ -55,6 +65,7 @@ class BatchPlan:
         grouping: `window` sorts by length inside windows of 50 batches, then shuffles the batches;
             `batch` draws batches at random and sorts only inside (unbiased); `none` sorts nowhere.
         seed, epoch: the order is drawn from these two alone.
+        widths: tokens of each row where the hardware wants lengths rounded up [N]; None takes `lengths`.
         num_micro_batches: cut each process's share into exactly so many, or None.
         max_tokens: cut so that no micro-batch has more tokens, padding included (a single longer row
             stands alone), or None.
@@ -70,6 +81,7 @@ class BatchPlan:
         grouping: LengthGrouping = "window",
         seed: int = 0,
         epoch: int = 0,
+        widths: NDArray[np.integer] | None = None,
         num_micro_batches: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
@@ -78,6 +90,7 @@ class BatchPlan:
         if batch_size < 1 or num_processes < 1:
             raise ValueError(f"batch_size and num_processes must be at least 1: {batch_size}, {num_processes}")
         self.lengths = lengths
+        self.widths = lengths if widths is None else widths
         self.weights = weights
         self.batch_size = batch_size
         self.num_processes = num_processes
@@ -109,6 +122,7 @@ class BatchPlan:
         return cut_step(
             rows,
             self.lengths,
+            widths=self.widths,
             weight_sum=math.fsum(self.weights[rows]),
             num_processes=self.num_processes,
             num_micro_batches=self.num_micro_batches if max_tokens is None else None,
@@ -134,6 +148,7 @@ def cut_step(
     rows: Rows,
     lengths: NDArray[np.integer],
     *,
+    widths: NDArray[np.integer] | None = None,
     weight_sum: float = 0.0,
     num_processes: int = 1,
     num_micro_batches: int | None = None,
@@ -142,26 +157,28 @@ def cut_step(
     """Cut the rows of one step into the same number of micro-batches on each process.
 
     Micro-batches are runs of `rows` as given, cut where the largest padded run is smallest. With
-    `max_tokens`, as few micro-batches are taken as keep to it.
+    `max_tokens`, there are as few as keep to it; a single longer row stands alone.
     """
-    row_lengths = lengths[rows].astype(np.int64)
+    row_widths = (lengths if widths is None else widths)[rows].astype(np.int64)
     count = num_micro_batches or 1
-    bounds = _cut_evenly(row_lengths, num_processes * count)
-    while max_tokens is not None and _over_budget(row_lengths, bounds, max_tokens):
-        count = count + 1 if count < 8 else count * 5 // 4  # exact while it matters, quick where it is many
-        bounds = _cut_evenly(row_lengths, num_processes * count)
+    if max_tokens is None:
+        bounds = _cut_evenly(row_widths, num_processes * count)
+    else:
+        longest = _greedy_runs(row_widths, max_tokens)
+        count = max(count, math.ceil(len(longest) / num_processes))
+        bounds = _cut_evenly(row_widths, num_processes * count)
+        if any(_cost(row_widths, *run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
+            # One row alone is over the budget, and an even cut lets the other runs grow to its size.
+            bounds = longest + [(len(rows), len(rows))] * (num_processes * count - len(longest))
 
+    costs = np.array([_cost(row_widths, *run) for run in bounds], dtype=np.int64)
     runs = [rows[start:end] for start, end in bounds]
-    costs = np.array([_cost(row_lengths, start, end) for start, end in bounds], dtype=np.int64)
-    shares = _deal(costs, num_processes, count)
-    largest = int(costs.argmax())
     return StepPlan(
-        rows=tuple(tuple(runs[run] for run in share) for share in shares),
+        rows=tuple(tuple(runs[run] for run in share) for share in _deal(costs, num_processes, count)),
         weight_sum=weight_sum,
         num_rows=len(rows),
-        num_tokens=int(row_lengths.sum()),
-        num_padded_tokens=int(costs.sum()),
-        largest=(len(runs[largest]), int(costs[largest])),
+        num_tokens=int(lengths[rows].sum(dtype=np.int64)),
+        sizes=tuple((end - start, int(row_widths[start:end].max())) for start, end in bounds if end > start),
     )
 
 
@@ -183,50 +200,47 @@ def _draw_order(
     return order, random.permutation(num_full)
 
 
-def _cost(row_lengths: NDArray[np.int64], start: int, end: int) -> int:
-    """Return the padded tokens of the micro-batch row_lengths[start:end]."""
-    return (end - start) * int(row_lengths[start:end].max()) if end > start else 0
+def _cost(row_widths: NDArray[np.int64], start: int, end: int) -> int:
+    """Return the padded tokens of the micro-batch row_widths[start:end]."""
+    return (end - start) * int(row_widths[start:end].max()) if end > start else 0
 
 
-def _over_budget(row_lengths: NDArray[np.int64], bounds: list[tuple[int, int]], max_tokens: int) -> bool:
-    return any(end - start > 1 and _cost(row_lengths, start, end) > max_tokens for start, end in bounds)
-
-
-def _cut_evenly(row_lengths: NDArray[np.int64], num_runs: int) -> list[tuple[int, int]]:
+def _cut_evenly(row_widths: NDArray[np.int64], num_runs: int) -> list[Run]:
     """Cut into `num_runs` runs whose largest padded size is as small as can be; some may be empty.
 
-    Bisects the largest size allowed; for one size, greedy runs are the fewest.
+    Bisects the largest size allowed.
     """
-    num_rows = len(row_lengths)
+    num_rows = len(row_widths)
     if num_rows <= num_runs:
         bounds = [(row, row + 1) for row in range(num_rows)]
         return bounds + [(num_rows, num_rows)] * (num_runs - num_rows)
-    if num_runs == 1:
-        return [(0, num_rows)]
-    low, high = int(row_lengths.max()), num_rows * int(row_lengths.max())
-    best = [(0, num_rows)]
-    while low <= high:
+    best: list[Run] = [(0, num_rows)]
+    low, high = int(row_widths.max()), num_rows * int(row_widths.max())
+    while low <= high and num_runs > 1:
         size = (low + high) // 2
-        runs = _greedy_runs(row_lengths, size, num_runs)
-        if runs is None:
+        runs = _greedy_runs(row_widths, size, num_runs)
+        if len(runs) > num_runs:
             low = size + 1
         else:
             best, high = runs, size - 1
     return best + [(num_rows, num_rows)] * (num_runs - len(best))
 
 
-def _greedy_runs(row_lengths: NDArray[np.int64], size: int, num_runs: int) -> list[tuple[int, int]] | None:
-    """Return the longest runs whose padded size is at most `size`, or None if they are more than `num_runs`."""
-    bounds: list[tuple[int, int]] = []
-    start, longest = 0, 0
-    for row, length in enumerate(row_lengths.tolist()):
-        longest = max(longest, length)
-        if (row + 1 - start) * longest > size:
+def _greedy_runs(row_widths: NDArray[np.int64], size: int, most: int | None = None) -> list[Run]:
+    """Return the fewest runs whose padded size is at most `size`, the longest first; a larger row stands alone.
+
+    Gives up, and returns too many, once there are more than `most`.
+    """
+    bounds: list[Run] = []
+    start, widest = 0, 0
+    for row, width in enumerate(row_widths.tolist()):
+        widest = max(widest, width)
+        if row > start and (row + 1 - start) * widest > size:
             bounds.append((start, row))
-            if len(bounds) == num_runs:
-                return None
-            start, longest = row, length
-    return [*bounds, (start, len(row_lengths))]
+            if most is not None and len(bounds) == most:
+                break
+            start, widest = row, width
+    return [*bounds, (start, len(row_widths))]
 
 
 def _deal(costs: NDArray[np.int64], num_processes: int, count: int) -> list[list[int]]:

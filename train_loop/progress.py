@@ -170,7 +170,8 @@ def peak_memory_mib(device: torch.device) -> float:
     """Return the peak memory so far [MiB]: the device's allocations on a GPU, the resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _drop_entries_after(path: Path, step: int) -> None:

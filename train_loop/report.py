@@ -54,6 +54,7 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
             for name, found in assessment.predictions.items()
         },
         "warnings": assessment.warnings,
+        "footnotes": assessment.footnotes,
         "temperature": headline.temperature,
         "pictures": [
             {

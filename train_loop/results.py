@@ -48,7 +48,7 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     table = Table(title="Results", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for name in assessment.metrics:
-        table.add_column(f"{name} (95 % interval)", justify="right")
+        table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
     for metric in SHOWN_METRICS:
         cells = []
         for found in assessment.metrics.values():
@@ -63,6 +63,8 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     ]
     table.add_row("calibration error, before -> after", *errors)
     console.print(table, highlight=False)
+    for name, note in assessment.footnotes.items():
+        console.print(f"* {name}: {note}", style="dim", highlight=False)
     worse = [kind for kind in assessment.slices if kind.is_worse][:5]
     if worse:
         weak = Table(title="Worse than the rest, beyond chance", title_justify="left", box=None, pad_edge=False)

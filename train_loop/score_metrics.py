@@ -27,15 +27,10 @@ def log_loss(probabilities: Floats, labels: NDArray[np.int64]) -> float:
 
 
 def row_brier_scores(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
-    """Return each row's squared distance to its one-hot label [N]; halved for two classes, 0 to 1."""
+    """Return each row's squared distance to its one-hot label [N] (Brier 1950); halved for two classes, 0 to 1."""
     own = probabilities[np.arange(len(labels)), labels]
     distances: Floats = (probabilities**2).sum(axis=1) - own**2 + (1.0 - own) ** 2
     return distances / 2.0 if probabilities.shape[1] == 2 else distances
-
-
-def brier_score(probabilities: Floats, labels: NDArray[np.int64]) -> float:
-    """Return the mean squared distance to the one-hot labels (Brier 1950)."""
-    return float(row_brier_scores(probabilities, labels).mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +78,6 @@ class Ranking:
         ordered = scores[self._order]
         self._ends = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # last row of each distinct score
         self._is_class = is_class[self._order].astype(np.float64)
-        self.thresholds: Floats = ordered[self._ends]
 
     def counts(self, weights: NDArray[np.number] | None = None) -> tuple[Floats, Floats]:
         """Return true and false positives at each distinct score, from the highest down: [K] each."""

@@ -19,7 +19,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
+from train_loop.command_line import is_main_process
 from train_loop.config import TrainConfig
 
 SPLITS = ("train", "validation", "test")
@@ -100,7 +101,7 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
     try:
         loaded = datasets.load_dataset(name, config.dataset_config, revision=config.dataset_revision)
     except Exception as error:  # the Hub client, requests and datasets raise dozens of types here
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise InputError(
             f"--dataset_name {name}: not a folder here, and the Hub did not give it ({reason}). Check the id "
             "(namespace/name) and --dataset_config, the network, or give local files: "
@@ -115,7 +116,8 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
         _require_columns(f"{name} ({match})", rows.column_names, columns)
         rows = rows.select_columns(list(columns))
         if _is_unlabelled(rows, config.label_column):
-            print(f"{name}: the {match} split has no labels on the Hub; it is left aside.", flush=True)
+            if is_main_process():
+                print(f"{name}: the {match} split has no labels on the Hub; it is left aside.", flush=True)
             continue
         splits[split] = rows
     if "train" not in splits:
