@@ -130,7 +130,8 @@ def parse_settings(argv: Sequence[str], environment: Mapping[str, str] | None = 
         InputError: a value is of another type or out of range, or settings contradict each other.
     """
     environment = os.environ if environment is None else environment
-    given = {name: value for name, value in vars(_parser().parse_args(list(argv))).items() if value is not None}
+    arguments = _parser().parse_args([_with_dashes(word) for word in argv])
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
     hints = typing.get_type_hints(ServeSettings)
     values: dict[str, Any] = {}
     problems = []
@@ -163,6 +164,12 @@ def parse_settings(argv: Sequence[str], environment: Mapping[str, str] | None = 
     if problems:
         raise InputError("\n".join(problems))
     return ServeSettings(**values)
+
+
+def _with_dashes(word: str) -> str:
+    """Return a flag as it is spelled here: those of the other commands have underscores."""
+    name, equals, value = word.partition("=")
+    return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
 
 def _parser() -> argparse.ArgumentParser:

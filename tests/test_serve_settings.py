@@ -15,6 +15,11 @@ def test_flags_win_over_variables() -> None:
     assert (settings.bundle, settings.port, settings.api_keys) == (Path("from-variable"), 2, ("a", "b"))
 
 
+def test_flags_may_be_spelled_as_those_of_the_other_commands() -> None:
+    found = parse_settings(["--bundle=a_b", "--max_length", "64", "--max_batch_tokens=128"], {})
+    assert (found.bundle, found.max_length, found.max_batch_tokens) == (Path("a_b"), 64, 128)
+
+
 def test_every_setting_has_a_flag_a_variable_and_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parse_settings(["--help"], {})

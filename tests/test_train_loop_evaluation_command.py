@@ -68,10 +68,13 @@ def test_a_split_goes_into_a_folder_of_its_own(finished: Path) -> None:
     assert (finished / "results" / "metrics.json").read_bytes() == before
 
 
-def test_any_labelled_file_is_measured_with_columns_of_its_own(finished: Path, tmp_path: Path) -> None:
+def test_any_labelled_file_is_measured_with_columns_of_its_own(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = write(tmp_path / "new rows.csv", labelled_rows(20), ("message", "team"))
     arguments = ["--run", str(finished), "--file", str(rows), "--text_column", "message", "--label_column", "team"]
     assert exit_status(evaluate, arguments) == 0
+    assert "not compared for near duplicates of training rows" in " ".join(capsys.readouterr().out.split())
     folder = finished / "results_new_rows"
     found = metrics_of(folder)
     assert found["splits"]["new rows"]["rows"] == 20  # type: ignore[index]

@@ -31,6 +31,7 @@ from train_loop.config import PACKAGED_MODEL, TrainConfig
 from train_loop.main import main
 from train_loop.model import (
     PACKAGED_MODEL_SHA256,
+    fitting_precision,
     freeze_unused_parameters,
     load_model,
     load_tokenizer,
@@ -280,6 +281,16 @@ def test_segment_parameters_are_frozen_where_the_tokenizer_gives_no_segments(tmp
     model = load_model(config_of(save_tiny_model(tmp_path / "model", "xlnet")), LABELS, CPU)
     frozen = freeze_unused_parameters(model, ["input_ids", "attention_mask"])
     assert {name.rsplit(".", 1)[-1] for name in frozen} == {"mask_emb", "seg_embed", "r_s_bias"}
+
+
+def test_a_model_that_fails_in_half_precision_is_computed_in_float32(tmp_path: Path, tiny_model: Path) -> None:
+    deberta = save_tiny_model(tmp_path / "deberta", "deberta")
+    assert fitting_precision(config_of(deberta)) == "no"
+    assert fitting_precision(config_of(deberta, mixed_precision="no")) == "no"
+    with pytest.raises(InputError, match=r"--mixed_precision bf16: transformers' deberta runs in float32 alone"):
+        fitting_precision(config_of(deberta, mixed_precision="bf16"))
+    assert fitting_precision(config_of(tiny_model, mixed_precision="bf16")) == "bf16"
+    assert fitting_precision(config_of(tiny_model)) == "auto"
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Assessment:
     slices: list[Slice]
     confused: list[ConfusedPair]
     findings: list[Finding]
+    compared_with_training: bool
+    """Whether near duplicates of training rows were looked for."""
     warnings: list[str]
     footnotes: dict[str, str]
     """Split -> what to know of its figures, where there is something."""
@@ -109,6 +111,7 @@ def assess(
         slices=slices,
         confused=confused_pairs(main, metrics[headline].matrix),
         findings=worst_first(findings),
+        compared_with_training=train is not None,
         warnings=warnings,
         footnotes=footnotes,
     )

@@ -27,6 +27,7 @@ from train_loop.data import Split, load_data, load_labelled_file
 from train_loop.device import build_accelerator, precision_name
 from train_loop.evaluation import predict_logits
 from train_loop.feed import Collator
+from train_loop.model import fitting_precision
 from train_loop.processes import on_main_process
 from train_loop.progress import build_console
 from train_loop.results import print_results, write_results
@@ -44,7 +45,9 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; give a run directory such as runs/latest")
     classifier = read_classifier(folder / "model")
     config = _config(folder, classifier, arguments)
-    accelerator = build_accelerator(config, for_evaluation=True)
+    own_model = dataclasses.replace(config, model_name=str(folder / "model"), model_revision=None)
+    runnable = dataclasses.replace(config, mixed_precision=fitting_precision(own_model))
+    accelerator = build_accelerator(runnable, for_evaluation=True)
     console = build_console(quiet=not accelerator.is_main_process)
     if config.mixed_precision not in ("auto", accelerator.mixed_precision):
         console.print(

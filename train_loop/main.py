@@ -5,6 +5,7 @@ accelerate launch train_loop/main.py --config recipes/tweet_sentiment.yaml
 accelerate launch train_loop/main.py --resume runs/latest
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -29,14 +30,14 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.loss import class_weights
-    from train_loop.model import load_model, load_tokenizer
+    from train_loop.model import fitting_precision, load_model, load_tokenizer
     from train_loop.progress import build_console
     from train_loop.run_directory import open_run, require_writable
     from train_loop.summary import print_data, print_run
 
     config = parse_config(argv)
     require_writable(config.output_dir)
-    accelerator = build_accelerator(config)
+    accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
     console = build_console(quiet=not accelerator.is_main_process)
 
     tokenizer, max_length = load_tokenizer(config)

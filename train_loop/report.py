@@ -5,9 +5,10 @@ import collections
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from train_loop.assessment import Assessment
+from train_loop.audit import Kind
 from train_loop.near_duplicates import THRESHOLD
 from train_loop.predictions import misclassified_rows
 
@@ -79,7 +80,9 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
             for row, text in zip(shown, headline.texts_of(shown), strict=True)
         ],
         "audit": assessment.findings[:MAX_FINDINGS],
-        "audit_counts": {"label_error": 0, "near_duplicate": 0, "contradiction": 0}
+        "audit_counts": {
+            kind: 0 for kind in get_args(Kind) if assessment.compared_with_training or kind != "near_duplicate"
+        }
         | collections.Counter(finding.kind for finding in assessment.findings),
         "duplicate_threshold": THRESHOLD,
         "configuration": dataclasses.asdict(assessment.config),

@@ -77,9 +77,10 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
         line = f"{pair.count:,} of {pair.true!r} taken for {pair.predicted!r} ({pair.share:.1%})"
         console.print(line, highlight=False, markup=False)
     kinds = [finding.kind for finding in assessment.findings]
+    alike = f"{kinds.count('near_duplicate'):,}" if assessment.compared_with_training else "not compared for"
     console.print(
-        f"Data audit: {kinds.count('label_error'):,} suspected label errors, {kinds.count('near_duplicate'):,} near "
-        f"duplicates of training rows, {kinds.count('contradiction'):,} contradictions.",
+        f"Data audit: {kinds.count('label_error'):,} suspected label errors, {alike} near duplicates of training rows, "
+        f"{kinds.count('contradiction'):,} contradictions.",
         highlight=False,
     )
     for warning in assessment.warnings:
