@@ -1,4 +1,4 @@
-"""Repair by measurement: the layers whose integers change the answers most stay in float32, as few as needed.
+"""Repair by measurement: the layers whose integers change the answers most stay in float32, few at first.
 
 Measured on texts made of training rows; the held-out rows are for the gate alone.
 """

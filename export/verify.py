@@ -5,6 +5,7 @@ session, against the run's model with its transformers tokenizer.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,11 +89,11 @@ class Judge:
         problems = contract_problems(self.encoder, self.reference)
         if len(self.encoder.classifier.labels) != len(self.reference.labels):
             raise InputError(problems[0])  # no row of logits can be compared
-        encodings = self._encode()
+        encodings = self._encodings
         alone = self._logits(session, encodings, list(np.arange(len(encodings))[:, None]), advance)  # [N, C]
         by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
         together = [self._logits(session, encodings, batches) for batches in (_slices(len(encodings)), by_length)]
-        shapes = _odd_shapes(session, self.encoder, self.reference, encodings)
+        shapes = {name: session.run(arrays) - expected for name, (arrays, expected) in self._odd_shapes.items()}
         record = self._record(alone, together, shapes)
         if not all(np.isfinite(found).all() for found in (alone, *together)):
             problems.append("NaN or infinite logits")
@@ -102,7 +103,8 @@ class Judge:
         canary_logits = session.run(self.encoder.pad(self.encoder.encode([inputs])))[0]
         return Verdict(record, problems, tuple(float(value) for value in np.nan_to_num(canary_logits)))
 
-    def _encode(self) -> list[Encoding]:
+    @functools.cached_property
+    def _encodings(self) -> list[Encoding]:
         encodings = self.encoder.encode(self.rows.inputs)
         unknown = max(int(encoding.ids.max()) for encoding in encodings)
         if unknown >= self.reference.vocabulary_size:
@@ -112,6 +114,27 @@ class Judge:
                 "another model's tokenizer"
             )
         return encodings
+
+    @functools.cached_property
+    def _odd_shapes(self) -> dict[str, tuple[dict[str, NDArray[np.int64]], NDArray[np.float32]]]:
+        """1 x 1, 1 x longest and ragged batches with right, left and mixed padding, and PyTorch's logits [B, C].
+
+        Both get the same arrays, so that a padding the tokenizer would not use is judged alike.
+        """
+        encoder = self.encoder
+        by_length = sorted(self._encodings, key=lambda encoding: encoding.num_tokens)
+        ragged = [by_length[place] for place in np.linspace(0, len(by_length) - 1, NUM_SHAPE_ROWS).astype(int)]
+        sides: tuple[Side, Side] = ("right", "left")
+        width = min(ragged[-1].num_tokens + 3, encoder.max_length)
+        right, left = (encoder.pad(ragged, side, length=width) for side in sides)
+        batches = {
+            "1x1": encoder.pad([_stretched(by_length[0], 1)]),
+            "1xlongest": encoder.pad([_stretched(by_length[-1], encoder.max_length)]),
+            "right": right,
+            "left": left,
+            "mixed": {name: np.where(np.arange(len(ragged))[:, None] % 2, right[name], left[name]) for name in right},
+        }
+        return {name: (arrays, self.reference.run(arrays)) for name, arrays in batches.items()}
 
     def _logits(
         self,
@@ -193,30 +216,6 @@ def _allowed_rows(share: float, num_rows: int) -> float:
     if share <= ROUNDING:
         return ROUNDING
     return max(share * num_rows, 1.0 if num_rows >= TOO_FEW_ROWS else 0.0) + ROUNDING
-
-
-def _odd_shapes(
-    session: Session, encoder: Encoder, reference: Reference, encodings: Sequence[Encoding]
-) -> dict[str, NDArray[np.float32]]:
-    """Return logits - PyTorch's [B, C] on 1 x 1, 1 x longest and ragged batches with right, left and mixed padding.
-
-    Both get the same arrays, so that a padding the tokenizer would not use is judged alike.
-    """
-    by_length = sorted(encodings, key=lambda encoding: encoding.num_tokens)
-    ragged = [by_length[place] for place in np.linspace(0, len(by_length) - 1, NUM_SHAPE_ROWS).astype(int)]
-    longest = _stretched(by_length[-1], encoder.max_length)
-    sides: tuple[Side, Side] = ("right", "left")
-    width = min(ragged[-1].num_tokens + 3, encoder.max_length)
-    right, left = (encoder.pad(ragged, side, length=width) for side in sides)
-    batches = {
-        "1x1": encoder.pad([_stretched(by_length[0], 1)]),
-        "1xlongest": encoder.pad([longest]),
-        "right": right,
-        "left": left,
-    }
-    mixed = {name: np.where(np.arange(len(ragged))[:, None] % 2, right[name], left[name]) for name in right}
-    batches["mixed"] = mixed
-    return {name: session.run(arrays) - reference.run(arrays) for name, arrays in batches.items()}
 
 
 def _shape_problems(shapes: dict[str, NDArray[np.float32]], usual: NDArray[np.float32]) -> list[str]:

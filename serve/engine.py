@@ -78,24 +78,17 @@ class Engine:
         timeout_s: float,
         truncation: Truncation | None = None,
         whole: bool = True,
+        made_here: bool = False,
     ) -> list[Outcome]:
         """Return the outcome of each input, in order; with `whole` they are answers all.
+
+        Inputs that were `made_here` are not held against the limits of a request.
 
         Raises:
             RequestError: the request as a whole gets no answer; with `whole`, also where one input gets none.
         """
-        self.require_within_limits(inputs)
-        return await self.outcomes(inputs, timeout_s=timeout_s, truncation=truncation, whole=whole)
-
-    async def outcomes(
-        self,
-        inputs: Sequence[TextInput],
-        *,
-        timeout_s: float,
-        truncation: Truncation | None = None,
-        whole: bool = True,
-    ) -> list[Outcome]:
-        """Do `classify` with inputs that were made here, and are not held against the limits of a request."""
+        if not made_here:
+            self.require_within_limits(inputs)
         outcomes = await self.batcher.submit(inputs, timeout_s=timeout_s, truncation=truncation, whole=whole)
         if whole:
             for outcome in outcomes:

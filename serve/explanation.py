@@ -45,7 +45,7 @@ async def explain(engine: Engine, given: TextInput, *, timeout_s: float) -> dict
         words = [_nearest(each, engine.facts.max_length, engine.facts.classifier.truncation_side) for each in words]
     parts = group_words(words, _max_parts(engine, texts, len(tokens)))
     variants = [given, *(_without(texts, part) for part in parts)]
-    outcomes = await engine.outcomes(variants, timeout_s=deadline - loop.time())
+    outcomes = await engine.classify(variants, timeout_s=deadline - loop.time(), made_here=True)
     answer, *occluded = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     score = max(answer.scores)
     best = answer.scores.index(score)
