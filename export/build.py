@@ -10,6 +10,7 @@ import filelock
 from rich.console import Console
 
 from export.dynamic import quantize_dynamically
+from export.early_gather import with_early_gather
 from export.half import to_half
 from export.machine import instruction_set
 from export.optimize import fused_operators, optimize_graph
@@ -176,17 +177,17 @@ class Build:
             self._progress.warn(f"{num_shared} of {num_rows} held-out rows are calibration rows too")
 
     def _add_float(self, raw: Path) -> None:
-        self._source = raw  # of static int8, which splits operators itself, and of float16, which is not for CPUs
         method = self._add_fused(raw)
         if method is None:
             return
-        verdict = self._verify(raw, "fp32")
+        self._source = self._gathered_early(raw)
+        verdict = self._verify(self._source, "fp32")
         if verdict.shortfalls:
             raise InputError(
                 "the float32 graph is not what PyTorch computes, so nothing was written: "
                 + "; ".join(verdict.shortfalls)
             )
-        self._ship("fp32", raw, method, verdict, details={})
+        self._ship("fp32", self._source, method, verdict, details={})
 
     def _add_fused(self, raw: Path) -> str | None:
         """Ship the fused form of a graph as fp32, or return why not."""
@@ -195,6 +196,7 @@ class Build:
         if fused is None:
             return method
         try:
+            fused = self._gathered_early(fused)
             graph = without_skip_layer_norms(fused, self._work / "fp32.onnx")
             encodings = self._encoder.encode(self._held_out.inputs[:256])
             rates = rows_per_second({"raw": raw, "fused": graph}, self._encoder, encodings)
@@ -205,10 +207,15 @@ class Build:
             return f"not fused: the fused graph does not run ({first_line(error)})"
         if verdict.shortfalls:
             return f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})"
-        self._source = fused
+        self._source = fused  # of static int8, which splits operators itself, and of float16, which is not for CPUs
         speeds = {f"rows_per_s_{name}_batch_{size}": rate for name in rates for size, rate in rates[name].items()}
         self._ship("fp32", graph, method, verdict, details=dict(speeds))
         return None
+
+    def _gathered_early(self, graph: Path) -> Path:
+        if external_files(graph):
+            return graph  # over 2 GB
+        return with_early_gather(graph, self._work / f"{graph.parent.name}_early.onnx", self._judge.odd_shapes())
 
     def _add_unless_impossible(self, name: str, add: Callable[[], None]) -> None:
         """Add a variant beside fp32; whatever stands in the way, fp32 ships."""

@@ -103,6 +103,10 @@ class Judge:
         canary_logits = session.run(self.encoder.pad(self.encoder.encode([inputs])))[0]
         return Verdict(record, problems, tuple(float(value) for value in np.nan_to_num(canary_logits)))
 
+    def odd_shapes(self) -> list[dict[str, NDArray[np.int64]]]:
+        """Return inputs [B, T]: 1 x 1, 1 x longest, and ragged with each padding."""
+        return [arrays for arrays, _ in self._odd_shapes.values()]
+
     @functools.cached_property
     def _encodings(self) -> list[Encoding]:
         encodings = self.encoder.encode(self.rows.inputs)

@@ -40,9 +40,10 @@ def list_tokens(encoder: "Encoder", given: "TextInput", *, special: bool = True)
     """Return all tokens of a text or pair, also those beyond the model's length. Takes as long as tokenizing."""
     cleaned = encoder.cleaned(given)
     texts = [cleaned] if isinstance(cleaned, str) else list(cleaned)
-    whole = encoder.tokenizer("error").encode(*texts, add_special_tokens=special)
     side = encoder.classifier.truncation_side
-    seen = encoder.tokenizer(side).encode(*texts, add_special_tokens=special)
+    # As a batch of one: `encode` would keep all other threads of the process waiting for as long as it takes.
+    (whole,) = encoder.tokenizer("error").encode_batch([cleaned], add_special_tokens=special)
+    (seen,) = encoder.tokenizer(side).encode_batch([cleaned], add_special_tokens=special)
     sequences = whole.sequence_ids
     num_all, num_seen = Counter(sequences), Counter(seen.sequence_ids)
     place: Counter[int] = Counter()

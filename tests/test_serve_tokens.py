@@ -15,12 +15,18 @@ NUM_TOKENS = 500
 
 
 class FakeTokenizer:
-    """One token a character; like the library's, it makes each list anew whenever it is asked for it."""
+    """One token a character; like the library's, it makes each list anew whenever it is asked for it.
+
+    There is no `encode`, during which the library lets no other thread of the process run.
+    """
 
     def __init__(self, reads: Counter[str], max_length: int) -> None:
         self.reads, self.max_length = reads, max_length
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> Any:
+    def encode_batch(self, texts: list[str], *, add_special_tokens: bool) -> list[Any]:
+        return [self._encoding(text) for text in texts]
+
+    def _encoding(self, text: str) -> Any:
         reads, num_tokens = self.reads, min(len(text), self.max_length)
         lists = {
             "ids": list(range(num_tokens)),
