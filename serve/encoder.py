@@ -32,6 +32,11 @@ Truncation = Literal["right", "left", "error"]
 """The side on which tokens are dropped from an input that is too long, or refuse it."""
 
 
+SHORT_TEXT = 1_000
+"""Characters up to which a lone input is tokenized in the thread that asks: quicker than to hand it to the library's
+threads, but no other thread of the process runs meanwhile."""
+
+
 class ItemError(InputError):
     """One of several inputs cannot be encoded; the message says why, `index` which."""
 
@@ -173,8 +178,9 @@ class Encoder:
         """Return the encoding of each cleaned text, or the reason why there is none."""
         if not texts:
             return []
+        tokenizer = self.tokenizer(truncation)
         try:
-            raw = self.tokenizer(truncation).encode_batch_fast(texts)  # without offsets, which nobody reads
+            raw = _encode(tokenizer, texts)
         except Exception as error:  # the library raises bare Exceptions, such as for a word that no token covers
             if len(texts) == 1:
                 return [f"the tokenizer failed on it ({error})"]
@@ -283,6 +289,16 @@ def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
         return encoding.ids
     assert encoding.type_ids is not None
     return encoding.type_ids
+
+
+def _encode(tokenizer: Tokenizer, texts: list[TextInput]) -> Sequence[Any]:
+    """Return the library's encodings of texts or pairs."""
+    if len(texts) == 1:
+        parts = (texts[0],) if isinstance(texts[0], str) else texts[0]
+        if sum(map(len, parts)) <= SHORT_TEXT:
+            return [tokenizer.encode(*parts)]
+    encoded: Sequence[Any] = tokenizer.encode_batch_fast(texts)  # without offsets, which nobody reads
+    return encoded
 
 
 def _described(value: Any) -> str:

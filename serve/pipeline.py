@@ -148,8 +148,7 @@ class _Chunk:
         self.refused = {index: each for index, each in enumerate(outcomes) if isinstance(each, ItemError)}
         self.rows = [index for index in range(len(outcomes)) if index not in self.refused]
         """Inputs that the model sees."""
-        self.num_tokens = np.zeros(len(outcomes), np.int32)
-        self.num_tokens[self.rows] = [encoding.num_tokens for encoding in self.encodings(self.rows)]
+        self.num_tokens = np.array([isinstance(each, Encoding) and each.num_tokens for each in outcomes], np.int32)
         self.batches: list[tuple[NDArray[np.int64], Any]] = []
         """Rows of each batch, and its logits or the future of them."""
 
@@ -170,10 +169,10 @@ class _Chunk:
         except BaseException:
             self.cancel()
             raise
-        for row in np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist():
-            self.refused.setdefault(row, ItemError(row, "the model gave no finite numbers for it"))
-        truncated = np.zeros(len(self._outcomes), np.bool_)
-        truncated[self.rows] = [encoding.truncated for encoding in self.encodings(self.rows)]
+        if not (is_finite := np.isfinite(logits)).all():
+            for row in np.flatnonzero(~is_finite.all(axis=1)).tolist():
+                self.refused.setdefault(row, ItemError(row, "the model gave no finite numbers for it"))
+        truncated = np.array([isinstance(each, Encoding) and each.truncated for each in self._outcomes], np.bool_)
         return Answers(logits, self.num_tokens, truncated, self.refused)
 
     def cancel(self) -> None:

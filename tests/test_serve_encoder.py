@@ -108,7 +108,10 @@ def test_texts_get_the_ids_of_the_transformers_tokenizer(run_tokenizer: Path, ma
     ours, theirs = encoder_of(run_tokenizer, is_pair=False, max_length=max_length, side=side)
     expected = theirs(list(HARD_TEXTS), truncation=True, max_length=max_length)
     encodings = ours.encode(HARD_TEXTS)
+    alone = [ours.encode([text])[0] for text in HARD_TEXTS]
     assert [encoding.ids.tolist() for encoding in encodings] == expected["input_ids"]
+    assert [encoding.ids.tolist() for encoding in alone] == expected["input_ids"]
+    assert [encoding.truncated for encoding in alone] == [encoding.truncated for encoding in encodings]
     assert [encoding.truncated for encoding in encodings] == [bool(each.overflowing) for each in expected.encodings]
     if "token_type_ids" in expected:
         types = [None if encoding.type_ids is None else encoding.type_ids.tolist() for encoding in encodings]
@@ -122,6 +125,7 @@ def test_pairs_get_the_ids_of_the_transformers_tokenizer(run_tokenizer: Path, ma
     expected = theirs(*map(list, zip(*PAIRS, strict=True)), truncation=True, max_length=max_length)
     encodings = ours.encode(PAIRS)
     assert [encoding.ids.tolist() for encoding in encodings] == expected["input_ids"]
+    assert [ours.encode([pair])[0].ids.tolist() for pair in PAIRS] == expected["input_ids"]
     assert [encoding.truncated for encoding in encodings] == [bool(each.overflowing) for each in expected.encodings]
 
 
