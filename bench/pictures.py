@@ -152,8 +152,11 @@ def _use_plain_numbers(*axes: Any) -> None:
 
 
 def _style(name: str, names: Sequence[str], ours: Sequence[str]) -> dict[str, Any]:
-    """Return colour and marker of a contender: by its place among ours, or among the others."""
-    kin = [other for other in names if (other in ours) == (name in ours)]
+    """Return colour and marker of a contender: by its place in the alphabet among ours, or among the others.
+
+    So what is ours looks the same in every picture, whatever order it stands in.
+    """
+    kin = sorted(other for other in names if (other in ours) == (name in ours))
     place = kin.index(name)
     shades = OUR_SHADES if name in ours else PEERS
     return {"color": shades[place % len(shades)], "marker": MARKERS[place % len(MARKERS)]}
