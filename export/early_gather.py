@@ -5,7 +5,7 @@ works on each token by itself, so that token can be picked before it instead of 
 of six layers an eighth of the arithmetic is gone.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from export.layers import array_of, name_nodes
+from export.layers import array_of, name_nodes, replace_nodes, weights_of
 from serve.contract.errors import InputError
 from serve.cores import num_usable_cores
 from serve.session import Session
@@ -28,8 +28,11 @@ FIRST_OR_LAST = (0, -1, [0], [-1])
 TOLERANCE = 1e-5
 """How far logits may move by it: one row is multiplied by another kernel than many."""
 
+Constants = Mapping[str, onnx.TensorProto]
+"""By name."""
 
-def with_early_gather(graph: Path, output: Path, batches: Iterable[Mapping[str, NDArray[np.int64]]]) -> Path:
+
+def with_early_gather(graph: Path, output: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> Path:
     """Write the rewritten graph and return where; if there is nothing to gain or it answers otherwise, the graph's own.
 
     Args:
@@ -42,11 +45,19 @@ def with_early_gather(graph: Path, output: Path, batches: Iterable[Mapping[str, 
         return graph
     onnx.save(model, output)
     try:
-        before, after = (Session(path, num_threads=num_usable_cores()) for path in (graph, output))
-        alike = all(np.allclose(before.run(each), after.run(each), rtol=0, atol=TOLERANCE) for each in batches)
+        both = zip(_logits(graph, batches), _logits(output, batches), strict=True)
+        alike = all(np.allclose(before, after, rtol=0, atol=TOLERANCE) for before, after in both)
     except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
         alike = False
     return output if alike else graph
+
+
+def _logits(graph: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[NDArray[np.float32]]:
+    session = Session(graph, num_threads=num_usable_cores())
+    try:
+        return [session.run(inputs) for inputs in batches]
+    finally:
+        session.close()
 
 
 def gather_early(model: onnx.ModelProto) -> list[str]:
@@ -56,16 +67,14 @@ def gather_early(model: onnx.ModelProto) -> list[str]:
     for node in model.graph.node:
         if node.op_type != "Gather" or _axis(node, 0) != 1 or node.input[0] in constants:
             continue
-        index = constants.get(node.input[1], np.empty(0))
+        index = array_of(constants[node.input[1]]) if node.input[1] in constants else np.empty(0)
         if index.tolist() in FIRST_OR_LAST and (axes := _read_for_one_token(model, node, constants)):
             _move(model, axes, constants, int(index.item()))
             return list(axes)
     return []
 
 
-def _read_for_one_token(
-    model: onnx.ModelProto, gather: onnx.NodeProto, constants: Mapping[str, NDArray[np.float32]]
-) -> dict[str, int]:
+def _read_for_one_token(model: onnx.ModelProto, gather: onnx.NodeProto, constants: Constants) -> dict[str, int]:
     """Return the nodes that work on each token by itself and are read for one token, and the axis of their inputs."""
     readers: dict[str, set[str]] = {value.name: {""} for value in model.graph.output}
     for node in model.graph.node:
@@ -84,9 +93,7 @@ def _read_for_one_token(
     return axes
 
 
-def _move(
-    model: onnx.ModelProto, axes: Mapping[str, int], constants: Mapping[str, NDArray[np.float32]], index: int
-) -> None:
+def _move(model: onnx.ModelProto, axes: Mapping[str, int], constants: Constants, index: int) -> None:
     """Give nodes one token [B, 1, H] of what they read."""
     made = {name for node in model.graph.node if node.name in axes for name in node.output}
     which = "early_gather/index"
@@ -103,28 +110,26 @@ def _move(
                 nodes.append(helper.make_node("Gather", [name, which], [gathered[name]], pick, axis=axis))
             node.input[place] = gathered[name]
         nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # outlive the deletion below
-    del model.graph.node[:], model.graph.value_info[:]  # whose shapes have T tokens
-    model.graph.node.extend(kept)
+    replace_nodes(model, nodes)
 
 
-def _is_by_token(node: onnx.NodeProto, constants: Mapping[str, NDArray[np.float32]]) -> bool:
+def _is_by_token(node: onnx.NodeProto, constants: Constants) -> bool:
     """Return whether a node's output at a token depends on its inputs at that token alone."""
     if node.op_type == "MatMul":
-        return node.input[0] not in constants and node.input[1] in constants and constants[node.input[1]].ndim == 2
+        return node.input[0] not in constants and node.input[1] in constants and len(constants[node.input[1]].dims) == 2
     if node.op_type in NORMALIZATIONS and _axis(node, -1) != -1:
         return False
-    by_channel = all(max(constants[name].shape[:-1], default=1) == 1 for name in node.input if name in constants)
+    by_channel = all(max(constants[name].dims[:-1], default=1) == 1 for name in node.input if name in constants)
     return by_channel and node.op_type in BY_TOKEN
 
 
-def _constants(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
-    """Return the constants of a graph, its Constant nodes among them, by name."""
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the constants of a graph, its Constant nodes among them."""
+    found = weights_of(model)
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensors[node.output[0]] = node.attribute[0].t
-    return {name: array_of(tensor) for name, tensor in tensors.items()}
+            found[node.output[0]] = node.attribute[0].t
+    return found
 
 
 def _axis(node: onnx.NodeProto, default: int) -> int:

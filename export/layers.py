@@ -1,6 +1,7 @@
 """The layers of a graph whose arithmetic can be done on integers: products with a constant weight."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -37,6 +38,16 @@ def name_nodes(model: onnx.ModelProto) -> None:
 def weights_of(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """Return the constants of a graph by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Make these the graph's nodes, and drop the constants that none of them reads and what was known of shapes."""
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # outlive the deletion below
+    read = {name for node in kept for name in node.input}
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(constants)
 
 
 def find_layers(model: onnx.ModelProto) -> list[Layer]:

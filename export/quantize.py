@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.activations import Activations
-from export.layers import Layer, array_of, find_embeddings, weights_of
+from export.layers import Layer, array_of, find_embeddings, replace_nodes, weights_of
 from export.progress import Advance, ignore
 from export.rounding import column_scales, round_to_nearest, round_with_compensation
 from export.simplify import SMOOTH, fold_smoothing, split_layer_norms
@@ -96,7 +96,6 @@ def assemble(
     weights = weights_of(model)
     new_nodes: list[onnx.NodeProto] = []
     constants: dict[str, onnx.TensorProto] = {}
-    replaced: set[str] = set()
 
     def constant(name: str, value: object) -> str:
         constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
@@ -105,20 +104,14 @@ def assemble(
     for node in built.graph.node:
         if node.name in by_node:
             layer = by_node[node.name]
-            replaced.add(layer.weight_name)
             bias = array_of(weights[node.input[2]]) if layer.op_type == "Attention" else None
             new_nodes += _integer_nodes(node, layer, integers[layer.name], bias, constant)
         elif node.name in embeddings:
-            replaced.add(node.input[0])
             new_nodes += _embedding_nodes(node, array_of(weights[node.input[0]]), constant)
         else:
             new_nodes.append(node)
-    kept = [tensor for tensor in built.graph.initializer if tensor.name not in replaced]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in new_nodes]  # outlive the deletion below
-    del built.graph.node[:], built.graph.initializer[:]
-    built.graph.node.extend(nodes)
-    built.graph.initializer.extend([*kept, *constants.values()])
-    del built.graph.value_info[:]  # of the float graph
+    built.graph.initializer.extend(constants.values())
+    replace_nodes(built, new_nodes)
     if MICROSOFT not in {entry.domain for entry in built.opset_import}:
         built.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     fold_smoothing(built)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.layers import array_of, weights_of
+from export.layers import array_of, replace_nodes, weights_of
 
 SMOOTH = "/smooth"
 """How names of the nodes end that divide a product's input by its divisors."""
@@ -62,7 +62,7 @@ def split_layer_norms(model: onnx.ModelProto) -> None:
                 "LayerNormalization", [total_name, gamma, beta], [node.output[0]], name=node.name, epsilon=epsilon
             ),
         ]
-    _keep(model, nodes)
+    replace_nodes(model, nodes)
 
 
 def without_skip_layer_norms(graph: Path, output: Path) -> Path:
@@ -96,17 +96,7 @@ def fold_smoothing(model: onnx.ModelProto) -> None:
     for node in nodes:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
-    _keep(model, nodes)
-
-
-def _keep(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Make these the graph's nodes, and drop the constants that none of them reads."""
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # outlive the deletion below
-    read = {name for node in kept for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(kept)
-    model.graph.initializer.extend(constants)
+    replace_nodes(model, nodes)
 
 
 def _five(inputs: list[str]) -> list[str]:

@@ -31,7 +31,6 @@ TextInput = str | tuple[str, str]
 Truncation = Literal["right", "left", "error"]
 """The side on which tokens are dropped from an input that is too long, or refuse it."""
 
-
 SHORT_TEXT = 1_000
 """Characters up to which a lone input is tokenized in the thread that asks: quicker than to hand it to the library's
 threads, but no other thread of the process runs meanwhile."""
@@ -178,9 +177,8 @@ class Encoder:
         """Return the encoding of each cleaned text, or the reason why there is none."""
         if not texts:
             return []
-        tokenizer = self.tokenizer(truncation)
         try:
-            raw = _encode(tokenizer, texts)
+            raw = _encode(self.tokenizer(truncation), texts)
         except Exception as error:  # the library raises bare Exceptions, such as for a word that no token covers
             if len(texts) == 1:
                 return [f"the tokenizer failed on it ({error})"]

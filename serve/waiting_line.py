@@ -1,9 +1,9 @@
 """Who runs next, and with whom: the oldest input, and others of its length.
 
 The oldest input is in every batch, so nobody starves; but a privileged one, the canary, goes before all: a long line
-is no sign of a broken model. Its mates are the nearest in length among the
-oldest `WINDOW`, so little of a batch is padding; a mate joins only where the padding that it causes
-costs less than running it alone. Plain data: no threads, no clock.
+is no sign of a broken model. Its mates are the nearest in length among the oldest `WINDOW`, so little of a batch is
+padding; a mate joins only where the padding that it causes costs less than running it alone. Plain data: no threads,
+no clock.
 """
 
 import bisect

@@ -17,6 +17,11 @@ from train_loop.device import build_accelerator, is_out_of_memory, resolve_preci
 CPU = torch.device("cpu")
 
 
+def launch_with_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+
+
 @pytest.mark.parametrize(
     ("environment", "num_processes", "expected"),
     [
@@ -51,8 +56,7 @@ def test_fsdp_1_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_fsdp_keeps_what_the_launcher_says_of_everything_but_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
+    launch_with_fsdp2(monkeypatch)
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     plugin = device.fsdp_plugin()
@@ -69,8 +73,7 @@ def test_fsdp_keeps_what_the_launcher_says_of_everything_but_precision(monkeypat
 def test_every_layer_of_an_encoder_is_sharded_by_itself(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
+    launch_with_fsdp2(monkeypatch)
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
     model = AutoModelForSequenceClassification.from_pretrained(save_tiny_model(tmp_path / "model", architecture))
     plugin = device.fsdp_plugin()
@@ -83,8 +86,7 @@ def test_every_layer_of_an_encoder_is_sharded_by_itself(
 
 
 def test_the_classes_that_the_launcher_names_are_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
+    launch_with_fsdp2(monkeypatch)
     monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Linear")
     plugin = device.fsdp_plugin()
