@@ -10,18 +10,17 @@ python -m bench compare BEFORE.json AFTER.json
 import argparse
 import dataclasses
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 COMMANDS = {
-    "training": "bench.training:TrainingOptions",
-    "inference": "bench.inference:InferenceOptions",
-    "load": "bench.load:LoadOptions",
-    "quantization": "bench.quantization:QuantizationOptions",
-    "compare": "bench.compare:CompareOptions",
+    "training": "bench.training.run:TrainingOptions",
+    "inference": "bench.inference.run:InferenceOptions",
+    "load": "bench.load.run:LoadOptions",
+    "quantization": "bench.quantization.run:QuantizationOptions",
+    "compare": "bench.harness.compare:CompareOptions",
 }
 """Command -> dataclass of its options; its module's `run(options, command)` does the work."""
 NEEDED = ("jsonargparse", "rich", "matplotlib", "psutil")
@@ -72,25 +71,22 @@ def _add_fields(parser: Any, options: type, *, positional: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a benchmark and return the exit status: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        print(f"error: {', '.join(missing)} not installed; pip install 'rawloop[bench]'", file=sys.stderr)
-        return 2
+    """Run a benchmark and return the exit status."""
+    from serve.contract.command import given_arguments, run_command
 
-    from bench.options import command_line
-    from serve.contract.errors import InputError
+    return run_command(
+        lambda: _measure(given_arguments(argv)),
+        needs=NEEDED,
+        extra="bench",
+        interrupted="Stopped; nothing was written.",
+    )
 
-    try:
-        module, options = parse(argv)
-        importlib.import_module(module).run(options, command_line(list(argv)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+
+def _measure(argv: list[str]) -> None:
+    from bench.harness.options import command_line
+
+    module, options = parse(argv)
+    importlib.import_module(module).run(options, command_line(argv))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m export --run runs/latest --output bundle --variants fp32 int8
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -15,30 +14,18 @@ NEEDED = ("torch", "transformers", "optimum", "onnx", "onnxruntime", "pyarrow", 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export and return the exit status: 0 done, 1 a variant fell short, 2 bad input."""
-    arguments = _parser().parse_args(argv)
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"error: {', '.join(missing)} not installed; pip install 'rawloop[export,cpu]'", file=sys.stderr)
-        return 2
-    from serve.contract.errors import InputError
+    """Export and return the exit status: 0 done, 1 a variant fell short or the disk is full, 2 bad input."""
+    from serve.contract.command import given_arguments, run_command
 
-    try:
-        return _export(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {where}{error.strerror or error}; the bundle that was there before is as it was. Make room, or "
-            "name another folder by --output",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped; the bundle that was there before is as it was.", file=sys.stderr)
-        return 130
+    arguments = _parser().parse_args(given_arguments(argv))
+    unchanged = "the bundle that was there before is as it was"
+    return run_command(
+        lambda: _export(arguments),
+        needs=NEEDED,
+        extra="export,cpu",
+        interrupted=f"Stopped; {unchanged}.",
+        after_os_error=f"{unchanged}. Make room, or name another folder by --output",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,9 +9,10 @@ from typing import Literal
 import filelock
 from rich.console import Console
 
-from export.dynamic import quantize_dynamically
 from export.early_gather import with_early_gather
 from export.half import to_half
+from export.int8.dynamic import quantize_dynamically
+from export.int8.static_int8 import StaticInt8
 from export.machine import instruction_set
 from export.optimize import fused_operators, optimize_graph
 from export.pack import canary_texts, copy_model_files, write_bundle
@@ -20,7 +21,6 @@ from export.reference import Reference
 from export.rows import LabelledRows
 from export.simplify import without_skip_layer_norms
 from export.speed import rows_per_second
-from export.static_int8 import StaticInt8
 from export.to_onnx import export_graph, external_files, input_names
 from export.verify import FEW_ROWS, GATES, Gate, Judge, Verdict
 from serve.contract.bundle import Variant, VariantName

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from export.layers import array_of, name_nodes, replace_nodes, weights_of
+from export.int8.layers import array_of, name_nodes, replace_nodes, weights_of
 from serve.contract.errors import InputError
 from serve.cores import num_usable_cores
 from serve.session import Session

@@ -72,7 +72,7 @@ def bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Pa
     import jinja2  # here: needed once, at the end
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("export"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.PackageLoader("export", ""), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     return environment.get_template("bundle_card.md").render(
         classifier=classifier,

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export.layers import array_of, replace_nodes, weights_of
+from export.int8.layers import array_of, replace_nodes, weights_of
 
 SMOOTH = "/smooth"
 """How names of the nodes end that divide a product's input by its divisors."""

@@ -7,7 +7,7 @@ from typing import get_args
 from export.to_onnx import input_names
 from serve.contract.bundle import Variant, VariantName
 from serve.contract.classifier import Classifier
-from serve.contract.files import flush_folder, replace_folder
+from serve.contract.files import staged_folder
 
 BACKEND = "onnxruntime"
 
@@ -22,18 +22,16 @@ def write_triton(folder: Path, bundle: Path, classifier: Classifier, variants: d
         if name not in variants:
             shutil.rmtree(folder / model, ignore_errors=True)
             continue
-        variant, staged = variants[name], folder / f".{model}.tmp"
-        shutil.rmtree(staged, ignore_errors=True)
-        version = staged / "1"
-        version.mkdir(parents=True)
-        shutil.copyfile(bundle / variant.file, version / "model.onnx")
-        for other in variant.external_files:
-            shutil.copyfile(bundle / other, version / other)
-        (staged / "labels.txt").write_text("\n".join(classifier.labels) + "\n", encoding="utf-8")
+        variant = variants[name]
         config = _config(model, input_names(bundle / variant.file), len(classifier.labels), on_gpu=name == "fp16")
-        (staged / "config.pbtxt").write_text(config, encoding="utf-8")
-        flush_folder(staged)
-        replace_folder(staged, folder / model)
+        with staged_folder(folder / model) as staged:
+            version = staged / "1"
+            version.mkdir()
+            shutil.copyfile(bundle / variant.file, version / "model.onnx")
+            for other in variant.external_files:
+                shutil.copyfile(bundle / other, version / other)
+            (staged / "labels.txt").write_text("\n".join(classifier.labels) + "\n", encoding="utf-8")
+            (staged / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
 def _config(model: str, inputs: tuple[str, ...], num_labels: int, *, on_gpu: bool) -> str:

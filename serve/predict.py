@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from serve.contract.bundle import BUNDLE_FILE, DeviceName, VariantName
 from serve.contract.classifier import Classifier
+from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
@@ -51,25 +52,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify and return the exit status: 2 where the user can mend it, 1 where the machine failed."""
-    try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; a job that writes a file goes on with --resume", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()  # or Python complains of it once more, at exit
-        return 1
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        print(
-            f"error: {where}{error.strerror or error}; mend that, and a job that writes a file goes on with --resume",
-            file=sys.stderr,
-        )
-        return 1
+    """Classify and return the exit status: 1 where the machine failed, 2 where the user can fix it."""
+    return run_command(
+        lambda: run(given_arguments(argv)),
+        needs=("onnxruntime",),
+        extra="cpu] or [gpu",
+        interrupted="interrupted; a job that writes a file goes on with --resume",
+        after_os_error="fix that, and a job that writes a file goes on with --resume",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tiny_models import WORDS, save_tiny_model
+from tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -35,13 +35,3 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-def labelled_rows(num_rows: int, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
-    """Return learnable rows of unequal lengths: the label's own word among others, labels in turn."""
-    rows = []
-    for number in range(num_rows):
-        label = labels[number % len(labels)]
-        others = [WORDS[(number * 7 + place * 13) % 60] for place in range(1 + (number * 5) % 17)]
-        rows.append((" ".join([*others, label]), label))
-    return rows

@@ -1,1 +1,16 @@
 """Training: labelled rows in, a finished run directory out. `accelerate launch train_loop/main.py`."""
+
+NEEDED = (
+    "torch",
+    "accelerate",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "jsonargparse",
+    "rich",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "datasketch",
+)
+"""Modules that every command here needs; the extra `train` brings them."""

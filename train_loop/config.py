@@ -10,13 +10,14 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
+from serve.contract.command import is_main_process
 from serve.contract.errors import InputError
+from serve.contract.limits import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_1, Limit, out_of_range
 from serve.contract.text import CleaningMode
-from train_loop.command_line import is_main_process
 
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
 LengthGrouping = Literal["window", "batch", "none"]
@@ -31,6 +32,7 @@ MetricName = Literal[
     "loss",
 ]
 
+AT_LEAST_4_TOKENS = Limit(lambda value: value >= 4, "at least 4 tokens (special tokens included)")
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 CONFIG_FILE = "config.yaml"
 """The resolved configuration in a run directory; it runs again with --config."""
@@ -80,9 +82,9 @@ class TrainConfig:
     """Rows that choose the best model; null cuts `validation_fraction` from the training rows."""
     test_file: str | None = None
     """Rows for the final figure only; null cuts `test_fraction` from the training rows."""
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, SHARE_BELOW_1] = 0.1
     """Share of the training rows cut off, stratified by label, where there is no validation split."""
-    test_fraction: float = 0.1
+    test_fraction: Annotated[float, SHARE_BELOW_1] = 0.1
     """The same for a missing test split; 0 goes without one."""
     text_column: str = "text"
     """Column with the text."""
@@ -94,52 +96,52 @@ class TrainConfig:
     """Names of integer labels 0, 1, ... in order; null takes the data's own."""
     cleaning: CleaningMode = "none"
     """Text cleaning, kept in the model's contract and applied when serving too."""
-    max_length: int | None = None
+    max_length: Annotated[int | None, AT_LEAST_4_TOKENS] = None
     """Longest input [tokens], longer ones are truncated; null takes the model's limit."""
 
     # The steps
-    epochs: int = 3
+    epochs: Annotated[int, AT_LEAST_1] = 3
     """Passes over the training rows."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, AT_LEAST_1] = None
     """Stop, and end the learning-rate schedule, after so many optimizer steps; null runs all epochs."""
-    batch_size: int = 32
+    batch_size: Annotated[int, AT_LEAST_1] = 32
     """Rows of one optimizer step over all processes together."""
-    gradient_accumulation_steps: int | None = None
+    gradient_accumulation_steps: Annotated[int | None, AT_LEAST_1] = None
     """Forward passes a process cuts its share of a step into; null derives it from max_tokens_per_forward."""
-    max_tokens_per_forward: int | None = None
+    max_tokens_per_forward: Annotated[int | None, AT_LEAST_1] = None
     """Most tokens of one forward pass, padding included; null does not cut. What is learned stays the same: to
     rounding without dropout, in expectation with it."""
     length_grouping: LengthGrouping = "window"
     """window: rows of similar length share a step; batch: random steps, sorted inside; none: as drawn."""
 
     # The optimizer
-    learning_rate: float = 5e-5
+    learning_rate: Annotated[float, POSITIVE] = 5e-5
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up; linear and cosine end at 0."""
-    warmup_ratio: float = 0.06
+    warmup_ratio: Annotated[float, SHARE_BELOW_1] = 0.06
     """Share of the optimizer steps in which the learning rate rises linearly."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay; never on biases and norms."""
-    adam_beta1: float = 0.9
+    adam_beta1: Annotated[float, SHARE_BELOW_1] = 0.9
     """Decay of AdamW's running mean of gradients."""
-    adam_beta2: float = 0.999
+    adam_beta2: Annotated[float, SHARE_BELOW_1] = 0.999
     """Decay of AdamW's running mean of squared gradients."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: Annotated[float, POSITIVE] = 1e-8
     """Added to AdamW's denominator."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: Annotated[float | None, POSITIVE] = 1.0
     """Gradients are clipped to this global 2-norm; null does not clip."""
 
     # The loss
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """focal multiplies each row's loss by (1 - p)^focal_gamma."""
-    focal_gamma: float = 2.0
+    focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0
     """Exponent of the focal loss."""
     class_weights: ClassWeights = "none"
     """balanced: 1/count; sqrt: 1/sqrt(count); effective: Cui et al. 2019; or a mapping label -> weight."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, SHARE_BELOW_1] = 0.0
     """Share of the target spread over all classes, in [0, 1)."""
-    dropout: float | None = None
+    dropout: Annotated[float | None, SHARE_BELOW_1] = None
     """Every dropout of the model; null keeps the model's own."""
 
     # Precision and speed
@@ -149,17 +151,17 @@ class TrainConfig:
     """Compile the model in place (torch.compile, dynamic shapes); pays on long runs."""
 
     # Evaluation and checkpoints
-    eval_every: int | None = None
+    eval_every: Annotated[int | None, AT_LEAST_1] = None
     """Optimizer steps between evaluations; null evaluates at the end of each epoch."""
-    eval_max_tokens_per_forward: int = 8192
+    eval_max_tokens_per_forward: Annotated[int, AT_LEAST_1] = 8192
     """Most tokens of one forward pass when evaluating, padding included."""
     metric_for_best: MetricName = "macro_f1"
     """Validation metric that decides which model is the best (loss: lower is better)."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: Annotated[int | None, AT_LEAST_1] = None
     """Stop after so many evaluations in a row without a new best; null never."""
-    save_every: int | None = None
+    save_every: Annotated[int | None, AT_LEAST_1] = None
     """Optimizer steps between checkpoints, beside those at each evaluation; null for these alone."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, AT_LEAST_1] = 2
     """Newest checkpoints kept; the best one is kept besides."""
     output_dir: str = "runs"
     """Folder under which the run's own directory is made."""
@@ -171,11 +173,11 @@ class TrainConfig:
     """Hub repository (name, or owner/name) that the finished model is uploaded to, private; null uploads nothing."""
 
     # What is told on the way
-    log_every: int = 10
+    log_every: Annotated[int, AT_LEAST_1] = 10
     """Optimizer steps between entries in logs/metrics.jsonl and the trackers."""
     trackers: list[str] = dataclasses.field(default_factory=list)
     """Accelerate trackers: tensorboard, wandb, mlflow, comet_ml, aim, clearml, dvclive, swanlab, trackio."""
-    seed: int = 42
+    seed: Annotated[int, NOT_NEGATIVE] = 42
     """Seed of splits, order of rows, dropout and the new head."""
 
     def __post_init__(self) -> None:
@@ -186,45 +188,12 @@ class TrainConfig:
 
 def _problems(config: TrainConfig) -> list[str]:
     """Return every contradiction of a configuration, each with its remedy."""
-    problems = []
+    problems = list(out_of_range(config))
 
     def require(good: bool, message: str) -> None:
         if not good:
             problems.append(message)
 
-    at_least_one = (
-        "epochs",
-        "max_steps",
-        "batch_size",
-        "gradient_accumulation_steps",
-        "max_tokens_per_forward",
-        "eval_every",
-        "eval_max_tokens_per_forward",
-        "save_every",
-        "keep_checkpoints",
-        "early_stopping_patience",
-        "log_every",
-    )
-    for name in at_least_one:
-        value = getattr(config, name)
-        require(value is None or value >= 1, f"--{name} must be at least 1, found {value}")
-    for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
-        value = getattr(config, name)
-        require(value is None or (math.isfinite(value) and value > 0), f"--{name} must be positive, found {value}")
-    for name in ("weight_decay", "focal_gamma"):
-        value = getattr(config, name)
-        require(math.isfinite(value) and value >= 0, f"--{name} must be 0 or more, found {value}")
-    for name in ("warmup_ratio", "validation_fraction", "test_fraction", "label_smoothing", "dropout"):
-        value = getattr(config, name)
-        require(value is None or 0 <= value < 1, f"--{name} must be in [0, 1), found {value}")
-    for name in ("adam_beta1", "adam_beta2"):
-        value = getattr(config, name)
-        require(0 <= value < 1, f"--{name} must be in [0, 1), found {value}")
-    require(config.seed >= 0, f"--seed must be 0 or more, found {config.seed}")
-    require(
-        config.max_length is None or config.max_length >= 4,
-        f"--max_length must be at least 4 tokens (special tokens included), found {config.max_length}",
-    )
     require(
         config.validation_fraction + config.test_fraction < 1,
         "--validation_fraction and --test_fraction leave no rows to train on; their sum must be below 1",
@@ -326,18 +295,34 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         files = [Path(given["resume"]) / CONFIG_FILE]
     fields: dict[str, Any] = {}
     for path in files:
-        found = read_yaml(path)
-        _require_known(found, "", where=f"{path}: ")
-        _require_types(found, path)
-        fields |= found
+        fields |= _fields_of(path)
     if flag := next((name for name in ("config", "resume") if fields.get(name) is not None), None):
-        raise InputError(f"{', '.join(map(str, files))}: {flag} is for the command line alone; give it as --{flag}")
+        raise InputError(f"{', '.join(map(str, files))}: {flag} belongs on the command line; give it as --{flag}")
     if flags & {"dataset_name", "train_file"}:
         fields = {name: value for name, value in fields.items() if name not in SOURCE_FIELDS}
     from_files = parser.parse_object(fields)
     parser.set_defaults({name: from_files[name] for name in fields})
-    given = parser.parse_args(list(argv))
+    return _as_config(parser.parse_args(list(argv)))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Return the configuration of a finished run, from its file.
+
+    Raises:
+        InputError: the file cannot be read, has unknown fields, or values of another type or out of range.
+    """
+    return _as_config(_parser().parse_object(_fields_of(path)))
+
+
+def _as_config(given: Any) -> TrainConfig:
     return TrainConfig(**{field.name: given[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
+def _fields_of(path: Path) -> dict[str, Any]:
+    fields = read_yaml(path)
+    _require_known(fields, "", where=f"{path}: ")
+    _require_types(fields, path)
+    return fields
 
 
 def _require_types(fields: dict[str, Any], path: Path) -> None:

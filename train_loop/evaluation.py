@@ -1,134 +1,218 @@
-"""Evaluation: every row exactly once, on any number of processes, or it fails (promise T2).
+"""Measure a finished run on one of its splits, or on any labelled file.
 
-python -m train_loop.evaluation --run runs/latest [--split test | --file rows.csv]
+python -m train_loop.evaluation --run runs/latest
+python -m train_loop.evaluation --run runs/latest --file rows.csv --label_column team
+accelerate launch -m train_loop.evaluation --run runs/latest          # on several GPUs
 """
 
+from __future__ import annotations
+
+import argparse
 import dataclasses
-from typing import Any
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache
-from numpy.typing import NDArray
-from torch import nn
+from serve.contract.classifier import Classifier, read_classifier
+from serve.contract.command import given_arguments, run_command
+from serve.contract.errors import InputError
+from train_loop import NEEDED
 
-from serve.contract.labels import scores_from_logits
-from train_loop.data import Split
-from train_loop.device import is_out_of_memory
-from train_loop.feed import Collator, to_device
-from train_loop.metrics import classification_metrics
-from train_loop.plan import Rows, evaluation_plan
-from train_loop.processes import from_all_processes
-from train_loop.score_metrics import log_loss
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+    from numpy.typing import NDArray
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerFast
 
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What one pass over a split gave."""
-
-    metrics: dict[str, float]
-    """Metric -> value over all rows; `loss` is the plain mean cross-entropy."""
-    logits: NDArray[np.float32]
-    """[N, C], in the split's order."""
+    from train_loop.config import TrainConfig
+    from train_loop.rows.data import Split
 
 
-def evaluate_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Evaluation:
-    """Score logits [N, C] against the classes [N] of their rows."""
-    metrics: dict[str, float] = classification_metrics(logits.shape[1]).compute(
-        predictions=logits.argmax(axis=1), references=labels
-    )
-    metrics["loss"] = mean_cross_entropy(logits, labels)
-    return Evaluation(metrics, logits)
-
-
-def predict_logits(
-    accelerator: Accelerator,
-    model: nn.Module,
-    split: Split,
-    num_classes: int,
-    collate: Collator,
-    max_tokens: int,
-) -> NDArray[np.float32]:
-    """Run the model over a split; return the logits [N, C], in the split's order, on every process.
-
-    A forward pass has at most `max_tokens` tokens, padding included.
+def run(argv: Sequence[str]) -> None:
+    """Evaluate as the command line says and write a results folder.
 
     Raises:
-        RuntimeError: a row was not counted exactly once.
+        InputError: anything the user gave is wrong.
     """
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    # Without DDP's wrapper a forward pass is no collective, so processes may differ in their passes.
-    forward = model if sharded else accelerator.unwrap_model(model)
-    was_training = model.training
-    model.eval()
-    rows: list[Rows] = []
-    outputs: list[NDArray[np.float32]] = []
-    try:
-        with torch.inference_mode() if not sharded else torch.no_grad():
-            for step in evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens):
-                for micro_batch in step.rows[accelerator.process_index]:
-                    if len(micro_batch) or sharded:
-                        logits = _forward(accelerator, forward, micro_batch, collate, may_halve=not sharded)
-                        rows.append(micro_batch)
-                        outputs.append(logits[: len(micro_batch)])
-    finally:
-        model.train(was_training)
-    none = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
-    mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else none
-    return _in_row_order(from_all_processes(accelerator, mine), len(split), num_classes)
+    arguments = _parser().parse_args(argv)
+    # Imported here, so that --help and a missing extra are answered at once.
+    from transformers import AutoTokenizer
 
+    from train_loop.config import CONFIG_FILE
+    from train_loop.findings.assessment import assess
+    from train_loop.findings.calibration import Calibration
+    from train_loop.findings.results import print_results, write_results
+    from train_loop.machine.device import build_accelerator, precision_name
+    from train_loop.machine.processes import on_main_process
+    from train_loop.model.pretrained import fitting_precision
+    from train_loop.run.progress import build_console
 
-def mean_cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the log loss of logits [N, C] as they are, without a temperature."""
-    return log_loss(scores_from_logits(logits), labels)
-
-
-def _forward(
-    accelerator: Accelerator, model: nn.Module, rows: Rows, collate: Collator, *, may_halve: bool
-) -> NDArray[np.float32]:
-    """Return the logits of some rows [B, C]; halves them where memory runs out."""
-    try:
-        batch = next(to_device([collate(rows)], accelerator.device))
-        with accelerator.autocast():  # Accelerate puts it into every model but a sharded one
-            logits = model(**batch.inputs).logits
-        array: NDArray[np.float32] = logits.float().cpu().numpy()
-        return array
-    except RuntimeError as error:
-        if not (may_halve and len(rows) > 1 and is_out_of_memory(error)):
-            raise
-    clear_device_cache()
-    middle = len(rows) // 2
-    halves = [_forward(accelerator, model, part, collate, may_halve=True) for part in (rows[:middle], rows[middle:])]
-    return np.concatenate(halves)
-
-
-def _in_row_order(
-    parts: list[tuple[Rows, NDArray[np.float32]]], num_rows: int, num_classes: int
-) -> NDArray[np.float32]:
-    counts = np.zeros(num_rows, np.int64)
-    logits = np.zeros((num_rows, num_classes), np.float32)
-    for rows, part in parts:
-        np.add.at(counts, rows, 1)
-        logits[rows] = part
-    if not (counts == 1).all():
-        wrong = np.flatnonzero(counts != 1)
-        raise RuntimeError(
-            f"{len(wrong)} of {num_rows} rows were not counted exactly once, row {wrong[0]} {counts[wrong[0]]} times"
+    folder = Path(arguments.run).resolve()
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; give a run directory such as runs/latest")
+    classifier = read_classifier(folder / "model")
+    config = _config(folder, classifier, arguments)
+    own_model = dataclasses.replace(config, model_name=str(folder / "model"), model_revision=None)
+    runnable = dataclasses.replace(config, mixed_precision=fitting_precision(own_model))
+    accelerator = build_accelerator(runnable, for_evaluation=True)
+    console = build_console(quiet=not accelerator.is_main_process)
+    if config.mixed_precision not in ("auto", accelerator.mixed_precision):
+        console.print(
+            f"This {accelerator.device.type} lacks the run's precision, {config.mixed_precision}: measured in "
+            f"{precision_name(accelerator)}.",
+            style="yellow",
         )
-    return logits
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    with accelerator.local_main_process_first():  # the others find the tokens cached
+        splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
+    if train is not None and fingerprint != classifier.data_fingerprint:
+        console.print(
+            f"The run's data have changed since training ({fingerprint[:12]}, was {classifier.data_fingerprint[:12]}).",
+            style="yellow",
+        )
+    logits = _logits(accelerator, folder, config, classifier, tokenizer, splits, console)
+    results = _results_folder(folder, arguments)
+
+    def examine() -> None:
+        assessment = assess(
+            name=folder.name,
+            config=config,
+            best_step=None,
+            data_fingerprint=fingerprint,
+            labels=classifier.labels,
+            splits=splits,
+            logits=logits,
+            calibration=Calibration(classifier.temperature),
+            tokenizer=tokenizer,
+            train=train,
+            tell=lambda text: console.print(text, highlight=False),
+        )
+        write_results(results, assessment, folder / "logs" / "metrics.jsonl" if train is not None else None)
+        print_results(console, assessment, results)
+
+    on_main_process(accelerator, examine)
+    accelerator.end_training()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train_loop.evaluation",
+        description="Measure a finished run on one of its splits, or on any labelled file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--run",
+        "--run_directory",  # torchrun takes --run for an abbreviation of an option of its own
+        required=True,
+        help="run directory, such as runs/latest; under torchrun write --run_directory",
+    )
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--split", choices=("train", "validation", "test"), help="a split of the run (all held-out ones)")
+    rows.add_argument("--file", type=Path, help="labelled rows: csv, tsv, jsonl or parquet")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder to write, replaced as a whole (RUN/results; with --split or --file RUN/results_NAME)",
+    )
+    for name in ("text_column", "text_pair_column", "label_column"):
+        parser.add_argument(f"--{name}", help=f"the file's {name.replace('_', ' ')} (the run's own)")
+    parser.add_argument(
+        "--max_tokens_per_forward", type=int, help="most tokens of one forward pass, padding included (the run's own)"
+    )
+    return parser
+
+
+def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace) -> TrainConfig:
+    """Return the run's configuration with what the command line changes."""
+    from train_loop.config import CONFIG_FILE, read_config
+
+    config = read_config(folder / CONFIG_FILE)
+    changes: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ("text_column", "text_pair_column", "label_column")
+        if getattr(arguments, name) is not None
+    }
+    if changes and arguments.file is None:
+        raise InputError(f"--{next(iter(changes))} goes with --file; the run's own rows keep their columns")
+    if "text_pair_column" in changes and classifier.text_pair_column is None:
+        raise InputError("--text_pair_column: the run was trained on single texts")
+    if arguments.max_tokens_per_forward is not None:
+        changes["eval_max_tokens_per_forward"] = arguments.max_tokens_per_forward
+    return dataclasses.replace(config, trackers=[], resume=None, output_dir=str(folder.parent), **changes)
+
+
+def _rows(
+    arguments: argparse.Namespace, config: TrainConfig, classifier: Classifier, tokenizer: PreTrainedTokenizerFast
+) -> tuple[dict[str, Split], Split | None, str]:
+    """Return the splits to measure, the training rows if they are at hand, and the data's fingerprint."""
+    from train_loop.rows.data import load_data, load_labelled_file
+
+    if arguments.file is not None:
+        split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, classifier.max_length)
+        return {split.name: split}, None, ""
+    data = load_data(config, tokenizer, classifier.max_length)
+    if data.labels != classifier.labels:
+        raise InputError(
+            f"the run's rows now have the labels {list(data.labels)}, the model {list(classifier.labels)}; give the "
+            "rows that it was trained on, or measure others by --file"
+        )
+    names = [arguments.split] if arguments.split else [name for name in data.splits if name != "train"]
+    absent = [name for name in names if name not in data.splits]
+    if absent:
+        raise InputError(f"--split {absent[0]}: the run has no such split; it has {', '.join(data.splits)}")
+    return {name: data.splits[name] for name in names}, data.train, data.fingerprint
+
+
+def _logits(
+    accelerator: Accelerator,
+    folder: Path,
+    config: TrainConfig,
+    classifier: Classifier,
+    tokenizer: PreTrainedTokenizerFast,
+    splits: dict[str, Split],
+    console: Console,
+) -> dict[str, NDArray[np.float32]]:
+    from transformers import AutoModelForSequenceClassification
+
+    from train_loop.steps.feed import Collator
+    from train_loop.steps.scoring import predict_logits
+
+    attention = "eager" if accelerator.device.type == "cpu" else None  # as in training (model.py)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", attn_implementation=attention)
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, split in splits.items():
+        console.print(f"Running the model over {name}, {len(split):,} rows ...", highlight=False)
+        found[name] = predict_logits(
+            accelerator,
+            prepared,
+            split,
+            len(classifier.labels),
+            Collator(split, tokenizer, classifier.max_length),
+            config.eval_max_tokens_per_forward,
+        )
+    return found
+
+
+def _results_folder(folder: Path, arguments: argparse.Namespace) -> Path:
+    if arguments.output is not None:
+        output = Path(arguments.output).resolve()
+        if output.exists() and any(output.iterdir()) and not (output / "metrics.json").is_file():
+            raise InputError(
+                f"--output {arguments.output}: the folder has other files, and would be replaced; name a new one"
+            )
+        return output
+    name = arguments.split or (re.sub(r"[^\w.-]+", "_", arguments.file.stem) if arguments.file else None)
+    return folder / (f"results_{name}" if name else "results")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate and return the exit status."""
+    return run_command(lambda: run(given_arguments(argv)), needs=NEEDED, extra="train")
 
 
 if __name__ == "__main__":
-    import sys
-    from collections.abc import Sequence
-
-    from train_loop.command_line import exit_status
-
-    def _run(argv: Sequence[str]) -> None:
-        from train_loop.evaluation_command import run  # not from this module, whose name is __main__ now
-
-        run(argv)
-
-    sys.exit(exit_status(_run, sys.argv[1:]))
+    sys.exit(main())

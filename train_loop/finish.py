@@ -3,18 +3,21 @@
 import os
 
 from rich.console import Console
+from transformers import PreTrainedModel
 
+from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
-from train_loop.assessment import Assessment, assess
-from train_loop.calibration import fit_temperature
-from train_loop.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
-from train_loop.loop import Training
-from train_loop.model_card import push_to_hub, render_model_card
-from train_loop.model_folder import write_model
-from train_loop.processes import on_main_process
-from train_loop.results import finite_metrics, print_results, write_results
-from train_loop.run_directory import RunDirectory
-from train_loop.samples import write_samples
+from serve.contract.versions import installed_versions
+from train_loop.findings.assessment import Assessment, assess
+from train_loop.findings.calibration import fit_temperature
+from train_loop.findings.results import finite_metrics, print_results, write_results
+from train_loop.machine.processes import on_main_process
+from train_loop.model.card import push_to_hub, render_model_card
+from train_loop.model.folder import write_model
+from train_loop.rows.samples import write_samples
+from train_loop.run.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
+from train_loop.run.directory import RECORDED_PACKAGES, RunDirectory
+from train_loop.training import Training
 
 
 def finish(training: Training, state: TrainState, run: RunDirectory, console: Console) -> None:
@@ -27,8 +30,9 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
     load_model_tensors(accelerator, training.model, best / MODEL_FILE)
     splits = {name: split for name, split in data.splits.items() if name != "train"}
     logits = {name: training.predict(split) for name, split in splits.items()}
+    console.print(f"Best model: of step {state.best_step}", highlight=False)
 
-    def examine() -> Assessment:
+    def examine_and_write() -> None:
         calibration = fit_temperature(logits["validation"], splits["validation"].labels)
         assessment = assess(
             name=run.path.name,
@@ -45,19 +49,35 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         )
         write_results(run.results, assessment, run.logs / "metrics.jsonl")
         write_samples(run.samples, data, config)
-        return assessment
-
-    def summary() -> tuple[float, dict[str, dict[str, float]], str]:
-        assessment = examine()
         print_results(console, assessment, run.results)
+        model = accelerator.unwrap_model(training.model)
+        assert isinstance(model, PreTrainedModel)
         card = render_model_card(assessment, data.max_length, len(data.train))
-        return assessment.predictions[assessment.headline].temperature, finite_metrics(assessment), card
+        classifier = _classifier(training, run, assessment)
+        write_model(run.model, model, best / MODEL_FILE, training.tokenizer, classifier, card)
+        if config.push_to_hub is not None:
+            push_to_hub(run.model, config.push_to_hub, training.progress.note)
 
-    console.print(f"Best model: of step {state.best_step}", highlight=False)
-    write_model(run, training, best / MODEL_FILE, *on_main_process(accelerator, summary))
-    if config.push_to_hub is not None:
-        name = config.push_to_hub
-        on_main_process(accelerator, lambda: push_to_hub(run.model, name, training.progress.note))
+    on_main_process(accelerator, examine_and_write)
     accelerator.end_training()
     console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)
     console.print(f"Export it: python -m export --run {os.path.relpath(run.path)}", highlight=False, markup=False)
+
+
+def _classifier(training: Training, run: RunDirectory, assessment: Assessment) -> Classifier:
+    """Return the contract of the finished model: all that serving must know of it."""
+    config, data, tokenizer = training.config, training.data, training.tokenizer
+    return Classifier(
+        name=run.path.name,
+        labels=data.labels,
+        text_column=config.text_column,
+        text_pair_column=config.text_pair_column,
+        cleaning=config.cleaning,
+        max_length=data.max_length,
+        truncation_side=tokenizer.truncation_side,
+        padding_side=tokenizer.padding_side,
+        temperature=assessment.predictions[assessment.headline].temperature,
+        metrics=finite_metrics(assessment),
+        data_fingerprint=data.fingerprint,
+        versions=installed_versions(RECORDED_PACKAGES),
+    )

@@ -5,7 +5,6 @@ step's one denominator, clip, set the learning rate, update. "Step" always means
 """
 
 import contextlib
-import dataclasses
 import itertools
 import time
 
@@ -14,24 +13,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor
 
-from serve.contract.errors import InputError
-from train_loop.checkpoint import CheckpointStore, TrainState
+from serve.contract.errors import InputError, WorkStopped
 from train_loop.config import TrainConfig
-from train_loop.data import Data, Split
-from train_loop.device import is_out_of_memory, return_unused_memory
-from train_loop.dropout import MaskSource
-from train_loop.evaluation import Evaluation, evaluate_logits, predict_logits
-from train_loop.feed import Collator, MicroBatch, StepFeed, to_device
-from train_loop.interrupt import Interrupted, InterruptWatch
-from train_loop.loss import loss_sum
-from train_loop.optimizer import learning_rate_at
-from train_loop.plan import BatchPlan, StepPlan
-from train_loop.processes import any_process, from_all_processes
-from train_loop.progress import Progress, StepReport
+from train_loop.machine.device import is_out_of_memory, return_unused_memory
+from train_loop.machine.processes import any_process, from_all_processes
+from train_loop.run.checkpoint import TrainState
+from train_loop.run.interrupt import Interrupted, InterruptWatch
+from train_loop.run.progress import StepReport
+from train_loop.steps.feed import MicroBatch, StepFeed, to_device
+from train_loop.steps.loss import loss_sum
+from train_loop.steps.optimizer import learning_rate_at
+from train_loop.steps.plan import BatchPlan, StepPlan
+from train_loop.training import Training
 
 TRIM_MEMORY_EVERY = 50
 """Steps after which a CPU process gives back memory it does not use."""
@@ -39,70 +34,8 @@ MAX_SKIPPED = 20
 """Updates in a row that fp16 may skip. Its scale falls from 65,536 to 1 in 16; what overflows then always will."""
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(WorkStopped):
     """The loss or its gradient is NaN or infinite; the weights were not touched."""
-
-
-@dataclasses.dataclass(kw_only=True)
-class Training:
-    """What the loop works with; put together by `assembly.py`."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    tokenizer: PreTrainedTokenizerFast
-    data: Data
-    class_weights: Tensor
-    """[C], on the device, in the type of the loss."""
-    checkpoints: CheckpointStore
-    progress: Progress
-    num_steps: int
-    dropout_masks: MaskSource | None = None
-    """Source of dropout masks on a CPU; None where torch draws them."""
-    pad_to_multiple_of: int = 1
-    max_tokens_per_forward: int | None = None
-    """Most padded tokens of one forward pass, once memory has run out; not kept, as a resumed run may have more."""
-    sizes_done: set[tuple[int, int]] = dataclasses.field(default_factory=set)
-    """(rows, tokens of a row) of micro-batches that fitted into memory on every process, beside AdamW's state."""
-
-    def __post_init__(self) -> None:
-        self.collate = self.collator(self.data.train)
-        self.row_weights = self.class_weights.cpu().double().numpy()[self.data.train.labels]  # [N]; MPS has no float64
-
-    def collator(self, split: Split) -> Collator:
-        """Return what pads the rows of a split."""
-        return Collator(split, self.tokenizer, self.data.max_length, self.pad_to_multiple_of)
-
-    def plan(self, epoch: int) -> BatchPlan:
-        """Return the optimizer steps of an epoch."""
-        return BatchPlan(
-            self.data.train.lengths,
-            self.row_weights,
-            batch_size=self.config.batch_size,
-            num_processes=self.accelerator.num_processes,
-            grouping=self.config.length_grouping,
-            seed=self.config.seed,
-            epoch=epoch,
-            widths=self.collate.widths,
-            num_micro_batches=self.config.gradient_accumulation_steps,
-            max_tokens=self.config.max_tokens_per_forward,
-        )
-
-    def evaluate(self, split: Split) -> Evaluation:
-        """Score a split with the weights as they are; call it on all processes."""
-        return evaluate_logits(self.predict(split), split.labels)
-
-    def predict(self, split: Split) -> NDArray[np.float32]:
-        """Return the logits of a split [N, C] with the weights as they are; call it on all processes."""
-        return predict_logits(
-            self.accelerator,
-            self.model,
-            split,
-            len(self.data.labels),
-            self.collator(split),
-            self.config.eval_max_tokens_per_forward,
-        )
 
 
 def train(training: Training, state: TrainState) -> None:

@@ -9,7 +9,8 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from train_loop.command_line import exit_status
+from serve.contract.command import given_arguments, run_command
+from train_loop import NEEDED
 
 
 def run(argv: Sequence[str]) -> None:
@@ -23,17 +24,17 @@ def run(argv: Sequence[str]) -> None:
     # Imported here, so that --help and a missing extra are answered at once.
     from accelerate.utils import set_seed
 
-    from train_loop.assembly import build_training, restore
     from train_loop.config import parse_config
-    from train_loop.data import class_counts, load_data
-    from train_loop.device import build_accelerator
     from train_loop.finish import finish
     from train_loop.loop import train
-    from train_loop.loss import class_weights
-    from train_loop.model import fitting_precision, load_model, load_tokenizer
-    from train_loop.progress import build_console
-    from train_loop.run_directory import open_run, require_writable
-    from train_loop.summary import print_data, print_run
+    from train_loop.machine.device import build_accelerator
+    from train_loop.model.pretrained import fitting_precision, load_model, load_tokenizer
+    from train_loop.rows.data import class_counts, load_data
+    from train_loop.rows.summary import print_data
+    from train_loop.run.directory import open_run, require_writable
+    from train_loop.run.progress import build_console
+    from train_loop.steps.loss import class_weights
+    from train_loop.training import build_training, print_run, restore
 
     config = parse_config(argv)
     require_writable(config.output_dir)
@@ -58,7 +59,13 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status."""
-    return exit_status(run, sys.argv[1:] if argv is None else argv)
+    return run_command(
+        lambda: run(given_arguments(argv)),
+        needs=NEEDED,
+        extra="train",
+        interrupted="Stopped; the newest checkpoint, if there is one yet, goes on by --resume.",
+        after_os_error="free some disk space or fix the folder, then run again or --resume",
+    )
 
 
 if __name__ == "__main__":

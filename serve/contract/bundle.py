@@ -8,12 +8,13 @@ A bundle is a folder that holds all that serving needs: `bundle.json`, `classifi
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier, read_classifier
 from serve.contract.errors import InputError
-from serve.contract.files import sha256_of_file, write_json
-from serve.contract.records import checked, read_record, require_valid
+from serve.contract.files import damage_of, sha256_of_file, write_json
+from serve.contract.limits import NOT_EMPTY, NOT_NEGATIVE, SHARE, Limit
+from serve.contract.records import read_record, require_valid
 
 BUNDLE_FILE = "bundle.json"
 BUNDLE_SCHEMA_VERSION = 1
@@ -22,16 +23,13 @@ TOKENIZER_FILE = "tokenizer.json"
 VariantName = Literal["fp32", "int8", "fp16"]
 DeviceName = Literal["cpu", "cuda"]
 
-_SHARE = (lambda share: 0 <= share <= 1, "a share from 0 to 1")
-_COUNT = (lambda count: count >= 0, "0 or more")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileRecord:
     """A file as it was written."""
 
-    bytes: int = checked(*_COUNT)
-    sha256: str = checked(lambda digest: len(digest) == 64, "64 hex digits")
+    bytes: Annotated[int, NOT_NEGATIVE]
+    sha256: Annotated[str, Limit(lambda digest: len(digest) == 64, "64 hex digits")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,23 +38,23 @@ class Verification:
 
     split: str
     """What the rows are of, for people: `the validation split`, or a file's name."""
-    rows: int = checked(*_COUNT)
+    rows: Annotated[int, NOT_NEGATIVE]
     """Held-out rows tried."""
-    max_abs_logit_difference: float = checked(*_COUNT)
+    max_abs_logit_difference: Annotated[float, NOT_NEGATIVE]
     """Largest |logit - PyTorch's| over those rows and the synthetic shapes."""
-    label_agreement: float = checked(*_SHARE)
+    label_agreement: Annotated[float, SHARE]
     """Share of rows with PyTorch's label."""
-    num_ties: int = checked(*_COUNT)
+    num_ties: Annotated[int, NOT_NEGATIVE]
     """Rows of another label whose two best logits were within the tolerance of a tie."""
-    accuracy: float = checked(*_SHARE)
-    pytorch_accuracy: float = checked(*_SHARE)
-    macro_f1: float = checked(*_SHARE)
-    pytorch_macro_f1: float = checked(*_SHARE)
+    accuracy: Annotated[float, SHARE]
+    pytorch_accuracy: Annotated[float, SHARE]
+    macro_f1: Annotated[float, SHARE]
+    pytorch_macro_f1: Annotated[float, SHARE]
     accuracy_difference_interval: tuple[float, float]
     """95 % paired bootstrap interval of accuracy - PyTorch's."""
-    num_batch_flips: int = checked(*_COUNT)
+    num_batch_flips: Annotated[int, NOT_NEGATIVE]
     """Rows whose label differs between alone and in a batch, in order of arrival or sorted."""
-    max_abs_batch_probability_difference: float = checked(*_SHARE)
+    max_abs_batch_probability_difference: Annotated[float, SHARE]
     """Largest change of a probability between alone and in batches."""
     shape_differences: dict[str, float]
     """Padding (right, left, mixed) or shape (1x1, 1xlongest) -> largest |logit - PyTorch's| on the same arrays."""
@@ -95,9 +93,9 @@ class Manifest:
     """Value of input_ids where there is padding."""
     pad_token_type_id: int = 0
     """Value of token_type_ids where there is padding."""
-    canary: tuple[str, ...] = checked(lambda texts: len(texts) in (1, 2), "one text, or a pair")
+    canary: Annotated[tuple[str, ...], Limit(lambda texts: len(texts) in (1, 2), "one text, or a pair")]
     """Text (or pair) whose answer a server checks from time to time."""
-    variants: dict[str, Variant] = checked(lambda variants: len(variants) >= 1, "one or more variants")
+    variants: Annotated[dict[str, Variant], NOT_EMPTY]
     """Variant name -> graph."""
     default_variants: dict[str, str]
     """Device (cpu, cuda) -> variant that serves it best."""
@@ -197,19 +195,10 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def _require_whole(folder: Path, files: Mapping[str, FileRecord], *, verify: bool) -> None:
-    problems = [problem for name, record in files.items() if (problem := _damage(folder / name, record, verify))]
+    problems = [
+        problem
+        for name, record in files.items()
+        if (problem := damage_of(folder / name, record.bytes, record.sha256 if verify else None))
+    ]
     if problems:
         raise InputError(f"{folder}: " + "; ".join(problems) + ". Copy the bundle again, or export it again")
-
-
-def _damage(path: Path, record: FileRecord, verify: bool) -> str | None:
-    try:
-        if not path.is_file():
-            return f"{path.name} is missing"
-        if (size := path.stat().st_size) != record.bytes:
-            return f"{path.name} has {size:,} bytes, expected {record.bytes:,}"
-        if verify and sha256_of_file(path) != record.sha256:
-            return f"{path.name} is damaged (wrong SHA-256)"
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
-    return None

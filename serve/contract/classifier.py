@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from serve.contract.files import write_json
 from serve.contract.labels import ProblemType
-from serve.contract.records import checked, read_record, require_valid
+from serve.contract.limits import AT_LEAST_1, POSITIVE, Limit
+from serve.contract.records import read_record, require_valid
 from serve.contract.text import CleaningMode
 
 CLASSIFIER_FILE = "classifier.json"
@@ -21,7 +22,9 @@ class Classifier:
 
     name: str
     """Name of the run that made it."""
-    labels: tuple[str, ...] = checked(lambda labels: len(set(labels)) == len(labels) >= 2, "two or more distinct names")
+    labels: Annotated[
+        tuple[str, ...], Limit(lambda labels: len(set(labels)) == len(labels) >= 2, "two or more distinct names")
+    ]
     """Label of each logit, in order."""
     text_column: str
     """Input column with the text."""
@@ -29,13 +32,13 @@ class Classifier:
     """Input column with the second text of a pair; None for single texts."""
     cleaning: CleaningMode = "none"
     """Cleaning mode applied before tokenization (`serve.contract.text`)."""
-    max_length: int = checked(lambda length: length >= 1, "at least 1 token")
+    max_length: Annotated[int, AT_LEAST_1]
     """Longest input, in tokens, special tokens included; longer ones are truncated."""
     truncation_side: Side = "right"
     """Side on which tokens are dropped."""
     padding_side: Side = "right"
     """Side on which padding is put."""
-    temperature: float = checked(lambda temperature: temperature > 0, "positive", default=1.0)
+    temperature: Annotated[float, POSITIVE] = 1.0
     """Logits are divided by it before the softmax."""
     problem_type: ProblemType = "single_label_classification"
     """How logits become scores."""

@@ -1,11 +1,21 @@
-"""The one family of errors that a user can mend."""
+"""Errors that end a command with one message: those the user can fix, and those that stop the work."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message says what, where, and the way out.
+    """Something the user gave is wrong; the message says what, where, and how to fix it.
 
-    Command lines print the message alone and exit with status 2.
+    Command lines print the message, without a traceback, and exit with status 2.
     """
+
+
+class WorkStopped(Exception):
+    """The work cannot go on, or was asked to stop; the message says why and how to continue.
+
+    Attributes:
+        exit_status: what the command exits with.
+    """
+
+    exit_status = 1
 
 
 def first_line(error: BaseException) -> str:

@@ -1,9 +1,11 @@
-"""Files that are either whole or absent: hashed, flushed, renamed."""
+"""Files and folders that are either whole or absent: hashed, flushed, renamed."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,38 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically. NaN is refused: it is not JSON."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def damage_of(path: Path, num_bytes: int, sha256: str | None) -> str | None:
+    """Return what is wrong with a file, or None if it is as it was written; without a hash, its size must do."""
+    try:
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if (found := path.stat().st_size) != num_bytes:
+            return f"{path.name} has {found:,} bytes, expected {num_bytes:,}"
+        if sha256 is not None and sha256_of_file(path) != sha256:
+            return f"{path.name} is damaged (wrong SHA-256)"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return None
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill, which takes the place of `final` at the end; after an error `final` is untouched.
+
+    The caller sees to it that no other process writes the same folder.
+    """
+    staged = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        flush_folder(staged)
+        replace_folder(staged, final)
+        flush_to_disk(final.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def replace_folder(staged: Path, final: Path) -> None:

@@ -1,6 +1,6 @@
 """Dataclasses as JSON: every field checked against its annotation, all problems named at once.
 
-A field's value may also have to pass a check of its own, given by `checked`.
+A field's value must also be within the limit of its annotation (`limits.py`).
 """
 
 import dataclasses
@@ -8,11 +8,12 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from serve.contract.errors import InputError
+from serve.contract.limits import limits_of
 
 T = TypeVar("T")
 
@@ -47,11 +48,6 @@ def read_record(path: Path, record: type[T], schema_version: int, *, made_by: st
     except InputError as error:  # what the dataclass checks besides: fields against each other
         raise InputError(f"{path.parent}: {error}") from error
     return value
-
-
-def checked(check: Callable[[Any], bool], expected: str, **options: Any) -> Any:
-    """Return a dataclass field whose value must pass `check`; `expected` says what that is."""
-    return dataclasses.field(metadata={"check": check, "expected": expected}, **options)
 
 
 def require_valid(record: Any, where: str) -> None:
@@ -106,7 +102,7 @@ def _object_problems(value: Any, record: Any, where: str) -> Iterator[str]:
         yield f"{where} must be an object, found {value!r:.200}"
         return
     fields = {field.name: field for field in dataclasses.fields(record)}
-    hints = typing.get_type_hints(record)
+    hints, limits = typing.get_type_hints(record), limits_of(record)
     prefix = f"{where}." if where else ""
     required = {
         name
@@ -117,12 +113,13 @@ def _object_problems(value: Any, record: Any, where: str) -> Iterator[str]:
     if missing or unknown:
         inside = f" in {where}" if where else ""
         yield f"missing fields {missing}, unknown fields {unknown}{inside}"
-    for name, field in fields.items():
+    for name in fields:
         if name not in value:
             continue
         problems = list(_problems(value[name], hints[name], f"{prefix}{name}"))
-        if not problems and "check" in field.metadata and not field.metadata["check"](value[name]):
-            problems = [f"{prefix}{name} must be {field.metadata['expected']}, found {value[name]!r:.200}"]
+        limit = limits.get(name)
+        if not problems and limit is not None and not limit.holds(value[name]):
+            problems = [f"{prefix}{name} must be {limit.expected}, found {value[name]!r:.200}"]
         yield from problems
 
 

@@ -1,0 +1,1 @@
+"""What all benchmarks share: contenders, rounds, samples, results, pictures."""

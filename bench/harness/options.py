@@ -1,0 +1,129 @@
+"""What every benchmark can be told."""
+
+import dataclasses
+import datetime
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.harness.hardware import available_cores, describe_machine
+from bench.harness.processes import ContenderProcess, WorkerSpec
+from bench.harness.results import Benchmark, Contender, Fact, Measurement, Results
+from bench.harness.rounds import Limits
+from serve.contract.errors import InputError
+from serve.cores import num_usable_cores
+
+if TYPE_CHECKING:
+    from bench.harness.arena import Entrant
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every benchmark."""
+
+    output: Path | None = None
+    """Folder for results.json, results.md and the pictures; null writes nothing."""
+    quick: bool = False
+    """A rough look in under 2 minutes: fewer rows, cases and repeats, too few to tell small differences."""
+    contenders: list[str] | None = None
+    """Names of those to run, as the table shows them; null runs all."""
+    self_check: bool = False
+    """Run the headline contender twice, as two contenders: their ratio shows what the machine can tell apart."""
+    threads: int | None = None
+    """Threads of each contender; null takes one for each core, and no more than a container's quota grants."""
+    cores: list[int] | None = None
+    """Cores that contenders may use; null takes all that this process may."""
+    seed: int = 0
+    """Seed of the rows that are drawn and of the arrival times."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"--threads must be at least 1, found {self.threads}")
+        if self.cores is not None and not set(self.cores) <= set(available_cores()):
+            problems.append(f"--cores {self.cores}: this process may use {list(available_cores())}")
+        if self.cores == []:
+            problems.append("--cores is empty; name one or more")
+        if self.contenders == []:
+            problems.append("--contenders is empty; name one or more, or leave it out")
+        if self.seed < 0:
+            problems.append(f"--seed must be 0 or more, found {self.seed}")
+        if self.output is not None and self.output.exists() and not self.output.is_dir():
+            problems.append(f"--output {self.output}: is a file; name a folder")
+        if problems:
+            raise InputError("\n".join(problems))
+
+    @property
+    def used_cores(self) -> tuple[int, ...]:
+        return tuple(sorted(set(self.cores))) if self.cores is not None else available_cores()
+
+    @property
+    def num_cores(self) -> int:
+        """Cores that contenders can keep busy: a container's quota may grant less than the cores it may run on."""
+        return min(len(self.used_cores), num_usable_cores())
+
+    @property
+    def num_threads(self) -> int:
+        return self.threads or self.num_cores
+
+    def limits(self, *, seconds: float = 10.0) -> Limits:
+        """Return how much to measure: 10 repeats and `seconds`, or a rough look."""
+        return Limits(min_repeats=3, min_seconds=0.0) if self.quick else Limits(min_repeats=10, min_seconds=seconds)
+
+    def start(self, spec: WorkerSpec) -> ContenderProcess:
+        """Start a contender's process on the cores and with the threads asked for."""
+        return ContenderProcess(spec, cores=self.used_cores, num_threads=self.num_threads)
+
+    def choose(self, entrants: "list[Entrant]", headline: str) -> "list[Entrant]":
+        """Return the entrants asked for, with the headline's twin for a self-check.
+
+        Raises:
+            InputError: a name that no entrant has.
+        """
+        names = [entrant.name for entrant in entrants]
+        wanted = names if self.contenders is None else self.contenders
+        if unknown := [name for name in wanted if name not in names]:
+            raise InputError(f"--contenders {unknown}: there are {names}")
+        chosen = [entrant for entrant in entrants if entrant.name in wanted]
+        if self.self_check:
+            first = next((entrant for entrant in chosen if entrant.name == headline), chosen[0])
+            chosen.append(first.twin())
+        return chosen
+
+
+def results_of(
+    options: CommonOptions,
+    *,
+    benchmark: Benchmark,
+    command: str,
+    work: dict[str, Fact],
+    headline: str,
+    contenders: Sequence[Contender],
+    measurements: Sequence[Measurement],
+    warnings: Sequence[str],
+) -> Results:
+    """Return results as of now, with the machine; where the headline was not measured, the first one stands for it.
+
+    Raises:
+        InputError: nothing was measured.
+    """
+    measured = [measurement.contender for measurement in measurements]
+    if not measured:
+        raise InputError(f"nothing was measured: {'; '.join(f'{each.name}: {each.reason}' for each in contenders)}")
+    return Results(
+        benchmark=benchmark,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
+        work=work,
+        headline=headline if headline in measured else measured[0],
+        contenders=tuple(contenders),
+        measurements=tuple(measurements),
+        warnings=tuple(warnings),
+    )
+
+
+def command_line(argv: list[str]) -> str:
+    """Return the command as it would be pasted."""
+    return shlex.join(["python", "-m", "bench", *argv])

@@ -1,0 +1,115 @@
+"""`results.json`: everything that was measured, with what it was measured on.
+
+Raw samples stay in it, so that other statistics can be computed later and two files can be compared.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from bench.harness.hardware import Machine
+from bench.harness.samples import Sample
+from serve.contract.errors import InputError
+from serve.contract.files import write_json
+from serve.contract.limits import NOT_EMPTY
+from serve.contract.records import read_record, require_valid
+
+RESULTS_FILE = "results.json"
+RESULTS_SCHEMA_VERSION = 1
+
+Benchmark = Literal["training", "inference", "load", "quantization"]
+Status = Literal["measured", "not installed", "not available", "failed"]
+Fact = str | bool | int | float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One thing that was compared, or why it was not."""
+
+    name: str
+    description: str
+    """What it is, with the settings that matter."""
+    is_ours: bool = False
+    status: Status = "measured"
+    reason: str = ""
+    """Why it was not measured, or not to the end."""
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What holds for all its measurements, such as accuracy or memory_mib; the name ends with the unit."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was timed of one contender in one case."""
+
+    contender: str
+    case: str
+    """Such as `batch 32`."""
+    unit: str
+    """What `amount` of a sample counts, such as rows."""
+    samples: Annotated[tuple[Sample, ...], NOT_EMPTY]
+    latencies_ms: tuple[float, ...] = ()
+    """Time of each call inside the samples, where calls were timed one by one."""
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """The content of `results.json`."""
+
+    benchmark: Benchmark
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    machine: Machine
+    work: dict[str, Fact]
+    """What was to be done; results of different work are not compared."""
+    headline: str
+    """The contender that the others are compared with."""
+    contenders: tuple[Contender, ...]
+    measurements: tuple[Measurement, ...]
+    warnings: tuple[str, ...] = ()
+    """What makes the figures doubtful."""
+    schema_version: int = RESULTS_SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        require_valid(self, RESULTS_FILE)
+        names = [contender.name for contender in self.contenders]
+        problems = [f"{name!r} stands twice among the contenders" for name in {n for n in names if names.count(n) > 1}]
+        problems += [
+            f"a measurement of {measurement.contender!r}, who is no contender"
+            for measurement in self.measurements
+            if measurement.contender not in names
+        ]
+        keys = [(measurement.contender, measurement.case) for measurement in self.measurements]
+        problems += [f"{key} was measured twice" for key in {k for k in keys if keys.count(k) > 1}]
+        if problems:
+            raise InputError(f"{RESULTS_FILE}: " + "; ".join(sorted(problems)))
+
+    @property
+    def cases(self) -> list[str]:
+        """Cases, in the order they were measured."""
+        return list(dict.fromkeys(measurement.case for measurement in self.measurements))
+
+    def contender(self, name: str) -> Contender:
+        return next(contender for contender in self.contenders if contender.name == name)
+
+    def of_case(self, case: str) -> dict[str, Measurement]:
+        """Return a case's measurements by contender."""
+        return {m.contender: m for m in self.measurements if m.case == case}
+
+
+def write_results(folder: Path, results: Results) -> Path:
+    """Write `results.json` into `folder`, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULTS_FILE, dataclasses.asdict(results))
+    return folder / RESULTS_FILE
+
+
+def read_results(path: Path) -> Results:
+    """Read a `results.json`, or the one in a folder.
+
+    Raises:
+        InputError: absent, not JSON, of a newer schema, or not what it should hold; all problems are named.
+    """
+    file = path / RESULTS_FILE if path.is_dir() else path
+    return read_record(file, Results, RESULTS_SCHEMA_VERSION, made_by="python -m bench ... --output DIR")

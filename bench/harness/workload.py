@@ -1,0 +1,192 @@
+"""What contenders work on: seeded texts and token arrays, the same for all, told by a digest."""
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.errors import InputError
+from serve.contract.text import clean
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+LENGTHS_FORM = "128 | uniform:LOW:HIGH | lognormal:MEDIAN:SIGMA"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Rows to classify."""
+
+    origin: str
+    """Where they come from, for people."""
+    texts: tuple[str, ...]
+    """[N]"""
+    pairs: tuple[str, ...] | None = None
+    """Second texts [N], or None."""
+    labels: tuple[int, ...] | None = None
+    """Class numbers [N] in the model's order, or None where they are not known."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the rows: two results with the same digest were measured on the same rows."""
+        digest = hashlib.sha256()
+        for column in (self.texts, self.pairs or (), map(str, self.labels or ())):
+            for value in column:
+                digest.update(value.encode("utf-8", "surrogatepass") + b"\0")
+            digest.update(b"\1")
+        return digest.hexdigest()[:16]
+
+    def sample(self, num_rows: int, seed: int) -> "Workload":
+        """Return `num_rows` of the rows, drawn by seed without replacement; all of them where there are fewer."""
+        if num_rows >= len(self):
+            return self
+        kept = np.random.default_rng(seed).permutation(len(self))[:num_rows].tolist()
+        return dataclasses.replace(
+            self,
+            texts=tuple(self.texts[row] for row in kept),
+            pairs=tuple(self.pairs[row] for row in kept) if self.pairs is not None else None,
+            labels=tuple(self.labels[row] for row in kept) if self.labels is not None else None,
+        )
+
+    def require(self, num_rows: int, way_out: str) -> None:
+        """Refuse too few rows: parts of them would be empty, or a batch would hold a row twice.
+
+        Raises:
+            InputError: says how many there are, how many are needed, and the way out.
+        """
+        if len(self) < num_rows:
+            raise InputError(f"{self.origin}: {len(self)} rows, and {num_rows} are needed; {way_out}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a contender's process needs of it."""
+        return {"texts": self.texts, "pairs": self.pairs}
+
+
+def rows_of_run(run: Path, split: str) -> Workload:
+    """Return rows of a run's split, cleaned as the model wants them: cleaning them again changes nothing.
+
+    They are the sample that training left in the run where there is one, else those of the run's source.
+
+    Raises:
+        InputError: the folder is no run, has no such split, or its data is gone.
+    """
+    from export.rows import read_rows
+    from serve.contract.classifier import read_classifier
+
+    sample = run / "samples" / f"{split}.parquet"
+    if not sample.is_file():
+        return _rows_of_source(run, split)
+    classifier = read_classifier(run / "model")
+    rows = read_rows(sample, split, classifier)
+    columns = list(zip(*(row if isinstance(row, tuple) else (row,) for row in rows.inputs), strict=True))
+    texts, *pairs = (tuple(clean(text, classifier.cleaning) for text in column) for column in columns)
+    return Workload(
+        origin=f"{split} sample of {run.name}",
+        texts=texts,
+        pairs=pairs[0] if pairs else None,
+        labels=tuple(rows.labels.tolist()),
+    )
+
+
+def _rows_of_source(run: Path, split: str) -> Workload:
+    from train_loop.config import CONFIG_FILE, read_config
+    from train_loop.model.pretrained import load_tokenizer
+    from train_loop.rows.data import load_data
+
+    config = dataclasses.replace(read_config(run / CONFIG_FILE), model_name=str(run / "model"))
+    tokenizer, max_length = load_tokenizer(config)
+    data = load_data(config, tokenizer, max_length)
+    if split not in data.splits:
+        raise InputError(f"--split {split}: {run} has {', '.join(data.splits)}")
+    chosen = data.splits[split]
+    pair_column = config.text_pair_column
+    return Workload(
+        origin=f"{split} rows of {run.name}",
+        texts=tuple(clean(text, config.cleaning) for text in chosen.rows[config.text_column]),
+        pairs=tuple(clean(text, config.cleaning) for text in chosen.rows[pair_column]) if pair_column else None,
+        labels=tuple(chosen.labels.tolist()),
+    )
+
+
+def rows_of_file(path: Path, *, text_column: str) -> Workload:
+    """Return the texts of a csv, tsv, jsonl or parquet file, or the lines of a .txt file; without labels.
+
+    Raises:
+        InputError: the file cannot be read, or has no such column.
+    """
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise InputError(f"--file {path}: no such file")
+        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        import pandas
+
+        readers = {
+            ".csv": lambda: pandas.read_csv(path, keep_default_na=False, dtype=str),
+            ".tsv": lambda: pandas.read_csv(path, sep="\t", keep_default_na=False, dtype=str),
+            ".jsonl": lambda: pandas.read_json(path, lines=True, dtype=False),
+            ".parquet": lambda: pandas.read_parquet(path),
+        }
+        if path.suffix not in readers:
+            raise InputError(f"--file {path}: expected .txt, {', '.join(readers)}")
+        try:
+            table = readers[path.suffix]()
+        except (OSError, ValueError) as error:
+            raise InputError(f"--file {path}: cannot be read ({error})") from error
+        if text_column not in table.columns:
+            raise InputError(f"--file {path}: no column {text_column!r}; it has {', '.join(map(str, table.columns))}")
+        texts = [str(text) for text in table[text_column]]
+    if not texts:
+        raise InputError(f"--file {path}: no rows")
+    return Workload(origin=path.name, texts=tuple(texts))
+
+
+def draw_lengths(distribution: str, num_rows: int, seed: int) -> NDArray[np.int64]:
+    """Return token counts [N] drawn from `128`, `uniform:8:64` or `lognormal:30:0.6` (median, sigma).
+
+    Raises:
+        InputError: the distribution cannot be read.
+    """
+    random = np.random.default_rng(seed)
+    kind, *numbers = distribution.split(":")
+    try:
+        values = [float(number) for number in numbers]
+        if kind == "uniform" and len(values) == 2 and 1 <= values[0] <= values[1]:
+            return random.integers(int(values[0]), int(values[1]) + 1, num_rows)
+        if kind == "lognormal" and len(values) == 2 and values[0] >= 1 and values[1] >= 0:
+            drawn = random.lognormal(math.log(values[0]), values[1], num_rows)
+            return np.maximum(1, np.rint(drawn)).astype(np.int64)
+        if not numbers and int(kind) >= 1:
+            return np.full(num_rows, int(kind), dtype=np.int64)
+    except ValueError:
+        pass
+    raise InputError(f"--lengths {distribution}: expected {LENGTHS_FORM}, in tokens")
+
+
+def texts_of_lengths(tokenizer: "Tokenizer", lengths: Sequence[int], seed: int) -> Workload:
+    """Return texts of exactly the given token counts, special tokens included, of words of the vocabulary.
+
+    Raises:
+        InputError: a length is below that of one word, or the vocabulary has too few plain words.
+    """
+    num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if min(lengths) <= num_special:
+        raise InputError(f"--lengths: the shortest text has {num_special + 1} tokens, found {min(lengths)}")
+    random = np.random.default_rng(seed)
+    candidates = sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[a-z][a-z0-9]+", word))
+    # A word counts only if it is one token wherever it stands: among others, too.
+    words = [word for word in candidates if len(tokenizer.encode(f"{word} {word}", add_special_tokens=False)) == 2]
+    if len(words) < 10:
+        raise InputError("--lengths: this tokenizer has no plain words of one token; give texts by --file")
+    texts = [" ".join(random.choice(words, length - num_special)) for length in lengths]
+    return Workload(origin=f"made of {len(words):,} words of the vocabulary, seed {seed}", texts=tuple(texts))

@@ -1,0 +1,1 @@
+"""Inference in process, next to PyTorch, pipeline and Optimum."""

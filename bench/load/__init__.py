@@ -1,0 +1,1 @@
+"""Servers under load, next to LitServe and infinity."""

@@ -1,0 +1,234 @@
+"""The load generator: clients that wait for their answers, and arrivals that wait for nobody.
+
+A closed loop has N clients, each of which sends when it was answered: it shows capacity. An open loop sends
+at random times (Poisson) whatever the server does, and counts latency from the time a request was due: it
+shows what users suffer, a queue included.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.harness.samples import percentile
+
+if TYPE_CHECKING:
+    import aiohttp
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+REFUSED = (429, 503)
+"""Statuses by which a server says that it has too much to do."""
+OK = 200
+FAILED = 0
+"""Stands for the status where there was no answer: refused connection, cut off, out of time."""
+TIMEOUT_S = 30.0
+"""Longest wait for an answer."""
+WARM_S, COUNTED_S = 0.3, 1.0
+"""Shortest start of a closed loop that is not counted, and shortest stretch that is."""
+
+
+@dataclasses.dataclass
+class Traffic:
+    """What came of the requests of one stretch."""
+
+    seconds: float = 0.0
+    """Length of the stretch in which answers were counted."""
+    latencies_ms: list[float] = dataclasses.field(default_factory=list)
+    """Of the answers with status 200."""
+    statuses: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Status, or `FAILED` -> requests."""
+    seen_ms: list[float] = dataclasses.field(default_factory=list)
+    """Latencies of all answers with status 200, those that came before or after the stretch too; closed loop alone."""
+    lags_ms: list[float] = dataclasses.field(default_factory=list)
+    """How late the generator itself was to send; open loop alone."""
+
+    def count(self, status: int, latency_ms: float) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if status == OK:
+            self.latencies_ms.append(latency_ms)
+
+    @property
+    def num_requests(self) -> int:
+        return sum(self.statuses.values())
+
+    def share(self, *statuses: int) -> float:
+        """Return the share of requests that got one of the statuses."""
+        return sum(self.statuses.get(status, 0) for status in statuses) / max(1, self.num_requests)
+
+    @property
+    def failed_share(self) -> float:
+        """Share of requests that were neither answered nor refused."""
+        return 1.0 - self.share(OK, *REFUSED) if self.num_requests else 0.0
+
+
+def arrival_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+    """Return the times [s] at which requests are due: a Poisson process of `rate` a second."""
+    random = np.random.default_rng(seed)
+    count = int(rate * seconds + 10 * np.sqrt(rate * seconds) + 10)
+    times: NDArray[np.float64] = np.cumsum(random.exponential(1.0 / rate, count))
+    return times[times < seconds]
+
+
+def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
+    """Return how long [s] a closed loop warms up, and for how long its answers are then counted.
+
+    The server stands as it would for ever once the slow ones of the first answers have come too; and a stretch that is
+    shorter than they are would hold all of them, or none.
+
+    Args:
+        seen_ms: latencies of an earlier turn; none make the shortest turn, which shows them.
+    """
+    if not seen_ms:
+        return WARM_S, COUNTED_S
+    median_s, slow_s = (percentile(seen_ms, percent) / 1e3 for percent in (50, 99))
+    return max(WARM_S, 2 * slow_s), max(COUNTED_S, 4 * median_s, 2 * slow_s)
+
+
+async def closed_loop(
+    http: "aiohttp.ClientSession", url: str, bodies: Iterator[bytes], *, clients: int, warm_s: float, seconds: float
+) -> Traffic:
+    """Let `clients` ask one after the other; count what comes in the `seconds` that follow on `warm_s`.
+
+    Clients begin one after the other in the first half of the warm-up: all at once, they would stay in step. An answer
+    is counted by when it comes, whenever it was asked for, so that slow ones are counted in their share. What is under
+    way at the end is waited for. A request that fails is counted then too: one that is never answered would come in
+    no stretch.
+    """
+    traffic = Traffic(seconds=seconds)
+    began = time.perf_counter() + warm_s
+    ends = began + seconds
+
+    async def client(number: int) -> None:
+        await asyncio.sleep(warm_s / 2 * number / clients)
+        while (sent := time.perf_counter()) < ends:
+            status, _ = await _post(http, url, next(bodies))
+            now = time.perf_counter()
+            latency_ms = 1e3 * (now - sent)
+            if status == OK:
+                traffic.seen_ms.append(latency_ms)
+            if began <= now and (now < ends or status == FAILED):
+                traffic.count(status, latency_ms)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return traffic
+
+
+async def open_loop(
+    http: "aiohttp.ClientSession", url: str, bodies: Iterator[bytes], *, rate: float, seconds: float, seed: int
+) -> Traffic:
+    """Send requests at random times and wait for all answers; latency counts from when a request was due.
+
+    The stretch ends with the last answer: a server that falls behind answers some of it after the last was sent.
+    """
+    traffic = Traffic(seconds=seconds)
+    began = time.perf_counter()
+
+    async def request(due: float, body: bytes) -> None:
+        traffic.lags_ms.append(1e3 * (time.perf_counter() - due))
+        status, _ = await _post(http, url, body)
+        now = time.perf_counter()
+        traffic.count(status, 1e3 * (now - due))
+        if status != FAILED:
+            traffic.seconds = max(traffic.seconds, now - began)
+
+    async with asyncio.TaskGroup() as requests:
+        for at in arrival_times(rate, seconds, seed):
+            due = began + float(at)
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            requests.create_task(request(due, next(bodies)))
+    return traffic
+
+
+async def ask(http: "aiohttp.ClientSession", url: str, bodies: Sequence[bytes], *, clients: int) -> list[bytes | None]:
+    """Return the answer to each request, in order; None where there was none, or its status was not 200.
+
+    Where nothing answers as many requests in a row as there are clients, the rest is not asked: each would cost the
+    whole timeout.
+    """
+    answers: list[bytes | None] = [None] * len(bodies)
+    jobs = iter(enumerate(bodies))
+    silent = 0
+
+    async def client() -> None:
+        nonlocal silent
+        for place, body in jobs:
+            status, content = await _post(http, url, body)
+            answers[place] = content if status == OK else None
+            silent = silent + 1 if status == FAILED else 0
+            if silent >= clients:
+                return
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return answers
+
+
+def keeps_bound(traffic: Traffic, p99_bound_ms: float) -> bool:
+    """Return whether every request was answered, and the 99th percentile of latency is within the bound."""
+    answered = traffic.share(OK) == 1.0 and bool(traffic.latencies_ms)
+    return answered and percentile(traffic.latencies_ms, 99) <= p99_bound_ms
+
+
+class LoadGenerator:
+    """Runs traffic in an event loop of its own."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=_fast_loop())
+
+    def run(
+        self,
+        traffic: Callable[Concatenate["aiohttp.ClientSession", P], Awaitable[T]],
+        *arguments: P.args,
+        **keywords: P.kwargs,
+    ) -> T:
+        """Return what comes of one of the functions above, over new connections.
+
+        A server may have closed those of its last turn.
+        """
+
+        async def in_session() -> T:
+            import aiohttp
+
+            connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+                return await traffic(http, *arguments, **keywords)
+
+        return self._runner.run(in_session())
+
+    def close(self) -> None:
+        """Close the event loop."""
+        self._runner.close()
+
+
+def endlessly(bodies: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the bodies again and again."""
+    return itertools.cycle(bodies)
+
+
+JSON = {"content-type": "application/json"}
+
+
+async def _post(http: "aiohttp.ClientSession", url: str, body: bytes) -> tuple[int, bytes]:
+    """Return status and content of the answer; `FAILED` where there is none."""
+    import aiohttp
+
+    try:
+        async with http.post(url, data=body, headers=JSON) as response:
+            return int(response.status), await response.read()
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return FAILED, b""
+
+
+def _fast_loop() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None  # asyncio's own
+    return uvloop.new_event_loop

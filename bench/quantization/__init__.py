@@ -1,0 +1,1 @@
+"""int8 graphs, next to other ways to quantize."""

@@ -1,0 +1,1 @@
+"""Training speed, next to transformers' Trainer."""

@@ -1,0 +1,100 @@
+"""The contender that trains by our loop."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate.utils import broadcast_object_list, set_seed
+from rich.console import Console
+
+from bench.harness.session import Message, Session
+from bench.training.pace import Finished, PacedTraining, watch_accelerator
+from train_loop.config import TrainConfig
+from train_loop.loop import train
+from train_loop.machine.device import build_accelerator
+from train_loop.model.pretrained import load_model, load_tokenizer
+from train_loop.rows.data import class_counts, load_data
+from train_loop.run.checkpoint import TrainState
+from train_loop.run.directory import open_run
+from train_loop.run.progress import StepReport
+from train_loop.steps.feed import StepFeed
+from train_loop.steps.loss import class_weights
+from train_loop.training import Training, build_training
+
+NEVER = 10**9
+"""Steps that are never reached: no evaluation and no checkpoint falls into what is timed."""
+
+
+class OurLoop(PacedTraining):
+    """Our training loop, as `train_loop/main.py` puts it together.
+
+    Args:
+        config: fields of `TrainConfig`.
+        loss_after: optimizer steps after which the loss on held-out rows is taken.
+    """
+
+    def __init__(self, config: Message, loss_after: int) -> None:
+        super().__init__(loss_after)
+        self._config = config
+
+    def serve(self, session: Session | None) -> None:
+        """Train until there are no more commands."""
+        with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
+            config = TrainConfig(
+                **self._config | {"output_dir": folder, "epochs": NEVER, "eval_every": NEVER, "log_every": NEVER}
+            )
+            self._training = self._build(config)
+            training = self._training
+            model = training.accelerator.unwrap_model(training.model)
+            clock = self.attach(session, model, training.accelerator.device)
+            watch_accelerator(clock, training.accelerator, training.model, training.optimizer)
+            clock.watch(StepFeed, "take", "data")
+            training.progress = PacedProgress(self)  # type: ignore[assignment]  # what the loop calls of it
+            with contextlib.suppress(Finished):
+                train(training, TrainState())
+
+    def held_out_loss(self) -> float:
+        training = self._training
+        loss = training.evaluate(training.data.splits["validation"]).metrics["loss"]
+        training.model.train()
+        return loss
+
+    def share(self, command: Message | None) -> Message | None:
+        if self._training.accelerator.num_processes == 1:
+            return command
+        told = [command]
+        broadcast_object_list(told)
+        return told[0]
+
+    def _build(self, config: TrainConfig) -> Training:
+        accelerator = build_accelerator(config)
+        tokenizer, max_length = load_tokenizer(config)
+        with accelerator.local_main_process_first():
+            data = load_data(config, tokenizer, max_length)
+        weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
+        set_seed(config.seed)
+        model = load_model(config, data.labels, accelerator.device)
+        with open_run(config, accelerator) as run:
+            return build_training(config, accelerator, model, tokenizer, data, weights, run, Console(quiet=True))
+
+
+class PacedProgress:
+    """Stands where the loop tells of its progress, and stops it there."""
+
+    def __init__(self, worker: OurLoop) -> None:
+        self._worker = worker
+
+    @contextlib.contextmanager
+    def running(self, first_step: int) -> Iterator[None]:
+        self._worker.begin()
+        yield
+
+    def after_step(self, report: StepReport) -> None:
+        self._worker.after_step()
+
+    def after_evaluation(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("no evaluation belongs into what is timed")
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)

@@ -1,0 +1,261 @@
+"""Training: our loop beside transformers' Trainer, on the same model, rows, batch size, optimizer and precision.
+
+    python -m bench training --run runs/latest --output benchmarks/training
+
+Between repeats a contender waits in the middle of its run, so that all take turns. What is timed is real
+tokens a second: repeats hold different rows, and that of rows a second would follow their lengths. Rows a
+second are tokens a second over the mean length of all rows, which is what a whole epoch gives.
+"""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.harness.arena import TWIN, Answer, Arena
+from bench.harness.options import CommonOptions, results_of
+from bench.harness.processes import WorkerSpec
+from bench.harness.report import build_console, publish
+from bench.harness.results import Measurement
+from bench.harness.rounds import ContenderFailed
+from bench.training.contenders import (
+    OURS,
+    QUICK_SPLITS,
+    QUICK_STEPS_OF_REPEAT,
+    SPLIT_STEPS,
+    STEPS_OF_REPEAT,
+    has_bf16,
+    main_entrants,
+    scaling_entrants,
+)
+from bench.training.report import SCALING, TRAINING, training_pictures, training_tables
+from serve.contract.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from train_loop.config import TrainConfig
+    from train_loop.rows.data import Split
+
+HELD_OUT_ROWS = 500
+MIN_BATCHES = 200
+"""Fewer, and the Trainer would sort less than 50 batches together: worse than its users have it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingOptions(CommonOptions):
+    """Training: our loop beside transformers' Trainer."""
+
+    run: Path
+    """Run directory, or a recipe's YAML file: its model, rows, lengths and learning rate are taken."""
+    rows: int = 3200
+    """Training rows, drawn by the seed."""
+    batch_size: int = 16
+    """Rows of an optimizer step."""
+    processes: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
+    """Numbers of processes to scale over; those above the number of cores are left out."""
+    micro_batches: list[int] = dataclasses.field(default_factory=lambda: [2, 4])
+    """Numbers of forward passes to cut a step into, beside one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1 or self.rows < MIN_BATCHES * self.batch_size:
+            raise InputError(
+                f"--rows {self.rows} must be at least {MIN_BATCHES} batches of --batch_size {self.batch_size}: of "
+                "fewer, the Trainer groups rows by length less well than it can"
+            )
+        if any(number < 1 for number in (*self.processes, *self.micro_batches)):
+            raise InputError(f"--processes {self.processes} and --micro_batches {self.micro_batches} must be 1 or more")
+
+    @property
+    def loss_after(self) -> int:
+        """Optimizer steps after which losses are compared."""
+        return 10 if self.quick else 50
+
+
+def run(options: TrainingOptions, command: str) -> None:
+    """Measure, print and write.
+
+    Raises:
+        InputError: the run cannot be read, or an option does not fit.
+    """
+    console = build_console()
+    with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
+        console.print("reading the rows", style="dim")
+        config, work = prepare(options, Path(folder))
+        entrants = options.choose(list(main_entrants(options, config)), OURS)
+        with Arena(entrants, options.start, console) as arena:
+            arena.start()
+            measurements = measure_passes(arena, options)
+            warnings = arena.warnings()
+            contenders = arena.records
+        has_scaling = not options.quick and bool(options.processes or options.micro_batches)
+        if has_scaling and OURS in {entrant.name for entrant in entrants}:
+            with Arena(list(scaling_entrants(options, config)), options.start, console) as arena:
+                arena.start()
+                measurements += measure_scaling(arena, options)
+                contenders += arena.records
+        ceilings, row_flops = measure_ceiling(options, config, console)
+    results = results_of(
+        options,
+        benchmark="training",
+        command=command,
+        work=work,
+        headline=OURS,
+        contenders=contenders,
+        measurements=[with_flops(m, row_flops, ceilings) for m in measurements],
+        warnings=warnings,
+    )
+    publish(results, training_tables(results), training_pictures(results), options.output, console)
+
+
+def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """Write the drawn rows into files and return the contenders' configuration and what the work is.
+
+    Raises:
+        InputError: the run or recipe cannot be read, or has too few rows.
+    """
+    from train_loop.config import CONFIG_FILE, read_config
+    from train_loop.model.pretrained import load_tokenizer, resolve_model
+    from train_loop.rows.data import load_data
+
+    file = options.run / CONFIG_FILE if options.run.is_dir() else options.run
+    source = read_config(file)
+    tokenizer, max_length = load_tokenizer(source)
+    data = load_data(source, tokenizer, max_length)
+    if len(data.train) < options.rows:
+        raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
+    random = np.random.default_rng(options.seed)
+    chosen = {"train": options.rows, "validation": HELD_OUT_ROWS if not options.quick else 100}
+    lengths = {}
+    for name, count in chosen.items():
+        split = data.splits[name]
+        rows = np.sort(random.permutation(len(split))[:count])
+        _write_rows(folder / f"{name}.jsonl", split.take(rows, name=name, origin=""), source, data.labels)
+        lengths[name] = split.lengths[rows]
+    config = {
+        "model_name": resolve_model(source.model_name, source.model_revision)[0],
+        "train_file": str(folder / "train.jsonl"),
+        "validation_file": str(folder / "validation.jsonl"),
+        "test_fraction": 0.0,
+        "text_column": "text",
+        "text_pair_column": "pair" if source.text_pair_column else None,
+        "label_column": "label",
+        "label_names": list(data.labels),
+        "max_length": max_length,
+        "batch_size": options.batch_size,
+        "learning_rate": source.learning_rate,
+        "lr_schedule": "constant",  # of no end: contenders stop when enough was measured
+        "warmup_ratio": 0.0,
+        "seed": options.seed,
+        "eval_max_tokens_per_forward": 2048,  # few, so that training decides the peak of memory
+    }
+    work = {
+        "model": source.model_name,
+        "rows": options.rows,
+        "rows_digest": data.fingerprint[:16],
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "max_length": max_length,
+        "mean_tokens_of_a_row": round(float(lengths["train"].mean()), 2),
+        "learning_rate": source.learning_rate,
+        "optimizer": "AdamW",
+        "loss_after_steps": options.loss_after,
+    }
+    return config, work
+
+
+def _write_rows(path: Path, split: "Split", source: "TrainConfig", labels: tuple[str, ...]) -> None:
+    from serve.contract.text import clean
+
+    with path.open("w", encoding="utf-8") as file:
+        for row, label in zip(split.rows, split.labels, strict=True):
+            values = {"text": clean(row[source.text_column], source.cleaning), "label": labels[label]}
+            if source.text_pair_column:
+                values["pair"] = clean(row[source.text_pair_column], source.cleaning)
+            file.write(json.dumps(values) + "\n")
+
+
+def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
+    """Measure all contenders in turn, then the split of a step, the loss, and memory."""
+    steps_of_repeat = QUICK_STEPS_OF_REPEAT if options.quick else STEPS_OF_REPEAT
+    work: dict[str, list[Answer]] = {}
+
+    def steps(name: str, number: int) -> Answer:
+        return {"steps": steps_of_repeat[name.removesuffix(TWIN)] if number >= 0 else 2}
+
+    def keep_work(name: str, _: int, answer: Answer) -> None:
+        work.setdefault(name, []).append(answer["work"] | {"seconds": answer["seconds"]})
+
+    measured = arena.measure(TRAINING, "tokens", options.limits(), steps, on_answer=keep_work)
+    for name in arena.alive:
+        if not options.quick or name in QUICK_SPLITS:
+            add_split(arena, name)
+        loss = arena.call(name, "loss")
+        memory = arena.call(name, "memory")
+        if loss is not None and memory is not None:
+            arena.add_facts(name, memory | {"held_out_loss": loss["loss"]})
+    return [dataclasses.replace(m, facts=_totals(work[m.contender])) for m in measured]
+
+
+def add_split(arena: Arena, name: str) -> None:
+    """Add the shares of a step's time to the record of a contender."""
+    split = arena.call(name, "split", steps=SPLIT_STEPS[name.removesuffix(TWIN)])
+    if split is not None:
+        shares = {part: seconds / split["seconds"] for part, seconds in split["split"].items()}
+        shares["other"] = 1.0 - sum(shares.values())
+        arena.add_facts(name, {f"{part}_share": share for part, share in shares.items()})
+
+
+def _totals(work: Sequence[Answer]) -> dict[str, float]:
+    return {name: float(sum(part[name] for part in work)) for name in work[0]}
+
+
+def measure_scaling(arena: Arena, options: TrainingOptions) -> list[Measurement]:
+    """Measure processes and micro-batches; by the plan, every round has the same rows in all of them."""
+    steps = 10
+    amount = float(steps * options.batch_size)
+    measured = arena.measure(SCALING, "rows", options.limits(seconds=0.0), lambda *_: {"steps": steps})
+    for name in arena.alive:
+        if (memory := arena.call(name, "memory")) is not None:
+            arena.add_facts(name, memory)
+    # The first process counts its own share alone; the plan says what all of them did.
+    return [
+        dataclasses.replace(m, samples=tuple(dataclasses.replace(s, amount=amount) for s in m.samples))
+        for m in measured
+    ]
+
+
+def measure_ceiling(
+    options: TrainingOptions, config: Answer, console: "Console"
+) -> tuple[dict[str, float], list[float]]:
+    """Return FLOP/s of the best matrix product by precision, and the FLOPs of a row as a + b T + c T^2; or nothing."""
+    settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
+    spec = WorkerSpec(worker="bench.inference.ceiling_worker:Ceiling", settings=settings)
+    try:
+        with options.start(spec) as worker:
+            precisions = ["fp32", *(["bf16"] if has_bf16() else [])]
+            ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
+            coefficients: list[float] = worker.call("flops_of_row")["coefficients"]
+    except ContenderFailed as failure:  # what was measured before is not lost to this
+        console.print(f"warning: no FLOP/s: {failure}", style="yellow", highlight=False, markup=False)
+        return {}, []
+    return ceilings, coefficients
+
+
+def with_flops(measurement: Measurement, row_flops: Sequence[float], ceilings: dict[str, float]) -> Measurement:
+    """Add FLOP/s on real tokens and the share of the ceiling to a measurement that counted its tokens."""
+    facts = measurement.facts
+    if "tokens" not in facts or not row_flops:
+        return measurement
+    constant, linear, square = row_flops
+    useful = constant * facts["rows"] + linear * facts["tokens"] + square * facts["tokens_squared"]
+    rate = useful / facts["seconds"]
+    precision = "fp32" if measurement.contender.removesuffix(TWIN).endswith("fp32") else "bf16"
+    ceiling = ceilings.get(precision, ceilings["fp32"])
+    more = {"flop_per_s": rate, "ceiling_flop_per_s": ceiling, "share_of_ceiling": rate / ceiling}
+    return dataclasses.replace(measurement, facts=facts | more)

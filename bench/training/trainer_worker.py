@@ -1,0 +1,139 @@
+"""The contender that trains by transformers' Trainer, as its users set it up."""
+
+import contextlib
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from bench.harness.session import Message, Session
+from bench.training.pace import Finished, PacedTraining, watch_accelerator
+from train_loop.config import TrainConfig
+from train_loop.model.pretrained import load_tokenizer
+from train_loop.rows.data import Split, load_data
+from train_loop.steps.scoring import mean_cross_entropy
+
+MANY_PASSES = 10**6
+ROWS_OF_EVALUATION = 16
+"""Rows of one forward pass over held-out rows: few, so that training decides the peak of memory."""
+
+
+class HuggingFaceTrainer(PacedTraining):
+    """transformers' Trainer.
+
+    Args:
+        config: fields of our `TrainConfig`, from which model, rows and hyperparameters are taken.
+        loss_after: optimizer steps after which the loss on held-out rows is taken.
+        padding: `max_length` pads every row to the longest allowed; `batch` to the longest of its batch.
+        group_by_length: batches of rows of similar length.
+        bf16: bf16 autocast; else float32.
+    """
+
+    def __init__(self, config: Message, loss_after: int, padding: str, group_by_length: bool, bf16: bool) -> None:
+        super().__init__(loss_after)
+        self._config = TrainConfig(**config)
+        self._padding = padding
+        self._group_by_length = group_by_length
+        self._bf16 = bf16
+
+    def serve(self, session: Session | None) -> None:
+        """Train until there are no more commands."""
+        config = self._config
+        our_tokenizer, max_length = load_tokenizer(config)
+        data = load_data(config, our_tokenizer, max_length)
+        tokenizer = AutoTokenizer.from_pretrained(config.model_name)
+        self._rows = {
+            name: self._encode(split, tokenizer, max_length, padded=self._padding == "max_length" and name == "train")
+            for name, split in data.splits.items()
+        }
+        self._collate = DataCollatorWithPadding(tokenizer)
+        set_seed(config.seed)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            config.model_name, num_labels=len(data.labels), ignore_mismatched_sizes=True
+        )
+        with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
+            self._trainer = Trainer(
+                model=model,
+                args=self._arguments(folder),
+                train_dataset=self._rows["train"],
+                data_collator=self._collate,
+                callbacks=[Pace(self, session)],
+            )
+            with contextlib.suppress(Finished):
+                self._trainer.train()
+
+    def held_out_loss(self) -> float:
+        rows, model = self._rows["validation"], self._trainer.model
+        model.eval()
+        logits = []
+        with torch.no_grad():
+            for start in range(0, len(rows), ROWS_OF_EVALUATION):
+                batch = self._collate([rows[row] for row in range(start, min(start + ROWS_OF_EVALUATION, len(rows)))])
+                inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+                logits.append(model(**inputs).logits.float().cpu())
+        model.train()
+        return mean_cross_entropy(torch.cat(logits).numpy(), np.array(rows["labels"]))
+
+    def watch(self, session: Session | None) -> None:
+        """Set up the instruments, once the Trainer has prepared everything."""
+        trainer = self._trainer
+        clock = self.attach(session, trainer.model, trainer.args.device)
+        watch_accelerator(clock, trainer.accelerator, trainer.model, trainer.optimizer)
+        clock.watch(trainer, "get_batch_samples", "data")
+
+    def _encode(self, split: Split, tokenizer: Any, max_length: int, *, padded: bool) -> Dataset:
+        columns = [split.rows[name] for name in (self._config.text_column, self._config.text_pair_column) if name]
+        encoded = tokenizer(
+            *(list(column) for column in columns),
+            truncation=True,
+            max_length=max_length,
+            padding="max_length" if padded else False,
+        )
+        return Dataset.from_dict({**encoded, "labels": split.labels.tolist()})
+
+    def _arguments(self, folder: str) -> TrainingArguments:
+        config = self._config
+        return TrainingArguments(
+            folder,
+            num_train_epochs=MANY_PASSES,
+            per_device_train_batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=config.lr_schedule,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            group_by_length=self._group_by_length,
+            bf16=self._bf16,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            seed=config.seed,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+
+
+class Pace(TrainerCallback):
+    """Where the Trainer tells of its progress, and is stopped."""
+
+    def __init__(self, worker: HuggingFaceTrainer, session: Session | None) -> None:
+        self._worker = worker
+        self._session = session
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._worker.watch(self._session)
+        self._worker.begin()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._worker.after_step()

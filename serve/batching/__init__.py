@@ -1,0 +1,1 @@
+"""Dynamic batching: requests from many clients share runs of the model."""

@@ -1,0 +1,111 @@
+"""The tokens of a text, for people to look at: their places in it, and which of them truncation drops."""
+
+import asyncio
+import dataclasses
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from serve.batching.request_errors import DeadlineExceeded, InferenceFailed, Overloaded
+
+if TYPE_CHECKING:
+    from serve.encoder import Encoder, TextInput
+
+logger = logging.getLogger(__name__)
+
+MAX_PENDING = 16
+"""Requests that may wait for their tokens, or be under way; more are refused."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """One token. Offsets count characters of the text as cleaning leaves it."""
+
+    id: int
+    text: str
+    special: bool
+    """Added by the tokenizer, such as [CLS]."""
+    sequence: int | None
+    """0 for the text, 1 for the second of a pair; None for a special token."""
+    start: int | None
+    stop: int | None
+    kept: bool
+    """Whether the model sees it."""
+
+
+def list_tokens(encoder: "Encoder", given: "TextInput", *, special: bool = True) -> list[Token]:
+    """Return all tokens of a text or pair, also those beyond the model's length. Takes as long as tokenizing."""
+    cleaned = encoder.cleaned(given)
+    texts = [cleaned] if isinstance(cleaned, str) else list(cleaned)
+    side = encoder.classifier.truncation_side
+    # As a batch of one: `encode` would keep all other threads of the process waiting for as long as it takes.
+    (whole,) = encoder.tokenizer("error").encode_batch([cleaned], add_special_tokens=special)
+    (seen,) = encoder.tokenizer(side).encode_batch([cleaned], add_special_tokens=special)
+    sequences = whole.sequence_ids
+    num_all, num_seen = Counter(sequences), Counter(seen.sequence_ids)
+    place: Counter[int] = Counter()
+    tokens = []
+    # Each of these attributes is a list that the library makes anew whenever it is asked: so once, not in the loop.
+    for number, name, sequence, (start, stop) in zip(whole.ids, whole.tokens, sequences, whole.offsets, strict=True):
+        if sequence is None:
+            tokens.append(Token(number, name, True, None, None, None, True))
+            continue
+        first = 0 if side == "right" else num_all[sequence] - num_seen[sequence]
+        kept = first <= place[sequence] < first + num_seen[sequence]
+        place[sequence] += 1
+        tokens.append(Token(number, texts[sequence][start:stop], False, sequence, start, stop, kept))
+    return tokens
+
+
+class TokenLister:
+    """A thread that lists tokens: one request after the other, few of them waiting, each within its time."""
+
+    def __init__(self, encoder: "Encoder") -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, "list-tokens")
+        self.num_pending = 0
+        """Requests that have no answer yet."""
+
+    async def rows(
+        self, inputs: "Sequence[TextInput]", fields: Sequence[str], *, timeout_s: float, special: bool = True
+    ) -> list[list[dict[str, Any]]]:
+        """Return the tokens of each input, with these fields of `Token`. Cancelling stops after the text at hand.
+
+        Raises:
+            Overloaded: too many wait.
+            DeadlineExceeded: `timeout_s` seconds have passed.
+            InferenceFailed: the tokenizer failed.
+        """
+        if self.num_pending >= MAX_PENDING:
+            raise Overloaded("overloaded: too many requests wait for lists of tokens", 1.0)
+        is_over = threading.Event()
+
+        def work() -> list[list[dict[str, Any]]]:
+            lists = []
+            for text in inputs:
+                if is_over.is_set():
+                    break
+                tokens = list_tokens(self._encoder, text, special=special)
+                lists.append([{name: getattr(each, name) for name in fields} for each in tokens])
+            return lists
+
+        self.num_pending += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's time was over before its tokens were listed") from None
+        except Exception as error:  # the library raises bare Exceptions
+            logger.error("listing tokens failed: %s", type(error).__name__)
+            logger.debug("the failure, which may quote the text", exc_info=error)
+            raise InferenceFailed("the input could not be tokenized") from error
+        finally:
+            is_over.set()
+            self.num_pending -= 1
+
+    def close(self) -> None:
+        """End the thread after what it was given."""
+        self._thread.shutdown(wait=False)

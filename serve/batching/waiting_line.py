@@ -1,0 +1,112 @@
+"""Who runs next, and with whom: the oldest input, and others of its length.
+
+The oldest input is in every batch, so nobody starves; but a privileged one, the canary, goes before all: a long line
+is no sign of a broken model. Its mates are the nearest in length among the oldest `WINDOW`, so little of a batch is
+padding; a mate joins only where the padding that it causes costs less than running it alone. Plain data: no threads,
+no clock.
+"""
+
+import bisect
+from collections import deque
+
+from serve.batching.ticket import Item
+
+WINDOW = 128
+"""Inputs that are looked at for one batch; bounds its cost however long the line is."""
+RUN_COST_TOKENS = 16
+"""What starting one more forward pass costs, in tokens of work."""
+
+
+class WaitingLine:
+    """Inputs in order of arrival, taken in batches of similar length."""
+
+    def __init__(self) -> None:
+        self._window: list[Item] = []  # the oldest ones, by length
+        self._backlog: deque[Item] = deque()  # the others, by arrival
+        self._num_abandoned = 0
+        self._num_added = 0
+        self.tokens = 0
+        """Tokens of all that wait."""
+
+    def __len__(self) -> int:
+        return len(self._window) + len(self._backlog)
+
+    def add(self, item: Item) -> None:
+        self.tokens += item.length
+        self._num_added += 1
+        item.sequence = self._num_added
+        if not item.ticket.is_privileged and (self._backlog or len(self._window) >= WINDOW):
+            self._backlog.append(item)
+        else:
+            self._insert(item)
+
+    def take(self, max_rows: int, max_tokens: int, now: float) -> list[Item]:
+        """Remove and return the next batch, shortest first; empty where nobody waits any more.
+
+        A batch holds at most `max_rows` inputs and, unless it holds but one, `max_tokens` with padding.
+        """
+        self._keep_wanted(now)
+        window = self._window
+        if not window:
+            return []
+        first = min(range(len(window)), key=lambda index: _rank(window[index]))
+        last = first
+        longest = window[first].length
+        while (rows := last - first + 1) < max_rows:
+            shorter = window[first - 1].length if first > 0 else None
+            longer = window[last + 1].length if last + 1 < len(window) else None
+            padding_if_shorter = None if shorter is None else longest - shorter
+            padding_if_longer = None if longer is None else (longer - longest) * rows
+            if padding_if_shorter is not None and (
+                padding_if_longer is None or padding_if_shorter <= padding_if_longer
+            ):
+                assert shorter is not None
+                if padding_if_shorter > shorter + RUN_COST_TOKENS or (rows + 1) * longest > max_tokens:
+                    break
+                first -= 1
+            elif padding_if_longer is not None:
+                assert longer is not None
+                if padding_if_longer > longer + RUN_COST_TOKENS or (rows + 1) * longer > max_tokens:
+                    break
+                last, longest = last + 1, longer
+            else:
+                break
+        batch = window[first : last + 1]
+        del window[first : last + 1]
+        self.tokens -= sum(item.length for item in batch)
+        return batch
+
+    def abandon(self, num_items: int, now: float) -> None:
+        """Note that so many inputs are not wanted any more; they are swept out once they are many."""
+        self._num_abandoned += num_items
+        if 2 * self._num_abandoned > len(self):
+            self._backlog = deque(item for item in self._backlog if self._is_wanted(item, now))
+            self._keep_wanted(now)
+            self._num_abandoned = 0
+
+    def clear(self) -> list[Item]:
+        """Remove and return everything."""
+        items = [*self._window, *self._backlog]
+        self._window, self._backlog, self.tokens, self._num_abandoned = [], deque(), 0, 0
+        return items
+
+    def _keep_wanted(self, now: float) -> None:
+        """Drop what nobody waits for from the window, and fill it up."""
+        self._window = [item for item in self._window if self._is_wanted(item, now)]
+        while self._backlog and len(self._window) < WINDOW:
+            item = self._backlog.popleft()
+            if self._is_wanted(item, now):
+                self._insert(item)
+
+    def _is_wanted(self, item: Item, now: float) -> bool:
+        if item.is_wanted(now):
+            return True
+        self.tokens -= item.length
+        return False
+
+    def _insert(self, item: Item) -> None:
+        bisect.insort(self._window, item, key=lambda each: each.length)
+
+
+def _rank(item: Item) -> tuple[bool, int]:
+    return not item.ticket.is_privileged, item.sequence

@@ -1,0 +1,204 @@
+"""The ASGI application: every route documented in FastAPI's OpenAPI, the classifying ones answered ahead of it."""
+
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from serve.batching.request_errors import (
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    InferenceFailed,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    OwnDeadlineExceeded,
+    RequestError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UnsupportedEncoding,
+    WrongMethod,
+)
+from serve.http.exchange import JSON, Route
+from serve.http.gateway import App, Gateway
+from serve.http.service import Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
+the Open Inference Protocol v2, infinity, and rawloop's own, which is the clearest. `/ui` is a page to try it.
+
+Every answer carries `X-Request-Id`, the request's own where it has one. `X-Request-Timeout-Ms` sets how long an answer
+may take; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
+
+WORKING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
+EXAMPLES = {
+    error.status: error
+    for error in (
+        Unauthorized("No key, or a wrong one"),
+        Forbidden("Not open as this server was started"),
+        NotFound("No such model"),
+        OwnDeadlineExceeded("The time that X-Request-Timeout-Ms allowed is over, or the body did not come in time"),
+        Conflict("Another reload is under way"),
+        TooLarge("More bytes, inputs, characters or tokens than this server takes"),
+        UnsupportedEncoding("A compressed body"),
+        InvalidRequest("The request does not say what it must"),
+        InferenceFailed("The model failed on an input"),
+        Overloaded("Overloaded; Retry-After says when to try again", 1.0),
+        RequestError("A mistake of ours"),
+        Unavailable("Starting, stopping or broken"),
+        DeadlineExceeded("The time that this server allows is over"),
+    )
+}
+"""Status -> an error of that status; its message is what `/docs` says of it."""
+
+
+def build_app(service: Service) -> App:
+    """Return the ASGI application of a service that was started."""
+    from fastapi import FastAPI
+
+    from serve import operations
+    from serve.http.protocols import huggingface, infinity, native, open_inference, tei
+
+    api = FastAPI(title="rawloop", version=version("rawloop"), description=DESCRIPTION)
+    routes = [
+        route for each in (native, tei, huggingface, open_inference, infinity, operations) for route in each.routes()
+    ]
+    gateway = Gateway(service, routes, api)
+    for route in routes:
+        _add_route(api, gateway, route, {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION})
+    _add_refusals(api)
+    _complete_schemas(api, routes)
+    return _with_cors(gateway, service.settings.cors_origins)
+
+
+def _add_route(api: "FastAPI", gateway: Gateway, route: Route, served: dict[str, str]) -> None:
+    """Register a route with FastAPI, which documents it and finds it by its path.
+
+    `served` has for each {name} of a path what stands there on this server.
+    """
+    from fastapi import Request, Response
+
+    async def endpoint(request: Request) -> Response:
+        reply = await gateway.answer(route, request.scope, request.receive)
+        return Response(reply.body, reply.status, dict(reply.headers), reply.content_type)
+
+    api.add_api_route(
+        route.path,
+        endpoint,
+        methods=[route.method],
+        response_class=Response,
+        summary=route.summary,
+        description=route.description,
+        operation_id=f"{route.method.lower()}_{route.path}",
+        tags=[route.protocol],
+        responses=_responses(route),
+        openapi_extra=_operation(route, served),
+    )
+
+
+def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
+    """Return what FastAPI cannot know of a route: its body and parameters."""
+    parameters = [
+        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}, "example": served[part]}
+        for part in route.path.split("/")
+        if part.startswith("{")
+    ]
+    if route.takes_time:
+        text = "Milliseconds for the answer, from its arrival."
+        schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+        parameters.append({"name": "X-Request-Timeout-Ms", "in": "header", "description": text, "schema": schema})
+    operation: dict[str, Any] = {"parameters": parameters} if parameters else {}
+    if route.request is not None:
+        content = {
+            "schema": {"$ref": f"#/components/schemas/{_schema_name(route)}"},
+            "examples": {name: {"value": value} for name, value in route.examples.items()},
+        }
+        operation["requestBody"] = {"required": not route.is_admin, "content": {JSON: content}}
+    if not route.is_public:
+        operation["security"] = [{"key": []}]
+    return operation
+
+
+def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
+    statuses = {*route.statuses, *(WORKING_STATUSES if route.takes_time else ()), 500}
+    if not route.is_public:
+        statuses.add(401)
+    content: dict[str, Any] = {"schema": route.response or {"type": "string"}}
+    if route.response_example is not None:
+        content["example"] = route.response_example
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"description": "The answer", "content": {route.content_type: content}}
+    }
+    for status in sorted(statuses):
+        error = EXAMPLES[status]
+        responses[route.invalid_status if status == InvalidRequest.status else status] = {
+            "description": str(error),
+            "content": {JSON: {"schema": {"type": "object"}, "example": route.error_body(error)}},
+        }
+    return responses
+
+
+def _schema_name(route: Route) -> str:
+    assert route.request is not None
+    return f"{route.protocol}_{route.request.__name__}"
+
+
+def _complete_schemas(api: "FastAPI", routes: list[Route]) -> None:
+    """Put the request models and the keys among the components of the OpenAPI document."""
+    from fastapi.openapi.utils import get_openapi
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            document = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+            components = document.setdefault("components", {})
+            schemas = components.setdefault("schemas", {})
+            for route in routes:
+                if route.request is not None:
+                    prefix = f"{route.protocol}_"
+                    schema = route.request.model_json_schema(ref_template=f"#/components/schemas/{prefix}{{model}}")
+                    schemas |= {f"{prefix}{name}": each for name, each in schema.pop("$defs", {}).items()}
+                    schemas[_schema_name(route)] = schema
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            api.openapi_schema = document
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way of extending it
+
+
+def _add_refusals(api: "FastAPI") -> None:
+    """Answer unknown paths and wrong methods like everything else."""
+    from fastapi import Request, Response
+    from starlette.exceptions import HTTPException
+
+    from serve.http.exchange import json_reply
+    from serve.http.protocols.tei import error_body
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        refusal: RequestError
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "")
+            refusal = WrongMethod(f"{request.method} is not for this path; {allowed} is", allowed)
+        else:
+            refusal = NotFound("no such path; /docs lists all")
+        reply = json_reply(error_body(refusal))
+        return Response(reply.body, refusal.status, refusal.headers, JSON)
+
+    api.add_exception_handler(HTTPException, refuse)
+
+
+def _with_cors(app: App, origins: tuple[str, ...]) -> App:
+    if not origins:
+        return app
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )

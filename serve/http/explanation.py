@@ -1,0 +1,113 @@
+"""Why this label: by how much its score falls when each word is left out (occlusion; Zeiler and Fergus 2014)."""
+
+import asyncio
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from serve.batching.engine import Engine
+from serve.batching.ticket import Answer
+from serve.encoder import TextInput
+
+MAX_PARTS = 128
+"""Most words that are left out one by one; a longer text is cut into so many groups of words."""
+MAX_TOKENS = 16_384
+"""Most tokens of all the texts with a part left out: what the model runs. Longer texts get larger groups."""
+MAX_CHARS = 500_000
+"""Most characters of them: what is tokenized."""
+WORD = re.compile(r"\S+")
+TOKEN_FIELDS = ("id", "text", "special", "sequence", "kept")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A word, or a group of them: characters `start` to `stop` of text number `sequence`."""
+
+    sequence: int
+    start: int
+    stop: int
+
+
+async def explain(engine: Engine, given: TextInput, *, timeout_s: float) -> dict[str, Any]:
+    """Return label, score, words with their weight, and tokens of one input.
+
+    Raises:
+        RequestError: it gets no answer.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    engine.require_within_limits([given])
+    (tokens,) = await engine.lister.rows([given], TOKEN_FIELDS, timeout_s=timeout_s)
+    texts = (given,) if isinstance(given, str) else given
+    words = find_words(texts)
+    if not all(token["kept"] for token in tokens):
+        words = [_nearest(each, engine.facts.max_length, engine.facts.classifier.truncation_side) for each in words]
+    parts = group_words(words, _max_parts(engine, texts, len(tokens)))
+    variants = [given, *(_without(texts, part) for part in parts)]
+    outcomes = await engine.classify(variants, timeout_s=deadline - loop.time(), made_here=True)
+    answer, *occluded = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    score = max(answer.scores)
+    best = answer.scores.index(score)
+    return {
+        "label": engine.facts.labels[best],
+        "score": score,
+        "scores": engine.ranked(answer.scores),
+        "words": [
+            {
+                "text": texts[part.sequence][part.start : part.stop],
+                "sequence": part.sequence,
+                "start": part.start,
+                "stop": part.stop,
+                "drop": score - each.scores[best],
+            }
+            for part, each in zip(parts, occluded, strict=True)
+        ],
+        "tokens": tokens,
+        "num_tokens": answer.num_tokens,
+        "truncated": answer.truncated,
+        "inference_ms": round(1e3 * answer.inference_s, 3),
+    }
+
+
+def find_words(texts: tuple[str, ...]) -> list[list[Part]]:
+    """Return the words of each text."""
+    return [
+        [Part(number, match.start(), match.end()) for match in WORD.finditer(text)] for number, text in enumerate(texts)
+    ]
+
+
+def group_words(words: Sequence[Sequence[Part]], max_parts: int) -> list[Part]:
+    """Return all words, or groups of neighbours where they are more than `max_parts`.
+
+    Each text gets groups by the number of its words, and one at least: a short text beside a long one is seen too.
+    """
+    num_words = sum(map(len, words))
+    parts = []
+    for own in words:
+        num_groups = len(own) if num_words <= max_parts else max(1, max_parts * len(own) // num_words)
+        size = -(-len(own) // num_groups) if own else 1
+        groups = [own[start : start + size] for start in range(0, len(own), size)]
+        parts += [Part(group[0].sequence, group[0].start, group[-1].stop) for group in groups]
+    return parts
+
+
+def _nearest(words: list[Part], num_words: int, truncation_side: str) -> list[Part]:
+    """Return the words that the model can see, when it sees no more tokens than `num_words`: a word has one or more."""
+    return words[:num_words] if truncation_side == "right" else words[-num_words:]
+
+
+def _max_parts(engine: Engine, texts: tuple[str, ...], num_tokens: int) -> int:
+    """Return how many parts may be left out, each of them a text for the model: a long one must not hold up others."""
+    num_tokens = max(1, min(num_tokens, engine.facts.max_length))
+    num_chars = max(1, sum(map(len, texts)))
+    max_tokens = min(MAX_TOKENS, engine.batcher.limits.max_queued_tokens // 2)
+    return max(1, min(MAX_PARTS, max_tokens // num_tokens, MAX_CHARS // num_chars))
+
+
+def _without(texts: tuple[str, ...], part: Part) -> TextInput:
+    left = [
+        (text[: part.start] + text[part.stop :]).strip() if number == part.sequence else text
+        for number, text in enumerate(texts)
+    ]
+    return left[0] if len(left) == 1 else (left[0], left[1])

@@ -1,0 +1,199 @@
+"""Between ASGI and the protocols: keys, limits, deadlines, request ids, counting, and one answer for every error.
+
+Requests that classify are answered right here; all others take the way through FastAPI's router, whose
+endpoints call `Gateway.answer` as well.
+"""
+
+import asyncio
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from serve.batching.request_errors import (
+    ClientGone,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    OwnDeadlineExceeded,
+    RequestError,
+    TooLarge,
+    UnsupportedEncoding,
+)
+from serve.http.exchange import Call, Reply, Route, json_reply
+from serve.http.service import Service
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("serve.access")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+TIMEOUT_HEADER = b"x-request-timeout-ms"
+BODIES = 32
+"""Bodies of the largest size that may be on their way in at once."""
+FREE_BYTES = 65_536
+"""Of each body not held against that: no more than the server under this one keeps for a connection anyway. So
+clients that stall with large bodies never shut out small ones."""
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class Gateway:
+    """The outermost ASGI application but for CORS."""
+
+    def __init__(self, service: Service, routes: Sequence[Route], app: App) -> None:
+        self._service, self._app = service, app
+        hot = [route for route in routes if route.takes_time and "{" not in route.path]
+        self._hot = {(route.method, route.path): route for route in hot}
+        self._num_receiving = 0  # bytes of bodies that are not whole yet
+        self._id_prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._hot.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if route is None:
+            await self._app(scope, receive, send)
+            return
+        reply = await self.answer(route, scope, receive)
+        await send_reply(reply, send)
+
+    async def answer(self, route: Route, scope: Scope, receive: Receive) -> Reply:
+        """Return the reply to a request, whatever happens."""
+        began = time.perf_counter()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = self._request_id(headers)
+        try:
+            if route.is_admin:
+                self._service.keys.require_admin(headers)
+            elif not route.is_public:
+                self._service.keys.require_client(headers)
+            timeout_s = self._timeout_s(headers)
+            body = await self._body(headers, receive, timeout_s) if route.method == "POST" else b""
+            time_left_s = timeout_s - (time.perf_counter() - began)
+            call = Call(self._service, scope.get("path_params") or {}, headers, body, time_left_s)
+            reply = await (_while_connected(route.handler(call), receive) if route.takes_time else route.handler(call))
+        except RequestError as error:
+            if isinstance(error, DeadlineExceeded) and TIMEOUT_HEADER in headers:
+                error = OwnDeadlineExceeded(str(error))
+            status = route.invalid_status if error.status == InvalidRequest.status else error.status
+            reply = json_reply(route.error_body(error), status, error.headers)
+        except Exception as error:  # our own mistake: the client gets an answer, the log the place
+            logger.exception("request %s failed", request_id)
+            reply = json_reply(route.error_body(RequestError(f"internal error ({type(error).__name__})")), 500)
+        seconds = time.perf_counter() - began
+        self._service.metrics.request_ended(route.protocol, reply.status, seconds)
+        if self._service.settings.access_log:
+            access_logger.info(
+                "%s %s %d in %.1f ms",
+                route.method,
+                scope["raw_path"].decode("ascii", "backslashreplace"),  # as sent: a decoded one may hold an end of line
+                reply.status,
+                1e3 * seconds,
+                extra={
+                    "request_id": request_id,
+                    "protocol": route.protocol,
+                    "status": reply.status,
+                    "latency_ms": round(1e3 * seconds, 3),
+                },
+            )
+        return self._stamped(reply, request_id)
+
+    def _stamped(self, reply: Reply, request_id: str) -> Reply:
+        headers = {**reply.headers, "x-request-id": request_id}
+        if self._service.is_draining or reply.status in (408, 413):  # find another server; stop sending
+            headers["connection"] = "close"
+        return Reply(reply.body, reply.status, reply.content_type, headers)
+
+    def _request_id(self, headers: Mapping[bytes, bytes]) -> str:
+        given = headers.get(b"x-request-id")
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given.decode("ascii")
+        return f"{self._id_prefix}-{next(self._numbers):x}"
+
+    def _timeout_s(self, headers: Mapping[bytes, bytes]) -> float:
+        settings = self._service.settings
+        given = headers.get(TIMEOUT_HEADER)
+        if given is None:
+            return settings.request_timeout_ms / 1e3
+        if not (given.isdigit() and len(given) <= 9 and int(given) > 0):
+            raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more")
+        return min(int(given), settings.max_request_timeout_ms) / 1e3
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, timeout_s: float) -> bytes:
+        """Return the body, refused as soon as it is known to be too large, and after `timeout_s` seconds."""
+        limit = self._service.settings.max_payload_bytes
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise UnsupportedEncoding("compressed bodies are not read here; send it as it is")
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limit:
+            raise TooLarge(f"{int(length):,} bytes, and this server takes {limit:,}; send it in parts")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._received(receive, limit)
+        except TimeoutError:
+            raise OwnDeadlineExceeded("the request's time was over before its body had arrived") from None
+
+    async def _received(self, receive: Receive, limit: int) -> bytes:
+        chunks, size = [], 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone("the client hung up while sending")
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                self._num_receiving += len(chunk)
+                if size > limit:
+                    raise TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
+                if size > FREE_BYTES and self._num_receiving > BODIES * limit:
+                    raise Overloaded("overloaded: too many large bodies on their way in", 1.0)
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        finally:
+            self._num_receiving -= size
+
+
+async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
+    """Return what `work` returns, or cancel it when the client hangs up.
+
+    Raises:
+        ClientGone: it did.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.get_running_loop().create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and task.uncancel() == 0:
+            raise ClientGone("the client hung up while waiting") from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def send_reply(reply: Reply, send: Send) -> None:
+    """Send a reply as two ASGI messages."""
+    headers = [
+        (b"content-type", reply.content_type.encode("latin-1")),
+        (b"content-length", str(len(reply.body)).encode("ascii")),
+        *((name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,71 @@
+"""Who may call: keys for clients and for those who run the server, told apart in constant time."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from serve.batching.request_errors import Forbidden, Unauthorized
+
+if TYPE_CHECKING:
+    from serve.http.settings import ServeSettings
+
+
+class KeyRing:
+    """Any of several keys: each is hashed, and every hash is compared, whatever the first ones say."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def holds(self, key: bytes) -> bool:
+        digest = hashlib.sha256(key).digest()
+        found = False
+        for each in self._digests:
+            found |= hmac.compare_digest(each, digest)
+        return found
+
+
+class Keys:
+    """The keys of a server, as they stand in the settings and in their file now. An admin key opens everything.
+
+    Raises:
+        InputError: the file cannot be read, or holds no key.
+    """
+
+    def __init__(self, settings: "ServeSettings") -> None:
+        api_keys, admin_keys = settings.all_api_keys(), settings.admin_keys
+        self._admin = KeyRing(admin_keys)
+        self._client = KeyRing((*api_keys, *admin_keys) if api_keys else ())
+
+    def require_client(self, headers: Mapping[bytes, bytes]) -> None:
+        """Let a client's request pass, any where no keys are set.
+
+        Raises:
+            Unauthorized: no key, or a wrong one.
+        """
+        if self._client:
+            _require(self._client, headers)
+
+    def require_admin(self, headers: Mapping[bytes, bytes]) -> None:
+        """Let a request of those who run the server pass.
+
+        Raises:
+            Forbidden: the server has no admin keys.
+            Unauthorized: no key, or a wrong one.
+        """
+        if not self._admin:
+            raise Forbidden("start the server with --admin-keys to use this")
+        _require(self._admin, headers)
+
+
+def _require(ring: KeyRing, headers: Mapping[bytes, bytes]) -> None:
+    scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() != b"bearer":
+        key = headers.get(b"x-api-key", b"")
+    if not key:
+        raise Unauthorized("give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+    if not ring.holds(key.strip()):
+        raise Unauthorized("this key opens nothing here")

@@ -1,0 +1,133 @@
+"""What `/metrics` tells Prometheus. Counting happens in the workers' threads, after the answers are out."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from serve.batching.request_errors import RequestError
+from serve.batching.ticket import Answer, Item, Outcome
+
+if TYPE_CHECKING:
+    from serve.batching.engine import Engine
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+class Metrics:
+    """A registry of its own, so that several servers can live in one process, as in tests."""
+
+    def __init__(self) -> None:
+        # Imported here: `import serve` needs no server extra.
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Any:
+            return Counter(f"rawloop_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Any:
+            return Gauge(f"rawloop_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Any:
+            return Histogram(f"rawloop_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self._requests = counter("requests", "Requests answered.", "protocol", "status")
+        self._request_seconds = histogram("request_seconds", "From arrival to answer.", SECONDS, "protocol")
+        self._queue_seconds = histogram("queue_seconds", "Time of an input between tokens and batch.", SECONDS)
+        self._inference_seconds = histogram("inference_seconds", "Time of a batch on its session.", SECONDS)
+        self._batch_rows = histogram("batch_rows", "Inputs of a batch.", ROWS)
+        self._batch_tokens = histogram("batch_tokens", "Tokens of a batch, padding included.", TOKENS)
+        self._tokens = counter("tokens", "Tokens run, padding excluded.")
+        self._padding = counter("padding_tokens", "Tokens of padding run.")
+        self._truncated = counter("truncated_inputs", "Inputs that the model saw only a part of.")
+        self._failed = counter("failed_inputs", "Inputs that the model failed on.")
+        self._labels = counter("predicted_labels", "Inputs by predicted label.", "label")
+        self._confidence = histogram("confidence", "Probability of the predicted label.", SHARES)
+        self._input_tokens = histogram("input_tokens", "Tokens of an input that the model saw.", TOKENS)
+        self._worker_deaths = counter("worker_deaths", "Workers that died.")
+        self._reloads = counter("reloads", "Reloads by result.", "result")
+        self._canary_seconds = gauge("canary_seconds", "How long the last canary took.")
+        self._model = gauge("model", "1 for the model that answers.", "name", "version", "variant", "provider")
+        self._queued_inputs = gauge("queued_inputs", "Inputs that wait.")
+        self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
+        self._ready = gauge("ready", "1 while traffic should be sent here.")
+        self._children: dict[tuple[Any, ...], Any] = {}
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)
+
+    def request_ended(self, protocol: str, status: int, seconds: float) -> None:
+        self._child(self._requests, protocol, str(status)).inc()
+        self._child(self._request_seconds, protocol).observe(seconds)
+
+    def batch_ran(self, items: list[Item], seconds: float) -> None:
+        tokens = sum(item.length for item in items)
+        padding = len(items) * max(item.length for item in items) - tokens
+        self._inference_seconds.observe(seconds)
+        self._batch_rows.observe(len(items))
+        self._batch_tokens.observe(tokens + padding)
+        self._tokens.inc(tokens)
+        self._padding.inc(padding)
+
+    def answered(self, answer: Answer, label: str, confidence: float) -> None:
+        self._queue_seconds.observe(answer.queue_s)
+        self._confidence.observe(confidence)
+        self._input_tokens.observe(answer.num_tokens)
+        self._child(self._labels, label).inc()
+        if answer.truncated:
+            self._truncated.inc()
+
+    def failed(self) -> None:
+        self._failed.inc()
+
+    def model_serves(self, engine: "Engine") -> None:
+        """Tell of the model that answers from now on."""
+        facts, batcher = engine.facts, engine.batcher
+        self._model.clear()
+        self._model.labels(facts.name, facts.version, facts.variant, facts.provider).set(1)
+        self._queued_inputs.set_function(lambda: batcher.queued_inputs)
+        self._queued_tokens.set_function(lambda: batcher.queued_tokens)
+
+    def worker_died(self) -> None:
+        self._worker_deaths.inc()
+
+    def reload_ended(self, result: str) -> None:
+        self._reloads.labels(result).inc()
+
+    def canary_answered(self, seconds: float) -> None:
+        self._canary_seconds.set(seconds)
+
+    def readiness(self, is_ready: bool) -> None:
+        self._ready.set(is_ready)
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """Return a labelled child; looking it up here is half the cost of `labels()`."""
+        key = (id(metric), *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
+
+
+class BatchMetrics:
+    """Counts the batches of one model; what the batcher calls its observer."""
+
+    def __init__(self, metrics: Metrics, labels: Sequence[str]) -> None:
+        self._metrics, self._labels = metrics, labels
+
+    def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
+        self._metrics.batch_ran(items, seconds)
+        for item, outcome in zip(items, outcomes, strict=True):
+            if item.ticket.is_privileged:
+                continue  # the canary says nothing of the traffic
+            if isinstance(outcome, RequestError):
+                self._metrics.failed()
+            else:
+                confidence = max(outcome.scores)
+                self._metrics.answered(outcome, self._labels[outcome.scores.index(confidence)], confidence)

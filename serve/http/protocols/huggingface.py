@@ -1,0 +1,107 @@
+"""Hugging Face inference, as `huggingface_hub.InferenceClient(model=url).text_classification` sends it.
+
+The client POSTs to the URL itself and takes element 0 of the answer, so one text too gets a list of lists.
+https://huggingface.co/docs/inference-providers/tasks/text-classification
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.batching.request_errors import RequestError
+from serve.batching.ticket import Answer
+from serve.encoder import TextInput
+from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.protocols.tei import LABEL_SCORE
+
+PROTOCOL = "huggingface"
+
+
+class Pair(BaseModel):
+    """A text or pair as transformers' pipeline takes it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    text: str
+    text_pair: str | None = None
+
+
+class Parameters(BaseModel):
+    """What may be given beside the inputs."""
+
+    model_config = ConfigDict(strict=True)
+
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
+        default=None, description="null and softmax: the model's calibrated probabilities; none: its logits."
+    )
+    top_k: int | None = Field(default=None, ge=1, description="Labels to return; null for all.")
+
+
+class InferenceRequest(BaseModel):
+    """What `POST /` takes."""
+
+    model_config = ConfigDict(strict=True)
+
+    inputs: str | Pair | Annotated[list[str | Pair], Field(min_length=1)]
+    parameters: Parameters | None = None
+
+
+def routes() -> list[Route]:
+    """Return the routes of this protocol."""
+    return [
+        Route(
+            method="POST",
+            path="/",
+            protocol=PROTOCOL,
+            handler=infer,
+            error_body=error_body,
+            summary="Classify, as Hugging Face's InferenceClient asks for it",
+            description="A list of labels for each input, highest score first.",
+            request=InferenceRequest,
+            examples={
+                "one text": {"inputs": "I loved it", "parameters": {"top_k": 1}},
+                "a batch": {"inputs": ["I loved it", "I want my money back"]},
+            },
+            response={"type": "array", "items": {"type": "array", "items": LABEL_SCORE}},
+            response_example=[[{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}]],
+            takes_time=True,
+        )
+    ]
+
+
+def error_body(error: RequestError) -> dict[str, str]:
+    """Return an error as Hugging Face's servers write it."""
+    return {"error": str(error)}
+
+
+async def infer(call: Call) -> Reply:
+    """Answer `POST /`."""
+    request: InferenceRequest = parse_body(InferenceRequest, call.body)
+    given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
+    parameters = request.parameters or Parameters()
+    engine = call.engine
+    answers = await engine.answers([_as_input(each) for each in given], timeout_s=call.timeout_s)
+    return json_reply([engine.ranked(_values(each, parameters), parameters.top_k) for each in answers])
+
+
+def _as_input(given: str | Pair) -> TextInput:
+    if isinstance(given, str):
+        return given
+    return given.text if given.text_pair is None else (given.text, given.text_pair)
+
+
+def _values(answer: Answer, parameters: Parameters) -> Sequence[float]:
+    if parameters.function_to_apply == "none":
+        return answer.logits
+    if parameters.function_to_apply == "sigmoid":
+        return [_sigmoid(logit) for logit in answer.logits]
+    return answer.scores
+
+
+def _sigmoid(logit: float) -> Any:
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    power = math.exp(logit)  # of a negative number: no overflow
+    return power / (1 + power)

@@ -1,0 +1,116 @@
+"""infinity: `POST /classify` and `GET /models`, with its OpenAI-like envelope and errors.
+
+https://michaelfeil.eu/infinity
+"""
+
+import time
+import uuid
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.batching.request_errors import NotFound, RequestError
+from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.protocols.tei import LABEL_SCORE
+
+PROTOCOL = "infinity"
+ANY_MODEL = "default/not-specified"
+
+
+class ClassifyRequest(BaseModel):
+    """What `POST /classify` takes."""
+
+    model_config = ConfigDict(strict=True)
+
+    input: Annotated[list[str], Field(min_length=1)]
+    model: str = Field(default=ANY_MODEL, description="Name of the served model, or what stands for any.")
+    raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
+
+
+def routes() -> list[Route]:
+    """Return the routes of this protocol."""
+    return [
+        Route(
+            method="POST",
+            path="/classify",
+            protocol=PROTOCOL,
+            handler=classify,
+            error_body=error_body,
+            summary="Classify, as infinity does",
+            request=ClassifyRequest,
+            examples={"a batch": {"input": ["I loved it", "I want my money back"]}},
+            response={
+                "type": "object",
+                "required": ["object", "data", "model", "usage", "id", "created"],
+                "properties": {
+                    "object": {"const": "classify"},
+                    "data": {"type": "array", "items": {"type": "array", "items": LABEL_SCORE}},
+                    "model": {"type": "string"},
+                    "usage": {"type": "object"},
+                    "id": {"type": "string"},
+                    "created": {"type": "integer"},
+                },
+            },
+            response_example={
+                "object": "classify",
+                "data": [[{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}]],
+                "model": "tweet_sentiment",
+                "usage": {"prompt_tokens": 5, "total_tokens": 5},
+                "id": "infinity-6b0f7f5e-9d1f-4a36-9f10-0f6d1fb6b1f2",
+                "created": 1763700000,
+            },
+            statuses=(404,),
+            takes_time=True,
+        ),
+        Route(
+            method="GET",
+            path="/models",
+            protocol=PROTOCOL,
+            handler=models,
+            error_body=error_body,
+            summary="The served model, as infinity lists it",
+            response={"type": "object", "required": ["object", "data"]},
+            response_example={"object": "list", "data": [{"id": "tweet_sentiment", "object": "model"}]},
+            statuses=(503,),
+        ),
+    ]
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """Return an error as infinity writes it."""
+    return {"error": {"message": str(error), "type": error.kind, "param": None, "code": error.status}}
+
+
+async def classify(call: Call) -> Reply:
+    """Answer `POST /classify`."""
+    request: ClassifyRequest = parse_body(ClassifyRequest, call.body)
+    engine = call.engine
+    if request.model not in (ANY_MODEL, engine.facts.name):
+        raise NotFound(f"no model {request.model!r:.200}; this server has {engine.facts.name!r}")
+    answers = await engine.answers(request.input, timeout_s=call.timeout_s)
+    num_tokens = sum(each.num_tokens for each in answers)
+    return json_reply(
+        {
+            "object": "classify",
+            "data": [engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers],
+            "model": engine.facts.name,
+            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+            "id": f"infinity-{uuid.uuid4()}",
+            "created": int(time.time()),
+        }
+    )
+
+
+async def models(call: Call) -> Reply:
+    """Answer `GET /models`."""
+    engine = call.engine
+    model = {
+        "id": engine.facts.name,
+        "stats": {"queue_absolute": engine.batcher.queued_inputs, "results_pending": engine.batcher.num_pending},
+        "object": "model",
+        "owned_by": "rawloop",
+        "created": int(engine.loaded_at),
+        "backend": "onnxruntime",
+        "capabilities": ["classify"],
+    }
+    return json_reply({"object": "list", "data": [model]})

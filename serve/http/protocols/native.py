@@ -1,0 +1,269 @@
+"""Our own protocol: no ambiguity between a pair and a batch, an outcome per input, honest about what was seen."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.batching.engine import Engine, ModelFacts
+from serve.batching.request_errors import RequestError
+from serve.batching.ticket import Answer, Outcome
+from serve.encoder import TextInput
+from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.explanation import explain
+
+PROTOCOL = "native"
+
+
+class TextOrPair(BaseModel):
+    """One input: a text, or a pair of texts."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    text: str
+    text_pair: str | None = Field(default=None, description="Second text, for a model of pairs.")
+
+
+class ClassifyRequest(BaseModel):
+    """A batch of inputs, in any number from 1."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    inputs: list[str | TextOrPair] = Field(min_length=1, description="Each is a text, or an object with one or two.")
+    top_k: int | None = Field(default=None, ge=1, description="Labels to return for each input; null for all.")
+    truncation: Literal["right", "left", "error"] | None = Field(
+        default=None,
+        description="Side on which an input that is too long loses tokens, or refuse it; null for the model's own.",
+    )
+    logits: bool = Field(default=False, description="Also return what the model gave before temperature and softmax.")
+
+
+class ExplainRequest(TextOrPair):
+    """One input to look into."""
+
+
+def routes() -> list[Route]:
+    """Return the routes of this protocol."""
+    return [
+        Route(
+            method="POST",
+            path="/v1/classify",
+            protocol=PROTOCOL,
+            handler=classify,
+            error_body=error_body,
+            summary="Classify texts or pairs",
+            description="Results keep the order of inputs. An input that gets no answer has an `error` in its place; "
+            "if none gets one, the status is that of the first error.",
+            request=ClassifyRequest,
+            examples={
+                "one text": {"inputs": ["I loved it"]},
+                "a batch": {"inputs": ["I loved it", {"text": "I want my money back"}], "top_k": 1},
+                "a pair": {"inputs": [{"text": "A man sleeps.", "text_pair": "Somebody is asleep."}]},
+            },
+            response=CLASSIFY_SCHEMA,
+            response_example=CLASSIFY_EXAMPLE,
+            takes_time=True,
+        ),
+        Route(
+            method="POST",
+            path="/v1/explain",
+            protocol=PROTOCOL,
+            handler=explain_call,
+            error_body=error_body,
+            summary="Look into one input",
+            description="Its tokens, with those that truncation drops; and by how much the score of the predicted "
+            "label falls when each word is left out (occlusion; Zeiler and Fergus 2014). Long texts are cut into "
+            "groups of words; words beyond what the model can see are not listed.",
+            request=ExplainRequest,
+            examples={"one text": {"text": "I loved it"}},
+            response=EXPLAIN_SCHEMA,
+            response_example=EXPLAIN_EXAMPLE,
+            takes_time=True,
+        ),
+        Route(
+            method="GET",
+            path="/v1/model",
+            protocol=PROTOCOL,
+            handler=model,
+            error_body=error_body,
+            summary="The model that answers",
+            response={"type": "object"},
+            response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "labels": ["negative", "positive"]},
+            statuses=(503,),
+        ),
+    ]
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """Return an error as this protocol writes it."""
+    return {"error": {"type": error.kind, "message": str(error)}}
+
+
+async def classify(call: Call) -> Reply:
+    """Answer `POST /v1/classify`."""
+    request: ClassifyRequest = parse_body(ClassifyRequest, call.body)
+    inputs = [as_input(each) for each in request.inputs]
+    engine = call.engine
+    outcomes = await engine.classify(inputs, timeout_s=call.timeout_s, truncation=request.truncation, whole=False)
+    answers = [each for each in outcomes if isinstance(each, Answer)]
+    body = {
+        "model": _short_facts(engine.facts),
+        "results": [_result(engine, outcome, request) for outcome in outcomes],
+        "queue_ms": round(1e3 * max((each.queue_s for each in answers), default=0.0), 3),
+        "inference_ms": round(1e3 * max((each.inference_s for each in answers), default=0.0), 3),
+    }
+    if answers:
+        return json_reply(body)
+    first = next(each for each in outcomes if isinstance(each, RequestError))
+    return json_reply(body | error_body(first), first.status, first.headers)
+
+
+async def explain_call(call: Call) -> Reply:
+    """Answer `POST /v1/explain`."""
+    request: ExplainRequest = parse_body(ExplainRequest, call.body)
+    engine = call.engine
+    explanation = await explain(engine, as_input(request), timeout_s=call.timeout_s)
+    return json_reply({"model": _short_facts(engine.facts), **explanation})
+
+
+async def model(call: Call) -> Reply:
+    """Answer `GET /v1/model`."""
+    facts = call.engine.facts
+    classifier = facts.classifier
+    return json_reply(
+        {
+            **_short_facts(facts),
+            "provider": facts.provider,
+            "labels": list(facts.labels),
+            "inputs": [classifier.text_column, *([classifier.text_pair_column] if facts.takes_pairs else [])],
+            "max_length": facts.max_length,
+            "cleaning": classifier.cleaning,
+            "truncation_side": classifier.truncation_side,
+            "temperature": classifier.temperature,
+            "metrics": classifier.metrics,
+        }
+    )
+
+
+def as_input(given: str | TextOrPair) -> TextInput:
+    """Return what the engine takes for a text or pair of this protocol."""
+    if isinstance(given, str):
+        return given
+    return given.text if given.text_pair is None else (given.text, given.text_pair)
+
+
+def _short_facts(facts: ModelFacts) -> dict[str, str]:
+    return {"name": facts.name, "version": facts.version, "variant": facts.variant}
+
+
+def _result(engine: Engine, outcome: Outcome, request: ClassifyRequest) -> dict[str, Any]:
+    if isinstance(outcome, RequestError):
+        return error_body(outcome)
+    scores = engine.ranked(outcome.scores, request.top_k)
+    result = {**scores[0], "scores": scores, "num_tokens": outcome.num_tokens, "truncated": outcome.truncated}
+    if request.logits:
+        result["logits"] = dict(zip(engine.facts.labels, outcome.logits, strict=True))
+    return result
+
+
+_LABEL_SCORE = {
+    "type": "object",
+    "required": ["label", "score"],
+    "properties": {"label": {"type": "string"}, "score": {"type": "number"}},
+}
+_ERROR = {
+    "type": "object",
+    "required": ["type", "message"],
+    "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+}
+_MODEL = {
+    "type": "object",
+    "required": ["name", "version", "variant"],
+    "properties": {"name": {"type": "string"}, "version": {"type": "string"}, "variant": {"type": "string"}},
+}
+CLASSIFY_SCHEMA = {
+    "type": "object",
+    "required": ["model", "results"],
+    "properties": {
+        "model": _MODEL,
+        "results": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "description": "An answer, or an error in its place.",
+                "properties": {
+                    "label": {"type": "string", "description": "Label with the highest score."},
+                    "score": {"type": "number", "description": "Its probability."},
+                    "scores": {"type": "array", "items": _LABEL_SCORE, "description": "Highest first."},
+                    "num_tokens": {"type": "integer", "description": "Tokens that the model saw."},
+                    "truncated": {"type": "boolean", "description": "Whether it saw only a part of the input."},
+                    "logits": {"type": "object", "additionalProperties": {"type": "number"}},
+                    "error": _ERROR,
+                },
+            },
+        },
+        "queue_ms": {"type": "number", "description": "Longest wait of an input for its batch."},
+        "inference_ms": {"type": "number", "description": "Longest run of a batch."},
+    },
+}
+CLASSIFY_EXAMPLE = {
+    "model": {"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},
+    "results": [
+        {
+            "label": "positive",
+            "score": 0.98,
+            "scores": [{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}],
+            "num_tokens": 5,
+            "truncated": False,
+        }
+    ],
+    "queue_ms": 0.05,
+    "inference_ms": 1.1,
+}
+EXPLAIN_SCHEMA = {
+    "type": "object",
+    "required": ["model", "label", "score", "words", "tokens", "num_tokens", "truncated"],
+    "properties": {
+        "model": _MODEL,
+        "label": {"type": "string"},
+        "score": {"type": "number"},
+        "words": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["text", "sequence", "start", "stop", "drop"],
+                "properties": {
+                    "text": {"type": "string"},
+                    "sequence": {"type": "integer", "description": "0 for the text, 1 for the second of a pair."},
+                    "start": {"type": "integer", "description": "Character of the text where it starts."},
+                    "stop": {"type": "integer"},
+                    "drop": {"type": "number", "description": "By how much the score falls without it."},
+                },
+            },
+        },
+        "tokens": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["id", "text", "special", "sequence", "kept"],
+                "properties": {
+                    "id": {"type": "integer"},
+                    "text": {"type": "string"},
+                    "special": {"type": "boolean"},
+                    "sequence": {"type": ["integer", "null"]},
+                    "kept": {"type": "boolean", "description": "False where truncation dropped it."},
+                },
+            },
+        },
+        "num_tokens": {"type": "integer"},
+        "truncated": {"type": "boolean"},
+    },
+}
+EXPLAIN_EXAMPLE = {
+    "model": {"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},
+    "label": "positive",
+    "score": 0.98,
+    "words": [{"text": "loved", "sequence": 0, "start": 2, "stop": 7, "drop": 0.61}],
+    "tokens": [{"id": 3866, "text": "loved", "special": False, "sequence": 0, "kept": True}],
+    "num_tokens": 5,
+    "truncated": False,
+}

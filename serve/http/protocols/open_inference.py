@@ -1,0 +1,303 @@
+"""Open Inference Protocol v2 (KServe, Triton): health, metadata and infer, with JSON or binary tensors.
+
+Inputs: `text`, and `text_pair` for a model of pairs, BYTES [N]. Outputs: `label` BYTES [N], `score` FP32 [N],
+`scores` and `logits` FP32 [N, C]. In the binary form the body is JSON of `Inference-Header-Content-Length`
+bytes and then the tensors; a string is its length in 4 bytes, little-endian, and UTF-8.
+https://github.com/kserve/open-inference-protocol · Triton's binary tensor data extension
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.batching.engine import Engine
+from serve.batching.request_errors import InvalidRequest, NotFound, RequestError
+from serve.batching.ticket import Answer
+from serve.encoder import TextInput
+from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+
+PROTOCOL = "open_inference"
+HEADER_LENGTH = b"inference-header-content-length"
+VERSION = "1"
+"""The one version that is served under any name."""
+OUTPUTS = ("label", "score", "scores", "logits")
+DEFAULT_OUTPUTS = OUTPUTS[:3]
+
+
+class InputTensor(BaseModel):
+    """One input tensor."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class RequestedOutput(BaseModel):
+    """One output that is asked for."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class InferRequest(BaseModel):
+    """What `POST /v2/models/{name}/infer` takes."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str | None = None
+    inputs: list[InputTensor] = Field(min_length=1)
+    outputs: list[RequestedOutput] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+def routes() -> list[Route]:
+    """Return the routes of this protocol."""
+
+    def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
+        return Route(
+            method="GET",
+            path=path,
+            protocol=PROTOCOL,
+            handler=handler,
+            error_body=error_body,
+            summary=summary,
+            response={"type": "object"},
+            response_example=example,
+            invalid_status=400,
+            **options,
+        )
+
+    found = [
+        get("/v2", server_metadata, "The server", {"name": "rawloop", "version": "0.1.0", "extensions": []}),
+        get("/v2/health/live", live, "Whether the process lives", {"live": True}, is_public=True),
+        get("/v2/health/ready", ready, "Whether to send traffic", {"ready": True}, is_public=True, statuses=(503,)),
+    ]
+    for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        found += [
+            get(prefix, model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
+            get(f"{prefix}/ready", model_ready, "Whether it answers", {"ready": True}, statuses=(404, 503)),
+            Route(
+                method="POST",
+                path=f"{prefix}/infer",
+                protocol=PROTOCOL,
+                handler=infer,
+                error_body=error_body,
+                summary="Classify, by the Open Inference Protocol",
+                request=InferRequest,
+                examples={"a batch": {"inputs": [INPUT_EXAMPLE]}},
+                response={"type": "object", "required": ["model_name", "outputs"]},
+                response_example={
+                    "model_name": "tweet_sentiment",
+                    "model_version": VERSION,
+                    "outputs": [{"name": "label", "datatype": "BYTES", "shape": [1], "data": ["positive"]}],
+                },
+                statuses=(404,),
+                invalid_status=400,
+                takes_time=True,
+            ),
+        ]
+    return found
+
+
+def error_body(error: RequestError) -> dict[str, str]:
+    """Return an error as this protocol writes it."""
+    return {"error": str(error)}
+
+
+async def server_metadata(call: Call) -> Reply:
+    """Answer `GET /v2`."""
+    return json_reply({"name": "rawloop", "version": version("rawloop"), "extensions": ["binary_tensor_data"]})
+
+
+async def live(call: Call) -> Reply:
+    """Answer `GET /v2/health/live`."""
+    return json_reply({"live": True})
+
+
+async def ready(call: Call) -> Reply:
+    """Answer `GET /v2/health/ready`."""
+    reason = call.service.not_ready_because
+    return json_reply({"ready": reason is None}, 200 if reason is None else 503)
+
+
+async def model_ready(call: Call) -> Reply:
+    """Answer `GET /v2/models/{name}/ready`."""
+    _require_model(call)
+    reason = call.service.not_ready_because
+    return json_reply({"name": call.path_values["name"], "ready": reason is None}, 200 if reason is None else 503)
+
+
+async def model_metadata(call: Call) -> Reply:
+    """Answer `GET /v2/models/{name}`."""
+    facts = _require_model(call).facts
+    num_labels = len(facts.labels)
+    shapes = {"label": [-1], "score": [-1], "scores": [-1, num_labels], "logits": [-1, num_labels]}
+    return json_reply(
+        {
+            "name": facts.name,
+            "versions": [VERSION],
+            "platform": "onnxruntime_onnx",
+            "inputs": [
+                {"name": name, "datatype": "BYTES", "shape": [-1]}
+                for name in (["text", "text_pair"] if facts.takes_pairs else ["text"])
+            ],
+            "outputs": [
+                {"name": name, "datatype": "BYTES" if name == "label" else "FP32", "shape": shapes[name]}
+                for name in OUTPUTS
+            ],
+            "parameters": {"labels": list(facts.labels), "bundle_version": facts.version},
+        }
+    )
+
+
+async def infer(call: Call) -> Reply:
+    """Answer `POST /v2/models/{name}/infer`."""
+    engine = _require_model(call)
+    header, binary = _split(call)
+    request: InferRequest = parse_body(InferRequest, header)
+    wanted = _wanted_outputs(request)
+    answers = await engine.answers(_inputs(request, binary), timeout_s=call.timeout_s)
+    outputs, tensors = [], []
+    for name, is_binary in wanted.items():
+        shape, values = _output(name, engine, answers)
+        output: dict[str, Any] = {"name": name, "shape": shape, "datatype": "BYTES" if name == "label" else "FP32"}
+        if is_binary:
+            tensors.append(_packed(values))
+            output["parameters"] = {"binary_data_size": len(tensors[-1])}
+        else:
+            output["data"] = values
+        outputs.append(output)
+    body = {"model_name": engine.facts.name, "model_version": VERSION, "outputs": outputs}
+    if request.id is not None:
+        body["id"] = request.id
+    reply = json_reply(body)
+    if not tensors:
+        return reply
+    headers = {HEADER_LENGTH.decode(): str(len(reply.body))}
+    return Reply(b"".join([reply.body, *tensors]), 200, "application/octet-stream", headers)
+
+
+def _require_model(call: Call) -> Engine:
+    engine, name = call.engine, call.path_values["name"]
+    if name != engine.facts.name:
+        raise NotFound(f"no model {name!r:.200}; this server has {engine.facts.name!r}")
+    if call.path_values.get("version", VERSION) != VERSION:
+        raise NotFound(f"no version {call.path_values['version']!r:.200} of {name}; this server has {VERSION!r}")
+    return engine
+
+
+def _split(call: Call) -> tuple[bytes, bytes]:
+    """Return the JSON part of a body, and its binary part."""
+    length = call.headers.get(HEADER_LENGTH)
+    if length is None:
+        return call.body, b""
+    if not (length.isdigit() and len(length) <= 9 and int(length) <= len(call.body)):
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length must be a number up to {len(call.body)}, the body's size"
+        )
+    return call.body[: int(length)], call.body[int(length) :]
+
+
+def _inputs(request: InferRequest, binary: bytes) -> list[TextInput]:
+    """Return the texts, or pairs, of the input tensors."""
+    columns: dict[str, list[str]] = {}
+    for tensor in request.inputs:
+        if tensor.name not in ("text", "text_pair"):
+            raise InvalidRequest(f"no input {tensor.name!r:.200}; expected text, and text_pair for pairs")
+        if tensor.name in columns:
+            raise InvalidRequest(f"input {tensor.name} is given twice")
+        if tensor.datatype != "BYTES":
+            raise InvalidRequest(f"input {tensor.name}: datatype {tensor.datatype!r:.50}, expected BYTES")
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            given = _strings(tensor)
+        else:
+            if type(size) is not int or not 0 <= size <= len(binary):
+                raise InvalidRequest(f"input {tensor.name}: binary_data_size {size!r:.50} does not fit the body")
+            given, binary = _unpacked(tensor.name, binary[:size]), binary[size:]
+        if tensor.shape not in ([len(given)], [len(given), 1]):
+            raise InvalidRequest(f"input {tensor.name}: shape {tensor.shape}, and {len(given)} texts in it")
+        columns[tensor.name] = given
+    if binary:
+        raise InvalidRequest(f"{len(binary)} bytes after the last tensor")
+    texts, pairs = columns.get("text"), columns.get("text_pair")
+    if texts is None:
+        raise InvalidRequest("no input named text")
+    if pairs is None:
+        return list(texts)
+    if len(pairs) != len(texts):
+        raise InvalidRequest(f"{len(texts)} in text, {len(pairs)} in text_pair; a pair needs both")
+    return list(zip(texts, pairs, strict=True))
+
+
+def _strings(tensor: InputTensor) -> list[str]:
+    data = tensor.data or []
+    flat = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data]  # shape [N, 1]
+    if not all(isinstance(each, str) for each in flat):
+        raise InvalidRequest(f"input {tensor.name}: data must be strings, as many as its shape says")
+    return flat
+
+
+def _unpacked(name: str, packed: bytes) -> list[str]:
+    """Return strings of their packed form: lengths in 4 bytes, little-endian, before UTF-8."""
+    texts, place = [], 0
+    while place < len(packed):
+        end = place + 4
+        if end <= len(packed):
+            end += struct.unpack_from("<I", packed, place)[0]
+        if end > len(packed):
+            raise InvalidRequest(f"input {name}: the tensor ends within a string")
+        try:
+            texts.append(packed[place + 4 : end].decode())
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"input {name}: string {len(texts)} is not UTF-8 ({error.reason})") from None
+        place = end
+    return texts
+
+
+def _wanted_outputs(request: InferRequest) -> dict[str, bool]:
+    """Return output -> whether it goes back in binary form."""
+    default = request.parameters.get("binary_data_output") is True
+    if not request.outputs:
+        return dict.fromkeys(DEFAULT_OUTPUTS, default)
+    unknown = [each.name for each in request.outputs if each.name not in OUTPUTS]
+    if unknown:
+        raise InvalidRequest(f"no output {unknown[0]!r:.200}; there are {', '.join(OUTPUTS)}")
+    return {each.name: each.parameters.get("binary_data", default) is True for each in request.outputs}
+
+
+def _output(name: str, engine: Engine, answers: Sequence[Answer]) -> tuple[list[int], list[Any]]:
+    """Return an output's shape and its values, flat."""
+    if name in ("scores", "logits"):
+        rows = [each.scores if name == "scores" else each.logits for each in answers]
+        return [len(rows), len(engine.facts.labels)], [value for row in rows for value in row]
+    best = [max(each.scores) for each in answers]
+    if name == "score":
+        return [len(best)], best
+    labels = engine.facts.labels
+    return [len(best)], [labels[each.scores.index(top)] for each, top in zip(answers, best, strict=True)]
+
+
+def _packed(values: Sequence[Any]) -> bytes:
+    if isinstance(values[0], str):
+        encoded = [value.encode() for value in values]
+        return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
+    return np.asarray(values, dtype="<f4").tobytes()
+
+
+INPUT_EXAMPLE: Mapping[str, Any] = {
+    "name": "text",
+    "shape": [2],
+    "datatype": "BYTES",
+    "data": ["I loved it", "I want my money back"],
+}

@@ -1,0 +1,202 @@
+"""Text Embeddings Inference: `/predict`, `/tokenize`, `/info`, with its error bodies.
+
+Its inputs are told apart by their nesting: "a" and ["a"] are one text, ["a", "b"] is one pair,
+[["a"], ["b", "c"]] is a batch. https://huggingface.github.io/text-embeddings-inference/
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
+from serve.encoder import TextInput, Truncation
+from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+
+PROTOCOL = "tei"
+TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
+
+TextOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
+
+
+class PredictRequest(BaseModel):
+    """What `POST /predict` takes."""
+
+    model_config = ConfigDict(strict=True)
+
+    inputs: str | TextOrPair | Annotated[list[TextOrPair], Field(min_length=1)]
+    raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
+    truncate: bool | None = Field(
+        default=None, description="false refuses inputs that are too long; null truncates them."
+    )
+    truncation_direction: Literal["left", "right", "Left", "Right"] | None = Field(
+        default=None, description="Side that loses tokens; null for the model's own."
+    )
+
+
+class TokenizeRequest(BaseModel):
+    """What `POST /tokenize` takes."""
+
+    model_config = ConfigDict(strict=True)
+
+    inputs: str | Annotated[list[str], Field(min_length=1)]
+    add_special_tokens: bool = True
+
+
+def routes() -> list[Route]:
+    """Return the routes of this protocol; its /health and /metrics are in `serve.http.operations`."""
+    return [
+        Route(
+            method="POST",
+            path="/predict",
+            protocol=PROTOCOL,
+            handler=predict,
+            error_body=error_body,
+            summary="Classify, as Text Embeddings Inference does",
+            description="One text or pair gets a flat list of labels, highest score first; a batch a list of lists.",
+            request=PredictRequest,
+            examples={
+                "one text": {"inputs": "I loved it"},
+                "a pair": {"inputs": ["A man sleeps.", "Somebody is asleep."]},
+                "a batch": {"inputs": [["I loved it"], ["I want my money back"]]},
+            },
+            response={"type": "array", "items": {"anyOf": [LABEL_SCORE, {"type": "array", "items": LABEL_SCORE}]}},
+            response_example=[{"score": 0.98, "label": "positive"}, {"score": 0.02, "label": "negative"}],
+            takes_time=True,
+        ),
+        Route(
+            method="POST",
+            path="/tokenize",
+            protocol=PROTOCOL,
+            handler=tokenize,
+            error_body=error_body,
+            summary="Tokens of texts, without truncation",
+            description="Offsets count characters of the text as the model's cleaning leaves it. The texts of one "
+            "request together may be as long as one text of others.",
+            request=TokenizeRequest,
+            examples={"one text": {"inputs": "I loved it"}},
+            response={"type": "array", "items": {"type": "array", "items": {"type": "object"}}},
+            response_example=[[{"id": 3866, "text": "loved", "special": False, "start": 2, "stop": 7}]],
+            takes_time=True,
+        ),
+        Route(
+            method="GET",
+            path="/info",
+            protocol=PROTOCOL,
+            handler=info,
+            error_body=error_body,
+            summary="The model and the server's limits",
+            response={"type": "object", "required": ["model_id", "model_type", "max_input_length"]},
+            response_example={"model_id": "tweet_sentiment", "provider": "CPUExecutionProvider"},
+            statuses=(503,),
+        ),
+    ]
+
+
+def error_body(error: RequestError) -> dict[str, str]:
+    """Return an error as Text Embeddings Inference writes it."""
+    return {"error": str(error), "error_type": error.kind}
+
+
+async def predict(call: Call) -> Reply:
+    """Answer `POST /predict`."""
+    request: PredictRequest = parse_body(PredictRequest, call.body)
+    inputs, is_batch = read_inputs(request.inputs)
+    engine = call.engine
+    if not engine.facts.takes_pairs:
+        _require_single_texts(inputs, is_batch)
+    answers = await engine.answers(inputs, timeout_s=call.timeout_s, truncation=_truncation(request))
+    predictions = [engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers]
+    headers = {
+        "x-compute-tokens": str(sum(each.num_tokens for each in answers)),
+        "x-queue-time": str(round(1e3 * max(each.queue_s for each in answers))),
+        "x-inference-time": str(round(1e3 * max(each.inference_s for each in answers))),
+    }
+    return json_reply(predictions if is_batch else predictions[0], headers=headers)
+
+
+def read_inputs(inputs: str | list[str] | list[list[str]]) -> tuple[list[TextInput], bool]:
+    """Return texts and pairs in their order, and whether they are a batch."""
+    if isinstance(inputs, str):
+        return [inputs], False
+    if isinstance(inputs[0], str):
+        return [_text_or_pair(inputs)], False
+    return [_text_or_pair(each) for each in inputs], True
+
+
+async def tokenize(call: Call) -> Reply:
+    """Answer `POST /tokenize`."""
+    request: TokenizeRequest = parse_body(TokenizeRequest, call.body)
+    texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
+    engine = call.engine
+    engine.require_within_limits(texts)
+    num_chars, most = sum(map(len, texts)), engine.limits.max_text_chars
+    if num_chars > most:
+        raise TooLarge(f"{num_chars:,} characters in all, and this route takes {most:,}; send fewer texts at a time")
+    special = request.add_special_tokens
+    return json_reply(await engine.lister.rows(texts, TOKEN_FIELDS, timeout_s=call.timeout_s, special=special))
+
+
+async def info(call: Call) -> Reply:
+    """Answer `GET /info`: what TEI tells, and what is ours."""
+    engine = call.engine
+    facts, limits = engine.facts, engine.batcher.limits
+    labels = {str(number): label for number, label in enumerate(facts.labels)}
+    return json_reply(
+        {
+            "model_id": facts.name,
+            "model_sha": facts.version,
+            "model_dtype": {"fp32": "float32", "fp16": "float16"}.get(facts.variant, facts.variant),
+            "model_type": {
+                "classifier": {
+                    "id2label": labels,
+                    "label2id": {label: number for number, label in enumerate(facts.labels)},
+                }
+            },
+            "max_input_length": facts.max_length,
+            "max_batch_tokens": limits.max_batch_tokens,
+            "max_batch_requests": limits.max_batch_rows,
+            "max_client_batch_size": engine.limits.max_inputs,
+            "auto_truncate": True,
+            "tokenization_workers": 2,
+            "version": version("rawloop"),
+            "sha": None,
+            "docker_label": None,
+            "variant": facts.variant,
+            "provider": facts.provider,
+            "takes_pairs": facts.takes_pairs,
+            "max_queued_tokens": limits.max_queued_tokens,
+            "max_untokenized_inputs": limits.max_unencoded,
+        }
+    )
+
+
+def _require_single_texts(inputs: Sequence[TextInput], is_batch: bool) -> None:
+    """Refuse pairs, which are most often two texts by somebody who knows another protocol."""
+    index = next((index for index, each in enumerate(inputs) if not isinstance(each, str)), None)
+    if index is not None:
+        where = f"inputs.{index}: " if is_batch else "inputs: "
+        raise InvalidRequest(
+            f'{where}["a", "b"] is one pair of texts in this protocol, and this model takes single texts; '
+            'for two texts send [["a"], ["b"]]'
+        )
+
+
+def _text_or_pair(texts: list[str]) -> TextInput:
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def _truncation(request: PredictRequest) -> Truncation | None:
+    if request.truncate is False:
+        return "error"
+    if request.truncation_direction is None:
+        return None
+    return "left" if request.truncation_direction.lower() == "left" else "right"
+
+
+LABEL_SCORE: dict[str, Any] = {
+    "type": "object",
+    "required": ["score", "label"],
+    "properties": {"score": {"type": "number"}, "label": {"type": "string"}},
+}

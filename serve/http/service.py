@@ -1,0 +1,168 @@
+"""What a running server is: the model that answers now, whether it can be trusted, and how it is replaced.
+
+Readiness is earned: it is off until the canary was answered, and off again when a worker dies, a batch
+stalls, the canary is answered wrongly or the server is stopping.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve.batching.engine import CanaryFailed, Engine
+from serve.batching.request_errors import Conflict, Unavailable
+from serve.contract.errors import InputError, first_line
+from serve.http.keys import Keys
+
+if TYPE_CHECKING:
+    from serve.http.metrics import Metrics
+    from serve.http.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+CHECK_EVERY_S = 0.25
+"""How often stalls and closed batchers are looked for; costs nothing."""
+
+LoadEngine = Callable[[Path], Engine]
+"""Reads, verifies and loads a bundle. Runs in a thread, for it takes seconds; raises InputError."""
+
+
+class Service:
+    """The state of a server. Everything but `worker_died` belongs to the event loop."""
+
+    def __init__(self, settings: "ServeSettings", load: LoadEngine, metrics: "Metrics") -> None:
+        self.settings, self.metrics = settings, metrics
+        self.keys = Keys(settings)
+        self.is_draining = False
+        self._load = load
+        self._engine: Engine | None = None
+        self._not_ready: str | None = "the model is being loaded"
+        self._reloading = asyncio.Lock()
+        self._worker_deaths = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def engine(self) -> Engine:
+        """Return the model that answers now.
+
+        Raises:
+            Unavailable: none is loaded.
+        """
+        if self._engine is None:
+            raise Unavailable("the model is being loaded")
+        return self._engine
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """Why no traffic should be sent here; None where it should."""
+        return "the server is stopping" if self.is_draining else self._not_ready
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the model can never answer again, short of a reload."""
+        return self._engine is not None and not self.is_draining and self._engine.batcher.closed_because is not None
+
+    async def start(self) -> None:
+        """Load the model, check the canary, and keep watch from then on.
+
+        Raises:
+            InputError: the bundle cannot be served, or does not answer its canary.
+        """
+        await self._replace(self.settings.bundle)
+        self._keep(self._watch())
+
+    async def reload(self, folder: Path | None = None) -> None:
+        """Put a bundle in the place of the running one, and read the keys again; on any failure the former stay.
+
+        Raises:
+            InputError: the bundle is damaged, cannot be loaded or does not answer its canary; or so are the keys.
+            Conflict: another reload is under way.
+        """
+        if self._reloading.locked():
+            raise Conflict("a reload is under way; wait for it to end")
+        async with self._reloading:
+            folder = folder or self.settings.bundle
+            try:
+                keys = Keys(self.settings)
+                await self._replace(folder)
+            except InputError as error:
+                logger.error("reload of %s refused: %s", folder, error)
+                self.metrics.reload_ended("refused")
+                raise
+            except Exception as error:  # whatever a bundle can break in: the former one goes on
+                logger.exception("reload of %s refused", folder)
+                self.metrics.reload_ended("refused")
+                raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+            self.keys = keys
+            self.metrics.reload_ended("done")
+            logger.info("serving %s, version %s", folder, self.engine.facts.version)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Answer what was accepted and end."""
+        self.is_draining = True
+        for task in list(self._tasks):
+            task.cancel()
+        if self._engine is not None:
+            await self._engine.close(timeout_s)
+
+    def worker_died(self, error: BaseException) -> None:
+        """Turn readiness off until the canary is answered again; called in the dying thread."""
+        self._worker_deaths += 1
+        self._not_ready = f"a worker died ({type(error).__name__})"
+        self.metrics.worker_died()
+
+    async def _replace(self, folder: Path) -> None:
+        engine = await asyncio.to_thread(self._load, folder)
+        try:
+            await engine.check_canary(timeout_s=self.settings.canary_timeout_s)
+        except BaseException as error:  # also the end of the server: its threads and memory are given back
+            await engine.close(timeout_s=0.0)
+            if isinstance(error, CanaryFailed):
+                raise InputError(f"{folder}: {error}") from error
+            raise
+        former, self._engine = self._engine, engine
+        self._not_ready = None
+        self.metrics.model_serves(engine)
+        if former is not None:  # what it accepted, it answers
+            self._keep(former.close(timeout_s=self.settings.max_request_timeout_ms / 1e3))
+
+    async def _watch(self) -> None:
+        """Check the canary every so often, and at once where something looks wrong."""
+        next_canary = time.monotonic() + self.settings.canary_interval_s
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            batcher = self.engine.batcher
+            if batcher.closed_because is not None:
+                self._not_ready = batcher.closed_because
+            elif (stalled_s := batcher.stalled_s()) > self.settings.stall_after_s:
+                self._not_ready = f"a batch has been running for {stalled_s:.1f} s"
+            elif self._not_ready is not None or time.monotonic() >= next_canary:
+                await self._check_canary()
+                next_canary = time.monotonic() + self.settings.canary_interval_s
+
+    async def _check_canary(self) -> None:
+        engine = self.engine
+        deaths = self._worker_deaths
+        try:
+            seconds = await engine.check_canary(self.settings.canary_timeout_s)
+        except CanaryFailed as error:
+            if engine is self._engine:  # not replaced meanwhile
+                logger.error("not ready: %s", error)
+                self._not_ready = str(error)
+            return
+        self.metrics.canary_answered(seconds)
+        if engine is self._engine and deaths == self._worker_deaths and self._not_ready is not None:
+            logger.warning("ready again; it was not because: %s", self._not_ready)
+            self._not_ready = None
+
+    def _keep(self, work: Awaitable[None]) -> None:
+        """Run something beside everything else; the event loop itself holds no reference to a task."""
+
+        async def run() -> None:
+            await work
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,166 @@
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+from bench_fakes import MACHINE, results_of, samples_at
+from rich.console import Console
+
+from bench.harness.compare import CompareOptions, compare, doubts, run
+from bench.harness.report import Picture, Table, absent_table, publish, speed_table, summary
+from bench.harness.results import RESULTS_FILE, Contender, Measurement, read_results, write_results
+from serve.contract.errors import InputError
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    results = results_of({"ours": 300.0, "theirs": 100.0})
+    write_results(tmp_path / "new", results)
+    assert read_results(tmp_path / "new") == results
+    assert read_results(tmp_path / "new" / RESULTS_FILE) == results
+
+
+def test_a_damaged_file_is_refused_with_all_that_is_wrong(tmp_path: Path) -> None:
+    path = write_results(tmp_path, results_of({"ours": 300.0}))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["measurements"][0]["samples"][3]["seconds"] = -1
+    content["benchmark"] = "racing"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_results(tmp_path)
+    assert "measurements[0].samples[3].seconds must be positive, found -1" in str(caught.value)
+    assert "benchmark must be one of training, inference, load, quantization, found 'racing'" in str(caught.value)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = write_results(tmp_path, results_of({"ours": 300.0}))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"schema_version": 9}), encoding="utf-8")
+    with pytest.raises(InputError, match="schema version 9, and this rawloop reads 1 to 1"):
+        read_results(tmp_path)
+
+
+def test_results_that_contradict_themselves_are_refused() -> None:
+    stranger = Measurement(contender="who", case="batch 32", unit="rows", samples=tuple(samples_at(1.0)))
+    with pytest.raises(InputError, match="'who', who is no contender"):
+        results_of({"ours": 300.0}, measurements=(stranger,))
+    twice = tuple(dataclasses.replace(stranger, contender="ours") for _ in range(2))
+    with pytest.raises(InputError, match="was measured twice"):
+        results_of({"ours": 300.0}, measurements=twice)
+
+
+def test_compare_finds_what_moved_and_what_did_not() -> None:
+    before = results_of({"ours": 300.0, "theirs": 100.0}, seed=1)
+    after = results_of({"ours": 450.0, "theirs": 101.0}, seed=11)
+    (speeds,) = compare(before, after)
+    verdicts = {row[0]: row[-1] for row in speeds.rows}
+    assert verdicts == {"ours, batch 32": "faster", "theirs, batch 32": "no change"}
+    (back,) = compare(after, before)
+    assert {row[0]: row[-1] for row in back.rows}["ours, batch 32"] == "slower"
+
+
+def test_compare_shows_changed_facts_and_lonely_contenders() -> None:
+    before = results_of({"ours": 300.0, "old": 100.0})
+    before = dataclasses.replace(
+        before, contenders=tuple(dataclasses.replace(c, facts={"accuracy": 0.73}) for c in before.contenders)
+    )
+    after = results_of({"ours": 300.0, "new": 100.0})
+    after = dataclasses.replace(
+        after, contenders=tuple(dataclasses.replace(c, facts={"accuracy": 0.71}) for c in after.contenders)
+    )
+    _, facts, lonely = compare(before, after)
+    assert facts.rows == (("ours, accuracy", "0.73", "0.71"),)
+    assert set(lonely.rows) == {("old, batch 32", "before alone"), ("new, batch 32", "after alone")}
+
+
+def test_compare_refuses_results_of_different_work() -> None:
+    before = results_of({"ours": 300.0})
+    with pytest.raises(InputError, match=r"different work: rows \(100 and 200\), lengths \(absent and 64\)"):
+        compare(before, results_of({"ours": 300.0}, work={"rows": 200, "rows_digest": "abc", "lengths": "64"}))
+    with pytest.raises(InputError, match="inference against load"):
+        compare(before, results_of({"ours": 300.0}, benchmark="load"))
+    with pytest.raises(InputError, match="no contender was measured in both"):
+        compare(before, results_of({"theirs": 300.0}))
+
+
+def test_compare_says_where_the_machine_or_the_versions_differ() -> None:
+    before = results_of({"ours": 300.0})
+    machine = dataclasses.replace(MACHINE, num_threads=1, versions={"torch": "2.14.0"})
+    found = doubts(before, results_of({"ours": 300.0}, machine=machine, warnings=("it was noisy",)))
+    assert found == [
+        "not the same machine: num_threads was 2, and is 1",
+        "not the same versions: torch 2.13.0 -> 2.14.0",
+        "after: it was noisy",
+    ]
+
+
+def test_the_compare_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_results(tmp_path / "a", results_of({"ours": 300.0}))
+    write_results(tmp_path / "b", results_of({"ours": 900.0}, seed=5))
+    run(CompareOptions(before=tmp_path / "a", after=tmp_path / "b"), "")
+    out = capsys.readouterr().out
+    assert "ours, batch 32" in out
+    assert "faster" in out
+
+
+def test_the_speed_table_has_rates_percentiles_and_ratios() -> None:
+    table = speed_table(results_of({"ours": 300.0, "theirs": 100.0}, noise=0.0), "batch 32", "Speed")
+    assert table.columns == ("contender", "rows/s", "p50 ms", "p90 ms", "p99 ms", "ours is ... times", "so it is")
+    assert table.rows == (
+        ("ours", "300.0", "2.00", "4.00", "4.00", "1", ""),
+        ("theirs", "100.0", "2.00", "4.00", "4.00", "3.00 (3.00 to 3.00)", "faster"),
+    )
+
+
+def test_the_json_line_holds_medians_intervals_and_who_is_missing() -> None:
+    results = results_of({"ours": 300.0, "theirs": 100.0}, noise=0.0)
+    absent = Contender(name="peer", description="", status="not installed", reason="needs peer")
+    found = summary(dataclasses.replace(results, contenders=(*results.contenders, absent)))
+    assert found["cases"] == {
+        "batch 32": {
+            "ours": {"rows_per_s": 300.0},
+            "theirs": {"rows_per_s": 100.0, "headline_is_times": 3.0, "interval": [3.0, 3.0], "verdict": "faster"},
+        }
+    }
+    assert found["not_measured"] == {"peer": "needs peer"}
+
+
+def test_what_was_offered_different_rates_has_no_ratio() -> None:
+    results = results_of({"ours": 300.0, "theirs": 100.0}, noise=0.0)
+    offered = tuple(dataclasses.replace(m, facts={"offered_per_s": 50.0}) for m in results.measurements)
+    results = dataclasses.replace(results, measurements=offered)
+    assert summary(results)["cases"] == {"batch 32": {"ours": {"rows_per_s": 300.0}, "theirs": {"rows_per_s": 100.0}}}
+    with pytest.raises(InputError, match="no contender was measured in both"):
+        compare(results, results)
+
+
+def test_publishing_ends_with_one_json_line_and_writes_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = results_of({"ours": 300.0, "theirs": 100.0}, warnings=("other processes kept 2.0 cores busy",))
+    pictures = [
+        Picture("good.png", "a good one", lambda path: path.write_bytes(b"png") and None),
+        Picture("bad.png", "a bad one", lambda path: 1 / 0),  # type: ignore[arg-type, return-value]
+    ]
+    out = io.StringIO()
+    publish(results, [speed_table(results, "batch 32", "Speed")], pictures, tmp_path, Console(file=out, width=200))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["headline"] == "ours"
+    assert read_results(tmp_path) == results
+    page = (tmp_path / "results.md").read_text(encoding="utf-8")
+    for expected in ("a processor", "torch 2.13.0", "rows 100", "**Warning:** other processes", "good.png", "| ours |"):
+        assert expected in page
+    assert "bad.png" not in page
+    assert "bad.png could not be drawn (ZeroDivisionError" in out.getvalue()
+
+
+def test_what_was_not_measured_has_a_table_of_its_own() -> None:
+    contenders = (
+        Contender(name="ours", description=""),
+        Contender(name="peer", description="", status="not installed", reason="needs litserve"),
+    )
+    (table,) = absent_table(contenders)
+    assert table.rows == (("peer", "not installed: needs litserve"),)
+    assert absent_table(contenders[:1]) == []
+
+
+def test_markdown_keeps_a_bar_in_a_name_from_cutting_the_row() -> None:
+    assert Table("T", ("a", "b"), (("x|y", "1"),)).markdown().splitlines()[-1] == "| x\\|y | 1 |"

@@ -1,0 +1,220 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundles import save_tiny_bundle
+from tiny_runs import LABELS, save_tiny_run
+
+from bench.harness.arena import Entrant
+from bench.harness.results import read_results
+from bench.harness.workload import Workload, rows_of_run
+from bench.inference.contenders import peers, with_export
+from bench.inference.run import InferenceOptions, quality, read_own_bundle, run
+from bench.inference.workers import ClassifierWorker
+from bench.quantization.run import quality as graph_quality
+from export.__main__ import main as export
+from serve.contract.classifier import read_classifier
+from serve.contract.errors import InputError, first_line
+
+ROWS = Workload(origin="here", texts=tuple(f"text {n}" for n in range(6)), labels=(0, 1, 0, 1, 0, 1))
+
+
+class CountingWorker(ClassifierWorker):
+    """Answers with the number in the text, and remembers its batches."""
+
+    def load(self) -> None:
+        self.batches: list[int] = []
+        self.seen: list[int] = []
+
+    def classify(self, rows: Any) -> list[int]:
+        self.batches.append(len(rows))
+        found = [int(row.split()[1]) for row in rows]
+        self.seen += found
+        return found
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingWorker:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS.as_json()), encoding="utf-8")
+    made = CountingWorker(rows_file=str(path), max_length=8)
+    made.start()
+    made.batches.clear()
+    made.seen.clear()
+    return made
+
+
+def test_a_repeat_takes_its_part_in_batches_and_answers_each_label_once(worker: CountingWorker) -> None:
+    answer = worker.repeat(batch_size=2, first=1, num_rows=5, min_seconds=0.0, model_only=False)
+    assert worker.batches == [2, 2, 2]
+    assert answer["labels"] == [1, 2, 3, 4, 5]
+    assert answer["amount"] == 6
+    assert len(answer["latencies_ms"]) == 3
+    assert sum(answer["latencies_ms"]) == pytest.approx(1e3 * answer["seconds"])
+
+
+def test_a_call_larger_than_its_part_is_a_whole_one_of_other_rows(worker: CountingWorker) -> None:
+    answer = worker.repeat(batch_size=5, first=4, num_rows=2, min_seconds=0.0, model_only=False)
+    assert worker.batches == [5]
+    assert worker.seen == [4, 5, 0, 1, 2]
+    assert answer["labels"] == [4, 5]
+    assert answer["amount"] == 5
+
+
+def test_a_fast_contender_goes_over_its_part_until_the_time_is_up(worker: CountingWorker) -> None:
+    answer = worker.repeat(batch_size=3, first=0, num_rows=3, min_seconds=0.02, model_only=False)
+    assert answer["seconds"] >= 0.02
+    assert answer["amount"] == 3 * len(worker.batches) > 3
+    assert answer["labels"] == [0, 1, 2]
+
+
+def test_quality_counts_accuracy_agreement_and_flips() -> None:
+    batched = {"PyTorch fp32": [0, 1, 0, 1, 0, 0], "ours": [0, 1, 0, 1, 1, 0]}
+    alone = {"PyTorch fp32": [0, 1, 0, 1, 0, 0], "ours": [0, 1, 1, 1, 0, 0]}
+    labels = {
+        case: {name: np.array(found) for name, found in group.items()}
+        for case, group in {"batch 32": batched, "batch 1": alone}.items()
+    }
+    facts = quality(ROWS, labels)
+    assert facts["PyTorch fp32"] == {"rows_judged": 6, "accuracy": 5 / 6, "agreement": 1.0, "flips": 0}
+    assert facts["ours"] == {"rows_judged": 6, "accuracy": 4 / 6, "agreement": 5 / 6, "flips": 2}
+
+
+def test_rows_that_no_part_holds_are_not_judged() -> None:
+    labels = {"batch 32": {"ours": np.array([0, 1, 0, 1, -1, -1])}}
+    assert quality(ROWS, labels)["ours"] == {"rows_judged": 4, "accuracy": 1.0}
+
+
+def test_a_row_that_the_reference_or_the_lone_call_never_saw_is_no_disagreement() -> None:
+    labels = {
+        "batch 32": {"PyTorch fp32": np.array([0, 1, 0, -1, -1, -1]), "ours": np.array([0, 1, 1, 1, 0, 1])},
+        "batch 1": {"ours": np.array([0, 0, -1, -1, -1, -1])},
+    }
+    facts = quality(ROWS, labels)["ours"]
+    assert facts["rows_judged"] == 6
+    assert facts["agreement"] == 2 / 3
+    assert facts["flips"] == 1
+
+
+def test_graphs_are_judged_alone_against_pytorch_and_in_batches() -> None:
+    reference = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
+    shifted = reference.copy()
+    shifted[0] = [0.0, 2.0]
+    facts = graph_quality(
+        {"PyTorch fp32": [reference, reference], "graph": [reference, shifted]}, ROWS, temperature=1.0
+    )
+    assert facts["PyTorch fp32"] == {"flips": 0, "max_probability_change": 0.0, "agreement": 1.0, "accuracy": 1.0}
+    assert facts["graph"]["flips"] == 1
+    assert facts["graph"]["agreement"] == 1.0
+    assert facts["graph"]["max_probability_change"] == pytest.approx(np.tanh(1.0))
+
+
+def test_the_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
+    bundle = save_tiny_bundle(tmp_path / "bundle")
+    own = read_classifier(bundle)
+    assert read_own_bundle(bundle, own).folder == bundle
+    other = save_tiny_bundle(tmp_path / "other", labels=("no", "yes"))
+    with pytest.raises(InputError, match="the bundle of another run: its labels"):
+        read_own_bundle(other, own)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": 100}, "--rows must be at least 128, the largest of --batch_sizes"),
+        ({"batch_sizes": [0]}, "must be 1 or more"),
+        ({"hourly_price": 0.0}, "--hourly_price must be positive"),
+        ({"contenders": []}, "--contenders is empty"),
+    ],
+)
+def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        InferenceOptions(run=Path("run"), **fields)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with its bundle."""
+    folder = save_tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
+    assert export(["--run", str(folder), "--variants", "fp32"]) == 0
+    return folder
+
+
+def test_rows_come_from_the_sample_that_training_left(tiny_run: Path) -> None:
+    rows = rows_of_run(tiny_run, "validation")
+    assert len(rows) == 60
+    assert rows.pairs is None
+    assert rows.labels == tuple(number % len(LABELS) for number in range(60))
+
+
+def test_too_few_rows_are_told_before_anything_is_measured(tiny_run: Path) -> None:
+    with pytest.raises(InputError, match="60 rows, and 128 are needed; give smaller --batch_sizes"):
+        run(InferenceOptions(run=tiny_run), "")
+    ROWS.require(6, "")
+
+
+def test_what_is_asked_for_twice_is_measured_once() -> None:
+    options = InferenceOptions(run=Path("run"), lengths=[16, 64, 16], batch_sizes=[8, 1, 8])
+    assert options.used_lengths == [16, 64]
+    assert options.used_batch_sizes == [1, 8, 32]
+
+
+def entrants(folder: Path) -> list[Entrant]:
+    return list(peers(folder, folder / "optimum", {}))
+
+
+def test_a_model_that_optimum_cannot_export_costs_its_pipeline_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("xlnet is not supported\nby this version")
+
+    monkeypatch.setattr(ORTModelForSequenceClassification, "from_pretrained", fail)
+    absent = {entrant.name: entrant.absent_because for entrant in with_export(entrants(tmp_path), tmp_path, tmp_path)}
+    assert absent.pop("Optimum pipeline") == "Optimum cannot export this model: xlnet is not supported"
+    assert absent == {entrant.name: entrant.absent_because for entrant in entrants(tmp_path)[:-1]}
+
+
+def test_without_torch_its_contenders_are_named_as_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("bench.harness.arena", "bench.inference.contenders"):
+        monkeypatch.setattr(f"{module}.importlib.util.find_spec", lambda name: None if name == "torch" else object())
+    assert all("torch" in entrant.missing for entrant in entrants(tmp_path))
+
+
+def test_an_error_without_a_message_is_told_by_its_class() -> None:
+    assert first_line(ValueError("")) == "ValueError"
+    assert first_line(RuntimeError("  one\ntwo")) == "one"
+
+
+def test_ours_and_pytorch_are_measured_on_the_same_rows_and_agree(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = InferenceOptions(
+        run=tiny_run, quick=True, contenders=["PyTorch fp32", "rawloop fp32"], self_check=True, threads=1,
+        hourly_price=1.0, output=tmp_path,
+    )  # fmt: skip
+    run(options, "python -m bench inference")
+    results = read_results(tmp_path)
+    facts = {contender.name: contender.facts for contender in results.contenders}
+    assert [c.status for c in results.contenders] == ["measured"] * 3, [c.reason for c in results.contenders]
+    for name in ("PyTorch fp32", "rawloop fp32", "rawloop fp32 (again)"):
+        assert facts[name]["agreement"] == 1.0
+        assert facts[name]["flips"] == 0
+        assert facts[name]["rows_judged"] == 60
+        assert facts[name]["cost_of_a_million"] > 0
+        assert facts[name]["cold_start_s"] > 0
+    assert facts["PyTorch fp32"]["accuracy"] == facts["rawloop fp32"]["accuracy"]
+    assert results.cases == ["batch 1", "batch 32", "model alone, batch 32"]
+    assert results.headline == "rawloop fp32"
+    for picture in ("latency_batch.png", "throughput_latency.png", "trade_off.png"):
+        assert (tmp_path / picture).is_file()
+    assert "cost of a million" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["cases"]["batch 32"]["rawloop fp32 (again)"]["verdict"] == "too few rounds to tell"

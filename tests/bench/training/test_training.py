@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from labelled_rows import labelled_rows
+from torch import nn
+
+from bench.harness.results import Measurement, read_results
+from bench.harness.samples import Sample
+from bench.harness.session import Message, Session
+from bench.training.contenders import main_entrants, scaling_entrants
+from bench.training.pace import Finished, PacedTraining, StepClock, WorkMeter
+from bench.training.run import TrainingOptions, measure_passes, run, with_flops
+from serve.contract.errors import InputError
+from train_loop.config import TrainConfig, write_yaml
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return input_ids * attention_mask
+
+
+class FakeSession(Session):
+    """Has its commands ready, and keeps the answers."""
+
+    def __init__(self, *commands: Message) -> None:
+        self.commands = list(commands)
+        self.answers: list[Message] = []
+
+    def next_command(self) -> Message | None:
+        return self.commands.pop(0) if self.commands else None
+
+    def answer(self, **content: Any) -> None:
+        self.answers.append(content)
+
+
+class Steps(PacedTraining):
+    """Makes steps of one row of 3 tokens padded to 4, and judges itself by their number."""
+
+    def train(self, session: Session) -> int:
+        model = Model()
+        clock = self.attach(session, model, torch.device("cpu"))
+        clock.watch(model, "forward", "forward")
+        self.steps = 0
+        self.begin()
+        while True:
+            model(input_ids=torch.ones(1, 4), attention_mask=torch.tensor([[1, 1, 1, 0]]))
+            self.steps += 1
+            self.after_step()
+
+    def held_out_loss(self) -> float:
+        return float(self.steps)
+
+
+def paced(*commands: Message, loss_after: int = 4) -> tuple[list[Message], int]:
+    session, worker = FakeSession(*commands), Steps(loss_after)
+    with pytest.raises(Finished):
+        worker.train(session)
+    return session.answers, worker.steps
+
+
+def test_a_loop_does_the_steps_asked_for_and_waits_in_between() -> None:
+    answers, steps = paced({"verb": "start"}, {"verb": "repeat", "steps": 2}, {"verb": "repeat", "steps": 3})
+    started, first, second = answers
+    assert started["peak_memory_mib"] > 1
+    assert steps == 5
+    assert first["work"] == {
+        "rows": 2, "tokens": 6, "tokens_squared": 18, "padded_tokens": 8
+    }  # fmt: skip
+    assert (first["amount"], second["amount"]) == (6, 9)
+    assert first["seconds"] > 0
+
+
+def test_losses_are_taken_after_the_same_number_of_steps_whatever_was_timed() -> None:
+    for commands in ([{"verb": "repeat", "steps": 2}], [{"verb": "repeat", "steps": 7}]):
+        answers, _ = paced(*commands, {"verb": "loss"}, loss_after=4)
+        assert answers[-1]["loss"] == 4.0
+
+
+def test_a_split_times_its_parts_alone() -> None:
+    answers, _ = paced({"verb": "split", "steps": 2}, {"verb": "repeat", "steps": 1}, {"verb": "split", "steps": 1})
+    for answer in (answers[0], answers[2]):
+        assert 0 < answer["split"]["forward"] <= answer["seconds"]
+        assert answer["split"]["backward"] == 0.0
+
+
+def test_the_clock_leaves_out_what_is_not_asked_for() -> None:
+    clock, model = StepClock(torch.device("cpu")), Model()
+    clock.watch(model, "forward", "forward")
+    model(torch.ones(1), torch.ones(1))
+    clock.start()
+    with clock.paused():
+        model(torch.ones(1), torch.ones(1))
+    assert set(clock.stop().values()) == {0.0}
+
+
+def test_the_meter_counts_no_evaluation() -> None:
+    model = Model()
+    meter = WorkMeter(model)
+    model.eval()
+    model(input_ids=torch.ones(2, 3), attention_mask=torch.ones(2, 3))
+    assert set(meter.read().values()) == {0.0}
+
+
+class FakeArena:
+    """Takes every contender's steps as done."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.alive = names
+        self.split_steps: dict[str, int] = {}
+        self.facts: dict[str, dict[str, float]] = {name: {} for name in names}
+
+    def measure(self, *_: Any, **__: Any) -> list[Measurement]:
+        return []
+
+    def call(self, name: str, verb: str, **arguments: int) -> Message:
+        if verb == "split":
+            self.split_steps[name] = arguments["steps"]
+        return {"split": {"forward": 1.0}, "seconds": 4.0, "loss": 0.5, "peak_memory_mib": 10.0}
+
+    def add_facts(self, name: str, facts: dict[str, float]) -> None:
+        self.facts[name] |= facts
+
+
+def test_the_steps_of_contenders_grouped_by_length_are_split_over_a_whole_group() -> None:
+    names = ["rawloop", "Trainer best", "Trainer best (again)", "Trainer grouped fp32", "Trainer padded fp32"]
+    arena = FakeArena(names)
+    measure_passes(arena, TrainingOptions(run=Path("run")))  # type: ignore[arg-type]
+    assert [arena.split_steps[name] for name in names] == [50, 50, 50, 50, 3]
+    assert arena.facts["rawloop"]["forward_share"] == 0.25
+    assert arena.facts["rawloop"]["other_share"] == 0.75
+    arena = FakeArena(names)
+    measure_passes(arena, TrainingOptions(run=Path("run"), quick=True))  # type: ignore[arg-type]
+    assert arena.split_steps == {"rawloop": 50, "Trainer best": 50}
+    assert arena.facts["Trainer padded fp32"]["held_out_loss"] == 0.5
+
+
+def test_flops_count_real_tokens_and_the_ceiling_of_the_same_precision() -> None:
+    def measurement(name: str) -> Measurement:
+        facts = {"rows": 10.0, "tokens": 100.0, "tokens_squared": 1200.0, "padded_tokens": 150.0, "seconds": 2.0}
+        return Measurement(
+            contender=name,
+            case="training",
+            unit="tokens",
+            samples=(Sample(round=0, amount=100, seconds=2),),
+            facts=facts,
+        )
+
+    ceilings = {"fp32": 1000.0, "bf16": 4000.0}
+    facts = with_flops(measurement("Trainer best"), [1.0, 10.0, 2.0], ceilings).facts
+    assert facts["flop_per_s"] == (1 * 10 + 10 * 100 + 2 * 1200) / 2
+    assert facts["share_of_ceiling"] == facts["flop_per_s"] / 4000
+    assert with_flops(measurement("rawloop fp32 (again)"), [1, 10, 2], ceilings).facts["ceiling_flop_per_s"] == 1000
+
+
+def test_the_entrants_differ_only_in_what_they_say() -> None:
+    options = TrainingOptions(run=Path("run"), processes=[1, 2, 64], micro_batches=[1, 4])
+    config = {"model_name": "m", "mixed_precision": "auto"}
+    settings = {e.name: dict(e.spec.settings) for e in main_entrants(options, config)}
+    assert {name: values["loss_after"] for name, values in settings.items()} == dict.fromkeys(settings, 50)
+    for name in ("Trainer best", "Trainer grouped fp32", "Trainer dynamic fp32", "Trainer padded fp32"):
+        assert settings[name]["config"] == config
+    assert [e.name for e in scaling_entrants(options, config) if "micro" in e.name] == ["4 micro-batches"]
+    assert all(e.spec.num_processes < 64 for e in scaling_entrants(options, config))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rows": 100}, "--rows 100 must be at least 200 batches"),
+        ({"micro_batches": [0]}, "must be 1 or more"),
+        ({"threads": 0}, "--threads must be at least 1"),
+        ({"cores": [9999]}, "this process may use"),
+    ],
+)
+def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainingOptions(run=Path("run"), **fields)
+
+
+def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
+    tiny_model: Path, write_rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    rows = write_rows(labelled_rows(260))
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), max_length=24, learning_rate=1e-3))
+    options = TrainingOptions(
+        run=recipe, rows=200, batch_size=1, quick=True, processes=[], micro_batches=[], threads=1,
+        contenders=["rawloop fp32", "Trainer dynamic fp32"], output=tmp_path / "out",
+    )  # fmt: skip
+    run(options, "python -m bench training")
+    results = read_results(tmp_path / "out")
+    ours, trainer = results.measurements
+    assert [c.status for c in results.contenders] == ["measured", "measured"], [c.reason for c in results.contenders]
+    assert ours.facts["padded_tokens"] == ours.facts["tokens"]  # one row a step
+    assert trainer.facts["tokens"] > 0
+    assert 0 < ours.facts["share_of_ceiling"] < 1
+    losses = [contender.facts["held_out_loss"] for contender in results.contenders]
+    assert losses[0] == pytest.approx(losses[1], abs=0.3)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "training"
+    assert (tmp_path / "out" / "training_speed.png").is_file()
+
+
+def test_too_few_rows_are_told(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(write_rows(labelled_rows(60)))))
+    with pytest.raises(InputError, match="has 48 training rows; ask for fewer"):
+        run(TrainingOptions(run=recipe, rows=200, batch_size=1), "")

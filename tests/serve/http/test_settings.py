@@ -1,0 +1,83 @@
+"""Flags and RAWLOOP_* variables: same names, same meaning, one message for what is wrong."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from serve.contract.errors import InputError
+from serve.http.settings import PREFIX, ServeSettings, flag, parse_settings
+
+
+def test_flags_win_over_variables() -> None:
+    environment = {"RAWLOOP_BUNDLE": "from-variable", "RAWLOOP_PORT": "1", "RAWLOOP_API_KEYS": "a, b", "HOME": "/"}
+    settings = parse_settings(["--port", "2"], environment)
+    assert (settings.bundle, settings.port, settings.api_keys) == (Path("from-variable"), 2, ("a", "b"))
+
+
+def test_flags_may_be_spelled_as_those_of_the_other_commands() -> None:
+    found = parse_settings(["--bundle=a_b", "--max_length", "64", "--max_batch_tokens=128"], {})
+    assert (found.bundle, found.max_length, found.max_batch_tokens) == (Path("a_b"), 64, 128)
+
+
+def test_every_setting_has_a_flag_a_variable_and_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_settings(["--help"], {})
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(ServeSettings):
+        assert flag(field.name) in shown
+        assert PREFIX + field.name.upper() in shown
+        assert field.metadata["help"]
+
+
+def test_values_are_read_by_their_kind() -> None:
+    environment = {"RAWLOOP_LOG_JSON": "true", "RAWLOOP_ACCESS_LOG": "0", "RAWLOOP_DRAIN_DELAY_S": "0.5"}
+    settings = parse_settings(["--bundle", "b", "--max-length", "64", "--variant", "int8"], environment)
+    assert (settings.log_json, settings.access_log, settings.drain_delay_s) == (True, False, 0.5)
+    assert (settings.max_length, settings.variant) == (64, "int8")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "complaint"),
+    [
+        ([], {}, "--bundle"),
+        (["--bundle", "b", "--port", "many"], {}, "--port: must be a whole number, found 'many'"),
+        (["--bundle", "b", "--port", "70000"], {}, "from 0 "),
+        (["--bundle", "b"], {"RAWLOOP_PORT": "x"}, "RAWLOOP_PORT"),
+        (["--bundle", "b"], {"RAWLOOP_PROT": "1"}, "RAWLOOP_PROT: no such setting"),
+        (["--bundle", "b"], {"RAWLOOP_LOG_JSON": "maybe"}, "true or false"),
+        (["--bundle", "b", "--device", "tpu"], {}, "one of auto, cpu, cuda"),
+        (["--bundle", "b", "--tls-cert", "/nowhere.pem"], {}, "go together"),
+        (["--bundle", "b", "--tls-cert", "/nowhere.pem", "--tls-key", "/nowhere.pem"], {}, "no such file"),
+        (["--bundle", "b", "--max-queued-tokens", "0"], {}, "more than 0"),
+        (["--bundle", "b", "--drain-delay-s", "nan"], {}, "0 or more"),
+        (["--bundle", "b", "--drain-timeout-s", "inf"], {}, "finite"),
+        (["--bundle", "b"], {"RAWLOOP_API_KEYS": ""}, "RAWLOOP_API_KEYS: given, and holds no key"),
+        (["--bundle", "b"], {"RAWLOOP_API_KEYS": " ,\n"}, "holds no key"),
+        (["--bundle", "b"], {"RAWLOOP_ADMIN_KEYS": ""}, "holds no key"),
+        (["--bundle", "b"], {"RAWLOOP_API_KEYS_FILE": ""}, "RAWLOOP_API_KEYS_FILE: given, and holds no key"),
+        (["--bundle", "b", "--api-keys", ","], {}, "--api-keys: given"),
+        (["--bundle", "b"], {"RAWLOOP_PORT": "tcp://10.0.0.1:80"}, "enableServiceLinks: false"),
+        (["--bundle", "b", "--port", "1"], {"RAWLOOP_SERVICE_HOST": "10.0.0.1"}, "enableServiceLinks: false"),
+        (["--bundle", "b", "--request-timeout-ms", "90000"], {}, "--max-request-timeout-ms"),
+        (["--bundle", "b", "--api-keys-file", "/nowhere"], {}, "no such file"),
+    ],
+)
+def test_what_is_wrong_is_named(argv: list[str], environment: dict[str, str], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint.replace("(", r"\(")):
+        parse_settings(argv, environment)
+
+
+def test_several_problems_are_told_at_once() -> None:
+    with pytest.raises(InputError) as error:
+        parse_settings(["--bundle", "b", "--port", "x", "--threads", "y"], {"RAWLOOP_MAX_INPUTS": "z"})
+    assert all(name in str(error.value) for name in ("--port", "--threads", "RAWLOOP_MAX_INPUTS"))
+
+
+def test_a_key_file_without_keys_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# none yet\n")
+    settings = parse_settings(["--bundle", "b", "--api-keys-file", str(path)], {})
+    with pytest.raises(InputError, match="holds no key"):
+        settings.all_api_keys()

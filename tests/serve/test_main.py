@@ -1,0 +1,199 @@
+"""`python -m serve` as people start and stop it."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from live_server import TIMEOUT_S, save_served_bundle
+
+from serve.contract.errors import InputError
+from serve.http.server import _address_errors, _bound_socket
+from serve.http.settings import ServeSettings
+
+HEAVY = ("torch", "transformers", "datasets", "optimum", "onnx")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_served_bundle(tmp_path_factory.mktemp("bundles") / "one")
+
+
+@contextlib.contextmanager
+def started(bundle: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Start a server and yield it with its address."""
+    command = [sys.executable, "-m", "serve", "--bundle", str(bundle), "--port", "0", "--log-json", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    url = None
+    for line in process.stderr:
+        url = json.loads(line).get("url") if line.startswith("{") else None
+        if url:
+            break
+    try:
+        assert url, f"it ended with status {process.wait(TIMEOUT_S)}"
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # an unread pipe would fill up
+        yield process, url
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(TIMEOUT_S)
+        time.sleep(0.05)
+        process.stderr.close()
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "serve", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+def test_sigterm_under_load_loses_nothing_that_was_accepted(bundle: Path) -> None:
+    """Clients that keep their connections open see answers alone, until one asks them to go elsewhere."""
+    with started(bundle, "--drain-delay-s", "0.5", "--threads", "2") as (process, url):
+
+        def client() -> list[int]:
+            statuses = []
+            with requests.Session() as session:
+                while True:
+                    answer = session.post(f"{url}/predict", json={"inputs": "w1 good"}, timeout=TIMEOUT_S)
+                    statuses.append(answer.status_code)
+                    if answer.headers.get("connection") == "close":
+                        return statuses
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            clients = [pool.submit(client) for _ in range(6)]
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            statuses = [status for each in clients for status in each.result(TIMEOUT_S)]
+        assert process.wait(TIMEOUT_S) == 0
+    assert len(statuses) > 10
+    assert set(statuses) == {200}
+
+
+def test_sighup_reloads(bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(bundle)
+    other = save_served_bundle(tmp_path / "other", labels=("no", "perhaps", "yes"))
+    with started(link) as (process, url):
+        before = requests.get(f"{url}/v1/model", timeout=TIMEOUT_S).json()["version"]
+        link.unlink()
+        link.symlink_to(other)
+        process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + TIMEOUT_S
+        while (now := requests.get(f"{url}/v1/model", timeout=TIMEOUT_S).json())["version"] == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert now["labels"] == ["no", "perhaps", "yes"]
+
+
+def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) -> None:
+    folder = save_served_bundle(tmp_path / "one")
+    with started(folder, "--drain-delay-s", "0") as (process, url):
+        whole = (folder / "bundle.json").read_text()
+
+        def reload(content: str, result: str) -> None:
+            (folder / "bundle.json").write_text(content)
+            process.send_signal(signal.SIGHUP)
+            deadline = time.monotonic() + TIMEOUT_S
+            while (
+                f'reloads_total{{result="{result}"}} 1.0' not in requests.get(f"{url}/metrics", timeout=TIMEOUT_S).text
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+        reload("[" * 200_000, "refused")
+        reload(whole, "done")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_second_sigterm_waits_for_nobody(bundle: Path) -> None:
+    hours = ("--drain-timeout-s", "7200", "--request-timeout-ms", "7200000", "--max-request-timeout-ms", "7200000")
+    with started(bundle, "--drain-delay-s", "0", *hours) as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            assert process.poll() is None, "it waits for the client"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(TIMEOUT_S) == 0
+
+
+def test_nothing_heavy_is_loaded(bundle: Path) -> None:
+    with started(bundle) as (process, url):
+        assert requests.post(f"{url}/predict", json={"inputs": "good"}, timeout=TIMEOUT_S).status_code == 200
+        mapped = Path(f"/proc/{process.pid}/maps")
+        if not mapped.exists():
+            pytest.skip("needs /proc to look into the server's process")
+        text = mapped.read_text()
+        assert "onnxruntime" in text
+        assert not [name for name in HEAVY if f"/site-packages/{name}/" in text]
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
+def test_cuda_that_is_not_there_is_no_server(bundle: Path) -> None:
+    ended = run("--bundle", str(bundle), "--device", "cuda", "--port", "0")
+    assert ended.returncode == 2
+    assert "device cuda" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "--bundle"),
+        (("--bundle", "/nowhere"), "no such file"),
+        (("--bundle", "{bundle}", "--variant", "int8"), "no variant 'int8'"),
+        (("--bundle", "{bundle}", "--max-length", "999"), "max_length 999"),
+        (("--bundle", "{bundle}", "--host", "192.0.2.1"), "choose an address of this machine"),
+        (("--bundle", "{bundle}", "--host", "no-such-host.invalid"), "choose an address of this machine"),
+        (("--bundle", "{bundle}", "--drain-timeout-s", "inf"), "--drain-timeout-s"),
+        (("--bundle", "{bundle}", "--port", "0", "--tls-cert", "{junk}", "--tls-key", "{junk}"), "--tls-cert"),
+    ],
+)
+def test_bad_input_is_one_message_and_status_2(
+    bundle: Path, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_text("no certificate")
+    ended = run(*(each.format(bundle=bundle, junk=junk) for each in arguments))
+    assert ended.returncode == 2
+    assert complaint in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_the_fault_of_the_port(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = run("--bundle", str(bundle), "--port", str(taken.getsockname()[1]))
+    assert (ended.returncode, "choose another port" in ended.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken_while_the_model_loads_is_the_same(bundle: Path) -> None:
+    settings = ServeSettings(bundle=bundle, port=0)
+    with _bound_socket(settings) as first:
+        same = dataclasses.replace(settings, port=first.getsockname()[1])
+        with _bound_socket(same) as second:  # allowed, since neither listens yet
+            first.listen()
+            with pytest.raises(InputError, match="choose another port"), _address_errors(same):
+                second.listen()
+
+
+def test_a_damaged_bundle_is_no_server(tmp_path: Path) -> None:
+    folder = save_served_bundle(tmp_path / "damaged")
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer.read_bytes().replace(b"good", b"evil"))
+    ended = run("--bundle", str(folder), "--port", "0")
+    assert (ended.returncode, "tokenizer.json is damaged" in ended.stderr) == (2, True)

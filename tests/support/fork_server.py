@@ -1,0 +1,73 @@
+"""Starts training in children of a process that has already imported everything, and kills them.
+
+A fresh interpreter takes seconds to import torch; a fork takes milliseconds, so that many kills can be
+tried. Run as a script, away from pytest's own threads:
+
+    python fork_server.py NUM_KILLS SEED RUN_NAME ARGUMENT ...
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from train_loop.main import main
+
+TIMEOUT_S = 120
+
+
+def start(arguments: list[str]) -> int:
+    """Fork a child that trains, and return its process id."""
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            status = main(arguments)
+        finally:
+            os._exit(status)
+    return child
+
+
+def kill_somewhere(child: int, checkpoints: Path, random_source: random.Random) -> bool:
+    """Send SIGKILL at a random instant of training, half the time during a save; return whether it died of it."""
+    during_a_save = random_source.random() < 0.5
+    done_before = {path.name for path in checkpoints.glob("step-*")}
+    deadline = time.monotonic() + TIMEOUT_S
+    wait_until = None
+    while time.monotonic() < deadline:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            assert os.waitstatus_to_exitcode(status) == 0, "training failed"
+            return False
+        staged = any(checkpoints.glob(".step-*.tmp"))
+        if during_a_save and staged and {path.name for path in checkpoints.glob("step-*")} != done_before:
+            break  # at least one step further than the last time, so that the run ends
+        if not during_a_save:
+            if wait_until is None and {path.name for path in checkpoints.glob("step-*")} != done_before:
+                wait_until = time.monotonic() + random_source.uniform(0.0, 0.15)
+            if wait_until is not None and time.monotonic() >= wait_until:
+                break
+        time.sleep(0.0005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def run_with_kills(num_kills: int, seed: int, run: Path, arguments: list[str]) -> int:
+    """Train, kill, resume ... and let the last one finish; return how many kills hit a running training."""
+    random_source = random.Random(seed)
+    hits = 0
+    for attempt in range(num_kills + 1):
+        child = start(arguments if attempt == 0 else ["--resume", str(run)])
+        if attempt == num_kills:
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0, "the last resume failed"
+        elif kill_somewhere(child, run / "checkpoints", random_source):
+            hits += 1
+    return hits
+
+
+if __name__ == "__main__":
+    print("kills that hit:", run_with_kills(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]))

@@ -1,0 +1,120 @@
+"""A server on a port of its own, in a thread of the test's process, over a tiny bundle whose answers are known."""
+
+import asyncio
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+import uvicorn
+from tiny_bundles import save_tiny_bundle
+
+from serve.batching.engine import Engine
+from serve.contract.bundle import read_bundle, write_manifest
+from serve.encoder import Encoder
+from serve.http.app import build_app
+from serve.http.loading import load_engine
+from serve.http.metrics import Metrics
+from serve.http.service import Service
+from serve.http.settings import ServeSettings
+from serve.session import Session
+
+TIMEOUT_S = 30
+
+
+def save_served_bundle(folder: Path, **options: Any) -> Path:
+    """Write a tiny bundle that answers its canary as its manifest says, and return its folder."""
+    bundle = read_bundle(save_tiny_bundle(folder, **options))
+    manifest = bundle.manifest
+    first, *second = manifest.canary
+    encoder = Encoder.from_bundle(bundle)
+    logits = Session(bundle.graph("fp32")).run(encoder.pad(encoder.encode([(first, second[0]) if second else first])))
+    variant = dataclasses.replace(manifest.variants["fp32"], canary_logits=tuple(logits[0].tolist()))
+    write_manifest(folder, dataclasses.replace(manifest, variants={"fp32": variant}))
+    return folder
+
+
+@dataclasses.dataclass
+class LiveServer:
+    """A running server, as a client and as its maker see it."""
+
+    url: str
+    service: Service
+    loop: asyncio.AbstractEventLoop
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=TIMEOUT_S, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=TIMEOUT_S, **options)
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run a coroutine function in the server's event loop and return its result."""
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(TIMEOUT_S)
+
+    def wrap_runners(self, wrap: Callable[[Any], Any]) -> None:
+        """Put something around every session."""
+        for worker in self.service.engine.batcher._workers():
+            worker.runner = wrap(worker.runner)
+
+
+@contextlib.contextmanager
+def live_server(bundle: Path, *, load: Callable[[Path], Engine] | None = None, **settings: Any) -> Iterator[LiveServer]:
+    """Serve a bundle until the block ends; `load` stands in for `load_engine`."""
+    started = threading.Event()
+    state: dict[str, Any] = {}
+
+    async def serve() -> None:
+        given = ServeSettings(bundle=bundle, device="cpu", threads=2, drain_timeout_s=5.0, **settings)
+        metrics = Metrics()
+        service = Service(
+            given, load or (lambda folder: load_engine(folder, given, metrics, service.worker_died)), metrics
+        )
+        try:
+            await service.start()
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    build_app(service),
+                    port=0,
+                    loop="none",
+                    http="httptools",
+                    ws="none",
+                    lifespan="off",
+                    log_config=None,
+                    access_log=False,
+                )
+            )
+            server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
+            serving = asyncio.create_task(server.serve())
+            while not server.started:
+                await asyncio.sleep(0.005)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            state.update(
+                server=server, live=LiveServer(f"http://127.0.0.1:{port}", service, asyncio.get_running_loop())
+            )
+            started.set()
+            await serving
+        finally:
+            await service.stop(timeout_s=5.0)
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            state["error"] = error
+            started.set()
+
+    thread = threading.Thread(target=run, name="live-server")
+    thread.start()
+    started.wait(TIMEOUT_S)
+    try:
+        if "error" in state:
+            raise state["error"]
+        yield state["live"]
+    finally:
+        if "server" in state:
+            state["server"].should_exit = True
+        thread.join(TIMEOUT_S)

@@ -1,0 +1,140 @@
+"""What the distributed tests run on each process; every function takes and returns plain data."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed import build, weights_of
+from torch.nn import functional
+
+from train_loop import loop
+from train_loop.run.checkpoint import TrainState
+from train_loop.training import restore
+
+FORWARD_AND_BACKWARD, MICRO_BATCHES, LOSS_SUM = loop._forward_and_backward, loop._micro_batches, loop.loss_sum
+"""The loop's own functions, which a scenario replaces and the next one finds again."""
+
+
+class Stop(Exception):
+    """Ends a run in the middle, as a kill would, but in a process that still reports."""
+
+
+def observe(training: Any, *, stop_after: int | None = None) -> list[dict[str, Any]]:
+    """Return a list that gets, for each step: this process's rows, the learning rate, whether it updated."""
+    steps: list[dict[str, Any]] = []
+    after_step = training.progress.after_step
+
+    def forward_and_backward(*arguments: Any) -> Any:
+        step_plan, loss = FORWARD_AND_BACKWARD(*arguments)
+        rows = step_plan.rows[training.accelerator.process_index]
+        steps.append({"rows": [int(row) for micro_batch in rows for row in micro_batch]})
+        return step_plan, loss
+
+    def record(report: Any) -> None:
+        steps[-1] |= {"step": report.step, "lr": report.learning_rate, "loss": report.loss, "updated": report.updated}
+        after_step(report)
+
+    loop._forward_and_backward = forward_and_backward
+    training.progress.after_step = record
+    if stop_after is not None:
+        save = training.checkpoints.save
+
+        def save_and_stop(accelerator: Any, model: Any, optimizer: Any, state: TrainState) -> Path:
+            path = save(accelerator, model, optimizer, state)
+            if state.step == stop_after:
+                raise Stop
+            return path
+
+        training.checkpoints.save = save_and_stop
+    return steps
+
+
+def trained(
+    runs: list[list[str]], dtype: str = "float64", stop_after: int | None = None, patch: str | None = None
+) -> list[dict[str, Any]]:
+    """Train each command line to its end (or to a checkpoint) and return what was seen."""
+    results = []
+    for argv in runs:
+        loop._micro_batches, loop.loss_sum = MICRO_BATCHES, LOSS_SUM
+        training = build(argv, getattr(torch, dtype))
+        if patch is not None:
+            globals()[patch](training)
+        steps = observe(training, stop_after=stop_after)
+        state = restore(training)
+        with contextlib.suppress(Stop):
+            loop.train(training, state)
+        results.append(
+            {
+                "steps": steps,
+                "weights": weights_of(training),
+                "evaluations": state.evaluations,
+                "max_tokens": training.max_tokens_per_forward,
+                "num_processes": training.accelerator.num_processes,
+                "run": str(training.checkpoints.folder.parent),
+            }
+        )
+    return results
+
+
+def first_gradients(runs: list[list[str]], dtype: str = "float32") -> list[dict[str, torch.Tensor]]:
+    """Return the gradients of the first step of each command line, by parameter name, before clipping."""
+    results = []
+    for argv in runs:
+        training = build(argv, getattr(torch, dtype))
+        training.model.train()
+        plan = training.plan(0)
+        with loop.StepFeed(training.collate, training.accelerator.process_index) as feed:
+            loop._forward_and_backward(training, 0, feed, plan)
+        model = training.accelerator.unwrap_model(training.model)
+        results.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
+    return results
+
+
+def gradients_and_training(argv: list[str]) -> dict[str, Any]:
+    """Return the first gradients of a command line, and what training by it gave."""
+    return {"gradients": first_gradients([argv])[0], "trained": trained([argv], dtype="float32")[0]}
+
+
+def whole(gradient: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a gradient, put together where FSDP sharded it."""
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
+
+
+def weighted_mean_of_each_micro_batch(training: Any) -> None:
+    """Compute the loss the usual wrong way: torch's weighted mean per micro-batch, then their average."""
+
+    def micro_batches(training: Any, step_plan: Any, batches: Any, *, exchange: bool) -> Any:
+        def numerator(logits: Any, labels: Any, weights: Any, **_: Any) -> Any:
+            share = step_plan.weight_sum / (step_plan.num_micro_batches * training.accelerator.num_processes)
+            return functional.cross_entropy(logits, labels, weights) * share
+
+        loop.loss_sum = numerator
+        return MICRO_BATCHES(training, step_plan, batches, exchange=exchange)
+
+    loop._micro_batches = micro_batches
+
+
+def no_memory_above_60_tokens_and_later_20(training: Any) -> None:
+    """Raise CUDA's error in training passes of more than 60 tokens; once AdamW has its state, cuBLAS's above 20."""
+    model = training.accelerator.unwrap_model(training.model)
+    forward = model.forward
+
+    def limited(**inputs: Any) -> Any:
+        num_tokens = inputs["input_ids"].numel()
+        if model.training and num_tokens > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if model.training and num_tokens > 20 and training.optimizer.state:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return forward(**inputs)
+
+    model.forward = limited
+
+
+def evaluated(argv: list[str]) -> dict[str, Any]:
+    """Score the validation split of a command line with its first weights."""
+    training = build(argv)
+    evaluation = training.evaluate(training.data.splits["validation"])
+    group = torch.distributed.distributed_c10d._get_default_group() if torch.distributed.is_initialized() else None
+    timeout = group._get_backend(torch.device("cpu")).options._timeout if group is not None else None
+    return {"logits": evaluation.logits, "metrics": evaluation.metrics, "timeout": timeout}

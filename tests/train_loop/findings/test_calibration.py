@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.contract.labels import scores_from_logits
+from train_loop.findings.calibration import fit_temperature
+from train_loop.findings.score_metrics import log_loss, reliability
+
+
+def overconfident(num_rows: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose calibrated form is logits / temperature."""
+    generator = np.random.default_rng(seed)
+    true_logits = generator.normal(0, 2, (num_rows, 4))
+    probabilities = scores_from_logits(true_logits)
+    labels = (probabilities.cumsum(axis=1) > generator.uniform(size=(num_rows, 1))).argmax(axis=1)
+    return true_logits * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_was_put_in_is_found(temperature: float) -> None:
+    logits, labels = overconfident(20_000, temperature)
+    assert fit_temperature(logits, labels).temperature == pytest.approx(temperature, rel=0.05)
+
+
+def test_calibration_error_falls_on_other_rows() -> None:
+    calibration = fit_temperature(*overconfident(2_000, 3.0))
+    logits, labels = overconfident(5_000, 3.0, seed=1)
+    before = reliability(scores_from_logits(logits), labels).expected_calibration_error
+    after = reliability(scores_from_logits(logits, calibration.temperature), labels).expected_calibration_error
+    assert after < before / 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), rows=st.integers(30, 300), scale=st.floats(0.01, 100))
+def test_log_loss_on_the_rows_it_was_fitted_on_never_grows(seed: int, rows: int, scale: float) -> None:
+    generator = np.random.default_rng(seed)
+    logits, labels = generator.normal(0, scale, (rows, 3)), generator.integers(0, 3, rows)
+    temperature = fit_temperature(logits, labels).temperature
+    before = log_loss(scores_from_logits(logits), labels)
+    assert log_loss(scores_from_logits(logits, temperature), labels) <= before
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "all_right", "message"),
+    [(10, False, "too few to calibrate"), (100, True, "no mistake"), (100, False, "which are few")],
+)
+def test_what_cannot_be_fitted_well_says_so(num_rows: int, all_right: bool, message: str) -> None:
+    logits, labels = overconfident(num_rows, 2.0)
+    calibration = fit_temperature(logits, logits.argmax(axis=1) if all_right else labels)
+    assert message in (calibration.warning or "")
+    if num_rows < 30:
+        assert calibration.temperature == 1.0
+
+
+@pytest.mark.parametrize("scale", [0.2, 5.0])
+def test_without_a_mistake_scores_are_high_but_not_certain(scale: float) -> None:
+    logits = scale * np.random.default_rng(0).normal(0, 1, (100, 3))
+    labels = logits.argmax(axis=1)
+    logits[np.arange(100), labels] += scale  # sure by the same factor everywhere
+    scores = scores_from_logits(logits, fit_temperature(logits, labels).temperature)
+    assert 0.95 < scores.max(axis=1).mean() < 0.999
+
+
+def test_many_rows_give_no_warning() -> None:
+    assert fit_temperature(*overconfident(500, 2.0)).warning is None

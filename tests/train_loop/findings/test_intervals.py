@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from train_loop.findings.intervals import count_intervals, row_intervals
+from train_loop.findings.metrics import confusion_matrix, count_metrics
+from train_loop.findings.score_metrics import rankings, row_log_losses
+
+
+def test_the_accuracys_interval_is_that_of_a_binomial() -> None:
+    matrix = np.array([[400, 100], [100, 400]])
+    low, high = count_intervals(matrix, seed=0)["accuracy"]
+    half = 1.96 * np.sqrt(0.8 * 0.2 / 1000)
+    assert low == pytest.approx(0.8 - half, abs=0.004)
+    assert high == pytest.approx(0.8 + half, abs=0.004)
+
+
+def test_every_count_metric_lies_in_its_interval() -> None:
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, 4, 500)
+    predictions = np.where(generator.uniform(size=500) < 0.7, labels, generator.integers(0, 4, 500))
+    matrix = confusion_matrix(predictions, labels, 4)
+    intervals = count_intervals(matrix, seed=1)
+    values = count_metrics(matrix)
+    assert intervals.keys() == values.keys()
+    assert all(low <= values[name] <= high for name, (low, high) in intervals.items())
+
+
+def test_intervals_of_row_metrics_hold_the_truth_about_as_often_as_they_say() -> None:
+    held = 0
+    for seed in range(60):
+        values = np.random.default_rng(seed).exponential(size=150)
+        low, high = row_intervals({"mean": values}, [], seed=seed)["mean"]
+        held += low <= 1.0 <= high
+    assert 50 <= held <= 60
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    probabilities = np.random.default_rng(2).dirichlet([1, 1, 1], 80)
+    labels = np.arange(80) % 3
+    rows = {"log_loss": row_log_losses(probabilities, labels)}
+    first, second = (row_intervals(rows, rankings(probabilities, labels), seed=3) for _ in range(2))
+    assert first == second
+    assert first.keys() == {"log_loss", "roc_auc", "average_precision"}
+
+
+def test_rank_metrics_go_without_an_interval_where_it_would_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train_loop.findings.intervals.MAX_RANKED_CELLS", 1000)
+    probabilities = np.random.default_rng(2).dirichlet([1, 1], 80)
+    labels = np.arange(80) % 2
+    rows = {"log_loss": row_log_losses(probabilities, labels)}
+    assert row_intervals(rows, rankings(probabilities, labels), seed=0).keys() == {"log_loss"}
+
+
+def test_one_row_has_an_interval_of_one_point() -> None:
+    assert count_intervals(np.array([[1, 0], [0, 0]]), seed=0)["accuracy"] == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("num_absent", [0, 3])
+def test_a_perfect_classifier_of_rare_classes_has_an_interval_of_one_point(num_absent: int) -> None:
+    """Two rows a class: most resamples lack some class, which is no fault of the classifier."""
+    matrix = np.diag([2] * 50 + [0] * num_absent)
+    point, intervals = count_metrics(matrix), count_intervals(matrix, seed=42)
+    for name in ("macro_f1", "macro_recall", "macro_precision", "balanced_accuracy"):
+        assert list(intervals[name]) == pytest.approx([float(point[name])] * 2, abs=1e-12)
+    assert intervals["macro_f1"][0] == pytest.approx(50 / (50 + num_absent))
+
+
+def test_macro_averages_over_rare_classes_lie_in_their_intervals() -> None:
+    matrix = np.diag([90] * 3 + [2] * 10)
+    matrix[[0, 1, 2], [1, 2, 0]] = 10
+    point, intervals = count_metrics(matrix), count_intervals(matrix, seed=42)
+    for name in ("macro_f1", "macro_recall", "macro_precision"):
+        low, high = intervals[name]
+        assert low < point[name] < high
+
+
+def test_a_class_that_is_predicted_and_never_true_counts_in_the_intervals_as_in_the_metric() -> None:
+    matrix = np.array([[30, 0, 10], [0, 40, 0], [0, 0, 0]])
+    point, intervals = count_metrics(matrix), count_intervals(matrix, seed=0)
+    for name in ("macro_f1", "macro_recall", "macro_precision"):
+        low, high = intervals[name]
+        assert low <= point[name] <= high

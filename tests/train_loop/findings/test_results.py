@@ -1,0 +1,169 @@
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from assessed import HOSTILE, LABELS, assessed
+from rich.console import Console
+
+from train_loop.findings import pictures, results
+from train_loop.findings.results import print_results, write_results
+from train_loop.model.card import render_model_card
+
+FILES = {
+    "classification_report.txt",
+    "confusion_matrix.png",
+    "data_audit.csv",
+    "metrics.json",
+    "misclassified.csv",
+    "pr.png",
+    "predictions.csv",
+    "reliability.png",
+    "report.html",
+    "roc.png",
+}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would make of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_every_file_is_written(tmp_path: Path) -> None:
+    assert write_results(tmp_path / "results", assessed(), None) == []
+    assert {path.name for path in (tmp_path / "results").iterdir()} == FILES
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_metrics_json_is_complete_and_strict_json(tmp_path: Path) -> None:
+    write_results(tmp_path / "results", assessed(), None)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    content = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert content["headline_split"] == "test"
+    assert content["temperature"] == 1.5
+    test = content["splits"]["test"]
+    assert test["rows"] == 60
+    for metric in ("accuracy", "balanced_accuracy", "macro_f1", "matthews_correlation", "log_loss", "roc_auc"):
+        low, high = test["intervals"][metric]
+        assert low <= test["metrics"][metric] <= high
+    assert np.sum(test["confusion_matrix"]) == 60
+    assert test["per_class"]["bad"]["support"] == 20
+
+
+def test_the_report_is_harmless_whatever_the_texts_hold(tmp_path: Path) -> None:
+    write_results(tmp_path / "results", assessed(), None)
+    text = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert page.handlers == []
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert page.tags.count("img") == 4  # the pictures, and none that a text brought
+    assert "default-src 'none'" in text
+    for hostile in (*HOSTILE, *LABELS, "run <i>1</i>"):
+        assert hostile in page.text  # seen as it was written
+
+
+def test_figures_of_rows_that_chose_the_model_are_never_told_as_held_out(tmp_path: Path) -> None:
+    assessment = assessed(names=("validation",))
+    write_results(tmp_path / "results", assessment, None)
+    report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
+    out = io.StringIO()
+    print_results(Console(file=out, width=200), assessment, tmp_path)
+    reason = "these rows also chose the checkpoint and the temperature"
+    for text in (report, out.getvalue()):
+        assert f"The figures are of the validation split: {reason}." in text
+        assert "validation *" in text
+    card = render_model_card(assessment, 128, 1_000)
+    assert "validation \\* (60 rows)" in card
+    assert f"{reason}, and there are no test rows." in card
+
+
+def test_beside_test_figures_those_of_validation_have_a_footnote(tmp_path: Path) -> None:
+    assessment = assessed()
+    assert list(assessment.footnotes) == ["validation"]
+    assert not any("figures are of" in warning for warning in assessment.warnings)
+    write_results(tmp_path / "results", assessment, None)
+    report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
+    assert "* validation: these rows also chose the checkpoint and the temperature." in report
+
+
+def test_contradictions_among_training_rows_are_found_too() -> None:
+    (finding,) = [f for f in assessed().findings if f.kind == "contradiction" and f.split == "train"]
+    assert (finding.row, finding.other_row, finding.label) == (6, 1, LABELS[1])
+
+
+def test_the_report_names_no_outside_address(tmp_path: Path) -> None:
+    write_results(tmp_path / "results", assessed(), None)
+    text = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)) == []
+
+
+def test_one_picture_that_fails_is_named_and_all_else_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(pictures, "roc_figure", fail)
+    problems = write_results(tmp_path / "results", assessed(), None)
+    assert problems == ["roc.png could not be drawn (RuntimeError: no font)"]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == FILES - {"roc.png"}
+    report = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "roc.png could not be drawn" in report
+    warnings = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"))["warnings"]
+    assert "roc.png could not be drawn (RuntimeError: no font)" in warnings
+
+
+def test_a_second_writing_replaces_the_first_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    write_results(folder, assessed(), None)
+    (folder / "left_over.txt").write_text("of another evaluation", encoding="utf-8")
+    write_results(folder, assessed(30), None)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["splits"]["test"]["rows"] == 30
+
+
+def test_a_failure_leaves_the_old_results_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results"
+    write_results(folder, assessed(), None)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "write_audit", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_results(folder, assessed(30), None)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5])
+def test_a_handful_of_rows_is_enough(tmp_path: Path, num_rows: int) -> None:
+    assert write_results(tmp_path / "results", assessed(num_rows), None) == []
+
+
+def test_a_single_class_in_the_truth_is_no_obstacle(tmp_path: Path) -> None:
+    assert write_results(tmp_path / "results", assessed(20, classes=1), None) == []
+    content = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"))
+    assert content["splits"]["test"]["metrics"]["roc_auc"] is None

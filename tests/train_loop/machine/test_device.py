@@ -1,0 +1,130 @@
+"""What the launcher's environment and the hardware make of a configuration."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, save_tiny_model
+from transformers import AutoModelForSequenceClassification
+
+from serve.contract.errors import InputError
+from train_loop.config import TrainConfig
+from train_loop.machine import device
+from train_loop.machine.device import (
+    build_accelerator,
+    is_out_of_memory,
+    resolve_precision,
+    shard_by_layer,
+    use_the_cores,
+)
+
+CPU = torch.device("cpu")
+
+
+def launch_with_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+
+
+@pytest.mark.parametrize(
+    ("environment", "num_processes", "expected"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, 1, 8),
+        ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}, 2, 4),
+        ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}, 16, 1),
+        ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "3"}, 2, None),
+        ({"OMP_NUM_THREADS": "1"}, 2, None),
+    ],
+)
+def test_a_launcher_that_was_told_nothing_leaves_no_core_idle(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], num_processes: int, expected: int | None
+) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    threads: list[int] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    use_the_cores(CPU, num_processes)
+    assert threads == ([] if expected is None else [expected])
+
+
+def test_fsdp_1_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for version in (None, "1"):
+        if version is not None:
+            monkeypatch.setenv("FSDP_VERSION", version)
+        with pytest.raises(InputError, match="--fsdp_version 2"):
+            build_accelerator(TrainConfig(train_file="rows.csv"))
+
+
+def test_fsdp_keeps_what_the_launcher_says_of_everything_but_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch_with_fsdp2(monkeypatch)
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    plugin = device.fsdp_plugin()
+    assert plugin is not None
+    plugin.set_mixed_precision("bf16")  # as Accelerate does
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (None, None, None)
+    assert plugin.reshard_after_forward is False
+    assert plugin.cpu_ram_efficient_loading is True
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # transformers' DeBERTa and ModernBERT
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_every_layer_of_an_encoder_is_sharded_by_itself(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch_with_fsdp2(monkeypatch)
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    model = AutoModelForSequenceClassification.from_pretrained(save_tiny_model(tmp_path / "model", architecture))
+    plugin = device.fsdp_plugin()
+    assert plugin is not None
+    shard_by_layer(plugin, model)
+    plugin.set_auto_wrap_policy(model)  # as Accelerate does; refuses a class that the model lacks
+    (name,) = plugin.transformer_cls_names_to_wrap
+    num_layers = 1 if architecture == "albert" else 2  # ALBERT's layers share their weights
+    assert sum(type(module).__name__ == name for module in model.modules()) == num_layers
+
+
+def test_the_classes_that_the_launcher_names_are_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch_with_fsdp2(monkeypatch)
+    monkeypatch.setenv("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Linear")
+    plugin = device.fsdp_plugin()
+    assert plugin is not None
+    shard_by_layer(plugin, torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    assert plugin.transformer_cls_names_to_wrap == ["Linear"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+
+
+def test_a_torch_that_cannot_tell_the_cpus_instructions_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert resolve_precision("auto", CPU) == "no"
+    assert resolve_precision("bf16", CPU) == "bf16"
+
+
+def test_a_precision_that_the_hardware_lacks_is_refused_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_bf16(**_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", no_bf16)
+    with pytest.raises(InputError, match="use fp16 or auto"):
+        resolve_precision("bf16", torch.device("cuda"))
+    assert resolve_precision("auto", torch.device("cuda")) == "fp16"

@@ -1,0 +1,59 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from assessed import LABELS, assessed
+from huggingface_hub import ModelCard
+
+from train_loop.model.card import push_to_hub, render_model_card
+
+
+def test_the_card_is_one_that_the_hub_reads() -> None:
+    assessment = assessed()
+    card = ModelCard(render_model_card(assessment, 128, 45_615))
+    assert card.data.pipeline_tag == "text-classification"
+    assert card.data.base_model == assessment.config.model_name
+    results = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert results["test", "accuracy"] == pytest.approx(assessment.metrics["test"].values["accuracy"], abs=1e-6)
+    assert "45,615 training rows" in card.text
+    assert all(label in card.text for label in LABELS)
+    table = [line for line in card.text.splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in table}) == 1
+    assert len(table) == 7
+
+
+class Hub:
+    """Stands for the Hub's client: remembers what was uploaded."""
+
+    uploads: list[dict[str, Any]]
+    error: Exception | None = None
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> SimpleNamespace:
+        assert private
+        assert exist_ok
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload_folder(self, **arguments: Any) -> SimpleNamespace:
+        if self.error is not None:
+            raise self.error
+        self.uploads.append(arguments)
+        return SimpleNamespace(commit_url="the commit")
+
+
+@pytest.mark.parametrize("error", [None, OSError("no network\nlong story"), ValueError("")])
+def test_the_folder_is_uploaded_or_the_way_to_do_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    hub, told = Hub(), []
+    hub.uploads, hub.error = [], error
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    assert push_to_hub(tmp_path, "model", told.append) == (error is None)
+    if error is None:
+        assert hub.uploads[0]["folder_path"] == tmp_path
+        assert hub.uploads[0]["repo_id"] == "me/model"
+        assert told == ["Uploaded: the commit"]
+    else:
+        assert f"hf upload model {tmp_path}" in told[0]
+        assert "long story" not in told[0]

@@ -1,0 +1,165 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional
+
+from serve.contract.errors import InputError
+from train_loop.steps.loss import class_weights, loss_sum
+
+LABELS = ("a", "b", "c")
+COUNTS = np.array([80, 15, 5])
+
+
+def random_rows(
+    num_rows: int = 13, num_classes: int = 3, *, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return logits [B, C], labels [B] and weights [C]."""
+    generator = torch.Generator().manual_seed(7)
+    logits = 3 * torch.randn(num_rows, num_classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(num_classes, (num_rows,), generator=generator)
+    weights = 0.1 + 5 * torch.rand(num_classes, generator=generator, dtype=torch.float64)
+    return logits.to(dtype), labels, weights.to(dtype)
+
+
+# Class weights
+
+
+def test_no_class_weights_are_ones() -> None:
+    np.testing.assert_array_equal(class_weights("none", COUNTS, LABELS), [1, 1, 1])
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=8))
+def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
+    labels = tuple(map(str, range(len(counts))))
+    shrunk = [1 + count % 50 for count in counts]
+    expected = compute_class_weight("balanced", classes=np.arange(len(shrunk)), y=np.repeat(range(len(shrunk)), shrunk))
+    np.testing.assert_allclose(class_weights("balanced", np.array(shrunk), labels), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        class_weights("balanced", np.array(counts), labels), sum(counts) / (len(counts) * np.array(counts)), rtol=1e-12
+    )
+
+
+def test_sqrt_weights_are_roots_of_the_balanced_ones() -> None:
+    np.testing.assert_allclose(class_weights("sqrt", COUNTS, LABELS) ** 2, class_weights("balanced", COUNTS, LABELS))
+
+
+def test_effective_weights_follow_cui_et_al() -> None:
+    inverse = [(1 - 0.9999) / (1 - 0.9999**count) for count in COUNTS]
+    expected = np.array(inverse) * 3 / sum(inverse)
+    found = class_weights("effective", COUNTS, LABELS)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found.sum() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "sqrt", "effective"])
+def test_a_class_without_rows_weighs_one_and_leaves_the_others_alone(kind: str) -> None:
+    found = class_weights(kind, np.array([80, 0, 20]), LABELS)
+    np.testing.assert_allclose(found[[0, 2]], class_weights(kind, np.array([80, 20]), ("a", "c")))
+    assert found[1] == 1.0
+
+
+def test_a_mapping_gives_weights_by_label_and_one_elsewhere() -> None:
+    np.testing.assert_array_equal(class_weights({"c": 4.0, "a": 0.5}, COUNTS, LABELS), [0.5, 1, 4])
+
+
+def test_a_mapping_with_an_unknown_label_is_refused_with_the_labels() -> None:
+    with pytest.raises(InputError, match=r"--class_weights names \['A', 'z'\], not among the labels \['a', 'b', 'c'\]"):
+        class_weights({"z": 2.0, "a": 1.0, "A": 1.0}, COUNTS, LABELS)
+
+
+# The numerator
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.9])
+def test_loss_sum_is_torchs_sum(label_smoothing: float) -> None:
+    logits, labels, weights = random_rows()
+    expected = functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
+    torch.testing.assert_close(loss_sum(logits, labels, weights, label_smoothing=label_smoothing), expected)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_focal_loss_with_gamma_0_is_cross_entropy(label_smoothing: float) -> None:
+    rows = random_rows()
+    focal = loss_sum(*rows, kind="focal", focal_gamma=0.0, label_smoothing=label_smoothing)
+    torch.testing.assert_close(focal, loss_sum(*rows, label_smoothing=label_smoothing))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_follows_lin_et_al(gamma: float) -> None:
+    logits, labels, weights = random_rows()
+    expected = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        p = math.exp(row[label]) / sum(map(math.exp, row))
+        expected += float(weights[label]) * (1 - p) ** gamma * -math.log(p)
+    assert float(loss_sum(logits, labels, weights, kind="focal", focal_gamma=gamma)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_focal_loss_of_a_row_that_is_surely_right_has_a_finite_gradient(gamma: float, label_smoothing: float) -> None:
+    logits = torch.tensor([[40.0, -40.0], [500.0, -500.0], [-500.0, 500.0]], requires_grad=True)
+    loss = loss_sum(
+        logits,
+        torch.tensor([0, 0, 0]),
+        torch.ones(2),
+        kind="focal",
+        focal_gamma=gamma,
+        label_smoothing=label_smoothing,
+    )
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_logits_give_a_loss_in_float32(kind: str, half: torch.dtype) -> None:
+    logits, labels, weights = random_rows(num_rows=2000, dtype=torch.float32)
+    loss = loss_sum(logits.to(half), labels, weights, kind=kind)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, loss_sum(logits.to(half).float(), labels, weights, kind=kind))
+
+
+def test_float64_logits_keep_their_precision() -> None:
+    assert loss_sum(*random_rows()).dtype == torch.float64
+
+
+# Numerators over the step's one denominator (promise T7)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 12), max_size=4), st.sampled_from([0.0, 0.2]))
+def test_micro_batches_over_the_steps_weight_sum_are_torchs_weighted_mean(
+    cuts: list[int], label_smoothing: float
+) -> None:
+    logits, labels, weights = random_rows()
+    expected = functional.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
+    bounds = sorted({0, *cuts, len(labels)})
+    parts = [
+        loss_sum(logits[start:end], labels[start:end], weights, label_smoothing=label_smoothing)
+        for start, end in itertools.pairwise(bounds)
+    ]
+    torch.testing.assert_close(sum(parts) / weights[labels].sum(), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 13])
+def test_balanced_gradient_is_the_hand_derived_one_however_the_step_is_cut(micro_batch_size: int) -> None:
+    logits, labels, _ = random_rows()
+    counts = torch.bincount(labels, minlength=3)
+    weights = torch.tensor(class_weights("balanced", counts.numpy(), LABELS))
+    logits.requires_grad_()
+    denominator = weights[labels].sum()
+    for part in torch.arange(len(labels)).split(micro_batch_size):
+        (loss_sum(logits[part], labels[part], weights) / denominator).backward()
+    # d/dz_i of sum_i w[y_i] * -log softmax(z_i)[y_i] / sum_i w[y_i]
+    with torch.no_grad():
+        exponentials = logits.exp()
+        softmax = exponentials / exponentials.sum(dim=1, keepdim=True)
+        expected = weights[labels].unsqueeze(1) * (softmax - functional.one_hot(labels, 3)) / denominator
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-12, atol=1e-15)

@@ -1,0 +1,138 @@
+"""All that is found out about a model from its logits on held-out rows, before anything is written."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from train_loop.config import TrainConfig
+from train_loop.findings.audit import Finding, contradictions, duplicate_findings, label_findings, worst_first
+from train_loop.findings.calibration import Calibration
+from train_loop.findings.near_duplicates import near_duplicates
+from train_loop.findings.predictions import ConfusedPair, Predictions, confused_pairs
+from train_loop.findings.slices import Slice, analyse_slices
+from train_loop.findings.split_metrics import SplitMetrics, measure
+from train_loop.rows.data import Split
+
+MAX_TRAINING_ROWS = 200_000
+"""Training rows that held-out ones are compared with; of more, the first so many."""
+FOOTNOTES = {
+    "train": "the model was trained on these rows",
+    "validation": "these rows also chose the checkpoint and the temperature",
+}
+"""Splits of a run that are not held out in full -> why their figures flatter the model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What `results/` tells."""
+
+    name: str
+    """Name of the run."""
+    model_name: str
+    best_step: int | None
+    data_fingerprint: str
+    config: TrainConfig
+    predictions: dict[str, Predictions]
+    """Split -> predictions."""
+    headline: str
+    """The split that pictures, tables and slices are of: test, else validation, else the given rows."""
+    metrics: dict[str, SplitMetrics]
+    slices: list[Slice]
+    confused: list[ConfusedPair]
+    findings: list[Finding]
+    compared_with_training: bool
+    """Whether near duplicates of training rows were looked for."""
+    warnings: list[str]
+    footnotes: dict[str, str]
+    """Split -> what to know of its figures, where there is something."""
+
+
+def assess(
+    *,
+    name: str,
+    config: TrainConfig,
+    best_step: int | None,
+    data_fingerprint: str,
+    labels: tuple[str, ...],
+    splits: dict[str, Split],
+    logits: dict[str, NDArray[np.float32]],
+    calibration: Calibration,
+    tokenizer: PreTrainedTokenizerFast,
+    train: Split | None,
+    tell: Callable[[str], None],
+) -> Assessment:
+    """Measure and examine splits by their logits [N, C].
+
+    `train` is the run's training rows, which held-out ones are compared with; it may be among the splits itself.
+    None where the rows measured are none of the run's, so that a split's name tells nothing of its part in it.
+    """
+    columns = tuple(column for column in (config.text_column, config.text_pair_column) if column is not None)
+    predictions = {
+        split: Predictions(rows, labels, columns, logits[split], calibration.temperature)
+        for split, rows in splits.items()
+    }
+    headline = "test" if "test" in splits else next(iter(splits))
+    tell("Measuring, with bootstrap intervals ...")
+    metrics = {split: measure(found, config.seed) for split, found in predictions.items()}
+    main = predictions[headline]
+    unknown: Any = tokenizer.unk_token_id
+    slices = analyse_slices(
+        main.split, main.texts(), labels, main.predicted, unk_id=-1 if unknown is None else int(unknown)
+    )
+    warnings = [f"Calibration: {calibration.warning}."] if calibration.warning else []
+    footnotes = {name: FOOTNOTES[name] for name in splits if train is not None and name in FOOTNOTES}
+    if headline in footnotes:
+        warnings.append(f"The figures are of the {headline} split: {footnotes[headline]}.")
+    # What a model says of labels that it was trained on proves nothing.
+    held_out = {split: found for split, found in predictions.items() if found.split is not train}
+    findings = [finding for found in held_out.values() for finding in label_findings(found)]
+    searched = [*splits.values(), *([train] if train is not None and "train" not in splits else [])]
+    findings += [finding for rows in searched for finding in contradictions(rows, labels, columns)]
+    if train is not None and held_out:
+        tell(f"Comparing held-out rows with {min(len(train), MAX_TRAINING_ROWS):,} training rows ...")
+        findings += _duplicates(held_out, train)
+        if len(train) > MAX_TRAINING_ROWS:
+            warnings.append(
+                f"Near duplicates were looked for in the first {MAX_TRAINING_ROWS:,} of {len(train):,} training rows."
+            )
+    return Assessment(
+        name=name,
+        model_name=config.model_name,
+        best_step=best_step,
+        data_fingerprint=data_fingerprint,
+        config=config,
+        predictions=predictions,
+        headline=headline,
+        metrics=metrics,
+        slices=slices,
+        confused=confused_pairs(main, metrics[headline].matrix),
+        findings=worst_first(findings),
+        compared_with_training=train is not None,
+        warnings=warnings,
+        footnotes=footnotes,
+    )
+
+
+def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Finding]:
+    """Compare all held-out splits with the training rows in one pass over these."""
+    names = list(predictions)
+    starts = np.cumsum([0, *(len(predictions[name].split) for name in names)])
+    some = next(iter(predictions.values()))
+    few = (
+        train if len(train) <= MAX_TRAINING_ROWS else train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
+    )
+    training = Predictions(few, some.labels, some.text_columns, np.empty((0, 0), np.float32))
+    found = near_duplicates(lambda: (text for name in names for text in predictions[name].texts()), training.texts)
+    findings = []
+    for place, name in enumerate(names):
+        mine = [
+            dataclasses.replace(duplicate, row=duplicate.row - int(starts[place]))
+            for duplicate in found
+            if starts[place] <= duplicate.row < starts[place + 1]
+        ]
+        findings += duplicate_findings(mine, predictions[name].split, train, some.labels, some.text_columns)
+    return findings

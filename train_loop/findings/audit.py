@@ -1,0 +1,183 @@
+"""What is wrong with the data: likely wrong labels, held-out rows near to training rows, contradictions.
+
+Written to data_audit.csv, worst first. The findings are for a person to look at; nothing is removed.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train_loop.findings.near_duplicates import NearDuplicate
+from train_loop.findings.predictions import Predictions
+from train_loop.rows.data import Split
+
+Kind = Literal["label_error", "near_duplicate", "contradiction"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One suspicion about one row."""
+
+    kind: Kind
+    severity: float
+    """0 to 1: how far the model prefers the other label, or how alike the two texts are."""
+    split: str
+    row: int
+    """In the source, counted from 1."""
+    label: str
+    text: tuple[str, ...]
+    other_label: str
+    """The label that is suggested, or that the other row has."""
+    other_row: int | None = None
+    """The training row, or the contradicting row of the same split, counted from 1."""
+    other_text: tuple[str, ...] = ()
+
+
+def suspected_label_errors(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows whose label is likely wrong, worst first, and the class that each suggests.
+
+    Probabilities [N, C] must come from a model that was not trained on the rows.
+
+    Confident learning (Northcutt et al. 2021, arXiv 1911.00068), pruned by noise rate: rows that reach the
+    mean probability of a class count as surely of it; from how many of those are labelled otherwise follows how
+    many rows of each label belong to each other class, and so many are taken where that class is furthest ahead.
+    """
+    num_classes = probabilities.shape[1]
+    rows = np.arange(len(labels))
+    counts = np.bincount(labels, minlength=num_classes)
+    own = probabilities[rows, labels]
+    thresholds = np.divide(
+        np.bincount(labels, weights=own, minlength=num_classes),
+        counts,
+        out=np.full(num_classes, np.inf),  # a class that never occurs suggests nothing
+        where=counts > 0,
+    )
+    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
+    sure = confident.max(axis=1) > 0
+    joint = np.zeros((num_classes, num_classes))  # [label, surely of]
+    np.add.at(joint, (labels[sure], confident.argmax(axis=1)[sure]), 1)
+    joint *= (counts / np.maximum(joint.sum(axis=1), 1))[:, None]
+    suggested = np.full(len(labels), -1)
+    lead = np.zeros(len(labels))
+    for label, other in np.argwhere(joint >= 0.5):
+        if label == other:
+            continue
+        members = rows[labels == label]
+        ahead = probabilities[members, other] - own[members]
+        chosen = np.argsort(-ahead, kind="stable")[: round(joint[label, other])]
+        chosen = chosen[ahead[chosen] > lead[members[chosen]]]
+        suggested[members[chosen]], lead[members[chosen]] = other, ahead[chosen]
+    suspects = np.flatnonzero(suggested >= 0)
+    order = suspects[np.argsort(-lead[suspects], kind="stable")]
+    return order, suggested[order]
+
+
+def label_findings(predictions: Predictions) -> list[Finding]:
+    """Return the suspected label errors of a held-out split."""
+    split, probabilities = predictions.split, predictions.probabilities
+    rows, classes = suspected_label_errors(probabilities, split.labels)
+    found = []
+    for row, suggested, text in zip(rows, classes, predictions.texts_of(rows), strict=True):
+        label = split.labels[row]
+        severity = float(probabilities[row, suggested] - probabilities[row, label])
+        found.append(
+            Finding(
+                "label_error",
+                severity,
+                split.name,
+                int(split.source_rows[row]) + 1,
+                predictions.labels[label],
+                text,
+                predictions.labels[suggested],
+            )
+        )
+    return found
+
+
+def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence[str]) -> list[Finding]:
+    """Return each row whose text occurred before in the split with another label."""
+    order = np.argsort(split.text_hashes, kind="stable")
+    starts = np.flatnonzero(np.diff(split.text_hashes[order], prepend=split.text_hashes[order[:1]] - 1))
+    found = []
+    for group in np.split(order, starts[1:]) if len(order) else []:
+        first = group[0]
+        for row in group[split.labels[group] != split.labels[first]]:
+            texts = split.rows[int(row)]
+            found.append(
+                Finding(
+                    "contradiction",
+                    1.0,
+                    split.name,
+                    int(split.source_rows[row]) + 1,
+                    labels[split.labels[row]],
+                    tuple(texts[column] for column in text_columns),
+                    labels[split.labels[first]],
+                    int(split.source_rows[first]) + 1,
+                )
+            )
+    return found
+
+
+def duplicate_findings(
+    duplicates: Sequence[NearDuplicate],
+    held_out: Split,
+    train: Split,
+    labels: tuple[str, ...],
+    text_columns: Sequence[str],
+) -> list[Finding]:
+    """Return the held-out rows that are nearly a training row."""
+    found = []
+    for duplicate in duplicates:
+        row, other = held_out.rows[duplicate.row], train.rows[duplicate.train_row]
+        found.append(
+            Finding(
+                "near_duplicate",
+                duplicate.similarity,
+                held_out.name,
+                int(held_out.source_rows[duplicate.row]) + 1,
+                labels[held_out.labels[duplicate.row]],
+                tuple(row[column] for column in text_columns),
+                labels[train.labels[duplicate.train_row]],
+                int(train.source_rows[duplicate.train_row]) + 1,
+                tuple(other[column] for column in text_columns),
+            )
+        )
+    return found
+
+
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings by severity; of equal ones, contradictions and label errors before duplicates."""
+    kinds: list[Kind] = ["contradiction", "label_error", "near_duplicate"]
+    return sorted(findings, key=lambda f: (-f.severity, kinds.index(f.kind)))
+
+
+def write_audit(path: Path, findings: Sequence[Finding], text_columns: Sequence[str]) -> None:
+    """Write data_audit.csv."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        others = [f"other_{column}" for column in text_columns]
+        writer.writerow(
+            ["finding", "severity", "split", "row", *text_columns, "label", "other_label", "other_row", *others]
+        )
+        for finding in findings:
+            other_text = finding.other_text or ("",) * len(text_columns)
+            writer.writerow(
+                [
+                    finding.kind,
+                    f"{finding.severity:.4f}",
+                    finding.split,
+                    finding.row,
+                    *finding.text,
+                    finding.label,
+                    finding.other_label,
+                    "" if finding.other_row is None else finding.other_row,
+                    *other_text,
+                ]
+            )

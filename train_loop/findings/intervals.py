@@ -1,0 +1,82 @@
+"""How sure a metric is: 95 % percentile bootstrap intervals over rows, seeded (Efron 1979).
+
+Resampling rows and then counting a confusion matrix is drawing the matrix from a multinomial, so the
+metrics of counts cost nothing per row.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train_loop.findings.metrics import Matrix, count_metrics
+from train_loop.findings.score_metrics import Floats, Ranking, mean_over_defined
+
+NUM_RESAMPLES = 1_000
+MIN_RESAMPLES = 200
+MAX_RANKED_CELLS = 1_000_000_000
+"""Rows x classes x resamples that the rank metrics may cost: about half a minute on one core."""
+CHUNK = 50
+"""Resampled matrices held at once."""
+
+Interval = tuple[float, float]
+
+
+def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
+    """Return metric -> interval for what follows from the confusion matrix [C, C].
+
+    A class that the rows have and a resample happens to lack is left out of that resample's macro averages.
+    Were it to count 0, as 0 / 0 does in a metric itself, a perfect classifier's interval would lie below 1.
+    """
+    generator = np.random.default_rng(seed)
+    rows = int(matrix.sum())
+    shares = matrix.ravel() / max(1, rows)
+    samples: dict[str, list[NDArray[np.float64]]] = {}
+    for start in range(0, NUM_RESAMPLES, CHUNK):
+        count = min(CHUNK, NUM_RESAMPLES - start)
+        drawn = generator.multinomial(rows, shares, size=count).reshape(count, *matrix.shape)
+        for name, values in count_metrics(drawn).items():
+            if name.startswith("macro_"):
+                values = values * (_num_averaged(name, matrix) / np.maximum(_num_averaged(name, drawn), 1))
+            samples.setdefault(name, []).append(values)
+    return {name: _interval(np.concatenate(values)) for name, values in samples.items()}
+
+
+def _num_averaged(name: str, matrix: Matrix) -> NDArray[np.int64]:
+    """Return over how many classes of matrices [..., C, C] a macro average is defined: [...].
+
+    Recall needs a true row of the class; precision and F1 need a true or a predicted one.
+    """
+    has_rows = matrix.sum(axis=-1) > 0
+    if name != "macro_recall":
+        has_rows |= matrix.sum(axis=-2) > 0
+    count: NDArray[np.int64] = has_rows.sum(axis=-1)
+    return count
+
+
+def row_intervals(row_values: dict[str, Floats], rankings: list[Ranking], seed: int) -> dict[str, Interval]:
+    """Return metric -> interval for means over rows ([N] each) and for `roc_auc` and `average_precision`.
+
+    The rank metrics, macro averages over classes, are left out where MIN_RESAMPLES of them would cost too much.
+    """
+    generator = np.random.default_rng(seed)
+    num_rows = len(next(iter(row_values.values())))
+    num_ranked = MAX_RANKED_CELLS // (num_rows * max(1, len(rankings)))
+    with_ranks = bool(rankings) and num_ranked >= MIN_RESAMPLES
+    num_resamples = int(np.clip(num_ranked, MIN_RESAMPLES, NUM_RESAMPLES))
+    samples: dict[str, list[float]] = {name: [] for name in row_values}
+    for _ in range(num_resamples):
+        weights = np.bincount(generator.integers(0, num_rows, num_rows), minlength=num_rows)
+        for name, values in row_values.items():
+            samples[name].append(float(weights @ values) / num_rows)
+        if with_ranks:
+            areas = np.array([ranking.areas(weights) for ranking in rankings])  # [C, 2]
+            for name, column in zip(("roc_auc", "average_precision"), areas.T, strict=True):
+                samples.setdefault(name, []).append(mean_over_defined(column))
+    return {name: _interval(np.array(values)) for name, values in samples.items()}
+
+
+def _interval(samples: NDArray[np.float64]) -> Interval:
+    defined = samples[~np.isnan(samples)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)

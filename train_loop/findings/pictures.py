@@ -1,0 +1,220 @@
+"""The pictures of a run: confusion matrix, ROC and precision-recall curves, reliability, training.
+
+Colours are Okabe and Ito's, which colour-blind people can tell apart; lines also differ in dashes.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from train_loop.findings.score_metrics import NUM_BINS, Ranking
+from train_loop.findings.split_metrics import SplitMetrics
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+DASHES = ("-", "--", "-.", ":")
+MAX_PRINTED_CLASSES = 20
+"""Matrices of more classes are drawn without numbers, beside the pairs confused most often."""
+MAX_CURVES = 7
+"""Curves of more classes are drawn for the worst ones alone."""
+MAX_CURVE_POINTS = 2_000
+DOTS_PER_INCH = 130
+
+
+def draw_all(folder: Path, metrics: SplitMetrics, labels: tuple[str, ...], title: str, log: Path | None) -> list[str]:
+    """Draw every picture into `folder`; return one line for each that failed. `log` is the run's metrics.jsonl."""
+    pictures: dict[str, Callable[[], Figure]] = {
+        "confusion_matrix.png": lambda: confusion_matrix_figure(metrics.matrix, labels, title),
+        "roc.png": lambda: roc_figure(metrics, labels, title),
+        "pr.png": lambda: precision_recall_figure(metrics, labels, title),
+        "reliability.png": lambda: reliability_figure(metrics, title),
+    }
+    if log is not None and log.is_file():
+        pictures["training.png"] = lambda: training_figure(log)
+    problems = []
+    for name, draw in pictures.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)  # emoji in labels
+                figure = draw()
+                FigureCanvasAgg(figure)
+                figure.savefig(folder / name, dpi=DOTS_PER_INCH, bbox_inches="tight")
+        except Exception as error:  # matplotlib raises of many types; the other results must not be lost to one picture
+            problems.append(f"{name} could not be drawn ({type(error).__name__}: {error})")
+    return problems
+
+
+def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) -> Figure:
+    """Draw the share of each true class [row] that is predicted as each class; counts where there is room."""
+    num_classes = len(labels)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    is_large = num_classes > MAX_PRINTED_CLASSES
+    side = max(4.0, min(12.0, 1.4 + 0.62 * num_classes)) if not is_large else 11.0
+    figure = Figure(figsize=(side + (6.5 if is_large else 1.0), side), layout="constrained")
+    if is_large:
+        axes, beside = figure.subplots(1, 2, width_ratios=(13, 4))
+        _list_confused_pairs(beside, matrix, labels)
+    else:
+        axes = figure.subplots()
+    # Where no number can be printed, few mistakes must still be seen: colours then follow the square root.
+    image = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5 if is_large else 1.0, vmin=0.0, vmax=1.0))
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.5 if is_large else 0.8)
+    names = [_short(label) for label in labels]
+    size = 10 if num_classes <= 12 else 8 if not is_large else max(3.5, min(7.0, 500 / num_classes))
+    axes.set_xticks(range(num_classes), names, rotation=45 if not is_large else 90, fontsize=size)
+    if not is_large:
+        for tick in axes.get_xticklabels():
+            tick.set_horizontalalignment("right")
+            tick.set_rotation_mode("anchor")
+        for row, column in np.ndindex(*matrix.shape):
+            ink = "black" if shares[row, column] > 0.6 else "white"
+            text = f"{shares[row, column]:.0%}\n{matrix[row, column]:,}"
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size - 1)
+    axes.set_yticks(range(num_classes), names, fontsize=size)
+    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion matrix · {title}")
+    return figure
+
+
+def _list_confused_pairs(axes: Any, matrix: Any, labels: tuple[str, ...], num_pairs: int = 25) -> None:
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    axes.axis("off")
+    axes.set_title("confused most often (rows)", loc="left", fontsize=10)
+    for place, cell in enumerate(np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]):
+        true, predicted = np.unravel_index(cell, matrix.shape)
+        if mistakes[true, predicted] == 0:
+            break
+        count, taken_for = mistakes[true, predicted], _short(labels[predicted], 28)
+        text = f"{count}  {_short(labels[true], 28)}\n     taken for {taken_for}"
+        axes.text(0.0, 0.98 - place / num_pairs, text, va="top", fontsize=7.5, transform=axes.transAxes)
+
+
+def roc_figure(metrics: SplitMetrics, labels: tuple[str, ...], title: str) -> Figure:
+    """Draw one ROC curve a class, against all others."""
+
+    def curve(ranking: Ranking) -> tuple[Any, Any]:
+        true, false = ranking.counts()
+        return np.append(0.0, false / false[-1]), np.append(0.0, true / true[-1])
+
+    figure = _curves_figure(metrics, labels, "roc_auc", "area", curve)
+    axes = figure.axes[0]
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC, each class · {title}")
+    axes.legend(loc="lower right", fontsize=9)
+    return figure
+
+
+def precision_recall_figure(metrics: SplitMetrics, labels: tuple[str, ...], title: str) -> Figure:
+    """Draw one precision-recall curve a class, against all others."""
+
+    def curve(ranking: Ranking) -> tuple[Any, Any]:
+        true, false = ranking.counts()
+        return true / true[-1], true / (true + false)
+
+    figure = _curves_figure(metrics, labels, "average_precision", "average precision", curve)
+    axes = figure.axes[0]
+    axes.set(xlabel="recall", ylabel="precision", title=f"Precision and recall, each class · {title}")
+    axes.legend(loc="lower left", fontsize=9)
+    return figure
+
+
+def _curves_figure(
+    metrics: SplitMetrics, labels: tuple[str, ...], area: str, name: str, curve: Callable[[Ranking], tuple[Any, Any]]
+) -> Figure:
+    """Draw the curves of the classes that have one: all, or the worst where they are many."""
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    areas = [metrics.per_class[label][area] for label in labels]
+    drawn = [index for index in range(len(labels)) if not np.isnan(areas[index])]
+    if len(drawn) > MAX_CURVES:
+        drawn = sorted(drawn, key=lambda index: areas[index])[:MAX_CURVES]
+        axes.plot([], [], " ", label=f"the worst {MAX_CURVES} of {len(labels)} classes")
+    for place, index in enumerate(drawn):
+        x, y = curve(metrics.rankings[index])
+        points = np.unique(np.linspace(0, len(x) - 1, MAX_CURVE_POINTS).round().astype(int))
+        axes.plot(
+            x[points],
+            y[points],
+            color=COLOURS[place % len(COLOURS)],
+            linestyle=DASHES[place % len(DASHES)],
+            label=_plain(f"{_short(labels[index])} ({name} {areas[index]:.3f})"),
+        )
+    if not drawn:
+        axes.plot([], [], " ", label="no class has both rows of its own and others")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    axes.grid(color="0.9")
+    return figure
+
+
+def reliability_figure(metrics: SplitMetrics, title: str) -> Figure:
+    """Draw how often predictions of a score are right, before and after calibration, and how many there are."""
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfectly calibrated")
+    edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
+    for found, name, colour, marker in (
+        (metrics.before, "before", COLOURS[1], "o--"),
+        (metrics.after, "after", COLOURS[0], "s-"),
+    ):
+        filled = found.num_rows > 0
+        label = f"{name} calibration (error {found.expected_calibration_error:.3f})"
+        axes.plot(found.scores[filled], found.accuracies[filled], marker, color=colour, markersize=5, label=label)
+        counts.stairs(found.num_rows, edges, color=colour, linestyle="--" if name == "before" else "-")
+    axes.set(ylabel="share predicted right", title=f"Reliability · {title}", xlim=(0, 1), ylim=(0, 1.02))
+    counts.set(xlabel="score of the predicted label", ylabel="rows")
+    axes.grid(color="0.9")
+    axes.legend(loc="upper left", fontsize=9)
+    return figure
+
+
+def training_figure(log: Path) -> Figure:
+    """Draw loss, validation metrics and learning rate over the optimizer steps, from metrics.jsonl."""
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    train = [entry for entry in entries if entry["kind"] == "train"]
+    validation = [entry for entry in entries if entry["kind"] == "validation"]
+    figure = Figure(figsize=(7.2, 7.6), layout="constrained")
+    loss, metric, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
+    steps = [entry["step"] for entry in train]
+    losses = np.array([np.nan if entry["loss"] is None else entry["loss"] for entry in train], dtype=float)
+    loss.plot(steps, losses, color="0.8", linewidth=0.8)
+    loss.plot(steps, _smoothed(losses), color=COLOURS[0], label="training (smoothed)")
+    points = [entry["step"] for entry in validation]
+    loss.plot(
+        points, [entry["loss"] for entry in validation], "o--", color=COLOURS[5], label="validation", markersize=4
+    )
+    loss.set(ylabel="loss", title="Training")
+    loss.legend(fontsize=9)
+    for place, name in enumerate(("accuracy", "macro_f1")):
+        values = [entry[name] for entry in validation]
+        style = ("o", "s")[place] + DASHES[place]
+        metric.plot(points, values, style, color=COLOURS[2 + place], label=name.replace("_", " "), markersize=4)
+    metric.set(ylabel="validation")
+    metric.legend(fontsize=9)
+    rate.plot(steps, [entry["learning_rate"] for entry in train], color=COLOURS[0])
+    rate.set(ylabel="learning rate", xlabel="optimizer step")
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axes in (loss, metric, rate):
+        axes.grid(color="0.9")
+    return figure
+
+
+def _smoothed(values: Any) -> Any:
+    """Return the centred running mean over about a thirtieth of the points."""
+    half = len(values) // 60
+    padded = np.pad(values, half, mode="edge") if len(values) else values
+    return np.convolve(padded, np.ones(2 * half + 1) / (2 * half + 1), mode="valid") if len(values) else values
+
+
+def _short(label: str, length: int = 24) -> str:
+    return _plain(label if len(label) <= length else label[: length - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """Return a text without the meaning that a dollar sign has for matplotlib: the begin of a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,146 @@
+"""A split with what the model made of it: predictions.csv, misclassified.csv, the most confused pairs."""
+
+import csv
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.contract.labels import scores_from_logits
+from train_loop.rows.data import Split
+
+ROWS_PER_BATCH = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The rows of a split, the model's logits and the scores they give."""
+
+    split: Split
+    labels: tuple[str, ...]
+    text_columns: tuple[str, ...]
+    """Column of the text, or of both texts of a pair."""
+    logits: NDArray[np.float32]
+    """[N, C], in the split's order."""
+    temperature: float = 1.0
+
+    @functools.cached_property
+    def probabilities(self) -> NDArray[np.float64]:
+        """[N, C], with the temperature."""
+        return scores_from_logits(self.logits, self.temperature)
+
+    @functools.cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """Class of each row [N]."""
+        classes: NDArray[np.int64] = self.logits.argmax(axis=1)
+        return classes
+
+    @functools.cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """Probability of each row's predicted class [N]."""
+        best: NDArray[np.float64] = self.probabilities.max(axis=1)
+        return best
+
+    def texts(self) -> Iterator[tuple[str, ...]]:
+        """Yield each row's text, or pair, in order, without holding them all."""
+        for start in range(0, len(self.split), ROWS_PER_BATCH):
+            batch = self.split.rows[start : start + ROWS_PER_BATCH]
+            yield from zip(*(batch[column] for column in self.text_columns), strict=True)
+
+    def texts_of(self, rows: NDArray[np.integer]) -> list[tuple[str, ...]]:
+        """Return the texts of some rows."""
+        batch = self.split.rows[np.asarray(rows, np.int64)]
+        return list(zip(*(batch[column] for column in self.text_columns), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfusedPair:
+    """A class, and another that is taken for it."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+    """Of the true class's rows."""
+    examples: tuple[tuple[str, ...], ...]
+    """Texts (or pairs) of the most confident mistakes."""
+
+
+def confused_pairs(
+    predictions: Predictions, matrix: NDArray[np.int64], num_pairs: int = 15, num_examples: int = 3
+) -> list[ConfusedPair]:
+    """Return the pairs (true, predicted) mistaken most often, by the confusion matrix [C, C]."""
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    pairs = []
+    for cell in np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]:
+        true, predicted = np.unravel_index(cell, matrix.shape)
+        if mistakes[true, predicted] == 0:
+            break
+        rows = np.flatnonzero((predictions.split.labels == true) & (predictions.predicted == predicted))
+        rows = rows[np.argsort(-predictions.scores[rows], kind="stable")][:num_examples]
+        pairs.append(
+            ConfusedPair(
+                predictions.labels[true],
+                predictions.labels[predicted],
+                int(mistakes[true, predicted]),
+                float(mistakes[true, predicted] / matrix[true].sum()),
+                tuple(predictions.texts_of(rows)),
+            )
+        )
+    return pairs
+
+
+def misclassified_rows(predictions: Predictions) -> NDArray[np.int64]:
+    """Return the rows predicted wrong, the most confident mistakes first."""
+    rows = np.flatnonzero(predictions.predicted != predictions.split.labels)
+    order: NDArray[np.int64] = rows[np.argsort(-predictions.scores[rows], kind="stable")]
+    return order
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions.csv: row, text, true, predicted, score, and `probability_LABEL` of each label.
+
+    Rows are numbered from 1, as in the source.
+    """
+    labels = predictions.labels
+    header = ["row", *predictions.text_columns, "true", "predicted", "score"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, *(f"probability_{label}" for label in labels)])
+        for row, texts in enumerate(predictions.texts()):
+            writer.writerow([*_common(predictions, row, texts), *(f"{p:.6g}" for p in predictions.probabilities[row])])
+
+
+def write_misclassified(path: Path, predictions: Predictions) -> None:
+    """Write misclassified.csv, the most confident mistakes first, with the runner-up and its distance."""
+    header = ["row", *predictions.text_columns, "true", "predicted", "score"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, "probability_of_true", "runner_up", "margin"])
+        order = misclassified_rows(predictions)
+        for start in range(0, len(order), ROWS_PER_BATCH):
+            batch = order[start : start + ROWS_PER_BATCH]
+            for row, texts in zip(batch, predictions.texts_of(batch), strict=True):
+                probabilities = predictions.probabilities[row]
+                best, second = np.argsort(-probabilities, kind="stable")[:2]
+                own = probabilities[predictions.split.labels[row]]
+                margin = probabilities[best] - probabilities[second]
+                writer.writerow(
+                    [*_common(predictions, row, texts), f"{own:.6g}", predictions.labels[second], f"{margin:.6g}"]
+                )
+
+
+def _common(predictions: Predictions, row: int, texts: tuple[str, ...]) -> list[Any]:
+    split, labels = predictions.split, predictions.labels
+    return [
+        int(split.source_rows[row]) + 1,
+        *texts,
+        labels[split.labels[row]],
+        labels[predictions.predicted[row]],
+        f"{predictions.scores[row]:.6g}",
+    ]

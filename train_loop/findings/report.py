@@ -1,0 +1,103 @@
+"""report.html: everything a person should see of a run, in one file without an outside address."""
+
+import base64
+import collections
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+from train_loop.findings.assessment import Assessment
+from train_loop.findings.audit import Kind
+from train_loop.findings.near_duplicates import THRESHOLD
+from train_loop.findings.predictions import misclassified_rows
+
+HEADLINE_METRICS = ("accuracy", "macro_f1", "matthews_correlation", "log_loss", "expected_calibration_error")
+MAX_MISTAKES = 25
+MAX_FINDINGS = 40
+MAX_TEXT_LENGTH = 600
+PICTURES = {
+    "confusion_matrix.png": "Confusion matrix",
+    "roc.png": "ROC curve of each class",
+    "pr.png": "Precision-recall curve of each class",
+    "reliability.png": "Reliability of the scores before and after calibration",
+    "training.png": "Loss, validation metrics and learning rate over the steps",
+}
+
+
+def render_report(assessment: Assessment, pictures: Path) -> str:
+    """Return the page; `pictures` is the folder with those that could be drawn.
+
+    Texts, labels and names are escaped by the template engine, and the page forbids itself scripts.
+    """
+    # Imported here: only the end of a run needs it.
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("train_loop.findings", ""), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"decimals": _decimals, "spoken": _spoken, "shortened": _shortened}
+    return environment.get_template("report.html").render(**_content(assessment, pictures))
+
+
+def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
+    headline = assessment.predictions[assessment.headline]
+    split, labels = headline.split, headline.labels
+    mistakes = misclassified_rows(headline)
+    shown = mistakes[:MAX_MISTAKES]
+    return {
+        "title": assessment.name,
+        "model": assessment.model_name,
+        "headline": assessment.headline,
+        "headline_metrics": HEADLINE_METRICS,
+        "splits": {
+            name: {"rows": len(found.split), "origin": found.split.origin, "metrics": assessment.metrics[name]}
+            for name, found in assessment.predictions.items()
+        },
+        "warnings": assessment.warnings,
+        "footnotes": assessment.footnotes,
+        "temperature": headline.temperature,
+        "pictures": [
+            {
+                "alt": alt,
+                "wide": name == "confusion_matrix.png" and len(labels) > 8,
+                "content": base64.b64encode((pictures / name).read_bytes()).decode(),
+            }
+            for name, alt in PICTURES.items()
+            if (pictures / name).is_file()
+        ],
+        "slices": assessment.slices,
+        "confused": assessment.confused,
+        "num_mistakes": len(mistakes),
+        "mistakes": [
+            {
+                "row": int(split.source_rows[row]) + 1,
+                "text": text,
+                "true": labels[split.labels[row]],
+                "predicted": labels[headline.predicted[row]],
+                "score": float(headline.scores[row]),
+            }
+            for row, text in zip(shown, headline.texts_of(shown), strict=True)
+        ],
+        "audit": assessment.findings[:MAX_FINDINGS],
+        "audit_counts": {
+            kind: 0 for kind in get_args(Kind) if assessment.compared_with_training or kind != "near_duplicate"
+        }
+        | collections.Counter(finding.kind for finding in assessment.findings),
+        "duplicate_threshold": THRESHOLD,
+        "configuration": dataclasses.asdict(assessment.config),
+        "fingerprint": assessment.data_fingerprint,
+    }
+
+
+def _decimals(value: float | None, digits: int) -> str:
+    return "undefined" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _spoken(name: str) -> str:
+    words = name.replace("_", " ").replace("roc auc", "ROC AUC").replace("f1", "F1")
+    return f"{words} (macro)" if name in ("roc_auc", "average_precision") else words
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_LENGTH else text[:MAX_TEXT_LENGTH] + " …"

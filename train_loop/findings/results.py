@@ -1,0 +1,132 @@
+"""`results/`: what was found out about a model, as files for people and for programs."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from serve.contract.files import staged_folder, write_bytes, write_json
+from train_loop.findings.assessment import Assessment
+from train_loop.findings.audit import write_audit
+from train_loop.findings.pictures import draw_all
+from train_loop.findings.predictions import write_misclassified, write_predictions
+from train_loop.findings.report import render_report
+
+SHOWN_METRICS = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
+
+
+def write_results(folder: Path, assessment: Assessment, log: Path | None) -> list[str]:
+    """Write every file of `folder`, whole: a reader finds the old results or the new ones, never a mixture.
+
+    Returns one line for each picture that could not be drawn; all else is written all the same. `log` is
+    the run's metrics.jsonl.
+    """
+    main = assessment.predictions[assessment.headline]
+    title = f"{assessment.headline}, {len(main.split):,} rows"
+    with staged_folder(folder) as staged:
+        write_bytes(staged / "classification_report.txt", _classification_reports(assessment).encode())
+        write_predictions(staged / "predictions.csv", main)
+        write_misclassified(staged / "misclassified.csv", main)
+        write_audit(staged / "data_audit.csv", assessment.findings, main.text_columns)
+        problems = draw_all(staged, assessment.metrics[assessment.headline], main.labels, title, log)
+        assessment.warnings.extend(problems)
+        write_json(staged / "metrics.json", _metrics_json(assessment))
+        write_bytes(staged / "report.html", render_report(assessment, staged).encode())
+    return problems
+
+
+def print_results(console: Console, assessment: Assessment, folder: Path) -> None:
+    """Print the headline figures with their intervals, where it fails most, and what was found in the data."""
+    table = Table(title="Results", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in assessment.metrics:
+        table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
+    for metric in SHOWN_METRICS:
+        cells = []
+        for found in assessment.metrics.values():
+            low, high = found.intervals.get(metric, (math.nan, math.nan))
+            interval = "" if math.isnan(low) else f"  ({low:.3f} to {high:.3f})"
+            cells.append(f"{found.values[metric]:.4f}{interval}")
+        table.add_row(metric.replace("_", " "), *cells)
+    errors = [
+        f"{found.values['expected_calibration_error_uncalibrated']:.4f} -> "
+        f"{found.values['expected_calibration_error']:.4f}"
+        for found in assessment.metrics.values()
+    ]
+    table.add_row("calibration error, before -> after", *errors)
+    console.print(table, highlight=False)
+    for name, note in assessment.footnotes.items():
+        console.print(f"* {name}: {note}", style="dim", highlight=False)
+    worse = [kind for kind in assessment.slices if kind.is_worse][:5]
+    if worse:
+        weak = Table(title="Worse than the rest, beyond chance", title_justify="left", box=None, pad_edge=False)
+        for column in ("slice", "rows", "accuracy", "all others"):
+            weak.add_column(column, justify="left" if column == "slice" else "right")
+        for kind in worse:
+            weak.add_row(Text(kind.name), f"{kind.rows:,}", f"{kind.accuracy:.3f}", f"{kind.rest_accuracy:.3f}")
+        console.print(weak, highlight=False)
+    for pair in assessment.confused[:3]:
+        line = f"{pair.count:,} of {pair.true!r} taken for {pair.predicted!r} ({pair.share:.1%})"
+        console.print(line, highlight=False, markup=False)
+    kinds = [finding.kind for finding in assessment.findings]
+    alike = f"{kinds.count('near_duplicate'):,}" if assessment.compared_with_training else "not compared for"
+    console.print(
+        f"Data audit: {kinds.count('label_error'):,} suspected label errors, {alike} near duplicates of training rows, "
+        f"{kinds.count('contradiction'):,} contradictions.",
+        highlight=False,
+    )
+    for warning in assessment.warnings:
+        console.print(warning, style="yellow", highlight=False, markup=False)
+    console.print(f"Look at {folder / 'report.html'}", highlight=False, markup=False)
+
+
+def finite_metrics(assessment: Assessment) -> dict[str, dict[str, float]]:
+    """Return split -> metric -> value, without what is undefined."""
+    return {
+        name: {metric: value for metric, value in found.values.items() if math.isfinite(value)}
+        for name, found in assessment.metrics.items()
+    }
+
+
+def _metrics_json(assessment: Assessment) -> dict[str, Any]:
+    main = assessment.predictions[assessment.headline]
+    return {
+        "run": assessment.name,
+        "model": assessment.model_name,
+        "best_step": assessment.best_step,
+        "data_fingerprint": assessment.data_fingerprint,
+        "labels": list(main.labels),
+        "temperature": main.temperature,
+        "headline_split": assessment.headline,
+        "warnings": assessment.warnings,
+        "splits": {
+            name: {
+                "rows": len(found.split),
+                "origin": found.split.origin,
+                "truncated_rows": int(found.split.truncated.sum()),
+                **assessment.metrics[name].as_json(),
+            }
+            for name, found in assessment.predictions.items()
+        },
+    }
+
+
+def _classification_reports(assessment: Assessment) -> str:
+    # Imported here: only a finished run needs scikit-learn's reports.
+    from sklearn.metrics import classification_report
+
+    parts = []
+    for name, found in assessment.predictions.items():
+        text: str = classification_report(
+            found.split.labels,
+            found.predicted,
+            labels=range(len(found.labels)),
+            target_names=found.labels,
+            digits=4,
+            zero_division=0,
+        )
+        parts.append(f"{name} ({len(found.split):,} rows)\n\n{text}")
+    return "\n".join(parts)

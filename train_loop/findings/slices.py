@@ -1,0 +1,150 @@
+"""Error analysis: accuracy over slices of the rows that a person recognises, the worse ones first.
+
+A slice is a kind of text (negation, emoji, long ones), or a class. Whether it is worse than the other rows is
+Fisher's exact test, one-sided, at a false discovery rate of 5 % over all slices (Benjamini-Hochberg).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train_loop.rows.data import Split
+
+Flags = NDArray[np.bool_]
+
+MIN_ROWS = 10
+"""Slices of fewer rows say nothing and are left out."""
+FALSE_DISCOVERY_RATE = 0.05
+ROWS_PER_BATCH = 10_000
+
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot)\b|n['\u2019]t\b", re.IGNORECASE
+)
+_EMOJI = re.compile("[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u2600-\u27bf\u2b50\u2b55]")
+_CAPITALS = re.compile(r"(?<![#@\w])[A-Z]{3,}(?!\w)")
+
+TEXT_KINDS: dict[str, Callable[[str], bool]] = {
+    "negation (English)": lambda text: _NEGATION.search(text) is not None,
+    "question mark": lambda text: "?" in text,
+    "exclamation mark": lambda text: "!" in text,
+    "word in capitals": lambda text: _CAPITALS.search(text) is not None,
+    "emoji": lambda text: _EMOJI.search(text) is not None,
+    "hashtag": lambda text: re.search(r"#\w", text) is not None,
+    "mention (@)": lambda text: re.search(r"@\w", text) is not None,
+    "web address": lambda text: re.search(r"https?://|www\.", text) is not None,
+    "digits": lambda text: re.search(r"\d", text) is not None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Rows of one kind, and how well they are predicted."""
+
+    name: str
+    rows: int
+    right: int
+    interval: tuple[float, float]
+    """95 % Wilson interval of the accuracy."""
+    rest_accuracy: float
+    """Accuracy of all other rows."""
+    p_value: float
+    """Chance of so low an accuracy were the slice no worse than the rest, adjusted for the number of slices."""
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.rows
+
+    @property
+    def is_worse(self) -> bool:
+        return self.p_value <= FALSE_DISCOVERY_RATE
+
+
+def analyse_slices(
+    split: Split, texts: Iterator[tuple[str, ...]], labels: tuple[str, ...], predictions: NDArray[np.int64], unk_id: int
+) -> list[Slice]:
+    """Return all slices of at least MIN_ROWS rows: the significantly worse first, by how far they lag behind.
+
+    `texts` gives each row's text, or pair, in the split's order.
+    """
+    right = predictions == split.labels
+    found = [
+        (name, flags)
+        for name, flags in _all_flags(split, texts, labels, unk_id)
+        if MIN_ROWS <= flags.sum() <= len(split) - MIN_ROWS
+    ]
+    if not found:
+        return []
+    # Imported here: only the end of a run needs scipy.
+    from scipy.stats import binomtest, false_discovery_control, fisher_exact
+
+    tables = [
+        [[int(right[flags].sum()), int((~right[flags]).sum())], [int(right[~flags].sum()), int((~right[~flags]).sum())]]
+        for _, flags in found
+    ]
+    p_values = false_discovery_control([fisher_exact(table, alternative="less").pvalue for table in tables])
+    slices = []
+    for (name, flags), ((hits, misses), (rest_hits, rest_misses)), p_value in zip(found, tables, p_values, strict=True):
+        interval = binomtest(hits, hits + misses).proportion_ci(method="wilson")
+        slices.append(
+            Slice(
+                name,
+                int(flags.sum()),
+                hits,
+                (float(interval.low), float(interval.high)),
+                rest_hits / (rest_hits + rest_misses),
+                float(p_value),
+            )
+        )
+    return sorted(slices, key=lambda s: (not s.is_worse, s.accuracy - s.rest_accuracy))
+
+
+def _all_flags(
+    split: Split, texts: Iterator[tuple[str, ...]], labels: tuple[str, ...], unk_id: int
+) -> Iterator[tuple[str, Flags]]:
+    yield from _text_flags(texts, len(split))
+    yield from _length_flags(split.lengths)
+    yield "truncated", split.truncated
+    yield from _unknown_flags(split, unk_id)
+    for index, label in enumerate(labels):
+        yield f"class {label}", split.labels == index
+
+
+def _text_flags(texts: Iterator[tuple[str, ...]], num_rows: int) -> Iterator[tuple[str, Flags]]:
+    flags = {name: np.zeros(num_rows, np.bool_) for name in TEXT_KINDS}
+    overlapping = np.zeros(num_rows, np.bool_)
+    are_pairs = False
+    for row, parts in enumerate(texts):
+        joined = "\n".join(parts)
+        for name, is_kind in TEXT_KINDS.items():
+            flags[name][row] = is_kind(joined)
+        if len(parts) == 2:
+            are_pairs = True
+            first, second = (set(part.lower().split()) for part in parts)
+            overlapping[row] = len(first & second) >= 0.8 * len(second)
+    yield from flags.items()
+    if are_pairs:  # the shortcut that models of entailment learn (McCoy et al. 2019)
+        yield "second text mostly in the first", overlapping
+
+
+def _length_flags(lengths: NDArray[np.int32]) -> Iterator[tuple[str, Flags]]:
+    low, middle, high = (int(quartile) for quartile in np.percentile(lengths, [25, 50, 75]))
+    edges = [(0, low), (low, middle), (middle, high), (high, int(lengths.max()))]
+    for below, most in dict.fromkeys(edges):
+        if below < most:
+            yield f"{below + 1} to {most} tokens", (lengths > below) & (lengths <= most)
+
+
+def _unknown_flags(split: Split, unk_id: int) -> Iterator[tuple[str, Flags]]:
+    shares = np.zeros(len(split))
+    tokens = split.tokens.with_format("arrow")
+    for start in range(0, len(split), ROWS_PER_BATCH):
+        column = tokens[start : start + ROWS_PER_BATCH].column("input_ids").combine_chunks()
+        lengths = np.diff(column.offsets.to_numpy())
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        unknown = column.flatten().to_numpy(zero_copy_only=False) == unk_id
+        shares[start : start + len(lengths)] = np.bincount(rows, unknown, len(lengths)) / np.maximum(lengths, 1)
+    yield "any unknown token", shares > 0
+    yield "over 5 % unknown tokens", shares > 0.05

@@ -1,0 +1,105 @@
+"""The model's README.md, in the form the Hub reads, and its upload to the Hub."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serve.contract.errors import first_line
+from train_loop.findings.assessment import Assessment
+
+CARD_METRICS = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_calibration_error")
+
+
+def render_model_card(assessment: Assessment, max_length: int, num_training_rows: int) -> str:
+    """Return the card: what the model is, how good on held-out rows, how it was made and how to use it."""
+    # Imported here: only the end of a run needs them.
+    import jinja2
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config = assessment.config
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=config.dataset_name or "local",
+            dataset_name=Path(config.dataset_name or config.train_file or "local").name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=round(found.values[metric], 6),
+        )
+        for split, found in assessment.metrics.items()
+        for metric in CARD_METRICS[:3]
+    ]
+    front_matter = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=config.model_name,
+        tags=["rawloop"],
+        model_name=assessment.name,
+        eval_results=results,
+    ).to_yaml()
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("train_loop.model", ""),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )  # Markdown, not HTML: the Hub cleans what it renders
+    main = assessment.predictions[assessment.headline]
+    return environment.get_template("card.md").render(
+        front_matter=front_matter,
+        name=assessment.name,
+        labels=main.labels,
+        model_name=config.model_name,
+        pair=config.text_pair_column is not None,
+        max_length=max_length,
+        splits={name: _column(assessment, name) for name in assessment.metrics},
+        metrics=CARD_METRICS,
+        footnotes=assessment.footnotes,
+        headline=assessment.headline,
+        weak=[
+            f"{found.name} ({found.accuracy:.3f} against {found.rest_accuracy:.3f})"
+            for found in assessment.slices
+            if found.is_worse
+        ][:8],
+        temperature=main.temperature,
+        cleaning=config.cleaning,
+        rows=f"{num_training_rows:,}",
+        best_step=assessment.best_step,
+        fingerprint=assessment.data_fingerprint,
+        **{
+            name: getattr(config, name)
+            for name in ("epochs", "batch_size", "learning_rate", "class_weights", "seed", "metric_for_best")
+        },
+    )
+
+
+def push_to_hub(folder: Path, repository: str, tell: Callable[[str], None]) -> bool:
+    """Upload a model folder to a private Hub repository, made if absent; a failure is told, and loses nothing.
+
+    Returns whether it worked.
+    """
+    # Imported here: most runs push nothing.
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        made = api.create_repo(repository, private=True, exist_ok=True)
+        commit = api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"rawloop: {folder.name}")
+    except Exception as error:  # the Hub client raises many types here; the run is finished and stays on disk
+        reason = first_line(error)
+        tell(
+            f"--push_to_hub {repository}: not uploaded ({reason}). The model is safe in {folder}; "
+            f"after `hf auth login`: hf upload {repository} {folder}"
+        )
+        return False
+    tell(f"Uploaded: {commit.commit_url}")
+    return True
+
+
+def _column(assessment: Assessment, split: str) -> dict[str, Any]:
+    found = assessment.metrics[split]
+    cells = {}
+    for metric in CARD_METRICS:
+        low, high = found.intervals.get(metric, (math.nan, math.nan))
+        interval = "" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"
+        cells[metric] = f"{found.values[metric]:.4f}{interval}"
+    return {"rows": len(assessment.predictions[split].split), "cells": cells}

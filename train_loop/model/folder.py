@@ -1,0 +1,32 @@
+"""`model/`: the best weights with all that is needed to load them, whole or not at all."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from serve.contract.classifier import Classifier, write_classifier
+from serve.contract.files import staged_folder
+
+
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    weights: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    classifier: Classifier,
+    card: str,
+) -> None:
+    """Write a model folder with the weights of a file; the card becomes its README.md.
+
+    It loads with `AutoModelForSequenceClassification.from_pretrained` and `pipeline`, and its
+    `tokenizer.json` truncates as training did.
+    """
+    tokenizer.model_max_length = classifier.max_length
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.enable_truncation(classifier.max_length, direction=classifier.truncation_side)
+    with staged_folder(folder) as staged:
+        model.save_pretrained(staged, state_dict=load_file(weights), safe_serialization=True)
+        tokenizer.save_pretrained(staged)
+        write_classifier(staged, classifier)
+        (staged / "README.md").write_text(card, encoding="utf-8")

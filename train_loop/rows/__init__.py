@@ -1,0 +1,1 @@
+"""Sources of rows -> cleaned, labelled, split and tokenized rows."""

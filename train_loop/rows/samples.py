@@ -1,0 +1,58 @@
+"""`samples/`: the few training and validation rows that a later stage needs, so that a run can travel alone.
+
+Export calibrates its integer arithmetic on the training sample and proves itself on the validation sample,
+on any machine, without the data set.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from serve.contract.files import flush_to_disk
+from train_loop.config import TrainConfig
+from train_loop.rows.data import Data, Split
+
+NUM_ROWS = {"train": 512, "validation": 2_000}
+"""Most rows of each sample; fewer where the split has fewer."""
+
+
+def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
+    """Write train.parquet and validation.parquet: `text`, `text_pair` for pairs, and `label`, as they came.
+
+    Rows are drawn by the run's seed, with the split's share of each label.
+    """
+    folder.mkdir(exist_ok=True)
+    for name, num_rows in NUM_ROWS.items():
+        split = data.splits[name]
+        chosen = stratified_sample(split, num_rows, config.seed)
+        rows = split.rows.select(chosen).with_format("arrow")[:]
+        columns = {"text": rows.column(config.text_column)}
+        if config.text_pair_column is not None:
+            columns["text_pair"] = rows.column(config.text_pair_column)
+        labels = [data.labels[code] for code in split.labels[chosen]]
+        staged = folder / f".{name}.{os.getpid()}.tmp"
+        pq.write_table(pa.table(columns | {"label": pa.array(labels, pa.string())}), staged)
+        flush_to_disk(staged)
+        staged.replace(folder / f"{name}.parquet")
+
+
+def stratified_sample(split: Split, num_rows: int, seed: int) -> NDArray[np.int64]:
+    """Return the sorted indices of `num_rows` rows, or of all; every label keeps its share, give or take a row.
+
+    Rows are put in random order inside their label, and taken where the label's share is furthest behind.
+    """
+    if len(split) <= num_rows:
+        return np.arange(len(split))
+    order = np.random.default_rng(seed).permutation(len(split))
+    codes = split.labels[order]
+    by_label = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes)
+    place_in_label = np.empty(len(split), np.int64)
+    place_in_label[by_label] = np.concatenate([np.arange(count) for count in counts])
+    progress = (place_in_label + 0.5) / counts[codes]  # 0 to 1 through the label
+    chosen: NDArray[np.int64] = np.sort(order[np.argsort(progress, kind="stable")[:num_rows]])
+    return chosen

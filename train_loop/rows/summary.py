@@ -1,0 +1,88 @@
+"""What is printed of the rows before training starts: balance, lengths, duplicates, contradictions."""
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from train_loop.rows.data import Data, Split, class_counts, hash_text
+
+MAX_CLASSES_SHOWN = 12
+
+
+def print_data(console: Console, data: Data) -> None:
+    """Print rows, class balance, lengths, truncation, duplicates, overlaps and contradictory labels."""
+    table = Table(title="Rows", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in data.splits:
+        table.add_column(name, justify="right")
+    splits = list(data.splits.values())
+    table.add_row("rows", *(f"{len(split):,}" for split in splits))
+    percentiles = [np.percentile(split.lengths, [50, 90, 99, 100]) for split in splits]
+    table.add_row("tokens 50 / 90 / 99 / 100 %", *(" / ".join(f"{p:.0f}" for p in points) for points in percentiles))
+    table.add_row(f"truncated at {data.max_length} tokens", *(f"{split.truncated.mean():.1%}" for split in splits))
+    table.add_row("empty texts", *(f"{count_empty(split):,}" for split in splits))
+    table.add_row("exact duplicates", *(f"{count_duplicates(split):,}" for split in splits))
+    table.add_row("texts also in train", *("" if s is data.train else f"{count_overlap(s, data):,}" for s in splits))
+    table.add_row("same text, other label", *(f"{count_contradictions(split):,}" for split in splits))
+    console.print(table, highlight=False)
+    counts = {split.name: class_counts(split, data.labels) for split in splits}
+    order = np.argsort(-counts["train"], kind="stable")
+    classes = Table(title=f"{len(data.labels)} classes", title_justify="left", box=None, pad_edge=False)
+    classes.add_column("label")
+    for split in splits:
+        classes.add_column(split.name, justify="right")
+    half = MAX_CLASSES_SHOWN // 2
+    for place, index in enumerate(order):
+        if len(order) > MAX_CLASSES_SHOWN and half <= place < len(order) - half:
+            if place == half:
+                classes.add_row(f"... {len(order) - MAX_CLASSES_SHOWN} more", *("" for _ in splits))
+            continue
+        shares = (f"{counts[s.name][index]:,} ({counts[s.name][index] / len(s):.1%})" for s in splits)
+        classes.add_row(Text(data.labels[index]), *shares)  # a label may look like rich's markup: [b]
+    console.print(classes, highlight=False)
+    for split in splits:
+        console.print(f"{split.name}: {split.origin}", style="dim", highlight=False, markup=False)
+    absent = [data.labels[index] for index in np.flatnonzero(counts["train"] == 0)]
+    if absent:
+        console.print(
+            f"No training rows for {absent}: these labels can never be predicted well.", style="yellow", markup=False
+        )
+    alike = [sorted(group) for group in _by_case(data.labels).values() if len(group) > 1]
+    for group in alike:
+        console.print(
+            f"Labels {', '.join(map(repr, group))} differ only in upper and lower case, and are classes of their own; "
+            "if they are one, write them alike.",
+            style="yellow",
+            markup=False,
+        )
+
+
+def count_empty(split: Split) -> int:
+    """Return how many rows have no text, or no text in both of a pair."""
+    return int(np.isin(split.text_hashes, [hash_text(""), hash_text("", "")]).sum())
+
+
+def count_duplicates(split: Split) -> int:
+    """Return how many rows repeat an earlier text of the split."""
+    return len(split) - len(np.unique(split.text_hashes))
+
+
+def count_overlap(split: Split, data: Data) -> int:
+    """Return how many held-out rows have a text that is also in the training rows."""
+    return int(np.isin(split.text_hashes, data.train.text_hashes).sum())
+
+
+def count_contradictions(split: Split) -> int:
+    """Return how many rows share their text with a row of another label."""
+    _, texts, counts = np.unique(split.text_hashes, return_inverse=True, return_counts=True)
+    pairs = np.unique(np.stack([texts, split.labels]), axis=1)
+    labels_of_text = np.bincount(pairs[0], minlength=len(counts))
+    return int(counts[labels_of_text > 1].sum())
+
+
+def _by_case(labels: tuple[str, ...]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(label.casefold(), []).append(label)
+    return groups

@@ -1,0 +1,1 @@
+"""A run directory and what goes into it while training runs."""

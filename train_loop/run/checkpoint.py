@@ -1,0 +1,272 @@
+"""Checkpoints: staged, hashed, flushed, renamed; the newest few and the best are kept.
+
+    checkpoints/step-00001200/
+      model.safetensors       weights
+      optimizer.safetensors   AdamW's state, by parameter name
+      state.json              where the run stands, and what it is a run of
+      manifest.json           bytes and SHA-256 of the three; written last
+
+Tensors are whole and named, whatever the number of processes and whether FSDP sharded them, so that a
+run goes on with another number of processes. No state of any random generator is kept: every step
+draws its seed from (seed, step, process).
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from serve.contract.errors import InputError
+from serve.contract.files import damage_of, sha256_of_file, staged_folder, write_json
+from train_loop.machine.processes import on_main_process
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION = 1
+
+_SAVE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""Whole tensors, on the main process alone."""
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Where a run stands, beside its tensors."""
+
+    step: int = 0
+    """Optimizer steps of the plan that are done."""
+    num_updates: int = 0
+    """Steps that changed the weights; fp16 skips some. Warm-up and decay count these."""
+    best_score: float | None = None
+    """Best validation value of the run's metric so far; the loss counts negatively."""
+    best_loss: float = 0.0
+    """Validation loss of the best model; the lower one wins among equal scores."""
+    best_step: int | None = None
+    """Step at which it was reached."""
+    evaluations_since_best: int = 0
+    """Evaluations in a row that did not raise the best score."""
+    seconds: float = 0.0
+    """Time spent in the loop, over all its parts."""
+    evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """Validation metrics at each evaluation, with `step` and `epoch`."""
+    scaler: dict[str, Any] | None = None
+    """State of the fp16 gradient scaler."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a checkpoint is a checkpoint of; resuming something else is refused."""
+
+    parameters: dict[str, list[int]]
+    """Parameter name -> shape."""
+    labels: tuple[str, ...]
+    data_fingerprint: str
+    num_steps: int
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they stand.
+        keep: newest ones kept, beside the best.
+        identity: what they are checkpoints of.
+    """
+
+    def __init__(self, folder: Path, keep: int, identity: Identity) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.identity = identity
+
+    def save(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, state: TrainState) -> Path:
+        """Write a checkpoint of `state.step`; call it on all processes.
+
+        Raises:
+            InputError: it cannot be written (a full disk); older checkpoints stay as they are.
+        """
+        tensors = {
+            MODEL_FILE: model_tensors(model),
+            OPTIMIZER_FILE: _optimizer_tensors(model, optimizer),
+        }
+        state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+        return on_main_process(accelerator, lambda: self._write(tensors, state))
+
+    def newest_valid(self) -> tuple[Path | None, list[str]]:
+        """Return the newest checkpoint that is whole, and what is wrong with those newer than it."""
+        problems: list[str] = []
+        for path in sorted(self._all(), reverse=True):
+            if (problem := damage(path)) is None:
+                return path, problems
+            problems.append(f"{path.name}: {problem}")
+        return None, problems
+
+    def restore(self, path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> TrainState:
+        """Load a checkpoint into model and optimizer, and return where it stood; call on all processes.
+
+        Only the main process reads it.
+
+        Raises:
+            InputError: it is a checkpoint of another model, label set or data.
+        """
+
+        def read() -> TrainState:
+            content = json.loads((path / STATE_FILE).read_text())
+            self._require_same(path, content["identity"])
+            content["state"].pop("max_tokens_per_forward", None)  # runs from before it was left to the machine at hand
+            return TrainState(**content["state"])
+
+        state = on_main_process(accelerator, read)
+        load_model_tensors(accelerator, model, path / MODEL_FILE)
+        _load_optimizer_tensors(accelerator, model, optimizer, path / OPTIMIZER_FILE)
+        if accelerator.scaler is not None and state.scaler is not None:
+            accelerator.scaler.load_state_dict(state.scaler)
+        return state
+
+    def path_of(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def clear_leftovers(self) -> None:
+        """Remove what an interrupted save or removal left behind."""
+        for path in self.folder.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)]
+
+    def _write(self, tensors: dict[str, dict[str, Tensor]], state: TrainState) -> Path:
+        final = self.path_of(state.step)
+        try:
+            with staged_folder(final) as staged:
+                for name, content in tensors.items():
+                    save_file(content, staged / name, metadata={"format": "pt"})
+                facts = {"state": dataclasses.asdict(state), "identity": dataclasses.asdict(self.identity)}
+                write_json(staged / STATE_FILE, facts)
+                files = {
+                    name: {"bytes": (staged / name).stat().st_size, "sha256": sha256_of_file(staged / name)}
+                    for name in (*tensors, STATE_FILE)
+                }
+                write_json(staged / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "files": files})
+        except (OSError, SafetensorError) as error:
+            newest, _ = self.newest_valid()
+            kept = f"the checkpoint {newest.name} stays usable" if newest else "there is no older checkpoint"
+            raise InputError(
+                f"{final}: the checkpoint of step {state.step} could not be written ({error}); {kept}. "
+                "Free some disk space, then continue by --resume"
+            ) from error
+        self._prune(state)
+        return final
+
+    def _prune(self, state: TrainState) -> None:
+        # Later ones are damaged, or the run would have gone on from them; the run will write them anew.
+        written = [path for path in sorted(self._all()) if path <= self.path_of(state.step)]
+        protected = set(written[-self.keep :])
+        if state.best_step is not None:
+            protected.add(self.path_of(state.best_step))
+        for path in written:
+            if path not in protected:
+                _remove(path)
+
+    def _require_same(self, path: Path, found: dict[str, Any]) -> None:
+        expected = json.loads(json.dumps(dataclasses.asdict(self.identity)))
+        if found["labels"] != expected["labels"]:
+            raise InputError(
+                f"{path}: a checkpoint for the labels {found['labels'][:20]}, and the data now has "
+                f"{expected['labels'][:20]}; resume with the data it was trained on, or start a new run"
+            )
+        if found["parameters"] != expected["parameters"]:
+            names = [
+                name
+                for name in {**found["parameters"], **expected["parameters"]}
+                if found["parameters"].get(name) != expected["parameters"].get(name)
+            ]
+            raise InputError(
+                f"{path}: a checkpoint of another model; {len(names)} parameters differ, {names[0]} among them "
+                f"({found['parameters'].get(names[0])} there, {expected['parameters'].get(names[0])} here). "
+                "Resume with the model of the run's config.yaml, or start a new run"
+            )
+        for name, what in (("data_fingerprint", "rows"), ("num_steps", "optimizer steps")):
+            if found[name] != expected[name]:
+                raise InputError(
+                    f"{path}: trained on other {what} ({name} {found[name]} there, {expected[name]} here), so the "
+                    "next rows cannot be known; restore the data, or start a new run"
+                )
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None if they are as they were written."""
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text())
+        files = manifest["files"]
+        if manifest["schema_version"] > SCHEMA_VERSION:
+            return f"schema version {manifest['schema_version']} is newer than this rawloop reads"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST_FILE} cannot be read ({type(error).__name__})"
+    problems = [damage_of(path / name, file["bytes"], file["sha256"]) for name, file in files.items()]
+    return "; ".join(filter(None, problems)) or None
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the whole weights by name, on the CPU of the main process; call it on all processes."""
+    state: dict[str, Any] = get_model_state_dict(model, options=_SAVE)
+    return {name: tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+def load_model_tensors(accelerator: Accelerator, model: nn.Module, file: Path) -> None:
+    """Load whole weights from a file, sharding them where the model is; call it on all processes."""
+    tensors: dict[str, Any] = load_file(file) if accelerator.is_main_process else {}
+    set_model_state_dict(model, tensors, options=_load_options(accelerator))
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """Return AdamW's state as `parameter name/quantity` -> tensor, whole, on the CPU of the main process."""
+    state: dict[str, Any] = get_optimizer_state_dict(model, _bare(optimizer), options=_SAVE)
+    return {
+        f"{name}/{quantity}": tensor.clone().contiguous()
+        for name, quantities in state.get("state", {}).items()
+        for quantity, tensor in quantities.items()
+    }
+
+
+def _load_optimizer_tensors(accelerator: Accelerator, model: nn.Module, optimizer: Any, file: Path) -> None:
+    # The groups' settings are the configuration's; only the tensors come from the checkpoint.
+    state: dict[str, Any] = get_optimizer_state_dict(model, _bare(optimizer), options=_SAVE)
+    if accelerator.is_main_process:
+        state["state"] = {}
+        for key, tensor in load_file(file).items():
+            name, _, quantity = key.rpartition("/")
+            state["state"].setdefault(name, {})[quantity] = tensor
+    set_optimizer_state_dict(model, _bare(optimizer), state, options=_load_options(accelerator))
+
+
+def _load_options(accelerator: Accelerator) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1)
+
+
+def _bare(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer inside Accelerate's wrapper, which torch's state functions do not know."""
+    bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return bare
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint so that no half of it is ever taken for one."""
+    retired = path.with_name(f".{path.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    path.rename(retired)
+    shutil.rmtree(retired, ignore_errors=True)

@@ -1,0 +1,204 @@
+"""What the loop works with, put together: model, optimizer, data, class weights, checkpoints, trackers."""
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from train_loop.config import TrainConfig
+from train_loop.machine.device import precision_name, shard_by_layer
+from train_loop.machine.processes import on_main_process
+from train_loop.model.pretrained import freeze_unused_parameters
+from train_loop.rows.data import Data, Split
+from train_loop.run.checkpoint import CheckpointStore, Identity, TrainState
+from train_loop.run.directory import RunDirectory
+from train_loop.run.progress import Progress
+from train_loop.steps.dropout import MaskSource, replace_dropout
+from train_loop.steps.feed import Collator
+from train_loop.steps.optimizer import build_optimizer
+from train_loop.steps.plan import BatchPlan
+from train_loop.steps.scoring import Evaluation, evaluate_logits, predict_logits
+
+
+@dataclasses.dataclass(kw_only=True)
+class Training:
+    """What the loop works with; put together by `build_training`."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    tokenizer: PreTrainedTokenizerFast
+    data: Data
+    class_weights: Tensor
+    """[C], on the device, in the type of the loss."""
+    checkpoints: CheckpointStore
+    progress: Progress
+    num_steps: int
+    dropout_masks: MaskSource | None = None
+    """Source of dropout masks on a CPU; None where torch draws them."""
+    pad_to_multiple_of: int = 1
+    max_tokens_per_forward: int | None = None
+    """Most padded tokens of one forward pass, once memory has run out; not kept, as a resumed run may have more."""
+    sizes_done: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    """(rows, tokens of a row) of micro-batches that fitted into memory on every process, beside AdamW's state."""
+
+    def __post_init__(self) -> None:
+        self.collate = self.collator(self.data.train)
+        self.row_weights = self.class_weights.cpu().double().numpy()[self.data.train.labels]  # [N]; MPS has no float64
+
+    def collator(self, split: Split) -> Collator:
+        """Return what pads the rows of a split."""
+        return Collator(split, self.tokenizer, self.data.max_length, self.pad_to_multiple_of)
+
+    def plan(self, epoch: int) -> BatchPlan:
+        """Return the optimizer steps of an epoch."""
+        return BatchPlan(
+            self.data.train.lengths,
+            self.row_weights,
+            batch_size=self.config.batch_size,
+            num_processes=self.accelerator.num_processes,
+            grouping=self.config.length_grouping,
+            seed=self.config.seed,
+            epoch=epoch,
+            widths=self.collate.widths,
+            num_micro_batches=self.config.gradient_accumulation_steps,
+            max_tokens=self.config.max_tokens_per_forward,
+        )
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Score a split with the weights as they are; call it on all processes."""
+        return evaluate_logits(self.predict(split), split.labels)
+
+    def predict(self, split: Split) -> NDArray[np.float32]:
+        """Return the logits of a split [N, C] with the weights as they are; call it on all processes."""
+        return predict_logits(
+            self.accelerator,
+            self.model,
+            split,
+            len(self.data.labels),
+            self.collator(split),
+            self.config.eval_max_tokens_per_forward,
+        )
+
+
+def build_training(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    weights: NDArray[np.float64],
+    run: RunDirectory,
+    console: Console,
+) -> Training:
+    """Return everything the loop needs, with class weights [C]; call it on all processes."""
+    num_steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
+    if config.max_steps is not None:
+        num_steps = min(num_steps, config.max_steps)
+    identity = Identity(
+        parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
+        labels=data.labels,
+        data_fingerprint=data.fingerprint,
+        num_steps=num_steps,
+    )
+    dtype = next(model.parameters()).dtype
+    freeze_unused_parameters(model, tokenizer.model_input_names)
+    masks = None
+    if accelerator.device.type == "cpu" and not config.compile:  # the compiler draws its own, as fast
+        masks = replace_dropout(model)
+    if config.compile:
+        model.compile(dynamic=True)  # in place: a wrapper would change the names of the weights
+    if accelerator.distributed_type == DistributedType.FSDP:
+        shard_by_layer(accelerator.state.fsdp_plugin, model)
+    else:
+        model.to(accelerator.device)  # before the optimizer, which picks its kernel by the device
+    with warnings.catch_warnings():
+        # torch renamed the option, and Accelerate cannot pass the new name yet.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    _start_trackers(config, accelerator, run)
+    if accelerator.is_main_process:
+        run.write_record(
+            device=str(accelerator.device),
+            num_processes=accelerator.num_processes,
+            distributed_type=accelerator.distributed_type.value,
+            mixed_precision=accelerator.mixed_precision,
+            data_fingerprint=data.fingerprint,
+            rows={name: len(split) for name, split in data.splits.items()},
+        )
+    is_half_on_gpu = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
+    return Training(
+        config=config,
+        accelerator=accelerator,
+        model=prepared,
+        optimizer=optimizer,
+        tokenizer=tokenizer,
+        data=data,
+        class_weights=torch.tensor(weights, dtype=dtype, device=accelerator.device),
+        checkpoints=CheckpointStore(run.checkpoints, config.keep_checkpoints, identity),
+        progress=Progress(run.logs, accelerator, console, num_steps=num_steps, log_every=config.log_every),
+        num_steps=num_steps,
+        dropout_masks=masks,
+        pad_to_multiple_of=8 if is_half_on_gpu else 1,  # tensor cores
+    )
+
+
+def restore(training: Training) -> TrainState:
+    """Return where the run stands: its newest valid checkpoint, or the beginning.
+
+    Raises:
+        InputError: the checkpoint is of another model, label set or data.
+    """
+    if training.config.resume is None:
+        return TrainState()
+    on_main_process(training.accelerator, training.checkpoints.clear_leftovers)
+    newest, problems = on_main_process(training.accelerator, training.checkpoints.newest_valid)
+    for problem in problems:
+        training.progress.note(f"Damaged checkpoint left aside: {problem}")
+    if newest is None:
+        training.progress.note("No usable checkpoint yet: the run begins at its first step.")
+        return TrainState()
+    state = training.checkpoints.restore(newest, training.accelerator, training.model, training.optimizer)
+    training.progress.note(f"Continuing from {newest.name}, {training.num_steps - state.step:,} steps to go.")
+    return state
+
+
+def print_run(console: Console, training: Training) -> None:
+    """Print the quantities that follow from the configuration."""
+    config, accelerator, plan = training.config, training.accelerator, training.plan(0)
+    first = plan.step(0)
+    table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
+    rows = {
+        "model": config.model_name,
+        "device": f"{accelerator.device.type}, {accelerator.num_processes} process"
+        + (f"es, {accelerator.distributed_type.value.lower()}" if accelerator.num_processes > 1 else ""),
+        "precision": precision_name(accelerator),
+        "optimizer steps": f"{training.num_steps:,} ({len(plan):,} an epoch)",
+        "rows a step": f"{config.batch_size:,}, in {first.num_micro_batches} forward passes on each process",
+        "tokens a step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
+        "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}",
+        "class weights": str(config.class_weights),
+        "run directory": str(training.checkpoints.folder.parent),
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    console.print(table, highlight=False)
+
+
+def _start_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> None:
+    if not config.trackers:
+        return
+    accelerator.project_configuration.project_dir = str(run.path)
+    accelerator.project_configuration.logging_dir = str(run.logs)
+    accelerator.init_trackers("rawloop", config={name: str(value) for name, value in vars(config).items()})
