@@ -25,9 +25,9 @@ from export.to_onnx import export_graph, external_files, input_names
 from export.verify import FEW_ROWS, GATES, Gate, Judge, Verdict
 from serve.contract.bundle import Variant, VariantName
 from serve.contract.classifier import Classifier
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, first_line
 from serve.contract.files import replace_folder
-from serve.cores import num_usable_cores
 from serve.encoder import Encoder
 from serve.session import Session
 

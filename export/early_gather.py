@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.int8.layers import array_of, name_nodes, replace_nodes, weights_of
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.cores import num_usable_cores
 from serve.session import Session
 
 ELEMENTWISE = "Add BiasGelu Cast Div Dropout Erf FastGelu Gelu Identity Mul Pow QuickGelu Relu Sigmoid Sqrt Sub Tanh"

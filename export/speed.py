@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.cores import num_usable_cores
+from serve.contract.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
 from serve.session import Session
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.bundle import DeviceName
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.cores import num_usable_cores
 from serve.device_buffers import DeviceBuffers
 
 PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

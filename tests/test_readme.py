@@ -6,7 +6,7 @@ import shlex
 import pytest
 from places import ROOT
 
-from train_loop.config import parse_config
+from train_loop.command_line import parse_config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [

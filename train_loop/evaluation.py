@@ -127,7 +127,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace) -> TrainConfig:
     """Return the run's configuration with what the command line changes."""
-    from train_loop.config import CONFIG_FILE, read_config
+    from train_loop.command_line import read_config
+    from train_loop.config import CONFIG_FILE
 
     config = read_config(folder / CONFIG_FILE)
     changes: dict[str, Any] = {

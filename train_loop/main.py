@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     # Imported here, so that --help and a missing extra are answered at once.
     from accelerate.utils import set_seed
 
-    from train_loop.config import parse_config
+    from train_loop.command_line import parse_config
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.machine.device import build_accelerator

@@ -60,7 +60,7 @@ class Machine:
 
 
 def available_cores() -> tuple[int, ...]:
-    """Return the cores that this process may run on; how much of them it gets, `serve.cores` knows."""
+    """Return the cores that this process may run on; how much of them it gets, `serve.contract.cores` knows."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))

@@ -11,8 +11,8 @@ from bench.harness.hardware import available_cores, describe_machine
 from bench.harness.processes import ContenderProcess, WorkerSpec
 from bench.harness.results import Benchmark, Contender, Fact, Measurement, Results
 from bench.harness.rounds import Limits
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.cores import num_usable_cores
 
 if TYPE_CHECKING:
     from bench.harness.arena import Entrant

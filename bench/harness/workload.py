@@ -99,7 +99,8 @@ def rows_of_run(run: Path, split: str) -> Workload:
 
 
 def _rows_of_source(run: Path, split: str) -> Workload:
-    from train_loop.config import CONFIG_FILE, read_config
+    from train_loop.command_line import read_config
+    from train_loop.config import CONFIG_FILE
     from train_loop.model.pretrained import load_tokenizer
     from train_loop.rows.data import load_data
 

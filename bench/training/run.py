@@ -119,7 +119,8 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
     Raises:
         InputError: the run or recipe cannot be read, or has too few rows.
     """
-    from train_loop.config import CONFIG_FILE, read_config
+    from train_loop.command_line import read_config
+    from train_loop.config import CONFIG_FILE
     from train_loop.model.pretrained import load_tokenizer, resolve_model
     from train_loop.rows.data import load_data
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from export.int8.layers import Layer
 from export.progress import Advance, ignore
-from serve.cores import num_usable_cores
+from serve.contract.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
 
 MAX_SAMPLE = 2_048

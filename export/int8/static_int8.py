@@ -14,8 +14,8 @@ from export.int8.repair import Repair
 from export.machine import instruction_set
 from export.progress import Progress
 from export.rows import recombined
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.cores import num_usable_cores
 from serve.encoder import Encoder, TextInput, length_sorted_batches
 from serve.session import Session
 

@@ -67,7 +67,7 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     """Return the `Training` of a command line, as `main.py` builds it, with weights of `dtype`."""
     from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 
-    from train_loop.config import parse_config
+    from train_loop.command_line import parse_config
     from train_loop.machine.device import build_accelerator, fsdp_plugin
     from train_loop.model.pretrained import load_model, load_tokenizer
     from train_loop.rows.data import class_counts, load_data

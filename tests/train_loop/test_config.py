@@ -11,7 +11,8 @@ from hypothesis import Phase, given, settings
 from places import ROOT
 
 from serve.contract.errors import InputError
-from train_loop.config import CONFIG_FILE, QUICKSTART_RECIPE, RESUME_FLAGS, TrainConfig, parse_config, write_yaml
+from train_loop.command_line import QUICKSTART_RECIPE, RESUME_FLAGS, parse_config, write_yaml
+from train_loop.config import CONFIG_FILE, TrainConfig
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 

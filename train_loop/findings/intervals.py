@@ -7,8 +7,7 @@ metrics of counts cost nothing per row.
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.metrics import Matrix, count_metrics
-from train_loop.findings.score_metrics import Floats, Ranking, mean_over_defined
+from train_loop.findings.metrics import Floats, Matrix, Ranking, count_metrics, mean_over_defined
 
 NUM_RESAMPLES = 1_000
 MIN_RESAMPLES = 200

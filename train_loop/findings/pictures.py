@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from train_loop.findings.score_metrics import NUM_BINS, Ranking
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.findings.assessment import SplitMetrics
+from train_loop.findings.metrics import NUM_BINS, Ranking
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES = ("-", "--", "-.", ":")

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from serve.contract.errors import InputError
 from serve.contract.files import write_json
 from serve.contract.versions import installed_versions
-from train_loop.config import CONFIG_FILE, TrainConfig, write_yaml
+from train_loop.command_line import write_yaml
+from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.machine.processes import on_main_process
 
 RECORDED_PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "datasets", "tokenizers", "numpy")

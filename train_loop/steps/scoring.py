@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.metrics import classification_metrics
-from train_loop.findings.score_metrics import log_loss
+from train_loop.findings.metrics import classification_metrics, log_loss
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
 from train_loop.rows.data import Split

@@ -14,7 +14,8 @@ from bench.training.contenders import main_entrants, scaling_entrants
 from bench.training.pace import Finished, PacedTraining, StepClock, WorkMeter
 from bench.training.run import TrainingOptions, measure_passes, run, with_flops
 from serve.contract.errors import InputError
-from train_loop.config import TrainConfig, write_yaml
+from train_loop.command_line import write_yaml
+from train_loop.config import TrainConfig
 
 
 class Model(nn.Module):

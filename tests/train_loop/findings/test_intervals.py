@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from train_loop.findings.intervals import count_intervals, row_intervals
-from train_loop.findings.metrics import confusion_matrix, count_metrics
-from train_loop.findings.score_metrics import rankings, row_log_losses
+from train_loop.findings.metrics import confusion_matrix, count_metrics, rankings, row_log_losses
 
 
 def test_the_accuracys_interval_is_that_of_a_binomial() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.cores import cpu_quota, num_usable_cores
+from serve.contract.cores import cpu_quota, num_usable_cores
 
 
 def write(path: Path, text: str) -> None:
@@ -55,5 +55,5 @@ def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
 def test_cores_are_at_most_those_of_the_affinity_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = len(os.sched_getaffinity(0))
     for found, expected in ((None, cores), (0.2, 1), (1e6, cores), (1.5, min(2, cores))):
-        monkeypatch.setattr("serve.cores.cpu_quota", lambda found=found: found)
+        monkeypatch.setattr("serve.contract.cores.cpu_quota", lambda found=found: found)
         assert num_usable_cores() == expected

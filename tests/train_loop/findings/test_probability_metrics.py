@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
-from train_loop.findings.score_metrics import (
+from train_loop.findings.metrics import (
     NUM_BINS,
     log_loss,
     mean_over_defined,

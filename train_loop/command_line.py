@@ -1,0 +1,157 @@
+"""Flags, YAML files and `--resume` -> the configuration of a run.
+
+A flag wins over the file. Naming a source of rows on the command line (`--dataset_name` or
+`--train_file`) replaces the file's whole source, so that a recipe for a Hub data set also runs on
+local files.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve.contract.command import is_main_process
+from serve.contract.errors import InputError
+from serve.contract.files import write_bytes
+from train_loop.config import CONFIG_FILE, TrainConfig
+
+QUICKSTART_RECIPE = Path("recipes/quickstart.yaml")
+SOURCE_FIELDS = (
+    "dataset_name",
+    "dataset_config",
+    "dataset_revision",
+    "train_file",
+    "validation_file",
+    "test_file",
+)
+RESUME_FLAGS = {
+    "resume",
+    "gradient_accumulation_steps",
+    "max_tokens_per_forward",
+    "eval_max_tokens_per_forward",
+    "mixed_precision",
+    "keep_checkpoints",
+    "log_every",
+    "trackers",
+    "push_to_hub",
+}
+"""What may be given beside --resume: what another machine may want, and what leaves the weights alone."""
+
+
+def _parser(*, exit_on_error: bool = True) -> Any:
+    # Imported here: `--help` of other commands and the tests of the dataclass do not need it.
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=exit_on_error,
+        prog="train_loop/main.py",
+        usage="%(prog)s [--config FILE] [--FIELD VALUE ...]",  # all fields would bury the error under it
+        allow_abbrev=False,
+        description="Train a text classifier. Without any argument: the quickstart.",
+    )
+    parser.add_argument("--config", action="append", default=None, help="YAML file with any of the fields below.")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    return parser
+
+
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Return the configuration of a command line: flags over `--config` files over defaults.
+
+    With `--resume RUN`, the file is the run's own, and only RESUME_FLAGS are
+    taken. Exits with status 2 on an unknown flag, field or value, as argparse does.
+
+    Raises:
+        InputError: a file cannot be read, or fields contradict each other.
+    """
+    flags = {word[2:].split("=", 1)[0].split(".", 1)[0].rstrip("+") for word in argv if word.startswith("--")}
+    if not argv and QUICKSTART_RECIPE.is_file():
+        if is_main_process():
+            print(f"No arguments: the quickstart, as in {QUICKSTART_RECIPE}.", flush=True)
+        argv = ["--config", str(QUICKSTART_RECIPE)]
+    _require_known(flags - {"config", "help"}, "--")
+    parser = _parser()
+    given = parser.parse_args(list(argv))
+    files = [Path(path) for path in given.pop("config") or []]
+    if given["resume"] is not None:
+        changed = sorted(flags - RESUME_FLAGS)
+        if changed:
+            raise InputError(
+                f"--resume continues a run as it was; {', '.join('--' + name for name in changed)} cannot change. "
+                f"Leave them out, or start a new run. What can change: {', '.join(sorted(RESUME_FLAGS - {'resume'}))}"
+            )
+        files = [Path(given["resume"]) / CONFIG_FILE]
+    fields: dict[str, Any] = {}
+    for path in files:
+        fields |= _fields_of(path)
+    if flag := next((name for name in ("config", "resume") if fields.get(name) is not None), None):
+        raise InputError(f"{', '.join(map(str, files))}: {flag} belongs on the command line; give it as --{flag}")
+    if flags & {"dataset_name", "train_file"}:
+        fields = {name: value for name, value in fields.items() if name not in SOURCE_FIELDS}
+    from_files = parser.parse_object(fields)
+    parser.set_defaults({name: from_files[name] for name in fields})
+    return _as_config(parser.parse_args(list(argv)))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Return the configuration of a finished run, from its file.
+
+    Raises:
+        InputError: the file cannot be read, has unknown fields, or values of another type or out of range.
+    """
+    return _as_config(_parser().parse_object(_fields_of(path)))
+
+
+def _as_config(given: Any) -> TrainConfig:
+    return TrainConfig(**{field.name: given[field.name] for field in dataclasses.fields(TrainConfig)})
+
+
+def _fields_of(path: Path) -> dict[str, Any]:
+    fields = read_yaml(path)
+    _require_known(fields, "", where=f"{path}: ")
+    _require_types(fields, path)
+    return fields
+
+
+def _require_types(fields: dict[str, Any], path: Path) -> None:
+    import jsonargparse
+
+    try:
+        _parser(exit_on_error=False).parse_object(fields)
+    except jsonargparse.ArgumentError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _require_known(names: Iterable[str], prefix: str, *, where: str = "") -> None:
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in names:
+        if name not in (*known, "config"):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else "--help lists all fields"
+            raise InputError(f"{where}{prefix}{name}: no such field; {hint}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        InputError: the file is absent, not YAML or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; recipes stand in recipes/, runs in runs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected `name: value` lines, found {type(content).__name__}")
+    return content
+
+
+def write_yaml(path: Path, config: TrainConfig) -> None:
+    """Write the resolved configuration so that it runs again with `--config`."""
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    write_bytes(path, text.encode())
