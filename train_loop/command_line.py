@@ -18,7 +18,12 @@ from serve.contract.errors import InputError
 from serve.contract.files import write_bytes
 from train_loop.config import CONFIG_FILE, TrainConfig
 
-QUICKSTART_RECIPE = Path("recipes/quickstart.yaml")
+RECIPES = next(
+    folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
+)
+"""Where recipes lie: in an installed package next to this file, in a clone next to the package."""
+QUICKSTART = "quickstart"
+FILE_FIELDS = ("train_file", "validation_file", "test_file")
 SOURCE_FIELDS = (
     "dataset_name",
     "dataset_config",
@@ -53,7 +58,12 @@ def _parser(*, exit_on_error: bool = True) -> Any:
         allow_abbrev=False,
         description="Train a text classifier. Without any argument: the quickstart.",
     )
-    parser.add_argument("--config", action="append", default=None, help="YAML file with any of the fields below.")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=None,
+        help="YAML file with any of the fields below, or a recipe's name: tweet_sentiment.",
+    )
     parser.add_class_arguments(TrainConfig, as_group=False)
     return parser
 
@@ -68,14 +78,14 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         InputError: a file cannot be read, or fields contradict each other.
     """
     flags = {word[2:].split("=", 1)[0].split(".", 1)[0].rstrip("+") for word in argv if word.startswith("--")}
-    if not argv and QUICKSTART_RECIPE.is_file():
+    if not argv:
         if is_main_process():
-            print(f"No arguments: the quickstart, as in {QUICKSTART_RECIPE}.", flush=True)
-        argv = ["--config", str(QUICKSTART_RECIPE)]
+            print(f"No arguments: the quickstart, as in {_recipe(QUICKSTART)}.", flush=True)
+        argv = ["--config", QUICKSTART]
     _require_known(flags - {"config", "help"}, "--")
     parser = _parser()
     given = parser.parse_args(list(argv))
-    files = [Path(path) for path in given.pop("config") or []]
+    files = [_recipe(name) for name in given.pop("config") or []]
     if given["resume"] is not None:
         changed = sorted(flags - RESUME_FLAGS)
         if changed:
@@ -113,7 +123,17 @@ def _fields_of(path: Path) -> dict[str, Any]:
     fields = read_yaml(path)
     _require_known(fields, "", where=f"{path}: ")
     _require_types(fields, path)
+    for name in FILE_FIELDS:
+        file = fields.get(name)
+        if file is not None and not Path(file).exists() and (path.parent / file).exists():
+            fields[name] = str(path.parent / file)
     return fields
+
+
+def _recipe(name: str) -> Path:
+    """Return the file that --config names: a path, or the name of a recipe that ships with rawloop."""
+    path, shipped = Path(name), RECIPES / f"{name}.yaml"
+    return shipped if not path.exists() and shipped.is_file() else path
 
 
 def _require_types(fields: dict[str, Any], path: Path) -> None:
@@ -143,7 +163,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; recipes stand in recipes/, runs in runs/") from error
+        shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise InputError(f"{path}: {error.strerror}; the recipes that ship with rawloop are {shipped}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):

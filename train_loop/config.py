@@ -182,8 +182,7 @@ def _problems(config: TrainConfig) -> list[str]:
     require(
         config.dataset_name is not None or config.train_file is not None,
         "no training rows: give --train_file FILE or --dataset_name ID_OR_FOLDER "
-        "(no argument at all runs the quickstart, from the project's root; with other flags it is "
-        "--config recipes/quickstart.yaml)",
+        "(no argument at all runs the quickstart; with other flags it is --config quickstart)",
     )
     require(
         config.dataset_name is None or (config.validation_file is None and config.test_file is None),

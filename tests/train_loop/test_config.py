@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from places import ROOT
 
 from serve.contract.errors import InputError
-from train_loop.command_line import QUICKSTART_RECIPE, RESUME_FLAGS, parse_config, write_yaml
+from train_loop.command_line import RESUME_FLAGS, parse_config, write_yaml
 from train_loop.config import CONFIG_FILE, TrainConfig
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -145,20 +145,37 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
         parse_config(["--config", str(tmp_path / "absent.yaml")])
 
 
-def test_no_argument_runs_the_quickstart_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("in_clone", [True, False])
+def test_no_argument_runs_the_quickstart_from_any_folder_and_says_so(
+    in_clone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(ROOT if in_clone else tmp_path)
     config = parse_config([])
     assert config.train_file is not None
     assert Path(config.train_file).is_file()
-    assert str(QUICKSTART_RECIPE) in capsys.readouterr().out
+    assert "recipes/quickstart.yaml" in capsys.readouterr().out
 
 
-def test_no_argument_elsewhere_says_what_to_give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_recipe_is_found_by_its_name_but_a_file_of_that_name_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="--train_file FILE or --dataset_name"):
-        parse_config([])
+    assert parse_config(["--config", "rte"]).text_pair_column == "sentence2"
+    Path("rte").write_text("train_file: mine.csv", encoding="utf-8")
+    assert parse_config(["--config", "rte"]).train_file == "mine.csv"
+
+
+def test_rows_are_found_in_the_current_folder_then_next_to_the_file_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "r.yaml").write_text("train_file: rows.csv", encoding="utf-8")
+    (folder / "rows.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    assert parse_config(["--config", "recipes/r.yaml"]).train_file == "recipes/rows.csv"
+    Path("rows.csv").touch()
+    assert parse_config(["--config", "recipes/r.yaml"]).train_file == "rows.csv"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
@@ -263,7 +280,7 @@ def test_a_run_goes_on_in_a_precision_that_the_new_machine_has(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
-def test_one_process_alone_says_that_it_is_the_quickstart(
+def test_only_one_process_says_that_it_is_the_quickstart(
     rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)

@@ -150,7 +150,7 @@ def test_the_model_learns(argv: list[str], tmp_path: Path) -> None:
     assert metrics["splits"]["test"]["metrics"]["accuracy"] == 1.0
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)])
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)])
 def test_what_stops_a_run_before_the_loop_is_one_line(
     argv: list[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from places import ROOT
 from sklearn.feature_extraction.text import CountVectorizer
 
-TICKETS = ROOT / "examples" / "support_tickets.csv"
+TICKETS = ROOT / "recipes" / "support_tickets.csv"
 NEAR = 0.5
 """Jaccard similarity of character 5-grams from which two texts count as one text edited: one word changed in a
 message of ten keeps about 0.7, while messages written apart on one subject stay below 0.3."""
