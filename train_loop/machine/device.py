@@ -22,6 +22,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from train_loop.config import MixedPrecision, TrainConfig
 
@@ -117,15 +118,17 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def use_the_cores(device: torch.device, num_processes: int) -> None:
-    """Give a CPU process started by `accelerate launch` or torchrun its share of the machine's cores.
+    """Give a CPU process its share of the cores that this container may use, among `num_processes` on the machine.
 
-    Both set OMP_NUM_THREADS=1 where they are told nothing, which would leave most cores idle. A larger
-    --num_cpu_threads_per_process or OMP_NUM_THREADS is kept. `num_processes` are those of this machine.
+    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless asked for something else, which would leave most
+    cores idle; torch by itself ignores the container's quota. A number of threads that was asked for is kept.
     """
-    launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()  # set by launchers alone
-    if device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // num_processes))
+    if device.type != "cpu":
+        return
+    launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()  # only launchers set these
+    asked_for = os.environ.get("OMP_NUM_THREADS")
+    if asked_for is None or (asked_for == "1" and launched):
+        torch.set_num_threads(max(1, num_usable_cores() // num_processes))
 
 
 def keep_freed_memory(device: torch.device) -> None:

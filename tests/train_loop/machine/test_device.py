@@ -9,6 +9,7 @@ import torch
 from tiny_models import ARCHITECTURES, save_tiny_model
 from transformers import AutoModelForSequenceClassification
 
+from serve.contract import cores
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
 from train_loop.machine import device
@@ -36,20 +37,31 @@ def launch_with_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}, 16, 1),
         ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "3"}, 2, None),
         ({"OMP_NUM_THREADS": "1"}, 2, None),
+        ({}, 1, 8),
     ],
 )
-def test_a_launcher_that_was_told_nothing_leaves_no_core_idle(
+def test_threads_are_a_share_of_the_cores_that_may_be_used(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], num_processes: int, expected: int | None
 ) -> None:
-    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     threads: list[int] = []
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(device, "num_usable_cores", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     use_the_cores(CPU, num_processes)
     assert threads == ([] if expected is None else [expected])
+
+
+def test_a_containers_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    use_the_cores(CPU, 1)
+    assert threads == [2]
 
 
 def test_fsdp_1_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
