@@ -2,17 +2,21 @@
 
     results = on_processes(3, "scenarios:trained", {...})
 
-runs the function in three fresh processes, gives each the same JSON arguments, and returns what each
-returned (anything that torch.save takes).
+runs the function in three processes, gives each the same JSON arguments, and returns what each returned (anything that
+torch.save takes). They are forked from a process that has imported everything: importing torch and its friends takes
+longer than most of what is tested here.
 """
 
+import functools
 import importlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +26,13 @@ TIMEOUT_S = 240
 
 
 def on_processes(num_processes: int, function: str, arguments: dict[str, Any]) -> list[Any]:
-    """Run `module:function` of the tests folder on gloo processes and return what each returned."""
+    """Run `module:function` of this folder on gloo processes and return what each returned."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        environment = {
-            **os.environ,
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parent),
-        }
-        workers = []
-        for rank in range(num_processes):
-            place = {
+        ranks = [
+            {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(num_processes),
@@ -43,24 +40,74 @@ def on_processes(num_processes: int, function: str, arguments: dict[str, Any]) -
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            command = [sys.executable, __file__, function, json.dumps(arguments), f"{folder}/{rank}.pt"]
-            workers.append(
-                subprocess.Popen(
-                    command,
-                    env={**environment, **(place if num_processes > 1 else {})},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        try:
-            outputs = [worker.communicate(timeout=TIMEOUT_S)[0] for worker in workers]
-        finally:
-            for worker in workers:
-                worker.kill()
-        statuses = [worker.returncode for worker in workers]
-        assert statuses == [0] * num_processes, "\n\n".join(outputs)
+            for rank in range(num_processes)
+        ]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        job = {
+            "environments": [environment | (rank if num_processes > 1 else {}) for rank in ranks],
+            "function": function,
+            "arguments": arguments,
+            "folder": folder,
+        }
+        template = _template()
+        assert template.stdin is not None
+        assert template.stdout is not None
+        template.stdin.write(json.dumps(job) + "\n")
+        template.stdin.flush()
+        if not select.select([template.stdout], [], [], TIMEOUT_S)[0]:
+            os.killpg(template.pid, 9)
+            _template.cache_clear()
+        answer = template.stdout.readline()
+        said = "\n\n".join(path.read_text() for path in sorted(Path(folder).glob("*.log")))
+        assert answer == json.dumps([0] * num_processes) + "\n", f"{answer or 'no answer in time'}\n{said}"
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(num_processes)]
+
+
+@functools.cache
+def _template() -> "subprocess.Popen[str]":
+    """Return the process that forks; it ends when its standard input closes, with pytest."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def _fork(job: dict[str, Any], rank: int) -> int:
+    """Start one process of a job and return its id; its output goes to a file of its own."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        folder = Path(job["folder"])
+        log = os.open(folder / f"{rank}.log", os.O_CREAT | os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        os.environ.clear()
+        os.environ.update(job["environments"][rank])
+        module, _, name = job["function"].partition(":")
+        torch.save(getattr(importlib.import_module(module), name)(**job["arguments"]), folder / f"{rank}.pt")
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve() -> None:
+    """Fork the processes of each job that comes in, and answer with their exit statuses."""
+    import scenarios  # noqa: F401 - imported before the fork, as what `build` needs is
+    import transformers
+
+    transformers.BertForSequenceClassification  # noqa: B018 - transformers imports it when it is first named
+    for line in sys.stdin:
+        job = json.loads(line)
+        children = [_fork(job, rank) for rank in range(len(job["environments"]))]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(statuses), flush=True)
 
 
 def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
@@ -99,6 +146,4 @@ def weights_of(training: Any) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    module, _, name = sys.argv[1].partition(":")
-    result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
-    torch.save(result, sys.argv[3])
+    _serve()
