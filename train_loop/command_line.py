@@ -1,8 +1,7 @@
 """Flags, YAML files and `--resume` -> the configuration of a run.
 
-A flag wins over the file. Naming a source of rows on the command line (`--dataset_name` or
-`--train_file`) replaces the file's whole source, so that a recipe for a Hub data set also runs on
-local files.
+A flag wins over the file. `--dataset_name` or `--train_file` on the command line replaces the file's whole source of
+rows, so that a recipe for a Hub data set also runs on local files.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from train_loop.config import CONFIG_FILE, TrainConfig
 RECIPES = next(
     folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
 )
-"""Where recipes lie: in an installed package next to this file, in a clone next to the package."""
+"""Recipes: next to this file in an installed package, next to the package in a clone."""
 QUICKSTART = "quickstart"
 FILE_FIELDS = ("train_file", "validation_file", "test_file")
 SOURCE_FIELDS = (
@@ -43,18 +42,18 @@ RESUME_FLAGS = {
     "trackers",
     "push_to_hub",
 }
-"""What may be given beside --resume: what another machine may want, and what leaves the weights alone."""
+"""Flags allowed with --resume: those another machine may need, and those that do not affect the weights."""
 
 
 def _parser(*, exit_on_error: bool = True) -> Any:
-    # Imported here: `--help` of other commands and the tests of the dataclass do not need it.
+    # Imported here: the other commands do not need it.
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         exit_on_error=exit_on_error,
         prog="train_loop/main.py",
-        usage="%(prog)s [--config FILE] [--FIELD VALUE ...]",  # all fields would bury the error under it
+        usage="%(prog)s [--config FILE] [--FIELD VALUE ...]",  # a list of all fields would bury the error
         allow_abbrev=False,
         description="Train a text classifier. Without any argument: the quickstart.",
     )
@@ -71,8 +70,8 @@ def _parser(*, exit_on_error: bool = True) -> Any:
 def parse_config(argv: Sequence[str]) -> TrainConfig:
     """Return the configuration of a command line: flags over `--config` files over defaults.
 
-    With `--resume RUN`, the file is the run's own, and only RESUME_FLAGS are
-    taken. Exits with status 2 on an unknown flag, field or value, as argparse does.
+    `--resume RUN` reads the run's own file and allows only RESUME_FLAGS. Exits with status 2 on an unknown flag or a
+    value of another type, as argparse does.
 
     Raises:
         InputError: a file cannot be read, or fields contradict each other.
@@ -98,7 +97,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     for path in files:
         fields |= _fields_of(path)
     if flag := next((name for name in ("config", "resume") if fields.get(name) is not None), None):
-        raise InputError(f"{', '.join(map(str, files))}: {flag} belongs on the command line; give it as --{flag}")
+        raise InputError(f"{', '.join(map(str, files))}: {flag} belongs on the command line; pass it as --{flag}")
     if flags & {"dataset_name", "train_file"}:
         fields = {name: value for name, value in fields.items() if name not in SOURCE_FIELDS}
     from_files = parser.parse_object(fields)
@@ -131,9 +130,9 @@ def _fields_of(path: Path) -> dict[str, Any]:
 
 
 def _recipe(name: str) -> Path:
-    """Return the file that --config names: a path, or the name of a recipe that ships with rawloop."""
+    """Return the file that --config names: a path, or a recipe that ships with rawloop."""
     path, shipped = Path(name), RECIPES / f"{name}.yaml"
-    return shipped if not path.exists() and shipped.is_file() else path
+    return shipped if not path.is_file() and shipped.is_file() else path
 
 
 def _require_types(fields: dict[str, Any], path: Path) -> None:

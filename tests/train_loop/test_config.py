@@ -306,7 +306,7 @@ def test_resume_of_no_run_names_the_folder(tmp_path: Path) -> None:
 
 
 def test_resume_in_a_file_is_refused_since_it_would_pass_by_the_runs_own_configuration(recipe: Any) -> None:
-    with pytest.raises(InputError, match="give it as --resume"):
+    with pytest.raises(InputError, match="pass it as --resume"):
         parse_config(recipe(train_file="a.csv", resume="runs/latest"))
 
 

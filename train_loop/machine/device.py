@@ -1,4 +1,4 @@
-"""The Accelerator of a run: device, processes, trackers, and what precision the hardware really has."""
+"""The Accelerator of a run: device, processes, trackers, and the precision that the hardware supports."""
 
 import ctypes
 import datetime
@@ -30,25 +30,25 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of glibc's <malloc.h>."""
 
 PATIENCE = datetime.timedelta(hours=6)
-"""How long processes wait for one another. NCCL's own ten minutes end a run where one process tokenizes many rows,
-or examines the results, while the others wait."""
+"""How long processes wait for each other. NCCL's default of ten minutes ends a run in which one process tokenizes many
+rows, or examines the results, while the others wait."""
 
 
 def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> Accelerator:
     """Return the Accelerator that a configuration and the launcher's environment ask for.
 
-    `for_evaluation` never shards, and takes the precision `auto` where the hardware lacks the one asked for.
+    `for_evaluation` never shards, and falls back to the precision `auto` if the hardware lacks the configured one.
 
     Raises:
-        InputError: the device cannot do the precision, a tracker is not installed, or DeepSpeed or FSDP 1 is
-            asked for.
+        InputError: the device does not support the precision, a tracker is not installed, or DeepSpeed or FSDP 1 is
+            configured.
     """
     if for_evaluation:
-        # Accelerate shards a model with its optimizer alone, and transformers, told to load sparingly, would
-        # leave all processes but one with weights that nobody fills.
+        # Accelerate shards a model only together with its optimizer, and transformers, in RAM-efficient loading,
+        # would leave the weights of all processes but one uninitialized.
         os.environ.pop("ACCELERATE_USE_FSDP", None)
     plugin = fsdp_plugin()
-    # Accelerate forms several CPU processes only when told that the device is a CPU.
+    # Accelerate connects several CPU processes only if `cpu` is set.
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     if state.distributed_type == DistributedType.DEEPSPEED:
@@ -63,7 +63,7 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
     absent = sorted(set(config.trackers) - set(available))
     if absent:
         raise InputError(
-            f"--trackers {', '.join(absent)}: not installed, or no tracker of Accelerate; installed are "
+            f"--trackers {', '.join(absent)}: not installed, or not a tracker of Accelerate; installed are "
             f"{', '.join(available) or 'none'}"
         )
     precision = config.mixed_precision
@@ -74,7 +74,7 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
         mixed_precision=resolve_precision(precision, state.device),
         fsdp_plugin=plugin,
         log_with=config.trackers or None,
-        # Trackers want a folder now; assembly.py names the run's own once that is made.
+        # Trackers need a folder now; training.py sets the run's own once it exists.
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
         # The loop divides by the exact denominator itself; the plugin also shields it from the
         # launcher's ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
@@ -84,10 +84,10 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
-    """Return the launcher's FSDP settings, with weights and gradients in float32; None where it asks for none.
+    """Return the launcher's FSDP settings, with weights and gradients in float32, or None without FSDP.
 
-    Accelerate would cast weights, gradients and their sums over processes to bf16, so that what is learned would
-    depend on the cut of a step, and some models would not run at all. Here autocast does what it does elsewhere.
+    Accelerate would cast weights, gradients and their sums over processes to bf16: the result would then depend on
+    how a step is cut, and some models would not run at all. Here autocast computes in bf16, as without FSDP.
 
     Raises:
         InputError: FSDP version 1, whose flattened parameters the optimizer and the checkpoints do not know.
@@ -102,8 +102,8 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
 def shard_by_layer(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
     """Let the policy TRANSFORMER_BASED_WRAP shard the encoder's layers, unless the launcher names other classes.
 
-    Its own choice, transformers' `_no_split_modules`, names classes that RoBERTa lacks, and makes ModernBERT's
-    embeddings be sharded twice.
+    Its default, transformers' `_no_split_modules`, names classes that RoBERTa lacks, and shards ModernBERT's
+    embeddings twice.
     """
     if plugin.transformer_cls_names_to_wrap is None:
         stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
@@ -112,7 +112,7 @@ def shard_by_layer(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that a smaller forward pass might fit into memory."""
-    # Accelerate's list lacks what CUDA says where it, and not torch, finds no memory.
+    # Accelerate's list lacks the errors that CUDA raises itself.
     others = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return bool(should_reduce_batch_size(error)) or any(text in str(error) for text in others)
 
@@ -132,10 +132,10 @@ def use_the_cores(device: torch.device, num_processes: int) -> None:
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Let a CPU process keep the memory it frees, instead of giving it back and faulting it in again.
+    """Let a CPU process keep the memory it frees, instead of returning it and faulting it in again.
 
-    glibc maps every large block anew, and each step of training then touches hundreds of MB of fresh
-    pages: 15 % of the time of a MiniLM step. Other platforms' allocators keep it by themselves.
+    By default glibc maps every large block anew, so each training step touches hundreds of MB of fresh pages: 15 % of
+    a MiniLM step. Other platforms' allocators keep freed memory anyway.
     """
     if libc := _glibc(device):
         libc.mallopt(M_MMAP_MAX, 0)
@@ -143,10 +143,10 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def return_unused_memory(device: torch.device) -> None:
-    """Give back what a CPU process keeps and does not use.
+    """Return the memory that a CPU process keeps and does not use.
 
-    Now and then, this undoes part of the fragmentation that the above costs as lengths vary: on RTE, 250
-    steps of 16 rows, peak memory is then 3.8 GB instead of 4.0, and 3.6 without either.
+    Called now and then, it undoes part of the fragmentation that `keep_freed_memory` causes as lengths vary: on RTE,
+    250 steps of 16 rows, peak memory is 3.8 GB instead of 4.0, and 3.6 without either.
     """
     if libc := _glibc(device):
         libc.malloc_trim(0)
@@ -160,11 +160,11 @@ def _glibc(device: torch.device) -> ctypes.CDLL | None:
 def resolve_precision(requested: MixedPrecision, device: torch.device) -> str:
     """Return `no`, `bf16` or `fp16` for Accelerate.
 
-    `auto` takes bf16 where the hardware computes it natively, fp16 on older GPUs, and `no` elsewhere: a
-    CPU without bf16 instructions emulates it more slowly than float32.
+    `auto` is bf16 if the hardware computes it natively, fp16 on older GPUs, and `no` otherwise: a CPU without bf16
+    instructions emulates it more slowly than float32.
 
     Raises:
-        InputError: the device lacks it.
+        InputError: the device does not support it.
     """
     if reason := why_lacking(requested, device):
         raise InputError(reason)
@@ -178,7 +178,7 @@ def resolve_precision(requested: MixedPrecision, device: torch.device) -> str:
 
 
 def why_lacking(requested: MixedPrecision, device: torch.device) -> str | None:
-    """Return why a device cannot compute in a precision, with the way out, or None if it can."""
+    """Return why a device does not support a precision, with the way out, or None if it does."""
     if requested == "fp16" and device.type not in ("cuda", "xpu"):
         return (
             f"--mixed_precision fp16: runs on GPUs only, and the device is {device.type} (Accelerate would silently "
@@ -206,7 +206,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def _quieten_libraries(*, is_main: bool) -> None:
-    """Keep what other libraries say from drowning what the run says."""
+    """Keep other libraries' messages from drowning the run's own."""
     transformers.logging.set_verbosity_error()
     datasets.logging.set_verbosity_error()
     if not is_main:
