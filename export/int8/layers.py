@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from export.console import Advance, ignore
+from export.console import Advance
 from export.rewrites import weights_of
 from serve.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
@@ -117,7 +117,7 @@ def record_activations(
     encodings: Sequence[Encoding],
     encoder: Encoder,
     folder: Path,
-    advance: Advance = ignore,
+    advance: Advance,
 ) -> dict[str, Activations]:
     """Run the float graph over calibration rows, padding excluded; return layer name -> activations.
 
@@ -131,10 +131,14 @@ def record_activations(
     probe.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in present
     )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = num_usable_cores()
+    options.enable_mem_pattern = False
     path = folder / "probe.onnx"
     onnx.save(probe, path)
     try:
-        session = onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         found: dict[str, Activations] = {}
         total = sum(encoding.num_tokens for encoding in encodings)
         for rows in length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, MAX_ROWS):
@@ -149,14 +153,6 @@ def record_activations(
     finally:
         path.unlink(missing_ok=True)
     return found
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = num_usable_cores()
-    options.enable_mem_pattern = False
-    return options
 
 
 def _tokens(values: NDArray[np.float32], is_token: NDArray[np.bool_]) -> NDArray[np.float32]:

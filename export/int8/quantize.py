@@ -12,15 +12,11 @@ error of earlier ones, as far as their inputs are correlated on the calibration 
 
 import dataclasses
 import platform
-from collections.abc import Sequence
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from export.console import Advance, ignore
-from export.int8.layers import Activations, Layer
-from export.rewrites import array_of, weights_of
+from export.int8.layers import Activations
 from serve.variants import CPU_INFO, VNNI
 
 ARM = ("asimddp", "i8mm")
@@ -73,23 +69,6 @@ def instruction_set() -> str | None:
     except OSError:
         return None
     return next((name for name in (*VNNI, *ARM) if name in words), None)
-
-
-def quantize_layers(
-    model: onnx.ModelProto,
-    layers: Sequence[Layer],
-    activations: dict[str, Activations],
-    max_integer: int,
-    advance: Advance = ignore,
-) -> dict[str, IntegerLayer]:
-    """Return layer name -> integer constants; `advance` gets the number of layers done."""
-    weights = weights_of(model)
-    found = {}
-    for layer in layers:
-        weight = array_of(weights[layer.weight_name])
-        found[layer.name] = quantize_layer(weight, activations[layer.name], max_integer)
-        advance(1)
-    return found
 
 
 def quantize_layer(weight: NDArray[np.float32], activations: Activations, max_integer: int) -> IntegerLayer:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from export.console import Progress
 from export.int8.integer_graph import assemble
 from export.int8.layers import Layer, find_layers, record_activations
-from export.int8.quantize import IntegerLayer, instruction_set, quantize_layers
-from export.rewrites import name_nodes
+from export.int8.quantize import IntegerLayer, instruction_set, quantize_layer
+from export.rewrites import array_of, name_nodes, weights_of
 from export.rows import recombined
 from serve.contract.errors import InputError
 from serve.cores import num_usable_cores
@@ -86,8 +86,12 @@ def quantize_statically(
     with progress.count(f"Calibrating on {len(calibration)} training rows", len(calibration)) as advance:
         activations = record_activations(model, layers, calibration, encoder, work, advance)
     weight_bits = 8 if instruction_set() else 7
+    weights, integers = weights_of(model), {}
     with progress.count(f"Rounding {len(layers)} layers to int8", len(layers)) as advance:
-        integers = quantize_layers(model, layers, activations, 2 ** (weight_bits - 1) - 1, advance)
+        for layer in layers:
+            weight = array_of(weights[layer.weight_name])
+            integers[layer.name] = quantize_layer(weight, activations[layer.name], 2 ** (weight_bits - 1) - 1)
+            advance(1)
     progress.step(f"Measuring the harm on {len(unseen)} rows made of training rows")
     run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=work / "candidate.onnx")
     repair = Repair(model, layers, integers, run(model), run)

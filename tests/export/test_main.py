@@ -19,7 +19,7 @@ from serve.contract.classifier import Classifier, read_classifier, write_classif
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
-def test_the_command_writes_a_bundle_and_says_what_is_next(
+def test_the_command_writes_a_bundle_and_prints_what_is_next(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
@@ -41,7 +41,7 @@ def test_the_command_writes_a_bundle_and_says_what_is_next(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".b.lock"]
 
 
-def test_a_failed_export_leaves_the_old_bundle_as_it_was(run: Path, tmp_path: Path, bundle: Bundle) -> None:
+def test_a_failed_export_leaves_the_old_bundle_unchanged(run: Path, tmp_path: Path, bundle: Bundle) -> None:
     shutil.copytree(bundle.folder, tmp_path / "b")
     broken = tmp_path / "run"
     shutil.copytree(run, broken)
@@ -132,9 +132,7 @@ def test_a_calibration_on_empty_texts_is_caught_by_the_gate(run: Path, tmp_path:
     assert bundle.default_variant("cpu") == "fp32"
 
 
-def test_rows_that_were_calibrated_on_prove_nothing(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_calibration_rows_prove_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = str(run / "samples" / "train.parquet")
     assert main(["--run", str(run), "--output", str(tmp_path / "b"), "--verification_file", seen]) == 2
     assert "train.parquet: every row is also one of the calibration rows (the train split)" in capsys.readouterr().err

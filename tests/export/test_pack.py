@@ -1,4 +1,4 @@
-"""What a bundle's files are, and what they say."""
+"""The files of a bundle, and what they say."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from serve.contract.errors import InputError
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
-def test_the_bundle_says_what_was_proved(bundle: Bundle) -> None:
+def test_the_bundle_records_what_was_proved(bundle: Bundle) -> None:
     assert set(bundle.manifest.variants) == {"fp32", "int8", "fp16"}
     assert bundle.manifest.default_variants == {"cpu": "int8", "cuda": "fp16"}
     for variant in bundle.manifest.variants.values():
@@ -50,7 +50,7 @@ def test_a_flipped_byte_in_any_file_is_caught_on_load(bundle: Bundle, tmp_path: 
             read_bundle(tmp_path)
 
 
-def test_a_triton_repository_holds_no_variant_that_the_bundle_has_not(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_triton_repository_holds_no_variant_that_the_bundle_lacks(bundle: Bundle, tmp_path: Path) -> None:
     variants = bundle.manifest.variants
     write_triton(tmp_path, bundle.folder, bundle.classifier, variants)
     assert {path.name for path in tmp_path.iterdir()} == {"tiny_fp32", "tiny_int8", "tiny_fp16"}

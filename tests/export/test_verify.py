@@ -36,7 +36,7 @@ def judged(run: Path, folder: Path, graph: Path, classifier: Classifier | None =
     return Judge(encoder, reference, rows, reference.logits(rows), ("a film",)).verify(Session(graph), GATES["fp32"])
 
 
-def test_an_unharmed_graph_passes(run: Path, bundle: Bundle) -> None:
+def test_an_intact_graph_passes(run: Path, bundle: Bundle) -> None:
     assert judged(run, bundle.folder, bundle.graph("fp32")).shortfalls == []
 
 
@@ -51,12 +51,12 @@ def test_an_unharmed_graph_passes(run: Path, bundle: Bundle) -> None:
         (100, 2, GATES["int8"], False),  # both were right before
         (2_000, 10, GATES["int8"], True),
         (2_000, 11, GATES["int8"], False),
-        (100, 1, GATES["fp32"], False),  # but in float32
+        (100, 1, GATES["fp32"], False),  # except in float32
         (49, 1, GATES["int8"], False),  # and on too few rows
         (49, 0, GATES["int8"], True),
     ],
 )
-def test_a_gate_is_met_to_the_row(rows: int, differing: int, gate: Gate, passes: bool) -> None:
+def test_a_gate_is_exact_to_the_row(rows: int, differing: int, gate: Gate, passes: bool) -> None:
     record = dataclasses.replace(
         VERIFICATION,
         rows=rows,
@@ -143,7 +143,7 @@ def test_a_wrong_label_order_is_caught(run: Path) -> None:
     assert "label order" in problem
 
 
-def test_a_contract_with_a_label_too_many_is_caught(run: Path, bundle: Bundle) -> None:
+def test_a_contract_with_an_extra_label_is_caught(run: Path, bundle: Bundle) -> None:
     contract = read_classifier(run / "model")
     longer = dataclasses.replace(contract, labels=(*LABELS, "ugly"))
     with pytest.raises(InputError, match=r"label order: classifier\.json has .*ugly.*, the model"):
