@@ -150,6 +150,14 @@ def test_a_file_of_rows_goes_by_its_name(run: Path, tmp_path: Path) -> None:
     assert "60 rows of new.jsonl" in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("flags", "strict"), [([], True), (["--strict"], True), (["--no_strict"], False), (["--no-strict"], False)]
+)
+def test_strict_can_be_switched_off(flags: list[str], strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.__main__._export", lambda arguments: arguments.strict)
+    assert main(["--run", "runs/latest", *flags]) == strict
+
+
 def test_importing_export_is_light() -> None:
     import subprocess
 
