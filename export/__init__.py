@@ -1,1 +1,1 @@
-"""Export: a finished run -> an ONNX bundle whose every graph was proved before it ships."""
+"""Export: a finished run -> an ONNX bundle, every graph of it verified before it ships."""

@@ -14,17 +14,17 @@ NEEDED = ("torch", "transformers", "optimum", "onnx", "onnxruntime", "pyarrow", 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export and return the exit status: 0 done, 1 a variant fell short or the disk is full, 2 bad input."""
+    """Export and return the exit status: 0 done, 1 a variant was left out or the disk is full, 2 bad input."""
     from serve.contract.command import given_arguments, run_command
 
     arguments = _parser().parse_args(given_arguments(argv))
-    unchanged = "the bundle that was there before is as it was"
+    unchanged = "a bundle that was there before is unchanged"
     return run_command(
         lambda: _export(arguments),
         needs=NEEDED,
         extra="export,cpu",
         interrupted=f"Stopped; {unchanged}.",
-        after_os_error=f"{unchanged}. Make room, or name another folder by --output",
+        after_os_error=f"{unchanged}. Make room, or pass --output with another folder",
     )
 
 
@@ -35,55 +35,62 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--run", type=Path, required=True, help="run directory, such as runs/latest")
-    parser.add_argument("--output", type=Path, help="the bundle's folder, replaced as a whole (RUN/onnx)")
+    parser.add_argument("--output", type=Path, help="bundle folder, replaced as a whole (default: RUN/onnx)")
     parser.add_argument(
         "--variants",
         nargs="+",
         choices=("fp32", "int8", "fp16"),
         default=["fp32", "int8", "fp16"],
-        help="graphs to make beside fp32, which is always made (all)",
+        help="graphs to export; fp32 is always among them (default: all)",
     )
     parser.add_argument(
         "--quantization",
         choices=("static", "dynamic"),
         default="static",
-        help="how int8 is made; under dynamic a text's answer depends on its batch (static)",
+        help="kind of int8; with dynamic, a text's answer depends on its batch (default: static)",
     )
     parser.add_argument(
-        "--min_label_agreement", type=float, help="share of held-out rows on which int8 must agree with PyTorch (0.98)"
+        "--min_label_agreement",
+        type=float,
+        help="share of held-out rows on which int8 must agree with PyTorch (default: 0.98)",
     )
-    parser.add_argument(
+    strict = parser.add_mutually_exclusive_group()
+    strict.add_argument(
         "--strict",
-        action=argparse.BooleanOptionalAction,
+        action="store_true",
         default=True,
-        help="exit with status 1 when a variant fell short and was left out",
+        help="exit with status 1 if a variant is left out because it fell short (default)",
     )
-    parser.add_argument("--calibration_file", type=Path, help="training rows, parquet, csv or jsonl (RUN/samples)")
-    parser.add_argument("--verification_file", type=Path, help="held-out rows, parquet, csv or jsonl (RUN/samples)")
-    parser.add_argument("--triton", type=Path, help="also write a Triton model repository into this folder")
+    strict.add_argument("--no_strict", dest="strict", action="store_false", help="exit with status 0 then, too")
+    rows = "rows to {}, parquet, csv or jsonl (default: the {} split in RUN/samples)"
+    parser.add_argument("--calibration_file", type=Path, help="training " + rows.format("calibrate int8 on", "train"))
+    parser.add_argument("--verification_file", type=Path, help="held-out " + rows.format("verify on", "validation"))
+    parser.add_argument("--triton", type=Path, help="folder for a Triton model repository (default: none is written)")
     return parser
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    # Imported here: the command line was checked first.
+    # Imported here, after the command line was checked: these libraries take seconds.
     import transformers
     from rich.console import Console
 
-    from export.build import Build, Settings
+    from export.build import Settings, export_bundle
+    from export.console import print_summary
+    from export.pack import write_triton
     from export.rows import read_rows
-    from export.summary import print_summary
-    from export.triton import write_triton
     from serve.contract.bundle import BUNDLE_FILE
     from serve.contract.classifier import read_classifier
     from serve.contract.errors import InputError
 
-    agreement = arguments.min_label_agreement
-    if agreement is not None and not 0 < agreement <= 1:
-        raise InputError(f"--min_label_agreement must be above 0 and at most 1, found {agreement}")
+    settings = Settings(
+        variants=tuple(arguments.variants),
+        quantization=arguments.quantization,
+        min_label_agreement=arguments.min_label_agreement,
+    )
     run: Path = arguments.run.resolve()
     model_folder = run / "model"
     if not model_folder.exists() and (run / "checkpoints").is_dir():
-        raise InputError(f"--run {run}: this run is not finished; go on with train_loop/main.py --resume {run}")
+        raise InputError(f"--run {run}: this run is not finished; continue it with train_loop/main.py --resume {run}")
     classifier = read_classifier(model_folder)
     output: Path = (arguments.output or run / "onnx").resolve()
     if output.is_file():
@@ -97,10 +104,7 @@ def _export(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)
-    settings = Settings(
-        variants=tuple(arguments.variants), quantization=arguments.quantization, min_label_agreement=agreement
-    )
-    exported = Build(model_folder, classifier, train, held_out, output, settings, console).run()
+    exported = export_bundle(model_folder, classifier, train, held_out, output, settings, console)
     if arguments.triton is not None:
         write_triton(arguments.triton, exported.folder, classifier, exported.variants)
     print_summary(console, exported, arguments.triton)

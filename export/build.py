@@ -1,70 +1,100 @@
-"""The five steps in order: PyTorch -> float graph -> fused -> int8 and fp16 -> verified -> bundle."""
+"""An export from beginning to end; `export_bundle` is the table of contents.
 
+1. reference   PyTorch in float32 answers the held-out rows
+2. ONNX        the same model as a float32 graph
+3. fp32        operators fused, the head's token gathered early; as exported where that is wrong or slower
+4. int8, fp16  made from the fused graph
+5. pack        speed for the summary, the graphs, and the record of what was proved
+
+Every graph is verified before it may ship. Only fp32 must pass: int8 and fp16 are otherwise left out, with the reason.
+"""
+
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import filelock
+import onnx
 from rich.console import Console
 
-from export.early_gather import with_early_gather
-from export.half import to_half
+from export.console import Exported, Progress
+from export.graphs import Candidate, Refused, export_graph, external_files, fuse_operators, input_names, to_half
 from export.int8.dynamic import quantize_dynamically
-from export.int8.static_int8 import StaticInt8
-from export.machine import instruction_set
-from export.optimize import fused_operators, optimize_graph
-from export.pack import canary_texts, copy_model_files, write_bundle
-from export.progress import Progress
+from export.int8.quantize import instruction_set
+from export.int8.static import quantize_statically
+from export.pack import canary_texts, copy_graph, copy_model_files, write_bundle_records
 from export.reference import Reference
+from export.rewrites import with_early_gather, without_skip_layer_norms
 from export.rows import LabelledRows
-from export.simplify import without_skip_layer_norms
 from export.speed import rows_per_second
-from export.to_onnx import export_graph, external_files, input_names
-from export.verify import FEW_ROWS, GATES, Gate, Judge, Verdict
-from serve.contract.bundle import Variant, VariantName
+from export.verify import FEW_ROWS, GATES, Gate, Judge, Proved, Verdict
+from serve.contract.bundle import VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, first_line
-from serve.contract.files import replace_folder
+from serve.contract.files import staged_folder
+from serve.contract.limits import Limit, out_of_range
 from serve.encoder import Encoder
 from serve.session import Session
 
-Quantization = Literal["static", "dynamic"]
-Details = dict[str, str | int | float | bool]
-
 FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}
 SLOWER = 0.9
-"""A fused graph below this share of its source's rows/s is not kept: slower beyond the noise of a short timing."""
+"""Share of its source's rows/s below which a fused graph is dropped: slower beyond the noise of a short timing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is exported, and how."""
+    """What to export, and how.
+
+    Raises:
+        InputError: a field is out of range.
+    """
 
     variants: tuple[VariantName, ...] = ("fp32", "int8", "fp16")
-    quantization: Quantization = "static"
-    min_label_agreement: float | None = None
-    """Of int8, in place of the gate's own."""
+    quantization: Literal["static", "dynamic"] = "static"
+    min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
+    """Overrides the gate of int8."""
+
+    def __post_init__(self) -> None:
+        if problems := list(out_of_range(self)):
+            raise InputError("; ".join(problems))
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
-    """What came out."""
+class Context:
+    """What the steps share."""
 
-    folder: Path
-    variants: dict[str, Variant]
-    left_out: dict[str, str]
-    """Variant -> why it is not in the bundle."""
-    rows_per_s: dict[str, dict[int, float]]
-    """Graph (pytorch is not among them) -> batch size -> rows/s."""
-    sizes: dict[str, int]
-    """Variant -> bytes."""
+    settings: Settings
+    judge: Judge
+    train: LabelledRows
+    """Rows to calibrate on."""
+    work: Path
+    """Folder for temporary files."""
+    progress: Progress
 
 
-class Build:
-    """One export, from a model folder to a staged bundle that takes the place of the old one at the end.
+@dataclasses.dataclass(frozen=True)
+class Float32:
+    """The float32 graph to ship, and the one to make the others from."""
+
+    proved: Proved
+    source: Path
+    """As `proved`, but with fused layer norms: int8 splits them itself, and on CUDA float16 needs them."""
+
+
+def export_bundle(
+    model_folder: Path,
+    classifier: Classifier,
+    train: LabelledRows,
+    held_out: LabelledRows,
+    output: Path,
+    settings: Settings,
+    console: Console,
+) -> Exported:
+    """Export, verify and pack a model.
 
     Args:
         model_folder: the run's `model/`.
@@ -72,250 +102,226 @@ class Build:
         train: rows to calibrate on.
         held_out: rows to verify on.
         output: the bundle's folder; replaced as a whole, or left as it was.
-        settings: what is wanted.
-        console: where progress is told.
+        settings: what to export.
+        console: where progress is printed.
+
+    Raises:
+        InputError: the held-out rows prove nothing, the architecture cannot be exported, the float32 graph is wrong,
+            or another export is writing the same bundle. `output` is left as it was.
     """
+    progress = Progress(console)
+    _check_held_out(held_out, train, progress)
+    with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:
+        progress.step("PyTorch, float32: the reference answers")
+        reference = Reference(model_folder, classifier)
+        expected = reference.logits(held_out)
 
-    def __init__(
-        self,
-        model_folder: Path,
-        classifier: Classifier,
-        train: LabelledRows,
-        held_out: LabelledRows,
-        output: Path,
-        settings: Settings,
-        console: Console,
-    ) -> None:
-        self._model_folder = model_folder
-        self._classifier = classifier
-        self._train = train
-        self._held_out = held_out
-        self._output = output
-        self._settings = settings
-        self._progress = Progress(console)
-        self._staged = output.with_name(f".{output.name}.tmp")
-        self._work = output.with_name(f".{output.name}.work")
-        self._variants: dict[str, Variant] = {}
-        self._left_out: dict[str, str] = {}
-
-    def run(self) -> Exported:
-        """Export, verify and pack.
-
-        Raises:
-            InputError: the architecture cannot be exported, the float graph is not right, or another export writes
-                the same bundle: nothing ships.
-        """
-        self._output.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self._output.with_name(f".{self._output.name}.lock"))
-        try:
-            with lock.acquire(timeout=0):
-                return self._run_alone()
-        except filelock.Timeout as error:
-            raise InputError(f"{self._output}: another export is writing it; wait for it, or stop it first") from error
-
-    def _run_alone(self) -> Exported:
-        for folder in (self._staged, self._work):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        try:
-            return self._run()
-        finally:
-            for folder in (self._staged, self._work):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _run(self) -> Exported:
-        self._check_held_out()
-        self._progress.tell("PyTorch, float32: the answers to compare with")
-        reference = Reference(self._model_folder, self._classifier)
-        expected = reference.logits(self._held_out)
-        self._progress.tell("ONNX, float32")
-        raw = export_graph(self._model_folder, self._work / "raw")
-        copy_model_files(self._model_folder, self._staged)
-        self._encoder = Encoder(
-            self._staged / "tokenizer.json",
-            self._classifier,
+        progress.step("ONNX, float32")
+        raw = export_graph(model_folder, work / "raw")
+        copy_model_files(model_folder, staged)
+        pad_token_id, pad_token_type_id = reference.tokenizer.pad_token_id, reference.tokenizer.pad_token_type_id
+        encoder = Encoder(
+            staged / "tokenizer.json",
+            classifier,
             input_names=input_names(raw),
-            pad_token_id=reference.tokenizer.pad_token_id,
-            pad_token_type_id=reference.tokenizer.pad_token_type_id,
+            pad_token_id=pad_token_id,
+            pad_token_type_id=pad_token_type_id,
         )
-        self._judge = Judge(self._encoder, reference, self._held_out, expected, canary_texts(self._classifier))
-        self._add_float(raw)
-        if "int8" in self._settings.variants:
-            self._add_unless_impossible("int8", self._add_int8)
-        if "fp16" in self._settings.variants:
-            self._add_unless_impossible("fp16", self._add_half)
-        self._progress.tell("Speed, in turn")
-        graphs = {name: self._staged / v.file for name, v in self._variants.items() if name != "fp16"}
-        rates = rows_per_second(graphs, self._encoder, self._encoder.encode(self._held_out.inputs))
-        write_bundle(
-            self._staged,
-            self._classifier,
-            self._variants,
-            reference.tokenizer.pad_token_id,
-            reference.tokenizer.pad_token_type_id,
+        judge = Judge(encoder, reference, held_out, expected, canary_texts(classifier))
+        context = Context(settings, judge, train, work, progress)
+
+        float32 = _fused(raw, context)
+        if isinstance(float32, Refused):
+            float32 = _as_exported(raw, float32.reason, context)
+        proved = {"fp32": float32.proved}
+        left_out: dict[str, str] = {}
+        for name, make in (("int8", _int8), ("fp16", _float16)):
+            if name not in settings.variants:
+                continue
+            outcome = _made_from(float32, make, context)
+            if isinstance(outcome, Refused):
+                left_out[name] = outcome.reason
+                progress.warn(f"{name} is left out: {outcome.reason}")
+            else:
+                proved[name] = outcome
+
+        progress.step("Speed, in turn")
+        graphs = {name: each.candidate.graph for name, each in proved.items() if name != "fp16"}  # which is for GPUs
+        rates = rows_per_second(graphs, encoder, encoder.encode(held_out.inputs))
+
+        variants = {name: copy_graph(each, staged / FILES[name]) for name, each in proved.items()}
+        write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id)
+        sizes = {name: (staged / variant.file).stat().st_size for name, variant in variants.items()}
+    return Exported(output, variants, left_out, rates, sizes)
+
+
+def _check_held_out(held_out: LabelledRows, train: LabelledRows, progress: Progress) -> None:
+    """Warn of held-out rows that prove little.
+
+    Raises:
+        InputError: all of them are calibration rows.
+    """
+    num_rows, calibration = len(held_out), set(train.inputs)
+    if num_rows < FEW_ROWS:
+        progress.warn(f"{num_rows} held-out rows prove little; --verification_file takes {FEW_ROWS} or more")
+    num_shared = sum(row in calibration for row in held_out.inputs)
+    if num_shared == num_rows:
+        raise InputError(
+            f"{held_out.name}: every row is also one of the calibration rows ({train.name}), so they prove nothing; "
+            "pass --verification_file with rows that the model was not trained on"
         )
-        sizes = {name: (self._staged / variant.file).stat().st_size for name, variant in self._variants.items()}
-        replace_folder(self._staged, self._output)
-        return Exported(self._output, self._variants, self._left_out, rates, sizes)
+    if num_shared:
+        progress.warn(f"{num_shared} of {num_rows} held-out rows are calibration rows too")
 
-    def _check_held_out(self) -> None:
-        """Say what the held-out rows cannot prove.
 
-        Raises:
-            InputError: all of them are rows to calibrate on.
-        """
-        num_rows, calibration = len(self._held_out), set(self._train.inputs)
-        if num_rows < FEW_ROWS:
-            self._progress.warn(f"{num_rows} held-out rows prove little; --verification_file takes {FEW_ROWS} or more")
-        num_shared = sum(row in calibration for row in self._held_out.inputs)
-        if num_shared == num_rows:
-            raise InputError(
-                f"{self._held_out.name}: every row is one of the calibration rows ({self._train.name}) too, and proves "
-                "nothing; --verification_file takes rows that the model was not trained on"
-            )
-        if num_shared:
-            self._progress.warn(f"{num_shared} of {num_rows} held-out rows are calibration rows too")
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep other exports out of the folder.
 
-    def _add_float(self, raw: Path) -> None:
-        method = self._add_fused(raw)
-        if method is None:
-            return
-        self._source = self._gathered_early(raw)
-        verdict = self._verify(self._source, "fp32")
-        if verdict.shortfalls:
-            raise InputError(
-                "the float32 graph is not what PyTorch computes, so nothing was written: "
-                + "; ".join(verdict.shortfalls)
-            )
-        self._ship("fp32", self._source, method, verdict, details={})
+    Raises:
+        InputError: another export is writing it.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(f"{output}: another export is writing it; wait for it, or stop it first") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
-    def _add_fused(self, raw: Path) -> str | None:
-        """Ship the fused form of a graph as fp32, or return why not."""
-        self._progress.tell("Fusing operators")
-        fused, method = optimize_graph(raw.parent, raw.name, self._work / "fused")
-        if fused is None:
-            return method
-        try:
-            fused = self._gathered_early(fused)
-            graph = without_skip_layer_norms(fused, self._work / "fp32.onnx")
-            encodings = self._encoder.encode(self._held_out.inputs[:256])
-            rates = rows_per_second({"raw": raw, "fused": graph}, self._encoder, encodings)
-            if rates["fused"][32] < SLOWER * rates["raw"][32]:
-                return "not fused: the fused graph is slower here"
-            verdict = self._verify(graph, "fp32")
-        except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
-            return f"not fused: the fused graph does not run ({first_line(error)})"
-        if verdict.shortfalls:
-            return f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})"
-        self._source = fused  # of static int8, which splits operators itself, and of float16, which is not for CPUs
-        speeds = {f"rows_per_s_{name}_batch_{size}": rate for name in rates for size, rate in rates[name].items()}
-        self._ship("fp32", graph, method, verdict, details=dict(speeds))
-        return None
 
-    def _gathered_early(self, graph: Path) -> Path:
-        if external_files(graph):
-            return graph  # over 2 GB
-        return with_early_gather(graph, self._work / f"{graph.parent.name}_early.onnx", self._judge.odd_shapes())
+@contextlib.contextmanager
+def _work_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder next to the bundle's, removed at the end."""
+    work = output.with_name(f".{output.name}.work")
+    shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
-    def _add_unless_impossible(self, name: str, add: Callable[[], None]) -> None:
-        """Add a variant beside fp32; whatever stands in the way, fp32 ships."""
-        if self._variants["fp32"].external_files:
-            self._leave_out(name, "over 2 GB: not supported")
-            return
-        try:
-            add()
-        except OSError:  # a full disk harms all that comes after, too
-            raise
-        except Exception as error:  # quantizers and converters have no errors of their own
-            reason = first_line(error)
-            self._leave_out(name, reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}")
 
-    def _add_int8(self) -> None:
-        gate = GATES["int8"]
-        if (agreement := self._settings.min_label_agreement) is not None:
-            gate = dataclasses.replace(gate, min_label_agreement=agreement)
-        if self._settings.quantization == "dynamic":
-            # Asked for by name: how much an answer depends on its batch is stated, and does not stop it.
-            self._add_dynamic_int8(dataclasses.replace(gate, must_be_batch_invariant=False))
-        else:
-            self._add_static_int8(gate)
+def _fused(raw: Path, context: Context) -> Float32 | Refused:
+    """Return the fused graph, or why the graph as exported is better."""
+    context.progress.step("Fusing operators")
+    fused = fuse_operators(raw, context.work / "fused")
+    if isinstance(fused, Refused):
+        return fused
+    encoder, held_out = context.judge.encoder, context.judge.rows
+    try:
+        source = _gathered_early(fused, context)
+        graph = context.work / "fp32.onnx"
+        without_skip_layer_norms(source, graph)
+        rates = rows_per_second({"raw": raw, "fused": graph}, encoder, encoder.encode(held_out.inputs[:256]))
+        if rates["fused"][32] < SLOWER * rates["raw"][32]:
+            return Refused("not fused: the fused graph is slower here")
+        verdict = _verify(graph, "fp32", GATES["fp32"], context)
+    except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
+        return Refused(f"not fused: the fused graph does not run ({first_line(error)})")
+    if verdict.shortfalls:
+        return Refused(f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})")
+    speeds = {f"rows_per_s_{name}_batch_{size}": rate for name in rates for size, rate in rates[name].items()}
+    return Float32(Proved(Candidate(graph=graph, method="fused", details=dict(speeds)), verdict), source)
 
-    def _add_dynamic_int8(self, gate: Gate) -> None:
-        self._progress.tell("int8, dynamic")
-        graph = self._work / "int8.onnx"
-        instructions = instruction_set()
-        quantize_dynamically(self._staged / FILES["fp32"], graph, reduce_range=instructions is None)
+
+def _as_exported(raw: Path, method: str, context: Context) -> Float32:
+    """Return the float32 graph without fused operators.
+
+    Raises:
+        InputError: it is not what PyTorch computes.
+    """
+    graph = _gathered_early(raw, context)
+    verdict = _verify(graph, "fp32", GATES["fp32"], context)
+    if verdict.shortfalls:
+        raise InputError(
+            "the float32 graph is not what PyTorch computes, so nothing was written: " + "; ".join(verdict.shortfalls)
+        )
+    return Float32(Proved(Candidate(graph=graph, method=method), verdict), graph)
+
+
+def _gathered_early(graph: Path, context: Context) -> Path:
+    output = context.work / f"{graph.parent.name}_early.onnx"
+    return with_early_gather(graph, output, context.judge.odd_shapes())
+
+
+def _made_from(
+    float32: Float32, make: Callable[[Float32, Context], Proved | Refused], context: Context
+) -> Proved | Refused:
+    """Make another variant; whatever goes wrong, fp32 still ships."""
+    if external_files(float32.proved.candidate.graph):
+        return Refused("over 2 GB: not supported")
+    try:
+        return make(float32, context)
+    except OSError:  # a full disk would also stop all later steps
+        raise
+    except Exception as error:  # quantizers and converters have no errors of their own
+        reason = first_line(error)
+        return Refused(reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}")
+
+
+def _int8(float32: Float32, context: Context) -> Proved | Refused:
+    gate, graph = GATES["int8"], context.work / "int8.onnx"
+    if (agreement := context.settings.min_label_agreement) is not None:
+        gate = dataclasses.replace(gate, min_label_agreement=agreement)
+    instructions = instruction_set()
+    if context.settings.quantization == "dynamic":
+        context.progress.step("int8, dynamic")
+        quantize_dynamically(float32.proved.candidate.graph, graph)
         method = "dynamic, per channel: answers depend on the batch"
-        if reason := self._add("int8", graph, method, gate, instructions=instructions, details={}):
-            self._leave_out("int8", reason)
+        candidate = Candidate(graph=graph, method=method, instruction_set=instructions)
+        # The user chose it by name: the manifest states how many answers depend on the batch, the gate allows it.
+        return _prove("int8", candidate, dataclasses.replace(gate, must_be_batch_invariant=False), context)
 
-    def _add_static_int8(self, gate: Gate) -> None:
-        static = StaticInt8(self._source, self._encoder, self._train.inputs, self._work, self._progress)
-        graph, reason = self._work / "int8.onnx", ""
-        for method, details in static.attempts(graph, gate.min_label_agreement or 0.0):
-            if reason:
-                self._progress.tell(f"int8 fell short ({reason}): more layers in float32")
-            reason = self._add("int8", graph, method, gate, instructions=static.instruction_set, details=details)
-            if not reason:
-                return
-        self._leave_out("int8", reason)
+    outcome = Refused("")
+    for attempt in quantize_statically(
+        float32.source,
+        context.judge.encoder,
+        context.train.inputs,
+        gate.min_label_agreement or 0.0,
+        context.work,
+        context.progress,
+    ):
+        if outcome.reason:
+            context.progress.step(f"int8 fell short ({outcome.reason}): more layers in float32")
+        onnx.save(attempt.model, graph)
+        candidate = Candidate(graph=graph, method=attempt.method, instruction_set=instructions, details=attempt.details)
+        found = _prove("int8", candidate, gate, context)
+        if isinstance(found, Proved):
+            return found
+        outcome = found
+    return outcome
 
-    def _add_half(self) -> None:
-        graph = self._work / "fp16.onnx"
-        self._progress.tell("float16, for CUDA")
-        to_half(self._source, graph)
-        method = "float16 inside, float32 at inputs and outputs"
-        details: Details = {"verified_on": "CPUExecutionProvider"}  # CUDA's own arithmetic is not what was tried
-        if reason := self._add("fp16", graph, method, GATES["fp16"], details=details):
-            self._leave_out("fp16", reason)
 
-    def _add(
-        self, name: str, graph: Path, method: str, gate: Gate, *, instructions: str | None = None, details: Details
-    ) -> str:
-        """Ship a graph that passes its gate, or return what it fell short of."""
-        try:
-            verdict = self._verify(graph, name, gate)
-        except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
-            return first_line(error)
-        if not verdict.shortfalls:
-            self._ship(name, graph, method, verdict, instructions=instructions, details=details)
-        return "; ".join(verdict.shortfalls)
+def _float16(float32: Float32, context: Context) -> Proved | Refused:
+    context.progress.step("float16, for CUDA")
+    graph = context.work / "fp16.onnx"
+    to_half(float32.source, graph)
+    candidate = Candidate(
+        graph=graph,
+        method="float16 inside, float32 at inputs and outputs",
+        details={"verified_on": "CPUExecutionProvider"},  # CUDA's own arithmetic was not tried
+    )
+    return _prove("fp16", candidate, GATES["fp16"], context)
 
-    def _verify(self, graph: Path, name: str, gate: Gate | None = None) -> Verdict:
-        num_rows = len(self._held_out)
-        session = Session(graph, num_threads=num_usable_cores())
-        try:
-            with self._progress.count(f"Verifying {name} on {num_rows:,} held-out rows", num_rows) as advance:
-                return self._judge.verify(session, gate or GATES[name], advance)
-        finally:
-            session.close()
 
-    def _ship(
-        self,
-        name: str,
-        graph: Path,
-        method: str,
-        verdict: Verdict,
-        *,
-        instructions: str | None = None,
-        details: Details,
-    ) -> None:
-        file = self._staged / FILES[name]
-        shutil.copyfile(graph, file)
-        external = external_files(graph)
-        for other in external:
-            shutil.copyfile(graph.parent / other, self._staged / other)
-        self._variants[name] = Variant(
-            file=file.name,
-            external_files=external,
-            method=method,
-            instruction_set=instructions,
-            fused_operators=fused_operators(graph),
-            details=details,
-            canary_logits=verdict.canary_logits,
-            verification=verdict.record,
-        )
+def _prove(name: str, candidate: Candidate, gate: Gate, context: Context) -> Proved | Refused:
+    """Return a graph that passes its gate, or where it fell short."""
+    try:
+        verdict = _verify(candidate.graph, name, gate, context)
+    except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
+        return Refused(first_line(error))
+    return Refused("; ".join(verdict.shortfalls)) if verdict.shortfalls else Proved(candidate, verdict)
 
-    def _leave_out(self, name: str, reason: str) -> None:
-        self._left_out[name] = reason
-        self._progress.warn(f"{name} is left out: {reason}")
+
+def _verify(graph: Path, name: str, gate: Gate, context: Context) -> Verdict:
+    num_rows = len(context.judge.rows)
+    session = Session(graph, num_threads=num_usable_cores())
+    try:
+        with context.progress.count(f"Verifying {name} on {num_rows:,} held-out rows", num_rows) as advance:
+            return context.judge.verify(session, gate, advance)
+    finally:
+        session.close()

@@ -1,12 +1,14 @@
-"""Step five: the bundle, whole or not at all, with all that serving needs and what was proved."""
+"""The files of a bundle, and a Triton model repository of its graphs."""
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
-from export.to_onnx import input_names
-from serve.contract.bundle import Manifest, Variant, record_files, write_manifest
+from export.graphs import external_files, fused_operators, input_names
+from export.verify import Proved
+from serve.contract.bundle import Manifest, Variant, VariantName, record_files, write_manifest
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier
-from serve.contract.files import flush_folder
+from serve.contract.files import staged_folder
 from serve.contract.versions import installed_versions
 
 MODEL_FILES = (
@@ -28,7 +30,7 @@ CANARY_PAIR = "A fox is jumping."
 
 
 def copy_model_files(model_folder: Path, staged: Path) -> None:
-    """Copy what is not a graph: contract, configuration, tokenizer."""
+    """Copy contract, configuration and tokenizer."""
     for name in MODEL_FILES:
         if (model_folder / name).is_file():
             shutil.copyfile(model_folder / name, staged / name)
@@ -39,15 +41,30 @@ def canary_texts(classifier: Classifier) -> tuple[str, ...]:
     return (CANARY,) if classifier.text_pair_column is None else (CANARY, CANARY_PAIR)
 
 
-def write_bundle(
-    staged: Path,
-    classifier: Classifier,
-    variants: dict[str, Variant],
-    pad_token_id: int,
-    pad_token_type_id: int,
-) -> Manifest:
-    """Write README.md and bundle.json into a folder that holds all other files, and flush it to the disk."""
-    (staged / "README.md").write_text(bundle_card(classifier, variants, staged), encoding="utf-8")
+def copy_graph(proved: Proved, file: Path) -> Variant:
+    """Copy a graph, with its weights where they are separate, into the bundle; return its record."""
+    graph = proved.candidate.graph
+    shutil.copyfile(graph, file)
+    external = external_files(graph)
+    for other in external:
+        shutil.copyfile(graph.parent / other, file.parent / other)
+    return Variant(
+        file=file.name,
+        external_files=external,
+        method=proved.candidate.method,
+        instruction_set=proved.candidate.instruction_set,
+        fused_operators=fused_operators(graph),
+        details=proved.candidate.details,
+        canary_logits=proved.verdict.canary_logits,
+        verification=proved.verdict.record,
+    )
+
+
+def write_bundle_records(
+    staged: Path, classifier: Classifier, variants: dict[str, Variant], pad_token_id: int, pad_token_type_id: int
+) -> None:
+    """Write README.md and bundle.json into a folder that holds all other files."""
+    (staged / "README.md").write_text(_bundle_card(classifier, variants, staged), encoding="utf-8")
     manifest = Manifest(
         name=classifier.name,
         input_names=input_names(staged / variants["fp32"].file),
@@ -63,12 +80,10 @@ def write_bundle(
         versions=installed_versions(RECORDED_PACKAGES),
     )
     write_manifest(staged, manifest)
-    flush_folder(staged)
-    return manifest
 
 
-def bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Path) -> str:
-    """Return the bundle's README.md: what it is, how good it was found to be, how to load it."""
+def _bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Path) -> str:
+    """Return the bundle's README.md: what it is, what was measured, how to load it."""
     import jinja2  # here: needed once, at the end
 
     environment = jinja2.Environment(
@@ -81,3 +96,44 @@ def bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Pa
         record=variants["fp32"].verification,
         sizes={name: (folder / variant.file).stat().st_size for name, variant in variants.items()},
     )
+
+
+def write_triton(folder: Path, bundle: Path, classifier: Classifier, variants: dict[str, Variant]) -> None:
+    """Write a Triton model `folder/NAME_VARIANT/` per variant, each whole or not at all: token ids in, logits out.
+
+    Models of variants that the bundle no longer has are removed; Triton would keep serving them.
+    """
+    for name in get_args(VariantName):
+        model = f"{classifier.name}_{name}"
+        if name not in variants:
+            shutil.rmtree(folder / model, ignore_errors=True)
+            continue
+        variant = variants[name]
+        config = _triton_config(
+            model, input_names(bundle / variant.file), len(classifier.labels), on_gpu=name == "fp16"
+        )
+        with staged_folder(folder / model) as staged:
+            version = staged / "1"
+            version.mkdir()
+            shutil.copyfile(bundle / variant.file, version / "model.onnx")
+            for other in variant.external_files:
+                shutil.copyfile(bundle / other, version / other)
+            (staged / "labels.txt").write_text("\n".join(classifier.labels) + "\n", encoding="utf-8")
+            (staged / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def _triton_config(model: str, inputs: tuple[str, ...], num_labels: int, *, on_gpu: bool) -> str:
+    tensors = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_INT64 dims: [ -1 ] }}' for name in inputs)
+    kind = "KIND_GPU" if on_gpu else "KIND_CPU"
+    return f"""name: "{model}"
+backend: "onnxruntime"
+max_batch_size: 64
+input [
+{tensors}
+]
+output [
+  {{ name: "logits" data_type: TYPE_FP32 dims: [ {num_labels} ] label_filename: "labels.txt" }}
+]
+instance_group [ {{ kind: {kind} }} ]
+dynamic_batching {{ }}
+"""

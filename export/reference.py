@@ -1,4 +1,4 @@
-"""What PyTorch answers in float32: the truth that every graph is compared with."""
+"""PyTorch's answers in float32: the truth that every graph is compared with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from serve.contract.text import clean
 from serve.encoder import TextInput, length_sorted_batches
 
 MAX_TOKENS, MAX_ROWS = 4_096, 32
-"""Of one forward pass."""
+"""Limits of one forward pass."""
 
 
 class Reference:
-    """The run's model and its transformers tokenizer; nothing of what is about to be proved.
+    """The run's model and its transformers tokenizer; it shares nothing with the bundle that is to be verified.
 
     Args:
         model_folder: the run's `model/`.

@@ -1,4 +1,4 @@
-"""How fast graphs are beside each other: rows/s in turn, medians of several rounds; for the table, not the gate."""
+"""Rows/s of several graphs, measured in turn: medians of several rounds."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from serve.session import Session
 
 NUM_ROUNDS = 5
 NUM_ROWS = {1: 40, 32: 256}
-"""Rows of one round, for each batch size."""
+"""Batch size -> rows of one round."""
 
 
 def rows_per_second(
     graphs: Mapping[str, Path], encoder: Encoder, encodings: Sequence[Encoding]
 ) -> dict[str, dict[int, float]]:
-    """Return graph -> batch size -> rows/s on this machine's CPU, all cores, batches of like length."""
+    """Return graph -> batch size -> rows/s on this machine's CPU: all cores, batches of similar length."""
     rates: dict[str, dict[int, list[float]]] = {name: {size: [] for size in NUM_ROWS} for name in graphs}
     sessions = {name: Session(graph, num_threads=num_usable_cores(), spinning=True) for name, graph in graphs.items()}
     batches = {}
@@ -33,7 +33,7 @@ def rows_per_second(
                     start = time.perf_counter()
                     for inputs in arrays:
                         session.run(inputs)
-                    if round_number:  # the first one warms up
+                    if round_number:  # the first round warms up
                         rates[name][size].append(NUM_ROWS[size] / (time.perf_counter() - start))
     finally:
         for session in sessions.values():

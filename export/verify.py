@@ -1,6 +1,6 @@
-"""Step four: is a graph right? Compared with PyTorch on held-out rows, odd shapes and every padding (promise E1).
+"""Verification of a graph against PyTorch: held-out rows, odd shapes, every padding, alone and in batches (promise E1).
 
-What is compared is what will be served: the bundle's own tokenizer file and contract, by serve's encoder and
+What is verified is what will be served: the bundle's own tokenizer file and contract with serve's encoder and
 session, against the run's model with its transformers tokenizer.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from export.progress import Advance, ignore
+from export.console import Advance, ignore
+from export.graphs import Candidate
 from export.reference import Reference
 from export.rows import LabelledRows
 from serve.contract.bundle import Verification
@@ -22,29 +23,29 @@ from serve.encoder import Encoder, Encoding, length_sorted_batches
 from serve.session import Session
 
 TIE = 1e-4
-"""Labels may differ where PyTorch's two best logits are this close."""
+"""Labels may differ where PyTorch's top two logits are this close."""
 ROUNDING = 1e-6
-"""Shares times rows are whole numbers but for it."""
+"""Shares times rows are whole numbers to within this."""
 BATCH_ROWS = 32
 MAX_TOKENS = 8_192
 FEW_ROWS = 200
-"""Fewer held-out rows than that prove little."""
+"""Fewer held-out rows prove little."""
 TOO_FEW_ROWS = 50
-"""On fewer held-out rows than that every label must agree: one that may differ would be more than 2 %."""
+"""On fewer held-out rows every label must agree: a single exception would be more than 2 %."""
 NUM_SHAPE_ROWS = 64
-"""Rows tried with each padding."""
+"""Rows per padding."""
 SHAPE_ERROR = 4.0
-"""How many times as far from PyTorch as on the held-out rows a graph may be on another padding or shape.
+"""How much further from PyTorch a graph may be on another padding or shape than on the held-out rows, as a factor.
 
-2.6 was seen of one that is right (left padding moves positions, and integers were not calibrated there); one that
-ignores where the padding is was 5 to 12 times as far."""
+A correct graph reached 2.6 (left padding moves positions, for which integers were not calibrated); graphs that ignore
+where the padding is reached 5 to 12."""
 NUM_RESAMPLES = 1_000
 SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """What a variant must reach."""
+    """The bounds that a variant must meet."""
 
     max_abs_logit_difference: float | None = None
     min_label_agreement: float | None = None
@@ -61,7 +62,7 @@ GATES = {
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was found of one graph, and why it may not ship."""
+    """What was measured of one graph, and why it may not ship."""
 
     record: Verification
     shortfalls: list[str]
@@ -69,8 +70,16 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
+class Proved:
+    """A graph that passed its gate."""
+
+    candidate: Candidate
+    verdict: Verdict
+
+
+@dataclasses.dataclass(frozen=True)
 class Judge:
-    """Verifies graphs on the same rows, against the same answers."""
+    """Verifies graphs on the same rows against the same answers."""
 
     encoder: Encoder
     reference: Reference
@@ -80,15 +89,17 @@ class Judge:
     canary: tuple[str, ...]
 
     def verify(self, session: Session, gate: Gate, advance: Advance = ignore) -> Verdict:
-        """Compare a graph with PyTorch, and with itself alone and in batches; `advance` is told the rows done.
+        """Compare a graph with PyTorch, and its answers to lone rows with those in batches.
+
+        `advance` gets the number of rows done.
 
         Raises:
-            InputError: the contract has another number of labels than the model, or the tokenizer gives ids that the
+            InputError: contract and model have different numbers of labels, or the tokenizer produces ids that the
                 model does not have.
         """
         problems = contract_problems(self.encoder, self.reference)
         if len(self.encoder.classifier.labels) != len(self.reference.labels):
-            raise InputError(problems[0])  # no row of logits can be compared
+            raise InputError(problems[0])  # logits cannot be compared
         encodings = self._encodings
         alone = self._logits(session, encodings, list(np.arange(len(encodings))[:, None]), advance)  # [N, C]
         by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
@@ -104,7 +115,7 @@ class Judge:
         return Verdict(record, problems, tuple(float(value) for value in np.nan_to_num(canary_logits)))
 
     def odd_shapes(self) -> list[dict[str, NDArray[np.int64]]]:
-        """Return inputs [B, T]: 1 x 1, 1 x longest, and ragged with each padding."""
+        """Return inputs [B, T]: 1 x 1, 1 x longest, and ragged batches with each padding."""
         return [arrays for arrays, _ in self._odd_shapes.values()]
 
     @functools.cached_property
@@ -112,18 +123,18 @@ class Judge:
         encodings = self.encoder.encode(self.rows.inputs)
         unknown = max(int(encoding.ids.max()) for encoding in encodings)
         if unknown >= self.reference.vocabulary_size:
-            # No graph can look such an id up, so there is nothing to run.
+            # No graph can look up such an id, so there is nothing to run.
             raise InputError(
-                f"tokenizer.json gives id {unknown}, and the model has {self.reference.vocabulary_size} words: it is "
-                "another model's tokenizer"
+                f"tokenizer.json produces id {unknown}, but the model has {self.reference.vocabulary_size} words: it "
+                "belongs to another model. Put this model's tokenizer into the run's model/"
             )
         return encodings
 
     @functools.cached_property
     def _odd_shapes(self) -> dict[str, tuple[dict[str, NDArray[np.int64]], NDArray[np.float32]]]:
-        """1 x 1, 1 x longest and ragged batches with right, left and mixed padding, and PyTorch's logits [B, C].
+        """Name -> 1 x 1, 1 x longest or a ragged batch with right, left or mixed padding, and PyTorch's logits [B, C].
 
-        Both get the same arrays, so that a padding the tokenizer would not use is judged alike.
+        PyTorch gets the same arrays, so a padding that the tokenizer would not use is judged fairly.
         """
         encoder = self.encoder
         by_length = sorted(self._encodings, key=lambda encoding: encoding.num_tokens)
@@ -156,7 +167,7 @@ class Judge:
     def _record(
         self, alone: NDArray[np.float32], together: list[NDArray[np.float32]], shapes: dict[str, NDArray[np.float32]]
     ) -> Verification:
-        """Return what is to be told of the logits [N, C] of rows alone and in batches, and of the odd shapes."""
+        """Return the record of a graph, given its logits [N, C] of rows alone and in batches, and of the odd shapes."""
         true, expected, temperature = self.rows.labels, self.expected, self.encoder.classifier.temperature
         labels, expected_labels = alone.argmax(axis=1), expected.argmax(axis=1)
         differs = labels != expected_labels
@@ -200,7 +211,7 @@ def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
 
 
 def missed_bounds(record: Verification, gate: Gate) -> list[str]:
-    """Return each bound of the gate that is not reached."""
+    """Return each bound of the gate that is missed."""
     missed = []
     if (bound := gate.max_abs_logit_difference) is not None and record.max_abs_logit_difference > bound:
         missed.append(f"|logit difference| up to {record.max_abs_logit_difference:.2g}, allowed {bound:g}")
@@ -216,16 +227,16 @@ def missed_bounds(record: Verification, gate: Gate) -> list[str]:
 
 
 def _allowed_rows(share: float, num_rows: int) -> float:
-    """Return a share in rows; where anything is allowed, one row is, but on too few rows."""
+    """Return how many rows a share allows: at least one if it is above 0, except on too few rows."""
     if share <= ROUNDING:
         return ROUNDING
     return max(share * num_rows, 1.0 if num_rows >= TOO_FEW_ROWS else 0.0) + ROUNDING
 
 
 def _shape_problems(shapes: dict[str, NDArray[np.float32]], usual: NDArray[np.float32]) -> list[str]:
-    """Return where a graph is further from PyTorch [B, C] than it is on the held-out rows [N, C].
+    """Return the shapes on which a graph is further from PyTorch [B, C] than on the held-out rows [N, C].
 
-    Many rows are compared by their root mean square, which a few hard ones do not decide; a single one by the largest.
+    Batches are compared by root mean square, which a few hard rows do not decide; single rows by their largest value.
     """
     problems = []
     for name, found in shapes.items():
@@ -250,9 +261,9 @@ def _slices(num_rows: int) -> list[NDArray[np.int64]]:
 
 
 def _are_ties(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return in which rows [N] of logits [N, C] the two best are as good as equal."""
-    two_best = np.sort(logits, axis=1)[:, -2:]
-    ties: NDArray[np.bool_] = two_best[:, 1] - two_best[:, 0] <= TIE
+    """Return which rows [N] of logits [N, C] have their top two logits tied."""
+    top_two = np.sort(logits, axis=1)[:, -2:]
+    ties: NDArray[np.bool_] = top_two[:, 1] - top_two[:, 0] <= TIE
     return ties
 
 
@@ -263,7 +274,7 @@ def _macro_f1(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes
 
 
 def _paired_interval(differences: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of -1, 0 and 1, one a row."""
+    """Return the 95 % bootstrap interval of the mean of values -1, 0 and 1, one per row."""
     shares = [float((differences == value).mean()) for value in (-1, 0, 1)]
     drawn = np.random.default_rng(SEED).multinomial(len(differences), shares, size=NUM_RESAMPLES)
     low, high = np.percentile((drawn[:, 2] - drawn[:, 0]) / len(differences), [2.5, 97.5])
@@ -271,5 +282,5 @@ def _paired_interval(differences: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _finite(value: np.float32) -> float:
-    """Return a number that JSON can hold; NaN is told as a shortfall of its own."""
+    """Return a number that JSON can hold; NaN is reported as a shortfall."""
     return float(value) if np.isfinite(value) else float(np.finfo(np.float32).max)

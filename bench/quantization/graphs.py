@@ -21,9 +21,8 @@ def dynamic_per_tensor(fused: Path, target: Path) -> None:
 def dynamic_per_channel(fused: Path, target: Path) -> None:
     """Quantize dynamically as `python -m export --quantization dynamic` does."""
     from export.int8.dynamic import quantize_dynamically
-    from export.machine import instruction_set
 
-    quantize_dynamically(fused, target, reduce_range=instruction_set() is None)
+    quantize_dynamically(fused, target)
 
 
 def dynamic_unfused(raw: Path, target: Path) -> None:

@@ -1,20 +1,32 @@
-"""The layers of a graph whose arithmetic can be done on integers: products with a constant weight."""
+"""The layers that can compute on integers (products with a constant weight), and what flows into each of them."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper
+
+from export.console import Advance
+from export.rewrites import weights_of
+from serve.contract.cores import num_usable_cores
+from serve.encoder import Encoder, Encoding, length_sorted_batches
 
 MIN_TABLE_ROWS = 256
-"""Rows from which a table that is looked up (words, positions) is worth storing as integers."""
+"""Rows from which an embedding table (words, positions) is worth storing as integers."""
+MAX_SAMPLE = 2_048
+"""Tokens kept per layer, to compare settings on."""
+MAX_TOKENS, MAX_ROWS = 2_048, 32
+"""Limits of one pass."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A weight, and the nodes that multiply by it (several where a model shares it, as ALBERT does)."""
+    """A weight, and the nodes that multiply by it (several if the model shares it, as ALBERT does)."""
 
     name: str
     weight_name: str
@@ -26,34 +38,10 @@ class Layer:
     """MatMul or Attention."""
 
 
-def name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node a name of its own."""
-    seen: set[str] = set()
-    for number, node in enumerate(model.graph.node):
-        if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{number}"
-        seen.add(node.name)
-
-
-def weights_of(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the constants of a graph by name."""
-    return {tensor.name: tensor for tensor in model.graph.initializer}
-
-
-def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Make these the graph's nodes, and drop the constants that none of them reads and what was known of shapes."""
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # outlive the deletion below
-    read = {name for node in kept for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(kept)
-    model.graph.initializer.extend(constants)
-
-
 def find_layers(model: onnx.ModelProto) -> list[Layer]:
     """Return the layers that can be quantized, in the graph's order.
 
-    Fully connected layers and fused attention; not the products of activations, nor the small head (Gemm).
+    These are fully connected layers and fused attention; not products of two activations, nor the small head (Gemm).
     """
     weights = weights_of(model)
     uses: dict[str, list[onnx.NodeProto]] = {}
@@ -75,7 +63,7 @@ def find_layers(model: onnx.ModelProto) -> list[Layer]:
 
 
 def _is_plain_attention(node: onnx.NodeProto) -> bool:
-    """Return whether fused attention has no more inputs and attributes than its integer form takes."""
+    """Return whether fused attention has only the inputs and attributes that its integer form accepts."""
     known = {"num_heads", "unidirectional", "mask_filter_value"}
     return (
         node.op_type == "Attention"
@@ -86,23 +74,101 @@ def _is_plain_attention(node: onnx.NodeProto) -> bool:
 
 
 def find_embeddings(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the nodes that look up a large table [V, H]."""
+    """Return the nodes that look up a large table [V, H] which no other node reads."""
     weights = weights_of(model)
-    readers: dict[str, int] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
+    num_readers = Counter(name for node in model.graph.node for name in node.input)
     return [
         node
         for node in model.graph.node
         if node.op_type == "Gather"
         and node.input[0] in weights
-        and readers[node.input[0]] == 1
+        and num_readers[node.input[0]] == 1
         and len(weights[node.input[0]].dims) == 2
         and weights[node.input[0]].dims[0] >= MIN_TABLE_ROWS
     ]
 
 
-def array_of(tensor: onnx.TensorProto) -> NDArray[np.float32]:
-    """Return a constant as an array."""
-    return np.asarray(numpy_helper.to_array(tensor))
+@dataclasses.dataclass
+class Activations:
+    """The inputs [tokens, K] of one layer over the calibration rows."""
+
+    low: NDArray[np.float32]
+    """Smallest value of each channel [K]."""
+    high: NDArray[np.float32]
+    """Largest value of each channel [K]."""
+    second_moment: NDArray[np.float64]
+    """Sum of x xᵀ over tokens [K, K]."""
+    sample: NDArray[np.float32]
+    """Some of the tokens [S, K]."""
+
+    def add(self, values: NDArray[np.float32], keep: int) -> None:
+        """Add tokens [n, K], `keep` of them to the sample."""
+        self.low = np.minimum(self.low, values.min(axis=0))
+        self.high = np.maximum(self.high, values.max(axis=0))
+        self.second_moment += values.T @ values
+        if keep:
+            places = np.linspace(0, len(values) - 1, min(keep, len(values))).astype(np.int64)
+            self.sample = np.concatenate([self.sample, values[places]])
+
+
+def record_activations(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    encodings: Sequence[Encoding],
+    encoder: Encoder,
+    folder: Path,
+    advance: Advance,
+) -> dict[str, Activations]:
+    """Run the float graph over calibration rows, padding excluded; return layer name -> activations.
+
+    `advance` gets the number of rows done. The probe, a copy of the graph that also outputs the layers' inputs, is
+    written into `folder` and removed.
+    """
+    names = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    present = {value.name for value in probe.graph.output}
+    probe.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in present
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = num_usable_cores()
+    options.enable_mem_pattern = False
+    path = folder / "probe.onnx"
+    onnx.save(probe, path)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        found: dict[str, Activations] = {}
+        total = sum(encoding.num_tokens for encoding in encodings)
+        for rows in length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, MAX_ROWS):
+            inputs = encoder.pad([encodings[row] for row in rows])
+            is_token = inputs["attention_mask"].astype(np.bool_)
+            share = MAX_SAMPLE * is_token.sum() / total
+            outputs = dict(zip(names, session.run(names, inputs), strict=True))
+            for layer in layers:
+                for name in layer.inputs:
+                    _add(found, layer.name, _tokens(outputs[name], is_token), int(np.ceil(share / len(layer.inputs))))
+            advance(len(rows))
+    finally:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def _tokens(values: NDArray[np.float32], is_token: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the tokens of an activation [n, K], without padding if it has the batch's shape."""
+    if values.shape[:2] == is_token.shape and values.ndim == 3:
+        return values[is_token]
+    return values.reshape(-1, values.shape[-1])
+
+
+def _add(found: dict[str, Activations], layer: str, values: NDArray[np.float32], keep: int) -> None:
+    size = values.shape[1]
+    if layer not in found:
+        found[layer] = Activations(
+            np.full(size, np.inf, np.float32),
+            np.full(size, -np.inf, np.float32),
+            np.zeros((size, size)),
+            np.empty((0, size), np.float32),
+        )
+    found[layer].add(values, keep)

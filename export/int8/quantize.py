@@ -1,27 +1,43 @@
-"""Step three: int8 whose answer for a text does not depend on the batch (promise E2).
+"""One layer as 8-bit integers: smoothing, scales, rounding.
 
-Every activation gets one constant scale from training rows, every weight one scale for each output channel;
-products of integers are exact sums, so a row's numbers are the same whatever stands beside it. The method, its
-sources and what it was compared with: docs/QUANTIZATION.md.
+Smoothing moves difficulty from the activations to the weights: x W = (x / s)(s W). A few activation channels of a
+transformer are far larger than the rest and would claim the whole range of one 8-bit scale; dividing each channel by
+s moves that into the weights, which have a scale for each output channel. s = max|x|^a / max|W|^(1-a) (SmoothQuant,
+Xiao et al. 2022, arXiv 2211.10438); the exponent a is chosen per layer, by the error of its output on calibration rows.
+
+Rounding each weight to the nearest integer is not best for the layer's output: later weights can compensate for the
+error of earlier ones, as far as their inputs are correlated on the calibration rows. This is GPTQ (Frantar et al.
+2022, arXiv 2210.17323), here for 8 bits and all columns of a block at once.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+import platform
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
-from export.int8.activations import Activations
-from export.int8.layers import Layer, array_of, find_embeddings, replace_nodes, weights_of
-from export.int8.rounding import column_scales, round_to_nearest, round_with_compensation
-from export.int8.smoothing import choose_smoothing, quantized
-from export.progress import Advance, ignore
-from export.simplify import SMOOTH, fold_smoothing, split_layer_norms
+from export.int8.layers import Activations
+from serve.variants import CPU_INFO, VNNI
 
-MICROSOFT = "com.microsoft"
-ATTENTION_ATTRIBUTES = ("num_heads", "unidirectional", "mask_filter_value")
+ARM = ("asimddp", "i8mm")
+ALPHAS = (0.6, 0.7, 0.8, 0.9, 1.0)
+SMALLEST = 1e-5
+"""Smaller channels count as this large, so that dividing by them does not explode."""
+LEVELS = 255
+BLOCK = 128
+DAMPING = 0.01
+"""Added to the diagonal of the second moment, as a share of its mean: keeps the inverse well-behaved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """How one layer's activations become unsigned 8-bit integers: round(x / divisors / scale) + zero_point."""
+
+    alpha: float
+    divisors: NDArray[np.float64]
+    """s of each input channel [K]."""
+    scale: float
+    zero_point: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +54,25 @@ class IntegerLayer:
     weight_scales: NDArray[np.float32]
     """[N]."""
     correction: NDArray[np.float32]
-    """What quantization takes from each output on average, to be added again [N]."""
+    """Mean that quantization takes from each output, to be added back [N]."""
+
+
+def instruction_set() -> str | None:
+    """Return the processor's instructions for exact products of unsigned and signed bytes, or None.
+
+    Without them an x86 processor adds pairs of products in 16 bits, which overflow unless weights have 7 bits.
+    """
+    if platform.machine().lower() == "arm64":  # Apple's have no /proc/cpuinfo, and all have them
+        return "asimddp"
+    try:
+        words = set(CPU_INFO.read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return None
+    return next((name for name in (*VNNI, *ARM) if name in words), None)
 
 
 def quantize_layer(weight: NDArray[np.float32], activations: Activations, max_integer: int) -> IntegerLayer:
-    """Return a layer's weight [K, N] and the scale of its input as 8-bit integers."""
+    """Return the integer constants of a layer with weight [K, N]; weights reach from -max_integer to max_integer."""
     wide = weight.astype(np.float64)
     smoothing = choose_smoothing(activations, wide, max_integer)
     scaled = wide * smoothing.divisors[:, None]
@@ -50,7 +80,7 @@ def quantize_layer(weight: NDArray[np.float32], activations: Activations, max_in
     moment = activations.second_moment / np.outer(smoothing.divisors, smoothing.divisors)
     sample = activations.sample.astype(np.float64) / smoothing.divisors
     exact, inputs = sample @ scaled, quantized(sample, smoothing)
-    # Where channels hardly vary, spreading errors may do harm: the better of the two ways on the sample stays.
+    # Compensation can do harm where channels hardly vary: keep whichever is better on the sample.
     options = [
         round_with_compensation(scaled, scales, moment, max_integer),
         round_to_nearest(scaled, scales, max_integer),
@@ -68,107 +98,77 @@ def quantize_layer(weight: NDArray[np.float32], activations: Activations, max_in
     )
 
 
-def quantize_layers(
-    model: onnx.ModelProto,
-    layers: Sequence[Layer],
-    activations: dict[str, Activations],
-    max_integer: int,
-    advance: Advance = ignore,
-) -> dict[str, IntegerLayer]:
-    """Return layer name -> integer constants; `advance` is told the layers done."""
-    weights = weights_of(model)
-    found = {}
-    for layer in layers:
-        weight = array_of(weights[layer.weight_name])
-        found[layer.name] = quantize_layer(weight, activations[layer.name], max_integer)
-        advance(1)
-    return found
+def choose_smoothing(
+    activations: Activations, weight: NDArray[np.float64], max_integer: int, alphas: tuple[float, ...] = ALPHAS
+) -> Smoothing:
+    """Return the smoothing of a weight [K, N] with the least squared error of the layer's output."""
+    sample = activations.sample.astype(np.float64)
+    candidates = [_smoothing(activations, weight, alpha) for alpha in alphas]
+    errors = [_output_error(candidate, sample, weight, max_integer) for candidate in candidates]
+    return candidates[int(np.argmin(errors))]
 
 
-def assemble(
-    model: onnx.ModelProto, layers: Sequence[Layer], integers: dict[str, IntegerLayer], keep: Collection[str] = ()
-) -> onnx.ModelProto:
-    """Return the graph with its layers on integers, but those named in `keep`; word embeddings are stored as int8."""
-    built = onnx.ModelProto()
-    built.CopyFrom(model)
-    by_node = {node: layer for layer in layers if layer.name not in keep for node in layer.nodes}
-    embeddings = {node.name for node in find_embeddings(model)}
-    weights = weights_of(model)
-    new_nodes: list[onnx.NodeProto] = []
-    constants: dict[str, onnx.TensorProto] = {}
-
-    def constant(name: str, value: object) -> str:
-        constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    for node in built.graph.node:
-        if node.name in by_node:
-            layer = by_node[node.name]
-            bias = array_of(weights[node.input[2]]) if layer.op_type == "Attention" else None
-            new_nodes += _integer_nodes(node, layer, integers[layer.name], bias, constant)
-        elif node.name in embeddings:
-            new_nodes += _embedding_nodes(node, array_of(weights[node.input[0]]), constant)
-        else:
-            new_nodes.append(node)
-    built.graph.initializer.extend(constants.values())
-    replace_nodes(built, new_nodes)
-    if MICROSOFT not in {entry.domain for entry in built.opset_import}:
-        built.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    fold_smoothing(built)
-    split_layer_norms(built)
-    return built
+def quantized(values: NDArray[np.float64], smoothing: Smoothing) -> NDArray[np.float64]:
+    """Return the values that the integers of smoothed activations [S, K] represent."""
+    integers = np.clip(np.round(values / smoothing.scale) + smoothing.zero_point, 0, LEVELS)
+    return (integers - smoothing.zero_point) * smoothing.scale
 
 
-Constant = Callable[[str, object], str]
+def column_scales(weight: NDArray[np.float64], max_integer: int) -> NDArray[np.float64]:
+    """Return the scale of each output channel [N] for a weight [K, N]."""
+    scales = np.abs(weight).max(axis=0) / max_integer
+    return np.where(scales > 0, scales, 1.0)
 
 
-def _integer_nodes(
-    node: onnx.NodeProto, layer: Layer, integers: IntegerLayer, bias: NDArray[np.float32] | None, constant: Constant
-) -> list[onnx.NodeProto]:
-    """Return the nodes that stand for a product in integers: divide, quantize, multiply."""
-    shared, own = layer.name, node.name
-    scale = constant(f"{shared}/input_scale", integers.input_scale)
-    zero = constant(f"{shared}/input_zero_point", integers.input_zero_point)
-    weight = constant(f"{shared}/weight_int8", integers.weight)
-    weight_scales = constant(f"{shared}/weight_scales", integers.weight_scales)
-    weight_zeros = constant(f"{shared}/weight_zero_points", np.zeros_like(integers.weight_scales, np.int8))
-    divisors = constant(f"{shared}/inverse_divisors", integers.inverse_divisors)
-    smooth = helper.make_node("Mul", [node.input[0], divisors], [f"{own}/smoothed"], name=own + SMOOTH)
-    quantize = helper.make_node(
-        "QuantizeLinear", [f"{own}/smoothed", scale, zero], [f"{own}/uint8"], name=f"{own}/quantize"
-    )
-    if bias is None:
-        correction = constant(f"{shared}/correction", integers.correction)
-        product = helper.make_node(
-            "MatMulIntegerToFloat",
-            [f"{own}/uint8", weight, scale, weight_scales, zero, weight_zeros, correction],
-            list(node.output),
-            name=own,
-            domain=MICROSOFT,
-        )
-    else:
-        attributes = {
-            attribute.name: helper.get_attribute_value(attribute)
-            for attribute in node.attribute
-            if attribute.name in ATTENTION_ATTRIBUTES
-        }
-        mask = node.input[3] if len(node.input) > 3 else ""
-        corrected = constant(f"{own}/corrected_bias", bias + integers.correction)
-        inputs = [f"{own}/uint8", weight, corrected, scale, weight_scales, mask, zero, weight_zeros]
-        product = helper.make_node("QAttention", inputs, list(node.output), name=own, domain=MICROSOFT, **attributes)
-    return [smooth, quantize, product]
+def round_to_nearest(weight: NDArray[np.float64], scales: NDArray[np.float64], max_integer: int) -> NDArray[np.int8]:
+    """Return each weight [K, N] as the nearest integer."""
+    return np.clip(np.round(weight / scales), -max_integer, max_integer).astype(np.int8)
 
 
-def _embedding_nodes(node: onnx.NodeProto, table: NDArray[np.float32], constant: Constant) -> list[onnx.NodeProto]:
-    """Return the nodes that look up a table [V, H] stored as int8 with one scale a row."""
-    own, indices = node.name, node.input[1]
-    scales = np.abs(table).max(axis=1, keepdims=True) / 127.0
-    scales = np.where(scales > 0, scales, 1.0).astype(np.float32)  # [V, 1]
-    rows = constant(f"{own}/table_int8", np.round(table / scales).astype(np.int8))
-    row_scales = constant(f"{own}/table_scales", scales)
-    return [
-        helper.make_node("Gather", [rows, indices], [f"{own}/rows"], name=f"{own}/gather"),
-        helper.make_node("Cast", [f"{own}/rows"], [f"{own}/floats"], name=f"{own}/cast", to=onnx.TensorProto.FLOAT),
-        helper.make_node("Gather", [row_scales, indices], [f"{own}/scales"], name=f"{own}/gather_scales"),
-        helper.make_node("Mul", [f"{own}/floats", f"{own}/scales"], list(node.output), name=own),
-    ]
+def round_with_compensation(
+    weight: NDArray[np.float64], scales: NDArray[np.float64], second_moment: NDArray[np.float64], max_integer: int
+) -> NDArray[np.int8]:
+    """Return weights [K, N] as integers that together preserve the layer's output, given its inputs' moment [K, K].
+
+    Input channels are rounded from the most to the least active; each one's error is spread over those still to come.
+    """
+    order = np.argsort(-np.diag(second_moment), kind="stable")
+    moment = second_moment[np.ix_(order, order)]
+    moment[np.diag_indices_from(moment)] += max(DAMPING * float(np.trace(moment)) / len(moment), 1e-12)
+    spread = np.linalg.cholesky(np.linalg.inv(moment)).T  # upper triangular
+    left = weight[order].copy()
+    integers = np.zeros_like(left)
+    for start in range(0, len(left), BLOCK):
+        end = min(start + BLOCK, len(left))
+        errors = np.zeros((end - start, left.shape[1]))
+        for row in range(start, end):
+            integers[row] = np.clip(np.round(left[row] / scales), -max_integer, max_integer)
+            errors[row - start] = (left[row] - integers[row] * scales) / spread[row, row]
+            left[row + 1 : end] -= np.outer(spread[row, row + 1 : end], errors[row - start])
+        left[end:] -= spread[start:end, end:].T @ errors
+    result = np.empty_like(integers)
+    result[order] = integers
+    return result.astype(np.int8)
+
+
+def _smoothing(activations: Activations, weight: NDArray[np.float64], alpha: float) -> Smoothing:
+    largest = np.maximum(np.maximum(np.abs(activations.low), np.abs(activations.high)), SMALLEST).astype(np.float64)
+    divisors = largest**alpha / np.maximum(np.abs(weight).max(axis=1), SMALLEST) ** (1.0 - alpha)
+    divisors /= np.exp(np.log(divisors).mean())  # a common factor changes nothing; this keeps numbers near 1
+    low = min(float((activations.low / divisors).min()), 0.0)
+    high = max(float((activations.high / divisors).max()), 0.0)
+    if -low > 0.5 * high and high > -0.5 * low:  # roughly symmetric: zero in the middle
+        scale = max(-low, high, SMALLEST) / 127
+        return Smoothing(alpha, divisors, scale, 128)
+    scale = max(high - low, SMALLEST) / LEVELS  # one-sided, as after GELU: no level is wasted
+    return Smoothing(alpha, divisors, scale, round(-low / scale))
+
+
+def _output_error(
+    smoothing: Smoothing, sample: NDArray[np.float64], weight: NDArray[np.float64], max_integer: int
+) -> float:
+    smoothed = sample / smoothing.divisors
+    scaled = weight * smoothing.divisors[:, None]
+    scales = column_scales(scaled, max_integer)
+    approximate = quantized(smoothed, smoothing) @ (round_to_nearest(scaled, scales, max_integer) * scales)
+    return float(((approximate - smoothed @ scaled) ** 2).mean())

@@ -3,10 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.int8.activations import Activations
-from export.int8.quantize import quantize_layer
-from export.int8.rounding import column_scales, round_to_nearest, round_with_compensation
-from export.int8.smoothing import ALPHAS, choose_smoothing, quantized
+from export.int8.layers import Activations
+from export.int8.quantize import (
+    ALPHAS,
+    choose_smoothing,
+    column_scales,
+    quantize_layer,
+    quantized,
+    round_to_nearest,
+    round_with_compensation,
+)
 
 
 def activations_of(values: np.ndarray) -> Activations:
@@ -14,7 +20,7 @@ def activations_of(values: np.ndarray) -> Activations:
 
 
 def correlated(num_tokens: int, size: int, seed: int, *, outlier: float = 1.0) -> np.ndarray:
-    """Inputs that go together, one channel of which may be far larger."""
+    """Correlated inputs [tokens, size], one channel of which may be far larger."""
     generator = np.random.default_rng(seed)
     values = generator.normal(size=(num_tokens, size)) @ generator.normal(size=(size, size))
     values[:, 3] *= outlier
@@ -39,9 +45,9 @@ def test_compensated_rounding_keeps_outputs_better_than_the_nearest(seed: int, s
 
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(1, 20), outputs=st.integers(1, 6), seed=st.integers(0, 99), most=st.sampled_from([63, 127]))
-def test_integers_never_leave_their_range_and_weights_come_back(size: int, outputs: int, seed: int, most: int) -> None:
+def test_integers_stay_in_range_and_represent_the_weights(size: int, outputs: int, seed: int, most: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(size, outputs))
-    weight[:, 0] = 0.0  # a channel that is never used
+    weight[:, 0] = 0.0  # an unused channel
     scales = column_scales(weight, most)
     for integers in (
         round_to_nearest(weight, scales, most),
@@ -72,7 +78,7 @@ def test_one_sided_activations_use_all_levels() -> None:
     )
 
 
-def test_the_average_loss_of_each_output_is_given_back() -> None:
+def test_the_mean_loss_of_each_output_is_added_back() -> None:
     values = np.abs(correlated(2_000, 16, 2))
     weight = np.random.default_rng(3).normal(size=(16, 5)).astype(np.float32)
     layer = quantize_layer(weight, activations_of(values), 15)

@@ -1,0 +1,194 @@
+"""Static int8 of a float graph: calibrate on training rows, round, measure the harm, repair (promise E2).
+
+Every activation gets one constant scale, so a text's answer does not depend on its batch. The method, its sources
+and what it was compared with: docs/QUANTIZATION.md.
+
+Repair: the layers whose integers change the answers most stay in float32, few at first. The harm is measured on texts
+made of training rows; the held-out rows are only for the gate.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.console import Progress
+from export.int8.integer_graph import assemble
+from export.int8.layers import Layer, find_layers, record_activations
+from export.int8.quantize import IntegerLayer, instruction_set, quantize_layer
+from export.rewrites import array_of, name_nodes, weights_of
+from export.rows import recombined
+from serve.contract.cores import num_usable_cores
+from serve.contract.errors import InputError
+from serve.encoder import Encoder, Encoding, TextInput, length_sorted_batches
+from serve.session import Session
+
+NUM_REPAIR_ROWS = 256
+SEED = 0
+"""Of the choice of training rows that repair rows are made of."""
+MAX_ERROR = 0.05
+"""Root mean square change of the logits, as a share of their spread, that the repair rows may show."""
+SHARES_KEPT = (0.15, 0.3, 0.5)
+"""Largest share of layers in float32: at first, and while the gate is missed. Each layer makes the graph slower."""
+
+Run = Callable[[onnx.ModelProto], NDArray[np.float32]]
+"""Graph -> logits of the repair rows [N, C]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """An integer graph, and how it was made, in words and in figures."""
+
+    model: onnx.ModelProto
+    method: str
+    details: dict[str, str | int | float | bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Repaired:
+    """The layers kept in float32, and the gain."""
+
+    kept: tuple[str, ...]
+    agreement_before: float
+    agreement: float
+    error_before: float
+    """Root mean square change of the logits, as a share of their spread."""
+    error: float
+
+
+def quantize_statically(
+    graph: Path, encoder: Encoder, inputs: Sequence[TextInput], min_agreement: float, work: Path, progress: Progress
+) -> Iterator[Attempt]:
+    """Yield integer forms of a float graph, each with more layers in float32 than the one before.
+
+    Args:
+        graph: the float graph.
+        encoder: encodes its inputs.
+        inputs: training texts or pairs.
+        min_agreement: share of labels to preserve on the repair rows.
+        work: folder for temporary files.
+        progress: where steps are printed.
+
+    Raises:
+        InputError: the graph has no layer to quantize.
+    """
+    model = onnx.load(graph)
+    name_nodes(model)
+    layers = find_layers(model)
+    if not layers:
+        raise InputError("no layer multiplies by a constant weight, so there is nothing to quantize")
+    calibration = encoder.encode(inputs)
+    unseen = encoder.encode(recombined(inputs, NUM_REPAIR_ROWS, SEED))
+    with progress.count(f"Calibrating on {len(calibration)} training rows", len(calibration)) as advance:
+        activations = record_activations(model, layers, calibration, encoder, work, advance)
+    weight_bits = 8 if instruction_set() else 7
+    weights, integers = weights_of(model), {}
+    with progress.count(f"Rounding {len(layers)} layers to int8", len(layers)) as advance:
+        for layer in layers:
+            weight = array_of(weights[layer.weight_name])
+            integers[layer.name] = quantize_layer(weight, activations[layer.name], 2 ** (weight_bits - 1) - 1)
+            advance(1)
+    progress.step(f"Measuring the harm on {len(unseen)} rows made of training rows")
+    run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=work / "candidate.onnx")
+    repair = Repair(model, layers, integers, run(model), run)
+    alphas = sorted({layer.alpha for layer in integers.values()})
+    for repaired in repair.attempts(min_agreement):
+        yield Attempt(
+            repair.graph(repaired.kept),
+            f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
+            f"{len(repaired.kept)} of {len(layers)} layers in float32",
+            {
+                "layers": len(layers),
+                "layers_in_float32": ", ".join(repaired.kept),
+                "calibration_rows": len(calibration),
+                "weight_bits": weight_bits,
+                "repair_label_agreement_before": repaired.agreement_before,
+                "repair_label_agreement": repaired.agreement,
+                "repair_error_before": repaired.error_before,
+                "repair_error": repaired.error,
+            },
+        )
+
+
+class Repair:
+    """Chooses the layers that stay in float32, by measurement.
+
+    Args:
+        model: the float graph.
+        layers: its layers.
+        integers: their constants.
+        reference: the float graph's logits of the repair rows [N, C].
+        run: runs a graph on them.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        layers: Sequence[Layer],
+        integers: dict[str, IntegerLayer],
+        reference: NDArray[np.float32],
+        run: Run,
+    ) -> None:
+        self._model = model
+        self._layers = layers
+        self._integers = integers
+        self._reference = reference
+        self._run = run
+        self._before = self._measure([])
+
+    def attempts(self, min_agreement: float) -> Iterator[Repaired]:
+        """Yield choices of layers to keep in float32, each larger than the last, for as long as the caller asks.
+
+        The most harmful layers are kept first. The first choice has only as many as the repair rows need (possibly
+        none) for `min_agreement` of their labels to be preserved.
+        """
+        limits = [max(1, int(share * len(self._layers))) for share in SHARES_KEPT]
+        num_kept, found = 0, self._before
+        while not (found[0] >= min_agreement and found[1] <= MAX_ERROR) and num_kept < limits[0]:
+            num_kept += 1
+            found = self._measure(self._worst_first[:num_kept])
+        yield self._repaired(num_kept, found)
+        for limit in limits:
+            if limit > num_kept:
+                num_kept = limit
+                yield self._repaired(num_kept, self._measure(self._worst_first[:num_kept]))
+
+    def graph(self, keep: Sequence[str]) -> onnx.ModelProto:
+        """Return the integer graph with some layers in float32."""
+        return assemble(self._model, self._layers, self._integers, keep)
+
+    def _repaired(self, num_kept: int, found: tuple[float, float]) -> Repaired:
+        kept = tuple(self._worst_first[:num_kept]) if num_kept else ()
+        return Repaired(kept, self._before[0], found[0], self._before[1], found[1])
+
+    @functools.cached_property
+    def _worst_first(self) -> list[str]:
+        """The layers, the most harmful first: the error that remains when only that one is in float32."""
+        errors = {layer.name: self._measure([layer.name])[1] for layer in self._layers}
+        return sorted(errors, key=lambda name: errors[name])
+
+    def _measure(self, keep: Sequence[str]) -> tuple[float, float]:
+        """Return label agreement and the root mean square change of the logits, as a share of their spread."""
+        logits = self._run(self.graph(keep))
+        agreement = float((logits.argmax(axis=1) == self._reference.argmax(axis=1)).mean())
+        spread = max(float(self._reference.std()), 1e-9)
+        return agreement, float(np.sqrt(((logits - self._reference) ** 2).mean()) / spread)
+
+
+def _logits(
+    model: onnx.ModelProto, *, encoder: Encoder, encodings: Sequence[Encoding], candidate: Path
+) -> NDArray[np.float32]:
+    """Return a graph's logits [N, C]; it is written to `candidate`."""
+    onnx.save(model, candidate)
+    session = Session(candidate, num_threads=num_usable_cores())
+    try:
+        found = np.empty((len(encodings), len(encoder.classifier.labels)), np.float32)
+        for batch in length_sorted_batches([encoding.num_tokens for encoding in encodings], 4_096, 16):
+            found[batch] = session.run(encoder.pad([encodings[row] for row in batch]))
+        return found
+    finally:
+        session.close()

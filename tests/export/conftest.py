@@ -1,0 +1,31 @@
+"""One tiny run and its bundle, for all tests of export."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+from exports import export_tiny_run
+from tiny_runs import save_tiny_run
+
+from serve.contract.bundle import Bundle, read_bundle
+
+
+@pytest.fixture(autouse=True)
+def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a fused graph is kept must not depend on how busy the machine is."""
+    monkeypatch.setattr("export.build.SLOWER", 0.0)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_run(tmp_path_factory.mktemp("runs") / "bert")
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as monkeypatch:
+        warnings.simplefilter("ignore")
+        monkeypatch.setattr("export.build.SLOWER", 0.0)
+        exported = export_tiny_run(run, tmp_path_factory.mktemp("bundles") / "bert", min_label_agreement=0.9)
+    assert exported.left_out == {}
+    return read_bundle(exported.folder)
