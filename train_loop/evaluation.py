@@ -19,6 +19,7 @@ from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
 from train_loop import NEEDED
+from train_loop.machine.threads import limit_spinning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ def run(argv: Sequence[str]) -> None:
         InputError: anything the user gave is wrong.
     """
     arguments = _parser().parse_args(argv)
+    limit_spinning()  # before torch is imported
     # Imported here, so that --help and a missing extra are answered at once.
     from transformers import AutoTokenizer
 

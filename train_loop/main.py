@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from serve.contract.command import given_arguments, run_command
 from train_loop import NEEDED
+from train_loop.machine.threads import limit_spinning
 
 
 def run(argv: Sequence[str]) -> None:
@@ -21,6 +22,7 @@ def run(argv: Sequence[str]) -> None:
         Interrupted: a signal stopped the loop, after saving.
         NonFiniteLoss: the loss became NaN or infinite.
     """
+    limit_spinning()  # before torch is imported
     # Imported here, so that --help and a missing extra are answered at once.
     from accelerate.utils import set_seed
 

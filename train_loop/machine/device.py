@@ -22,9 +22,9 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from train_loop.config import MixedPrecision, TrainConfig
+from train_loop.machine.threads import use_the_cores
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of glibc's <malloc.h>."""
@@ -57,7 +57,8 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
             "use FSDP2 for sharding (accelerate launch --use_fsdp --fsdp_version 2)"
         )
     keep_freed_memory(state.device)
-    use_the_cores(state.device, int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
+    if state.device.type == "cpu":
+        use_the_cores(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
     _quieten_libraries(is_main=state.is_main_process)
     available = sorted(str(tracker) for tracker in get_available_trackers())
     absent = sorted(set(config.trackers) - set(available))
@@ -115,20 +116,6 @@ def is_out_of_memory(error: Exception) -> bool:
     # Accelerate's list lacks the errors that CUDA raises itself.
     others = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return bool(should_reduce_batch_size(error)) or any(text in str(error) for text in others)
-
-
-def use_the_cores(device: torch.device, num_processes: int) -> None:
-    """Give a CPU process its share of the cores that this container may use, among `num_processes` on the machine.
-
-    `accelerate launch` and torchrun set OMP_NUM_THREADS=1 unless asked for something else, which would leave most
-    cores idle; torch by itself ignores the container's quota. A number of threads that was asked for is kept.
-    """
-    if device.type != "cpu":
-        return
-    launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()  # only launchers set these
-    asked_for = os.environ.get("OMP_NUM_THREADS")
-    if asked_for is None or (asked_for == "1" and launched):
-        torch.set_num_threads(max(1, num_usable_cores() // num_processes))
 
 
 def keep_freed_memory(device: torch.device) -> None:

@@ -1,6 +1,5 @@
 """What the launcher's environment and the hardware make of a configuration."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from tiny_models import ARCHITECTURES, save_tiny_model
 from transformers import AutoModelForSequenceClassification
 
-from serve.contract import cores
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
 from train_loop.machine import device
@@ -18,7 +16,6 @@ from train_loop.machine.device import (
     is_out_of_memory,
     resolve_precision,
     shard_by_layer,
-    use_the_cores,
 )
 
 CPU = torch.device("cpu")
@@ -27,41 +24,6 @@ CPU = torch.device("cpu")
 def launch_with_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-
-
-@pytest.mark.parametrize(
-    ("environment", "num_processes", "expected"),
-    [
-        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, 1, 8),
-        ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}, 2, 4),
-        ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"}, 16, 1),
-        ({"TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "3"}, 2, None),
-        ({"OMP_NUM_THREADS": "1"}, 2, None),
-        ({}, 1, 8),
-    ],
-)
-def test_threads_are_a_share_of_the_cores_that_may_be_used(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], num_processes: int, expected: int | None
-) -> None:
-    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    threads: list[int] = []
-    monkeypatch.setattr(device, "num_usable_cores", lambda: 8)
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    use_the_cores(CPU, num_processes)
-    assert threads == ([] if expected is None else [expected])
-
-
-def test_a_containers_quota_limits_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(cores, "cpu_quota", lambda: 1.5)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    threads: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    use_the_cores(CPU, 1)
-    assert threads == [2]
 
 
 def test_fsdp_1_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
