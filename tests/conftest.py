@@ -1,14 +1,14 @@
-"""No network, and caches that do not outlive the tests."""
+"""No network access, and caches that are deleted after the tests."""
 
 import os
 import tempfile
 
-# Read when the libraries are imported, so set before any of them is.
+# The libraries read these when imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("HF_DATASETS_CACHE", tempfile.mkdtemp(prefix="rawloop-tests-"))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only get in each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on more threads
 
 import csv
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """Return a writer of csv files: (rows, name, header) -> path."""
+    """Return a function that writes a csv file: (rows, name, header) -> path."""
 
     def write(rows: Sequence[Sequence[str]], name: str = "rows.csv", header: Sequence[str] = ("text", "label")) -> Path:
         path = tmp_path / name

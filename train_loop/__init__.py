@@ -13,4 +13,4 @@ NEEDED = (
     "jinja2",
     "datasketch",
 )
-"""Modules that every command here needs; the extra `train` brings them."""
+"""Modules that every command here imports; the extra `train` installs them."""

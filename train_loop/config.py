@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from serve.contract.errors import InputError
-from serve.contract.limits import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_1, Limit, out_of_range
+from serve.contract.limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
 from serve.contract.text import CleaningMode
 
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
@@ -30,13 +30,13 @@ CONFIG_FILE = "config.yaml"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Sizes are in rows, tokens or optimizer steps, as each field says."""
+    """One training run. Sizes are in rows, tokens or optimizer steps, as stated per field."""
 
     # The model
     model_name: str = PACKAGED_MODEL
-    """Hub id or folder of a pretrained encoder; the default also comes as a package (extra `demo`)."""
+    """Hub id or folder of a pretrained encoder; the default is also available as a package (extra `demo`)."""
     model_revision: str | None = None
-    """Branch, tag or commit of the model on the Hub; null takes its default branch."""
+    """Branch, tag or commit of the model on the Hub; null: its default branch."""
 
     # The rows
     dataset_name: str | None = None
@@ -44,62 +44,62 @@ class TrainConfig:
     dataset_config: str | None = None
     """Configuration of a Hub data set."""
     dataset_revision: str | None = None
-    """Branch, tag or commit of a Hub data set; null takes its default branch."""
+    """Branch, tag or commit of a Hub data set; null: its default branch."""
     train_file: str | None = None
     """Training rows: a csv, tsv, jsonl or parquet file."""
     validation_file: str | None = None
-    """Rows that choose the best model; null cuts `validation_fraction` from the training rows."""
+    """Rows that select the best model; null: cut `validation_fraction` from the training rows."""
     test_file: str | None = None
-    """Rows for the final figure only; null cuts `test_fraction` from the training rows."""
-    validation_fraction: Annotated[float, SHARE_BELOW_1] = 0.1
-    """Share of the training rows cut off, stratified by label, where there is no validation split."""
-    test_fraction: Annotated[float, SHARE_BELOW_1] = 0.1
-    """The same for a missing test split; 0 goes without one."""
+    """Rows for the final metrics only; null: cut `test_fraction` from the training rows."""
+    validation_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
+    """Fraction of the training rows to hold out, stratified by label, if there is no validation split."""
+    test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
+    """The same for a missing test split; 0: no test split."""
     text_column: str = "text"
     """Column with the text."""
     text_pair_column: str | None = None
-    """Column with the second text of a pair; null for single texts."""
+    """Column with the second text of a pair; null: single texts."""
     label_column: str = "label"
     """Column with the label: strings, whole numbers or a ClassLabel."""
     label_names: list[str] | None = None
-    """Names of integer labels 0, 1, ... in order; null takes the data's own."""
+    """Names of integer labels 0, 1, ... in order; null: the data's own."""
     cleaning: CleaningMode = "none"
-    """Text cleaning, kept in the model's contract and applied when serving too."""
+    """Text cleaning, saved with the model and applied when serving too."""
     max_length: Annotated[int | None, AT_LEAST_4_TOKENS] = None
-    """Longest input [tokens], longer ones are truncated; null takes the model's limit."""
+    """Longest input [tokens], longer ones are truncated; null: the model's limit."""
 
     # The steps
     epochs: Annotated[int, AT_LEAST_1] = 3
     """Passes over the training rows."""
     max_steps: Annotated[int | None, AT_LEAST_1] = None
-    """Stop, and end the learning-rate schedule, after so many optimizer steps; null runs all epochs."""
+    """Optimizer steps after which training and the learning-rate schedule end; null: all epochs."""
     batch_size: Annotated[int, AT_LEAST_1] = 32
-    """Rows of one optimizer step over all processes together."""
+    """Rows per optimizer step, over all processes together."""
     gradient_accumulation_steps: Annotated[int | None, AT_LEAST_1] = None
-    """Forward passes a process cuts its share of a step into; null derives it from max_tokens_per_forward."""
+    """Forward passes per process and step; null: derived from max_tokens_per_forward."""
     max_tokens_per_forward: Annotated[int | None, AT_LEAST_1] = None
-    """Most tokens of one forward pass, padding included; null does not cut. What is learned stays the same: to
+    """Most tokens of one forward pass, padding included; null: no limit. What is learned stays the same: up to
     rounding without dropout, in expectation with it."""
     length_grouping: LengthGrouping = "window"
-    """window: rows of similar length share a step; batch: random steps, sorted inside; none: as drawn."""
+    """window: rows of similar length share a step; batch: random steps, sorted within; none: random order."""
 
     # The optimizer
     learning_rate: Annotated[float, POSITIVE] = 5e-5
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up; linear and cosine end at 0."""
-    warmup_ratio: Annotated[float, SHARE_BELOW_1] = 0.06
-    """Share of the optimizer steps in which the learning rate rises linearly."""
+    warmup_ratio: Annotated[float, FRACTION_BELOW_1] = 0.06
+    """Fraction of the optimizer steps over which the learning rate rises linearly."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay; never on biases and norms."""
-    adam_beta1: Annotated[float, SHARE_BELOW_1] = 0.9
+    adam_beta1: Annotated[float, FRACTION_BELOW_1] = 0.9
     """Decay of AdamW's running mean of gradients."""
-    adam_beta2: Annotated[float, SHARE_BELOW_1] = 0.999
+    adam_beta2: Annotated[float, FRACTION_BELOW_1] = 0.999
     """Decay of AdamW's running mean of squared gradients."""
     adam_epsilon: Annotated[float, POSITIVE] = 1e-8
     """Added to AdamW's denominator."""
     max_grad_norm: Annotated[float | None, POSITIVE] = 1.0
-    """Gradients are clipped to this global 2-norm; null does not clip."""
+    """Gradients are clipped to this global 2-norm; null: no clipping."""
 
     # The loss
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
@@ -108,46 +108,46 @@ class TrainConfig:
     """Exponent of the focal loss."""
     class_weights: ClassWeights = "none"
     """balanced: 1/count; sqrt: 1/sqrt(count); effective: Cui et al. 2019; or a mapping label -> weight."""
-    label_smoothing: Annotated[float, SHARE_BELOW_1] = 0.0
-    """Share of the target spread over all classes, in [0, 1)."""
-    dropout: Annotated[float | None, SHARE_BELOW_1] = None
-    """Every dropout of the model; null keeps the model's own."""
+    label_smoothing: Annotated[float, FRACTION_BELOW_1] = 0.0
+    """Fraction of the target spread over all classes, in [0, 1)."""
+    dropout: Annotated[float | None, FRACTION_BELOW_1] = None
+    """Every dropout probability of the model; null: the model's own."""
 
     # Precision and speed
     mixed_precision: MixedPrecision = "auto"
-    """auto: bf16 where the hardware has it, fp16 on other GPUs, else no."""
+    """auto: bf16 if the hardware has it, fp16 on other GPUs, else no."""
     compile: bool = False
-    """Compile the model in place (torch.compile, dynamic shapes); pays on long runs."""
+    """Compile the model in place (torch.compile, dynamic shapes); pays off on long runs."""
 
     # Evaluation and checkpoints
     eval_every: Annotated[int | None, AT_LEAST_1] = None
-    """Optimizer steps between evaluations; null evaluates at the end of each epoch."""
+    """Optimizer steps between evaluations; null: evaluate at the end of each epoch."""
     eval_max_tokens_per_forward: Annotated[int, AT_LEAST_1] = 8192
     """Most tokens of one forward pass when evaluating, padding included."""
     metric_for_best: MetricName = "macro_f1"
-    """Validation metric that decides which model is the best (loss: lower is better)."""
+    """Validation metric that selects the best model (loss: lower is better)."""
     early_stopping_patience: Annotated[int | None, AT_LEAST_1] = None
-    """Stop after so many evaluations in a row without a new best; null never."""
+    """Evaluations in a row without a new best after which training stops; null: never."""
     save_every: Annotated[int | None, AT_LEAST_1] = None
-    """Optimizer steps between checkpoints, beside those at each evaluation; null for these alone."""
+    """Optimizer steps between checkpoints, in addition to one at each evaluation; null: only those."""
     keep_checkpoints: Annotated[int, AT_LEAST_1] = 2
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Newest checkpoints to keep, in addition to the best."""
     output_dir: str = "runs"
-    """Folder under which the run's own directory is made."""
+    """Folder in which the run directory is created."""
     run_name: str | None = None
-    """Name of the run's directory; null makes one from time, model and data."""
+    """Name of the run directory; null: built from time, model and data."""
     resume: str | None = None
     """Run directory to continue from its newest valid checkpoint."""
     push_to_hub: str | None = None
-    """Hub repository (name, or owner/name) that the finished model is uploaded to, private; null uploads nothing."""
+    """Private Hub repository (name, or owner/name) to upload the finished model to; null: no upload."""
 
-    # What is told on the way
+    # Logging and the seed
     log_every: Annotated[int, AT_LEAST_1] = 10
     """Optimizer steps between entries in logs/metrics.jsonl and the trackers."""
     trackers: list[str] = dataclasses.field(default_factory=list)
     """Accelerate trackers: tensorboard, wandb, mlflow, comet_ml, aim, clearml, dvclive, swanlab, trackio."""
     seed: Annotated[int, NOT_NEGATIVE] = 42
-    """Seed of splits, order of rows, dropout and the new head."""
+    """Seed of the splits, the order of rows, dropout and the new head."""
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -156,11 +156,11 @@ class TrainConfig:
 
 
 def _problems(config: TrainConfig) -> list[str]:
-    """Return every contradiction of a configuration, each with its remedy."""
+    """Return everything that is wrong with a configuration, each with its remedy."""
     problems = list(out_of_range(config))
 
-    def require(good: bool, message: str) -> None:
-        if not good:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
             problems.append(message)
 
     require(
@@ -169,28 +169,28 @@ def _problems(config: TrainConfig) -> list[str]:
     )
     require(
         config.validation_fraction > 0 or config.validation_file is not None or config.dataset_name is not None,
-        "--validation_fraction 0 leaves no rows to choose the best model; give --validation_file or a fraction",
+        "--validation_fraction 0 leaves no rows to select the best model; pass --validation_file or a fraction",
     )
     require(
         config.gradient_accumulation_steps is None or config.max_tokens_per_forward is None,
-        "--gradient_accumulation_steps and --max_tokens_per_forward both say how a step is cut; give one",
+        "--gradient_accumulation_steps and --max_tokens_per_forward both say how a step is cut; pass one",
     )
     require(
         config.dataset_name is None or config.train_file is None,
-        "--dataset_name and --train_file both name training rows; give one",
+        "--dataset_name and --train_file both name training rows; pass one",
     )
     require(
         config.dataset_name is not None or config.train_file is not None,
-        "no training rows: give --train_file FILE or --dataset_name ID_OR_FOLDER "
+        "no training rows: pass --train_file FILE or --dataset_name ID_OR_FOLDER "
         "(no argument at all runs the quickstart; with other flags it is --config quickstart)",
     )
     require(
         config.dataset_name is None or (config.validation_file is None and config.test_file is None),
-        "--validation_file and --test_file go with --train_file; a --dataset_name brings its own splits",
+        "--validation_file and --test_file need --train_file; a --dataset_name has its own splits",
     )
     require(
         config.dataset_config is None or config.dataset_name is not None,
-        "--dataset_config goes with --dataset_name",
+        "--dataset_config needs --dataset_name",
     )
     require(
         config.text_pair_column is None or config.text_pair_column != config.text_column,
@@ -202,7 +202,7 @@ def _problems(config: TrainConfig) -> list[str]:
     )
     if isinstance(config.class_weights, dict):
         unquoted = [label for label in config.class_weights if not isinstance(label, str)]
-        require(not unquoted, f"--class_weights: {unquoted} are no strings in YAML; write quotes around the labels")
+        require(not unquoted, f"--class_weights: {unquoted} are not strings in YAML; put quotes around the labels")
         bad = {k: v for k, v in config.class_weights.items() if not (math.isfinite(v) and v > 0)}
         require(not bad, f"--class_weights must be positive, found {bad}")
     if config.label_names is not None:

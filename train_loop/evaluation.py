@@ -1,4 +1,4 @@
-"""Measure a finished run on one of its splits, or on any labelled file.
+"""Evaluate a finished run on one of its splits, or on any labelled file.
 
 python -m train_loop.evaluation --run runs/latest
 python -m train_loop.evaluation --run runs/latest --file rows.csv --label_column team
@@ -36,11 +36,11 @@ def run(argv: Sequence[str]) -> None:
     """Evaluate as the command line says and write a results folder.
 
     Raises:
-        InputError: anything the user gave is wrong.
+        InputError: any of the user's input is wrong.
     """
     arguments = _parser().parse_args(argv)
     limit_spinning()  # before torch is imported
-    # Imported here, so that --help and a missing extra are answered at once.
+    # Imported here, so that --help and the message about a missing extra come at once.
     from transformers import AutoTokenizer
 
     from train_loop.config import CONFIG_FILE
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
 
     folder = Path(arguments.run).resolve()
     if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; give a run directory such as runs/latest")
+        raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
     classifier = read_classifier(folder / "model")
     config = _config(folder, classifier, arguments)
     own_model = dataclasses.replace(config, model_name=str(folder / "model"), model_revision=None)
@@ -63,8 +63,8 @@ def run(argv: Sequence[str]) -> None:
     console = build_console(quiet=not accelerator.is_main_process)
     if config.mixed_precision not in ("auto", accelerator.mixed_precision):
         console.print(
-            f"This {accelerator.device.type} lacks the run's precision, {config.mixed_precision}: measured in "
-            f"{precision_name(accelerator)}.",
+            f"This {accelerator.device.type} does not support the run's precision, {config.mixed_precision}: "
+            f"evaluating in {precision_name(accelerator)}.",
             style="yellow",
         )
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
     if train is not None and fingerprint != classifier.data_fingerprint:
         console.print(
-            f"The run's data have changed since training ({fingerprint[:12]}, was {classifier.data_fingerprint[:12]}).",
+            f"The run's data has changed since training ({fingerprint[:12]}, was {classifier.data_fingerprint[:12]}).",
             style="yellow",
         )
     logits = _logits(accelerator, folder, config, classifier, tokenizer, splits, console)
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
             calibration=Calibration(classifier.temperature),
             tokenizer=tokenizer,
             train=train,
-            tell=lambda text: console.print(text, highlight=False),
+            notify=lambda text: console.print(text, highlight=False),
         )
         write_results(results, assessment, folder / "logs" / "metrics.jsonl" if train is not None else None)
         print_results(console, assessment, results)
@@ -102,33 +102,37 @@ def run(argv: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train_loop.evaluation",
-        description="Measure a finished run on one of its splits, or on any labelled file.",
+        description="Evaluate a finished run on one of its splits, or on any labelled file.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--run",
-        "--run_directory",  # torchrun takes --run for an abbreviation of an option of its own
+        "--run_directory",  # torchrun takes --run for an abbreviation of its own option
         required=True,
-        help="run directory, such as runs/latest; under torchrun write --run_directory",
+        help="run directory, such as runs/latest; under torchrun, use --run_directory",
     )
     rows = parser.add_mutually_exclusive_group()
-    rows.add_argument("--split", choices=("train", "validation", "test"), help="a split of the run (all held-out ones)")
+    rows.add_argument(
+        "--split", choices=("train", "validation", "test"), help="a split of the run (default: all held-out ones)"
+    )
     rows.add_argument("--file", type=Path, help="labelled rows: csv, tsv, jsonl or parquet")
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder to write, replaced as a whole (RUN/results; with --split or --file RUN/results_NAME)",
+        help="folder to write, replaced as a whole (default: RUN/results; with --split or --file, RUN/results_NAME)",
     )
     for name in ("text_column", "text_pair_column", "label_column"):
-        parser.add_argument(f"--{name}", help=f"the file's {name.replace('_', ' ')} (the run's own)")
+        parser.add_argument(f"--{name}", help=f"the file's {name.replace('_', ' ')} (default: the run's)")
     parser.add_argument(
-        "--max_tokens_per_forward", type=int, help="most tokens of one forward pass, padding included (the run's own)"
+        "--max_tokens_per_forward",
+        type=int,
+        help="most tokens of one forward pass, padding included (default: the run's)",
     )
     return parser
 
 
 def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace) -> TrainConfig:
-    """Return the run's configuration with what the command line changes."""
+    """Return the run's configuration with the command line's changes."""
     from train_loop.command_line import read_config
     from train_loop.config import CONFIG_FILE
 
@@ -139,9 +143,9 @@ def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace)
         if getattr(arguments, name) is not None
     }
     if changes and arguments.file is None:
-        raise InputError(f"--{next(iter(changes))} goes with --file; the run's own rows keep their columns")
+        raise InputError(f"--{next(iter(changes))} needs --file; the columns of the run's own rows are fixed")
     if "text_pair_column" in changes and classifier.text_pair_column is None:
-        raise InputError("--text_pair_column: the run was trained on single texts")
+        raise InputError("--text_pair_column: the run was trained on single texts; leave it out")
     if arguments.max_tokens_per_forward is not None:
         changes["eval_max_tokens_per_forward"] = arguments.max_tokens_per_forward
     return dataclasses.replace(config, trackers=[], resume=None, output_dir=str(folder.parent), **changes)
@@ -150,7 +154,7 @@ def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace)
 def _rows(
     arguments: argparse.Namespace, config: TrainConfig, classifier: Classifier, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[dict[str, Split], Split | None, str]:
-    """Return the splits to measure, the training rows if they are at hand, and the data's fingerprint."""
+    """Return the splits to evaluate, the training rows unless --file names others, and the data's fingerprint."""
     from train_loop.rows.data import load_data, load_labelled_file
 
     if arguments.file is not None:
@@ -159,13 +163,13 @@ def _rows(
     data = load_data(config, tokenizer, classifier.max_length)
     if data.labels != classifier.labels:
         raise InputError(
-            f"the run's rows now have the labels {list(data.labels)}, the model {list(classifier.labels)}; give the "
-            "rows that it was trained on, or measure others by --file"
+            f"the run's rows now have the labels {list(data.labels)}, the model {list(classifier.labels)}; restore the "
+            "rows it was trained on, or evaluate others with --file"
         )
     names = [arguments.split] if arguments.split else [name for name in data.splits if name != "train"]
-    absent = [name for name in names if name not in data.splits]
-    if absent:
-        raise InputError(f"--split {absent[0]}: the run has no such split; it has {', '.join(data.splits)}")
+    missing = [name for name in names if name not in data.splits]
+    if missing:
+        raise InputError(f"--split {missing[0]}: the run has no such split; choose one of {', '.join(data.splits)}")
     return {name: data.splits[name] for name in names}, data.train, data.fingerprint
 
 
@@ -183,7 +187,7 @@ def _logits(
     from train_loop.steps.feed import Collator
     from train_loop.steps.scoring import predict_logits
 
-    attention = "eager" if accelerator.device.type == "cpu" else None  # as in training (model.py)
+    attention = "eager" if accelerator.device.type == "cpu" else None  # as in training (pretrained.py)
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model", attn_implementation=attention)
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
     found: dict[str, NDArray[np.float32]] = {}
@@ -205,7 +209,7 @@ def _results_folder(folder: Path, arguments: argparse.Namespace) -> Path:
         output = Path(arguments.output).resolve()
         if output.exists() and any(output.iterdir()) and not (output / "metrics.json").is_file():
             raise InputError(
-                f"--output {arguments.output}: the folder has other files, and would be replaced; name a new one"
+                f"--output {arguments.output}: the folder has other files, which would be lost; choose a new one"
             )
         return output
     name = arguments.split or (re.sub(r"[^\w.-]+", "_", arguments.file.stem) if arguments.file else None)

@@ -1,4 +1,4 @@
-"""The end of a run: the best weights are scored, calibrated and examined; `model/`, `results/`, `samples/`."""
+"""The end of a run: score, calibrate and examine the best weights; write `model/`, `results/`, `samples/`."""
 
 import os
 
@@ -21,16 +21,16 @@ from train_loop.training import Training
 
 
 def finish(training: Training, state: TrainState, run: RunDirectory, console: Console) -> None:
-    """Score the best weights on the held-out splits, write what a run leaves, and say what is next."""
+    """Score the best weights on the held-out splits, write the results, and print the next command."""
     config, data, accelerator = training.config, training.data, training.accelerator
     assert state.best_step is not None, "every run ends with an evaluation"
     best = training.checkpoints.path_of(state.best_step)
     if problem := on_main_process(accelerator, lambda: damage(best)):
-        raise InputError(f"{best}: the best checkpoint is damaged ({problem}); restore it, and continue by --resume")
+        raise InputError(f"{best}: the best checkpoint is damaged ({problem}); restore it, then continue with --resume")
     load_model_tensors(accelerator, training.model, best / MODEL_FILE)
     splits = {name: split for name, split in data.splits.items() if name != "train"}
     logits = {name: training.predict(split) for name, split in splits.items()}
-    console.print(f"Best model: of step {state.best_step}", highlight=False)
+    console.print(f"Best model: step {state.best_step}", highlight=False)
 
     def examine_and_write() -> None:
         calibration = fit_temperature(logits["validation"], splits["validation"].labels)
@@ -45,7 +45,7 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
             calibration=calibration,
             tokenizer=training.tokenizer,
             train=data.train,
-            tell=training.progress.note,
+            notify=training.progress.note,
         )
         write_results(run.results, assessment, run.logs / "metrics.jsonl")
         write_samples(run.samples, data, config)
@@ -65,7 +65,7 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
 
 
 def _classifier(training: Training, run: RunDirectory, assessment: Assessment) -> Classifier:
-    """Return the contract of the finished model: all that serving must know of it."""
+    """Return what serving must know about the finished model."""
     config, data, tokenizer = training.config, training.data, training.tokenizer
     return Classifier(
         name=run.path.name,

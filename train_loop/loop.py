@@ -1,11 +1,12 @@
-"""The training loop, readable from top to bottom.
+"""The training loop; read it from top to bottom.
 
-One optimizer step: take its rows from the plan, run each micro-batch forward and backward with the
-step's one denominator, clip, set the learning rate, update. "Step" always means optimizer step.
+One optimizer step: take its rows from the plan, run each micro-batch forward and backward over the step's
+one denominator, clip, set the learning rate, update. "Step" always means optimizer step.
 """
 
 import contextlib
 import itertools
+import math
 import time
 
 import numpy as np
@@ -29,9 +30,10 @@ from train_loop.steps.plan import BatchPlan, StepPlan
 from train_loop.training import Training
 
 TRIM_MEMORY_EVERY = 50
-"""Steps after which a CPU process gives back memory it does not use."""
+"""Steps between returns of unused memory, on a CPU."""
 MAX_SKIPPED = 20
-"""Updates in a row that fp16 may skip. Its scale falls from 65,536 to 1 in 16; what overflows then always will."""
+"""Updates in a row that fp16 may skip. Its scale falls from 65,536 to 1 in 16; what still overflows always will."""
+DDP_TYPES = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
 
 
 class NonFiniteLoss(WorkStopped):
@@ -39,12 +41,12 @@ class NonFiniteLoss(WorkStopped):
 
 
 def train(training: Training, state: TrainState) -> None:
-    """Run the loop from `state.step` to the end, keeping `state` true throughout; call on all processes.
+    """Run from `state.step` to the end, keeping `state` current; call on all processes.
 
     Raises:
-        Interrupted: a signal came; the step it came in is finished and saved.
-        NonFiniteLoss: before the update, or after MAX_SKIPPED updates in a row that fp16 skipped.
-        InputError: a checkpoint cannot be written; one row alone does not fit into memory.
+        Interrupted: a signal arrived; its step is finished and saved.
+        NonFiniteLoss: before the update, or after MAX_SKIPPED skipped updates in a row.
+        InputError: a checkpoint cannot be written, or a single row does not fit into memory.
     """
     config, accelerator = training.config, training.accelerator
     plan, epoch = training.plan(0), 0
@@ -55,30 +57,23 @@ def train(training: Training, state: TrainState) -> None:
         InterruptWatch() as watch,
         training.progress.running(state.step),
     ):
-        while state.step < training.num_steps and not has_stopped_early(config, state):
+        while state.step < training.num_steps and not _out_of_patience(config, state):
             began = time.perf_counter()
             if state.step // steps_per_epoch != epoch:
                 epoch = state.step // steps_per_epoch
                 plan = training.plan(epoch)
-                feed.forget()
+                feed.discard()
             step_plan, loss = _forward_and_backward(training, state.step, feed, plan)
 
-            # Below this line gradients are complete and alike on every process.
-            limit = config.max_grad_norm if config.max_grad_norm is not None else float("inf")
-            gradient_norm = accelerator.clip_grad_norm_(training.model.parameters(), limit)
-            loss_value, interrupted = _share_outcome(training, state, loss, gradient_norm, watch.received)
-            learning_rate = learning_rate_at(
-                state.num_updates,
-                peak=config.learning_rate,
-                num_updates=training.num_steps,
-                warmup_ratio=config.warmup_ratio,
-                shape=config.lr_schedule,
-            )
+            # From here on, gradients are complete and identical on every process.
+            gradient_norm = accelerator.clip_grad_norm_(training.model.parameters(), config.max_grad_norm or math.inf)
+            loss_value, interrupted = _gather_outcome(training, state, loss, gradient_norm, watch.received)
+            learning_rate = learning_rate_at(state.num_updates, training.num_steps, config)
             updated = _update(accelerator, training.optimizer, learning_rate)
-            num_skipped = 0 if updated else num_skipped + 1
 
             state.step += 1
             state.num_updates += updated
+            num_skipped = 0 if updated else num_skipped + 1
             if state.step % TRIM_MEMORY_EVERY == 0:
                 return_unused_memory(accelerator.device)
             seconds = time.perf_counter() - began
@@ -100,108 +95,91 @@ def train(training: Training, state: TrainState) -> None:
             if num_skipped == MAX_SKIPPED:
                 raise NonFiniteLoss(_skipped_message(training, state))
 
-            every = config.eval_every or steps_per_epoch
-            at_evaluation = state.step % every == 0 or state.step == training.num_steps
-            if at_evaluation:
+            is_last = state.step == training.num_steps
+            evaluate = is_last or state.step % (config.eval_every or steps_per_epoch) == 0
+            if evaluate:
                 _evaluate(training, state, state.step / steps_per_epoch)
-            if at_evaluation or interrupted or (config.save_every and state.step % config.save_every == 0):
+            if evaluate or interrupted or (config.save_every and state.step % config.save_every == 0):
                 training.checkpoints.save(accelerator, training.model, training.optimizer, state)
-            if interrupted and state.step < training.num_steps:
+            if interrupted and not is_last:
                 raise Interrupted(interrupted, state.step, training.checkpoints.folder.parent)
 
 
-def has_stopped_early(config: TrainConfig, state: TrainState) -> bool:
-    """Return whether the best model is older than the patience allows."""
+def _out_of_patience(config: TrainConfig, state: TrainState) -> bool:
     patience = config.early_stopping_patience
     return patience is not None and state.evaluations_since_best >= patience
 
 
-def seed_of_step(seed: int, step: int, process: int) -> int:
-    """Return the seed of dropout in one step on one process.
-
-    Each step is seeded anew, so that resuming needs no state of any random generator.
-    """
-    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
-
-
 def _forward_and_backward(training: Training, step: int, feed: StepFeed, plan: BatchPlan) -> tuple[StepPlan, Tensor]:
-    """Accumulate a step's gradients; where memory runs out, cut the step finer and begin it again.
+    """Accumulate a step's gradients; if memory runs out, cut the step finer and start it over.
 
     Returns the plan carried out and this process's share of the step's loss. By promise T1 the cut
-    changes nothing but which rows share a draw of dropout.
+    changes nothing but which rows share a dropout draw.
     """
-    accelerator, index = training.accelerator, step % len(plan)
+    index = step % len(plan)
     step_plan, batches = feed.take(
         index, lambda i: plan.step(i, training.max_tokens_per_forward), last=index + 1 == len(plan)
     )
-    while True:
-        seed = seed_of_step(training.config.seed, step, accelerator.process_index)
-        torch.manual_seed(seed)
-        if training.dropout_masks is not None:
-            training.dropout_masks.seed(seed)
-        # Under DDP the last backward pass exchanges gradients, and a process that runs out of memory in
-        # it would leave the others waiting for ever. So a size never tried before runs without the
-        # exchange; the processes agree whether it fitted, and an empty pass makes the exchange.
-        untried = [size for size in set(step_plan.sizes) if not _fits(size, training.sizes_done)]
-        agree_first = bool(untried) and accelerator.distributed_type in (
-            DistributedType.MULTI_GPU,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_XPU,
-        )
-        loss = None
-        try:
-            loss = _micro_batches(training, step_plan, batches, exchange=not agree_first)
-        except RuntimeError as error:
-            may_cut = agree_first or accelerator.num_processes == 1
-            if not (is_out_of_memory(error) and may_cut):
-                raise
-        if agree_first:
-            if any_process(accelerator, loss is None):
-                loss = None  # perhaps it fitted here, but not on another process
-            else:
-                _micro_batches(training, step_plan, [training.collate(np.empty(0, np.int64))], exchange=True)
-        if loss is not None:
-            if training.optimizer.state:  # AdamW makes it in the first update; before, there is more room than after
-                training.sizes_done.update(untried)
-            return step_plan, loss
-
-        training.optimizer.zero_grad()
-        clear_device_cache()
-        num_rows, num_tokens = step_plan.largest
-        if num_rows == 1:
-            raise InputError(
-                f"step {step + 1}: a single row of {num_tokens} tokens does not fit into memory; lower "
-                "--max_length, take a smaller model, or free memory, and continue by --resume"
-            )
-        training.max_tokens_per_forward = num_tokens // 2
-        training.progress.note(
-            f"Out of memory at {num_tokens:,} tokens in one forward pass: the step is cut to at most "
-            f"{training.max_tokens_per_forward:,} and tried again. What is learned does not change (with dropout: in "
-            "expectation)."
-        )
-        feed.forget()
+    while (loss := _attempt(training, step, step_plan, batches)) is None:
+        _cut_finer(training, step, step_plan)
+        feed.discard()
         step_plan, batches = feed.build(plan.step(index, training.max_tokens_per_forward))
+    return step_plan, loss
 
 
-def _fits(size: tuple[int, int], done: set[tuple[int, int]]) -> bool:
-    """Return whether a micro-batch of at least as many rows, at least as long, is known to fit into memory.
+def _attempt(training: Training, step: int, step_plan: StepPlan, batches: list[MicroBatch]) -> Tensor | None:
+    """Run a step's micro-batches; return this process's share of the loss, or None if any process ran out of memory."""
+    accelerator = training.accelerator
+    _seed_dropout(training, step)
+    # Under DDP the last backward pass exchanges gradients: a process that runs out of memory in it would
+    # leave the others waiting forever. So a step with a size not tried before runs without the exchange,
+    # the processes agree that it fitted, and an empty pass makes the exchange.
+    untried = [size for size in set(step_plan.sizes) if not _fits(size, training.sizes_that_fit)]
+    agree_first = bool(untried) and accelerator.distributed_type in DDP_TYPES
+    loss = None
+    try:
+        loss = _run_micro_batches(training, step_plan, batches, exchange=not agree_first)
+    except RuntimeError as error:
+        may_cut = agree_first or accelerator.num_processes == 1
+        if not (may_cut and is_out_of_memory(error)):
+            raise
+    if agree_first:
+        if any_process(accelerator, loss is None):
+            return None
+        _run_micro_batches(training, step_plan, [training.collate(np.empty(0, np.int64))], exchange=True)
+    if loss is not None and training.optimizer.state:  # AdamW allocates it in the first update; then less room is left
+        training.sizes_that_fit.update(untried)
+    return loss
 
-    The product alone would not tell: attention takes memory by the square of the length.
+
+def _seed_dropout(training: Training, step: int) -> None:
+    """Seed from (seed, step, process), so that resuming needs no random generator's state."""
+    entropy = [training.config.seed, step, training.accelerator.process_index]
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    torch.manual_seed(seed)
+    if training.dropout_masks is not None:
+        training.dropout_masks.seed(seed)
+
+
+def _fits(size: tuple[int, int], known: set[tuple[int, int]]) -> bool:
+    """Return whether a micro-batch with at least as many rows, at least as long, is known to fit into memory.
+
+    The number of tokens would not do: attention takes memory by the square of the length.
     """
-    return any(size[0] <= rows and size[1] <= width for rows, width in done)
+    return any(size[0] <= rows and size[1] <= width for rows, width in known)
 
 
-def _micro_batches(training: Training, step_plan: StepPlan, batches: list[MicroBatch], *, exchange: bool) -> Tensor:
-    """Run forward and backward over micro-batches and return their share of the step's loss, a scalar.
+def _run_micro_batches(training: Training, step_plan: StepPlan, batches: list[MicroBatch], *, exchange: bool) -> Tensor:
+    """Run forward and backward over micro-batches; return their share of the step's loss, a scalar.
 
-    With `exchange`, the last backward pass averages gradients over processes, and no other does.
+    With `exchange`, the last backward pass averages gradients over processes; no other pass does.
     """
     config, accelerator = training.config, training.accelerator
     total = torch.zeros((), dtype=training.class_weights.dtype, device=accelerator.device)
     for number, batch in enumerate(to_device(batches, accelerator.device), start=1):
         last = exchange and number == len(batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(training.model):
-            with accelerator.autocast():  # Accelerate puts it into every model but a sharded one
+            with accelerator.autocast():  # Accelerate adds it to every model but a sharded one
                 logits = training.model(**batch.inputs).logits  # [B, C]
             numerator = loss_sum(
                 logits,
@@ -220,13 +198,29 @@ def _micro_batches(training: Training, step_plan: StepPlan, batches: list[MicroB
     return total
 
 
-def _share_outcome(
+def _cut_finer(training: Training, step: int, step_plan: StepPlan) -> None:
+    """Drop a failed attempt's gradients and halve the tokens of a forward pass."""
+    training.optimizer.zero_grad()
+    clear_device_cache()
+    num_rows, num_tokens = step_plan.largest
+    if num_rows == 1:
+        raise InputError(
+            f"step {step + 1}: a single row of {num_tokens} tokens does not fit into memory; lower "
+            "--max_length, choose a smaller model, or free memory, and continue with --resume"
+        )
+    training.max_tokens_per_forward = num_tokens // 2
+    training.progress.note(
+        f"Out of memory at {num_tokens:,} tokens in one forward pass: retrying the step with at most "
+        f"{training.max_tokens_per_forward:,}. What is learned does not change (with dropout: in expectation)."
+    )
+
+
+def _gather_outcome(
     training: Training, state: TrainState, loss: Tensor, gradient_norm: Tensor, signal_number: int
 ) -> tuple[float, int]:
-    """Return the step's loss over all processes, and a signal that any of them received.
+    """Return the step's loss over all processes, and the signal that any of them received, or 0.
 
-    The processor waits for the device here: a loss that is not finite must stop the run before it reaches
-    the weights.
+    Here the CPU waits for the device: a non-finite loss must stop the run before it reaches the weights.
     """
     accelerator = training.accelerator
     # fp16 overflows now and then; its scaler skips such a step by itself.
@@ -236,24 +230,49 @@ def _share_outcome(
         gathered = accelerator.gather(shared.unsqueeze(0))  # [P, 2]
         shared = torch.stack([gathered[:, 0].sum(), gathered[:, 1].max()])
     loss_value, received = shared.tolist()
-    if bad_gradient or not np.isfinite(loss_value):
+    if bad_gradient or not math.isfinite(loss_value):
         raise NonFiniteLoss(_non_finite_message(training, state, float(loss), loss_value))
     return loss_value, int(received)
 
 
+def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_rate: float) -> bool:
+    """Set the learning rate and update the weights; return False if fp16 skipped the update."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    scaler = accelerator.scaler
+    scale_before = scaler.get_scale() if scaler is not None else 0.0
+    optimizer.step()
+    optimizer.zero_grad()
+    # A fused optimizer is always called and skips internally, so "was it called" proves nothing
+    # (accelerate issue 4242); the scaler lowers its scale if, and only if, it skipped.
+    return scaler is None or scaler.get_scale() >= scale_before
+
+
+def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
+    metrics = training.evaluate(training.data.splits["validation"]).metrics
+    name = training.config.metric_for_best
+    score = -metrics["loss"] if name == "loss" else metrics[name]
+    improved = state.best_score is None or score > state.best_score
+    # Small validation splits often tie; the lower loss decides then.
+    if improved or (score == state.best_score and metrics["loss"] < state.best_loss):
+        state.best_score, state.best_loss, state.best_step = score, metrics["loss"], state.step
+    state.evaluations_since_best = 0 if improved else state.evaluations_since_best + 1
+    state.evaluations.append({"step": state.step, "epoch": epoch, **metrics})
+    training.progress.after_evaluation(state.step, epoch, metrics, is_best=state.best_step == state.step)
+
+
 def _non_finite_message(training: Training, state: TrainState, own_loss: float, loss: float) -> str:
-    steps_per_epoch = len(training.plan(0))
-    epoch, index = divmod(state.step, steps_per_epoch)
+    epoch, index = divmod(state.step, len(training.plan(0)))
     rows = training.plan(epoch).step(index, training.max_tokens_per_forward).rows[training.accelerator.process_index]
-    mine = [] if np.isfinite(own_loss) and not np.isfinite(loss) else np.concatenate(rows).tolist()
+    mine = [] if math.isfinite(own_loss) and not math.isfinite(loss) else np.concatenate(rows).tolist()
     suspects = sorted(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine)))
     numbers = [int(training.data.train.source_rows[row]) + 1 for row in suspects]
-    what = "loss" if not np.isfinite(loss) else "gradient"
+    what = "loss" if not math.isfinite(loss) else "gradient"
     return (
         f"step {state.step + 1}: the {what} is not finite (loss {loss}), so training stops before the update. Rows of "
         f"the step in {training.data.train.origin}, counted from 1: {', '.join(map(str, numbers[:64]))}"
         f"{' ...' if len(numbers) > 64 else ''}. Look at those texts; then lower --learning_rate, set --max_grad_norm, "
-        "or use --mixed_precision bf16 or no in a new run. The last checkpoint is untouched"
+        "or use --mixed_precision bf16 or no in a new run. The last checkpoint is unaffected"
     )
 
 
@@ -263,29 +282,3 @@ def _skipped_message(training: Training, state: TrainState) -> str:
         "is learned any more. Continue from the last checkpoint in a precision with more range: --resume "
         f"{training.checkpoints.folder.parent} --mixed_precision bf16 (or no)"
     )
-
-
-def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_rate: float) -> bool:
-    """Set the learning rate and update the weights; return False where fp16 skipped the update."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    scaler = accelerator.scaler
-    scale_before = scaler.get_scale() if scaler is not None else 0.0
-    optimizer.step()
-    optimizer.zero_grad()
-    # A fused optimizer is always called and skips inside itself, so "was it called" does not tell
-    # (accelerate issue 4242); the scaler lowers its scale when, and only when, it skipped.
-    return scaler is None or scaler.get_scale() >= scale_before
-
-
-def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
-    metrics = training.evaluate(training.data.splits["validation"]).metrics
-    name = training.config.metric_for_best
-    score = -metrics["loss"] if name == "loss" else metrics[name]
-    improved = state.best_score is None or score > state.best_score
-    # Small validation splits tie often; among equals the surer model is the better one.
-    if improved or (score == state.best_score and metrics["loss"] < state.best_loss):
-        state.best_score, state.best_loss, state.best_step = score, metrics["loss"], state.step
-    state.evaluations_since_best = 0 if improved else state.evaluations_since_best + 1
-    state.evaluations.append({"step": state.step, "epoch": epoch, **metrics})
-    training.progress.after_evaluation(state.step, epoch, metrics, is_best=state.best_step == state.step)

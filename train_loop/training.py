@@ -1,4 +1,4 @@
-"""What the loop works with, put together: model, optimizer, data, class weights, checkpoints, trackers."""
+"""Everything the loop needs, assembled: model, optimizer, data, class weights, checkpoints, trackers."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ from train_loop.steps.scoring import Evaluation, evaluate_logits, predict_logits
 
 @dataclasses.dataclass(kw_only=True)
 class Training:
-    """What the loop works with; put together by `build_training`."""
+    """Everything the loop needs; assembled by `build_training`."""
 
     config: TrainConfig
     accelerator: Accelerator
@@ -46,19 +46,19 @@ class Training:
     progress: Progress
     num_steps: int
     dropout_masks: MaskSource | None = None
-    """Source of dropout masks on a CPU; None where torch draws them."""
+    """Source of dropout masks on a CPU; None if torch draws them."""
     pad_to_multiple_of: int = 1
     max_tokens_per_forward: int | None = None
-    """Most padded tokens of one forward pass, once memory has run out; not kept, as a resumed run may have more."""
-    sizes_done: set[tuple[int, int]] = dataclasses.field(default_factory=set)
-    """(rows, tokens of a row) of micro-batches that fitted into memory on every process, beside AdamW's state."""
+    """Most padded tokens of one forward pass, once memory ran out; not saved, as a resumed run may have more."""
+    sizes_that_fit: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    """(rows, tokens of a row) of micro-batches that fitted into memory on every process along with AdamW's state."""
 
     def __post_init__(self) -> None:
         self.collate = self.collator(self.data.train)
         self.row_weights = self.class_weights.cpu().double().numpy()[self.data.train.labels]  # [N]; MPS has no float64
 
     def collator(self, split: Split) -> Collator:
-        """Return what pads the rows of a split."""
+        """Return the collator of a split."""
         return Collator(split, self.tokenizer, self.data.max_length, self.pad_to_multiple_of)
 
     def plan(self, epoch: int) -> BatchPlan:
@@ -77,11 +77,11 @@ class Training:
         )
 
     def evaluate(self, split: Split) -> Evaluation:
-        """Score a split with the weights as they are; call it on all processes."""
+        """Score a split with the current weights; call on all processes."""
         return evaluate_logits(self.predict(split), split.labels)
 
     def predict(self, split: Split) -> NDArray[np.float32]:
-        """Return the logits of a split [N, C] with the weights as they are; call it on all processes."""
+        """Return the logits of a split [N, C] with the current weights; call on all processes."""
         return predict_logits(
             self.accelerator,
             self.model,
@@ -102,7 +102,7 @@ def build_training(
     run: RunDirectory,
     console: Console,
 ) -> Training:
-    """Return everything the loop needs, with class weights [C]; call it on all processes."""
+    """Return everything the loop needs; `weights` are of the classes [C]; call on all processes."""
     num_steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
     if config.max_steps is not None:
         num_steps = min(num_steps, config.max_steps)
@@ -115,16 +115,16 @@ def build_training(
     dtype = next(model.parameters()).dtype
     freeze_unused_parameters(model, tokenizer.model_input_names)
     masks = None
-    if accelerator.device.type == "cpu" and not config.compile:  # the compiler draws its own, as fast
+    if accelerator.device.type == "cpu" and not config.compile:  # compiled dropout is as fast
         masks = replace_dropout(model)
     if config.compile:
-        model.compile(dynamic=True)  # in place: a wrapper would change the names of the weights
+        model.compile(dynamic=True)  # in place: a wrapper would rename the weights
     if accelerator.distributed_type == DistributedType.FSDP:
         shard_by_layer(accelerator.state.fsdp_plugin, model)
     else:
-        model.to(accelerator.device)  # before the optimizer, which picks its kernel by the device
+        model.to(accelerator.device)  # before the optimizer, which chooses its kernel by device
     with warnings.catch_warnings():
-        # torch renamed the option, and Accelerate cannot pass the new name yet.
+        # torch renamed the option; Accelerate does not pass the new name yet.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     _start_trackers(config, accelerator, run)
@@ -155,7 +155,7 @@ def build_training(
 
 
 def restore(training: Training) -> TrainState:
-    """Return where the run stands: its newest valid checkpoint, or the beginning.
+    """Load the newest valid checkpoint when resuming; return its state, or that of a new run.
 
     Raises:
         InputError: the checkpoint is of another model, label set or data.
@@ -165,9 +165,9 @@ def restore(training: Training) -> TrainState:
     on_main_process(training.accelerator, training.checkpoints.clear_leftovers)
     newest, problems = on_main_process(training.accelerator, training.checkpoints.newest_valid)
     for problem in problems:
-        training.progress.note(f"Damaged checkpoint left aside: {problem}")
+        training.progress.note(f"Skipping damaged checkpoint {problem}")
     if newest is None:
-        training.progress.note("No usable checkpoint yet: the run begins at its first step.")
+        training.progress.note("No usable checkpoint yet: starting from the first step.")
         return TrainState()
     state = training.checkpoints.restore(newest, training.accelerator, training.model, training.optimizer)
     training.progress.note(f"Continuing from {newest.name}, {training.num_steps - state.step:,} steps to go.")
@@ -175,7 +175,7 @@ def restore(training: Training) -> TrainState:
 
 
 def print_run(console: Console, training: Training) -> None:
-    """Print the quantities that follow from the configuration."""
+    """Print the quantities derived from the configuration."""
     config, accelerator, plan = training.config, training.accelerator, training.plan(0)
     first = plan.step(0)
     table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
@@ -184,9 +184,9 @@ def print_run(console: Console, training: Training) -> None:
         "device": f"{accelerator.device.type}, {accelerator.num_processes} process"
         + (f"es, {accelerator.distributed_type.value.lower()}" if accelerator.num_processes > 1 else ""),
         "precision": precision_name(accelerator),
-        "optimizer steps": f"{training.num_steps:,} ({len(plan):,} an epoch)",
-        "rows a step": f"{config.batch_size:,}, in {first.num_micro_batches} forward passes on each process",
-        "tokens a step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
+        "optimizer steps": f"{training.num_steps:,} ({len(plan):,} per epoch)",
+        "rows per step": f"{config.batch_size:,}, in {first.num_micro_batches} forward passes on each process",
+        "tokens per step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
         "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}",
         "class weights": str(config.class_weights),
         "run directory": str(training.checkpoints.folder.parent),

@@ -1,4 +1,4 @@
-"""`classifier.json`: what a model folder or a bundle says of itself."""
+"""`classifier.json`: the metadata of a model folder or bundle."""
 
 import dataclasses
 from pathlib import Path
@@ -18,10 +18,10 @@ Side = Literal["left", "right"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """The contract between training and serving; kept as `classifier.json` beside the weights."""
+    """The contract between training and serving; saved as `classifier.json` next to the weights."""
 
     name: str
-    """Name of the run that made it."""
+    """Name of the run that trained it."""
     labels: Annotated[
         tuple[str, ...], Limit(lambda labels: len(set(labels)) == len(labels) >= 2, "two or more distinct names")
     ]
@@ -33,11 +33,11 @@ class Classifier:
     cleaning: CleaningMode = "none"
     """Cleaning mode applied before tokenization (`serve.contract.text`)."""
     max_length: Annotated[int, AT_LEAST_1]
-    """Longest input, in tokens, special tokens included; longer ones are truncated."""
+    """Longest input [tokens], special tokens included; longer ones are truncated."""
     truncation_side: Side = "right"
     """Side on which tokens are dropped."""
     padding_side: Side = "right"
-    """Side on which padding is put."""
+    """Side on which padding is added."""
     temperature: Annotated[float, POSITIVE] = 1.0
     """Logits are divided by it before the softmax."""
     problem_type: ProblemType = "single_label_classification"
@@ -47,9 +47,9 @@ class Classifier:
     data_fingerprint: str = ""
     """Hash of the cleaned training and held-out rows."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Package -> version that trained it."""
+    """Package -> version used for training."""
     schema_version: int = CLASSIFIER_SCHEMA_VERSION
-    """Readers refuse a newer one."""
+    """Readers reject a newer one."""
 
     def __post_init__(self) -> None:
         require_valid(self, CLASSIFIER_FILE)
@@ -64,7 +64,7 @@ def read_classifier(folder: Path) -> Classifier:
     """Read `classifier.json` from `folder`.
 
     Raises:
-        InputError: the file is absent, not JSON, of a newer schema, or any field is missing, unknown
+        InputError: the file is missing, not JSON, of a newer schema, or any field is missing, unknown
             or out of range; all problems are named at once.
     """
     return read_record(folder / CLASSIFIER_FILE, Classifier, CLASSIFIER_SCHEMA_VERSION, made_by="training")

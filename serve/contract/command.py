@@ -1,6 +1,6 @@
-"""What every command does around its work: missing packages, errors as one message, exit statuses.
+"""What every command shares: the check for missing packages, one-message errors, exit statuses.
 
-Exit statuses, the same everywhere: 0 done, 1 the work failed, 2 bad input, 128 + n stopped by signal n.
+Exit statuses: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n.
 """
 
 import importlib.util
@@ -21,14 +21,14 @@ def run_command(
     interrupted: str = "Stopped.",
     after_os_error: str = "fix that, then run again",
 ) -> int:
-    """Do the work of a command and return its exit status; an error is printed as one message.
+    """Do the work of a command and return its exit status; print an error as one message.
 
     Args:
         work: returns an exit status, or None for 0.
-        needs: modules without which it cannot begin.
-        extra: the extra of the distribution that brings them.
-        interrupted: what to say after Ctrl-C.
-        after_os_error: the way out of a full disk, or of a file that cannot be read or written.
+        needs: modules that must be installed.
+        extra: the extra of the distribution that installs them.
+        interrupted: message after Ctrl-C.
+        after_os_error: remedy for a full disk, or for a file that cannot be read or written.
     """
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
         return _fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'", 2)
@@ -39,39 +39,39 @@ def run_command(
     except WorkStopped as stop:
         return _fail(str(stop), stop.exit_status)
     except KeyboardInterrupt:
-        _say(interrupted)
+        _print_error(interrupted)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        sys.stderr.close()  # or Python complains of it once more, at exit
+    except BrokenPipeError:  # the reader of our output has closed it
+        sys.stderr.close()  # or Python reports it again at exit
         return 1
     except OSError as error:
-        if error.errno is None:  # of a library, such as the Hub's client: its traceback is needed
+        if error.errno is None:  # from a library, such as the Hub's client: its traceback is needed
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         return _fail(f"{where}{error.strerror or error}; {after_os_error}", 1)
 
 
 def given_arguments(argv: Sequence[str] | None) -> list[str]:
-    """Return the arguments of a command, flags spelled as everywhere here: `--max-length` is `--max_length`."""
+    """Return the arguments of a command, with underscores in flags: `--max-length` becomes `--max_length`."""
     words = sys.argv[1:] if argv is None else list(argv)
     return [_with_underscores(word) for word in words]
 
 
 def _with_underscores(word: str) -> str:
-    flag = re.match(r"--[a-z][a-z-]*", word)  # not what follows: --class_weights.a-label=2
+    flag = re.match(r"--[a-z][a-z-]*", word)  # only the name: --class_weights.a-label=2
     return word if flag is None else "--" + flag[0][2:].replace("-", "_") + word[flag.end() :]
 
 
 def is_main_process() -> bool:
-    """Return whether this process speaks for all, before there is an Accelerator to ask."""
+    """Return whether this is the main process, before there is an Accelerator to ask."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _fail(message: str, status: int) -> int:
-    _say(message if status > 128 else f"error: {message}")
+    _print_error(message if status > 128 else f"error: {message}")
     return status
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     if is_main_process():
         print(message, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""How many cores this process may really use: its affinity, and the CPU quota of its cgroups.
+"""The number of cores this process may use: its affinity, limited by the CPU quota of its cgroups.
 
-ONNX Runtime sizes its threads by the machine. In a container with two cores' worth of quota on a machine of
-sixty-four, sixty-four threads would then be stopped most of the time.
+ONNX Runtime sizes its thread pool by the machine. In a container with a quota of two cores on a 64-core machine,
+64 threads would be throttled most of the time.
 """
 
 import math
@@ -20,27 +20,27 @@ def num_usable_cores() -> int:
 
 
 def cpu_quota(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> float | None:
-    """Return the CPU quota [cores] of this process's cgroups, version 1 or 2; None where there is none.
+    """Return the CPU quota [cores] of this process's cgroups, version 1 or 2; None if there is none.
 
-    Every group above it limits it too, so the smallest quota counts.
+    Parent groups limit it too, so the smallest quota counts.
     """
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None  # no Linux
+        return None  # not Linux
     quotas = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":  # version 2
-            quotas += [_quota_v2(group) for group in _group_and_above(cgroups, path)]
+            quotas += [_quota_v2(group) for group in _group_and_parents(cgroups, path)]
         elif "cpu" in controllers.split(","):
             mounted = next((cgroups / name for name in (controllers, "cpu") if (cgroups / name).is_dir()), cgroups)
-            quotas += [_quota_v1(group) for group in _group_and_above(mounted, path)]
+            quotas += [_quota_v1(group) for group in _group_and_parents(mounted, path)]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _group_and_above(root: Path, path: str) -> list[Path]:
-    """Return the folders of a group and those above it, up to `root`.
+def _group_and_parents(root: Path, path: str) -> list[Path]:
+    """Return the folders of a group and its parents, up to `root`.
 
     In a container the path may be the host's and not exist here; the container's own group is then `root`.
     """
@@ -57,7 +57,7 @@ def _quota_v2(group: Path) -> float | None:
 
 def _quota_v1(group: Path) -> float | None:
     match _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us"):
-        case [quota, period] if int(quota) > 0:  # -1 is none
+        case [quota, period] if int(quota) > 0:  # -1: no quota
             return int(quota) / int(period)
     return None
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent: hashed, flushed, renamed."""
+"""Atomic writing of files and folders: hashed, flushed, renamed."""
 
 import contextlib
 import hashlib
@@ -26,13 +26,13 @@ def flush_to_disk(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until a folder with all its files is on the disk."""
+    """Wait until a folder and everything in it is on the disk."""
     for path in [*folder.rglob("*"), folder]:
         flush_to_disk(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part of it."""
+    """Write a file atomically: a reader sees the old content or the new, never a part."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         staged.write_bytes(content)
@@ -44,12 +44,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, atomically. NaN is refused: it is not JSON."""
+    """Write `value` as indented JSON, atomically. NaN is rejected: it is not JSON."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def damage_of(path: Path, num_bytes: int, sha256: str | None) -> str | None:
-    """Return what is wrong with a file, or None if it is as it was written; without a hash, its size must do."""
+    """Return what is wrong with a file, or None if it is intact; without a hash, only its size is checked."""
     try:
         if not path.is_file():
             return f"{path.name} is missing"
@@ -64,12 +64,12 @@ def damage_of(path: Path, num_bytes: int, sha256: str | None) -> str | None:
 
 @contextlib.contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, which takes the place of `final` at the end; after an error `final` is untouched.
+    """Yield an empty folder that replaces `final` at the end; after an error, `final` is unchanged.
 
-    The caller sees to it that no other process writes the same folder.
+    The caller ensures that no other process writes the same folder.
     """
     staged = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(staged, ignore_errors=True)  # left by a killed process
     staged.mkdir(parents=True)
     try:
         yield staged
@@ -81,10 +81,11 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 
 def replace_folder(staged: Path, final: Path) -> None:
-    """Put a finished folder in the place of another. On failure the old one stays.
+    """Replace a folder by a finished one. On failure the old one stays.
 
-    A reader finds the old one, the new one or, between two renames, none: a folder cannot be renamed onto a full one.
-    After a kill at that moment the old one is `.NAME.retired`; the next call keeps it until the new one is in place.
+    A reader finds the old one, the new one or, between two renames, none: a folder cannot be renamed onto a
+    non-empty one. After a kill in between, the old one is `.NAME.retired`, and the next call keeps it until the
+    new one is in place.
     """
     retired = final.with_name(f".{final.name}.retired")
     if final.exists():

@@ -1,4 +1,4 @@
-"""Label order and the step from logits to scores, for training and serving alike."""
+"""Label order and the conversion of logits to scores, for both training and serving."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -10,10 +10,10 @@ ProblemType = Literal["single_label_classification"]
 
 
 def order_labels(values: Iterable[str]) -> tuple[str, ...]:
-    """Return distinct labels in their one true order.
+    """Return the distinct labels in canonical order.
 
-    Labels that are all whole numbers are ordered as numbers ("2" before "10"), others by code point,
-    so that the order never depends on which row came first.
+    Labels that are all whole numbers are sorted as numbers ("2" before "10"), others by code point,
+    so the order does not depend on the order of rows.
     """
     distinct = set(values)
     magnitudes = [value.removeprefix("-") for value in distinct]

@@ -1,4 +1,4 @@
-"""What a field of a dataclass may hold, stated in its annotation: `epochs: Annotated[int, AT_LEAST_1] = 3`."""
+"""Limits on the fields of a dataclass, stated in their annotations: `epochs: Annotated[int, AT_LEAST_1] = 3`."""
 
 import dataclasses
 import math
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A test that a value must pass, and what to call the values that do. Null passes where a field may be null."""
+    """A condition that a value must meet, and its description. Null passes if the field may be null."""
 
     holds: Callable[[Any], bool]
     expected: str
 
-    def __repr__(self) -> str:  # what --help shows next to the type
+    def __repr__(self) -> str:  # --help shows it next to the type
         return self.expected
 
 
 AT_LEAST_1 = Limit(lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "0 or more, and finite")
 POSITIVE = Limit(lambda value: 0 < value < math.inf, "positive, and finite")
-SHARE = Limit(lambda value: 0 <= value <= 1, "a share from 0 to 1")
-SHARE_BELOW_1 = Limit(lambda value: 0 <= value < 1, "in [0, 1)")
+FRACTION = Limit(lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
+FRACTION_BELOW_1 = Limit(lambda value: 0 <= value < 1, "in [0, 1)")
 NOT_EMPTY = Limit(lambda values: len(values) >= 1, "one or more")
 
 
@@ -38,7 +38,7 @@ def limits_of(record: type) -> dict[str, Limit]:
 
 
 def out_of_range(record: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield one line for each field of a dataclass whose value is not what its annotation allows."""
+    """Yield one line for each field of a dataclass whose value breaks the limit in its annotation."""
     for name, limit in limits_of(type(record)).items():
         value = getattr(record, name)
         if value is not None and not limit.holds(value):

@@ -1,6 +1,6 @@
-"""Dataclasses as JSON: every field checked against its annotation, all problems named at once.
+"""Dataclasses as JSON: every field is checked against its annotation, and all problems are named at once.
 
-A field's value must also be within the limit of its annotation (`limits.py`).
+The annotation may include a limit (`limits.py`).
 """
 
 import dataclasses
@@ -22,39 +22,39 @@ def read_record(path: Path, record: type[T], schema_version: int, *, made_by: st
     """Read a JSON file as a dataclass.
 
     Raises:
-        InputError: the file is absent, not JSON, of a newer schema, or any field is missing, unknown or of
-            another type; all problems are named at once.
+        InputError: the file is missing, not JSON, of a newer schema, or any field is missing, unknown or
+            invalid; all problems are named at once.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a folder written by {made_by}")
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # the latter of brackets in brackets in brackets
-        raise InputError(f"{path}: not JSON ({error}); write it again by {made_by}") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: deeply nested brackets
+        raise InputError(f"{path}: not JSON ({error}); recreate it with {made_by}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     version = content.get("schema_version")
     if not (type(version) is int and 1 <= version <= schema_version):
         raise InputError(
             f"{path}: schema version {version!r}, and this rawloop reads 1 to {schema_version}; "
-            "upgrade rawloop where it is newer"
+            "upgrade rawloop if the file is newer"
         )
     if problems := list(_problems(content, record, "")):
         raise InputError(f"{path}: " + "; ".join(problems))
     try:
         value: T = _build(content, record)
-    except InputError as error:  # what the dataclass checks besides: fields against each other
+    except InputError as error:  # from the dataclass's own checks of fields against each other
         raise InputError(f"{path.parent}: {error}") from error
     return value
 
 
 def require_valid(record: Any, where: str) -> None:
-    """Check a dataclass that was built in Python as one read from a file is checked.
+    """Check a dataclass built in Python like one read from a file.
 
     Raises:
-        InputError: any field is of another type or out of range; all are named.
+        InputError: any field has another type or is out of range; all are named.
     """
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     if problems := list(_problems(values, type(record), "")):
@@ -62,7 +62,7 @@ def require_valid(record: Any, where: str) -> None:
 
 
 def _problems(value: Any, kind: Any, where: str) -> Iterator[str]:
-    """Yield what is wrong with a value, from JSON or from Python, for an annotation."""
+    """Yield what is wrong with a value, from JSON or Python, given its annotation."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         yield from _object_problems(value, kind, where)
@@ -97,7 +97,7 @@ def _problems(value: Any, kind: Any, where: str) -> Iterator[str]:
 
 def _object_problems(value: Any, record: Any, where: str) -> Iterator[str]:
     if isinstance(value, record):
-        return  # built in Python, and checked then
+        return  # built in Python, and checked there
     if not isinstance(value, dict):
         yield f"{where} must be an object, found {value!r:.200}"
         return
@@ -130,7 +130,7 @@ def _is_plain(value: Any, kind: Any) -> bool:
 
 
 def _build(value: Any, kind: Any) -> Any:
-    """Return a checked JSON value as the annotation says."""
+    """Convert a checked JSON value to the annotated type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)

@@ -1,4 +1,4 @@
-"""The only text cleaning. Training and serving both call it, so they cannot drift apart."""
+"""Text cleaning. Training and serving both call it, so they cannot diverge."""
 
 import unicodedata
 from typing import Literal, get_args
@@ -6,17 +6,17 @@ from typing import Literal, get_args
 CleaningMode = Literal["none", "whitespace", "alphanumeric"]
 CLEANING_MODES: tuple[CleaningMode, ...] = get_args(CleaningMode)
 
-# Soft hyphen and the two joiners: invisible, inside words (Persian, Hindi, Sinhala), and no end of one.
+# Soft hyphen and the two joiners: invisible characters that do not end a word (Persian, Hindi, Sinhala).
 _INSIDE_WORDS = (0x00AD, 0x200C, 0x200D)
 
 
 class _AlphanumericTable(dict[int, int | str]):
-    """Code point -> itself, a space or nothing, filled on demand: each distinct character is looked up once."""
+    """Code point -> itself, a space or nothing; filled on demand, once per distinct character."""
 
     def __missing__(self, code: int) -> int | str:
         char = chr(code)
-        # Combining marks (accents, Indic vowel signs) belong to the letter before them. Variation
-        # selectors are marks too, but they belong to emoji and would be left behind alone.
+        # Combining marks (accents, Indic vowel signs) belong to the preceding letter. Variation selectors
+        # are marks too, but belong to emoji, which are removed.
         is_mark = unicodedata.category(char) in ("Mn", "Mc") and not 0xFE00 <= code <= 0xFE0F
         kept: int | str = code if char.isalnum() or is_mark else "" if code in _INSIDE_WORDS else " "
         self[code] = kept
@@ -36,10 +36,9 @@ def _without_leading_marks(word: str) -> str:
 def clean(text: str, mode: CleaningMode) -> str:
     """Return `text` cleaned by `mode`.
 
-    `none` returns it unchanged; `whitespace` folds runs of white space to one space and strips;
-    `alphanumeric` also turns everything but Unicode letters, digits and their combining marks into
-    spaces, leaves out soft hyphens and joiners inside words, and lower-cases. Cleaning twice is cleaning
-    once.
+    `none` returns it unchanged; `whitespace` collapses runs of white space to one space and strips;
+    `alphanumeric` also replaces everything but Unicode letters, digits and their combining marks by
+    spaces, removes soft hyphens and joiners within words, and lower-cases. Cleaning is idempotent.
 
     Raises:
         ValueError: the mode is unknown.

@@ -19,7 +19,7 @@ HOSTILE = [
 def assessed(
     num_rows: int = 60, seed: int = 0, classes: int = 3, names: tuple[str, ...] = ("validation", "test")
 ) -> Assessment:
-    """An assessment of random logits over hostile texts, so that they are among mistakes, pairs and findings."""
+    """Return an assessment whose hostile texts are among mistakes, confused pairs and findings."""
     generator = np.random.default_rng(seed)
     texts = [f"{HOSTILE[number % 3]} {number % 20}" for number in range(num_rows)]
     labels = np.arange(num_rows) % classes
@@ -36,5 +36,5 @@ def assessed(
         calibration=Calibration(1.5, "a warning with <markup>"),
         tokenizer=tiny_tokenizer(),
         train=split_of([*texts[:5], texts[0]], [*[0, 1, 2, 0, 1][:num_rows], 1], "train"),
-        tell=lambda text: None,
+        notify=lambda text: None,
     )

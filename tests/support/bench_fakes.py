@@ -1,4 +1,4 @@
-"""Contenders of known speed and results made of them, for the tests of the benchmarks."""
+"""Fake contenders of known speed, and results made from them."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ MACHINE = Machine(
 
 
 class FakeWorker(ContenderWorker):
-    """Claims `speed` rows a second, with noise of `noise` (relative, one standard deviation)."""
+    """Reports `speed` rows/s, with relative noise of standard deviation `noise`."""
 
     def __init__(self, speed: float, noise: float = 0.0, seed: int = 0, fails_in_round: int | None = None) -> None:
         self.speed = speed
@@ -37,7 +37,7 @@ class FakeWorker(ContenderWorker):
 
     def repeat(self, round_number: int, rows: int) -> dict[str, Any]:
         if round_number == self.fails_in_round:
-            raise RuntimeError("the fake broke, as it was told to")
+            raise RuntimeError("the fake failed as configured")
         seconds = rows / self.speed * float(np.exp(self.noise * self.random.standard_normal()))
         return {"amount": rows, "seconds": seconds, "latencies_ms": [1e3 * seconds]}
 
@@ -54,7 +54,7 @@ class FakeWorker(ContenderWorker):
 
 
 class UnavailableWorker(ContenderWorker):
-    """Cannot run anywhere."""
+    """A contender that cannot run."""
 
     def start(self) -> dict[str, Any]:
         raise NotAvailable("needs a machine that does not exist")
@@ -63,13 +63,13 @@ class UnavailableWorker(ContenderWorker):
 def samples_at(
     speed: float, *, noise: float = 0.0, count: int = 10, seed: int = 0, rows: float = 100.0
 ) -> list[Sample]:
-    """Return samples of a thing that does `speed` rows a second."""
+    """Return samples of `speed` rows/s."""
     factors = np.exp(noise * np.random.default_rng(seed).standard_normal(count))
     return [Sample(round=n, amount=rows, seconds=rows / speed * float(factor)) for n, factor in enumerate(factors)]
 
 
 def results_of(speeds: dict[str, float], *, noise: float = 0.02, seed: int = 0, **changes: Any) -> Results:
-    """Return results in which each contender has its speed; the first is the headline."""
+    """Return results of contenders with the given speeds; the first is the headline."""
     measurements = tuple(
         Measurement(
             contender=name,

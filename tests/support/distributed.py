@@ -1,10 +1,10 @@
-"""Several gloo processes on this machine, each calling one function; and pieces of a run to call there.
+"""Call a function on several gloo processes of this machine; and parts of a run for it.
 
     results = on_processes(3, "scenarios:trained", {...})
 
-runs the function in three processes, gives each the same JSON arguments, and returns what each returned (anything that
-torch.save takes). They are forked from a process that has imported everything: importing torch and its friends takes
-longer than most of what is tested here.
+calls the function in three processes with the same JSON arguments, and returns their results (anything that
+torch.save accepts). They are forked from a process that has imported everything, because importing torch takes
+longer than most tests.
 """
 
 import functools
@@ -26,7 +26,7 @@ TIMEOUT_S = 240
 
 
 def on_processes(num_processes: int, function: str, arguments: dict[str, Any]) -> list[Any]:
-    """Run `module:function` of this folder on gloo processes and return what each returned."""
+    """Call `module:function` of this folder on gloo processes and return the results."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -111,7 +111,7 @@ def _serve() -> None:
 
 
 def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
-    """Return the `Training` of a command line, as `main.py` builds it, with weights of `dtype`."""
+    """Return the `Training` that `main.py` would build for a command line, with weights of `dtype`."""
     from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 
     from train_loop.command_line import parse_config
@@ -125,7 +125,7 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
 
     config = parse_config(["--mixed_precision", "no", *argv] if "--resume" not in argv else argv)
     accelerator = build_accelerator(config)
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # Accelerate leaves CPU processes unsharded
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # Accelerate does not shard CPU processes
         accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": fsdp_plugin()}
     tokenizer, max_length = load_tokenizer(config)
     with accelerator.local_main_process_first():
@@ -139,7 +139,7 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
 
 
 def weights_of(training: Any) -> dict[str, torch.Tensor]:
-    """Return a copy of the whole weights by name."""
+    """Return a copy of the unsharded weights by name."""
     from train_loop.run.checkpoint import model_tensors
 
     return model_tensors(training.model)

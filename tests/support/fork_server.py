@@ -1,7 +1,7 @@
-"""Starts training in children of a process that has already imported everything, and kills them.
+"""Fork training from a process that has already imported everything, and kill it.
 
-A fresh interpreter takes seconds to import torch; a fork takes milliseconds, so that many kills can be
-tried. Run as a script, away from pytest's own threads:
+A fresh interpreter takes seconds to import torch; a fork takes milliseconds, which allows many kills.
+Run as a script, without pytest's threads:
 
     python fork_server.py NUM_KILLS SEED RUN_NAME ARGUMENT ...
 """
@@ -31,7 +31,7 @@ def start(arguments: list[str]) -> int:
 
 
 def kill_somewhere(child: int, checkpoints: Path, random_source: random.Random) -> bool:
-    """Send SIGKILL at a random instant of training, half the time during a save; return whether it died of it."""
+    """Send SIGKILL at a random instant, half the time during a save; return whether training was still running."""
     during_a_save = random_source.random() < 0.5
     done_before = {path.name for path in checkpoints.glob("step-*")}
     deadline = time.monotonic() + TIMEOUT_S
@@ -43,7 +43,7 @@ def kill_somewhere(child: int, checkpoints: Path, random_source: random.Random) 
             return False
         staged = any(checkpoints.glob(".step-*.tmp"))
         if during_a_save and staged and {path.name for path in checkpoints.glob("step-*")} != done_before:
-            break  # at least one step further than the last time, so that the run ends
+            break  # at least one checkpoint further than before, so that the run ends
         if not during_a_save:
             if wait_until is None and {path.name for path in checkpoints.glob("step-*")} != done_before:
                 wait_until = time.monotonic() + random_source.uniform(0.0, 0.15)
@@ -56,7 +56,7 @@ def kill_somewhere(child: int, checkpoints: Path, random_source: random.Random) 
 
 
 def run_with_kills(num_kills: int, seed: int, run: Path, arguments: list[str]) -> int:
-    """Train, kill, resume ... and let the last one finish; return how many kills hit a running training."""
+    """Train, kill, resume, ..., and let the last resume finish; return how many kills hit a running process."""
     random_source = random.Random(seed)
     hits = 0
     for attempt in range(num_kills + 1):

@@ -34,4 +34,4 @@ SURROGATES = (
     ("\ud83d\ude00", "😀"),
     ("\ude00\ud83d", "\ufffd\ufffd"),
 )
-"""Text with halves of surrogate pairs -> what it is read as."""
+"""Text with unpaired surrogates -> how it is read."""

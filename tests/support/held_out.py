@@ -1,4 +1,4 @@
-"""Splits and predictions made of plain texts and probabilities, without a model."""
+"""Splits and predictions built from texts and probabilities, without a model."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,8 @@ from train_loop.findings.predictions import Predictions
 from train_loop.rows.data import Split
 
 
-def split_of(
-    texts: Sequence[str | tuple[str, str]], labels: Sequence[int], name: str = "test", tokens: int | None = None
-) -> Split:
-    """Return a split of texts or pairs; each word is one token, the word `unk` the unknown one (1)."""
+def split_of(texts: Sequence[str | tuple[str, str]], labels: Sequence[int], name: str = "test") -> Split:
+    """Return a split of texts or pairs; each word is one token, and the word `unk` the unknown token (1)."""
     parts = [text if isinstance(text, tuple) else (text,) for text in texts]
     columns = ("text", "text_pair")[: len(parts[0])] if parts else ("text",)
     ids = [[1 if word == "unk" else 5 for word in " ".join(part).split()] or [5] for part in parts]

@@ -1,10 +1,10 @@
-"""Kills `python -m serve.predict` at every instant at which something becomes durable, and resumes it.
+"""Kill `python -m serve.predict` before and after every durable write, and resume it.
 
-Run as a script, away from pytest's own threads; it forks, since a fresh interpreter would take most of the time:
+Run as a script, without pytest's threads; it forks, since fresh interpreters would take most of the time:
 
     python job_kills.py BUNDLE ROWS OUTPUT_FOLDER SUFFIX
 
-Prints the number of instants tried, after checking that each left the output of a job nobody killed.
+Prints the number of kills, after checking that each resumed job has the output of an uninterrupted one.
 """
 
 import os
@@ -25,7 +25,7 @@ ROWS_PER_CHUNK = 16
 
 
 def start(arguments: list[str], kill_at: int | None) -> int:
-    """Fork a job that is killed at its n-th event, if it comes that far; return its exit status."""
+    """Fork a job that is killed at its n-th event, if it has that many; return its exit status."""
     child = os.fork()
     if child == 0:
         status = 70
@@ -39,7 +39,7 @@ def start(arguments: list[str], kill_at: int | None) -> int:
 
 
 def arm(kill_at: int) -> None:
-    """Count what happens to files; an event stands before and after each."""
+    """Kill this process at its n-th event: the start or end of a file operation."""
     num_events = 0
 
     def event() -> None:
@@ -67,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def kill_everywhere(bundle: str, rows: str, folder: Path, suffix: str) -> int:
-    """Return the number of kills, each of which was made good by one resume."""
+    """Return the number of kills, each of which one resume recovered from."""
 
     def arguments(name: str) -> list[str]:
         (folder / name).mkdir()
@@ -90,7 +90,7 @@ def kill_everywhere(bundle: str, rows: str, folder: Path, suffix: str) -> int:
 
 
 if __name__ == "__main__":
-    pyarrow.array(["this looks for pandas, which takes long"])
+    pyarrow.array(["imports pandas, which is slow"])
     serve.pipeline.CHUNK_ROWS = ROWS_PER_CHUNK
     serve.files.job.SAVE_EVERY_S = 0.0
     print(kill_everywhere(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]))

@@ -1,4 +1,4 @@
-"""Rows that a tiny model learns in seconds."""
+"""Rows that a tiny model can learn in seconds."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from tiny_models import WORDS
 
 
 def labelled_rows(num_rows: int, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
-    """Return learnable rows of unequal lengths: the label's own word among others, labels in turn."""
+    """Return rows of unequal length, labels in turn; the last word of a text is its label."""
     rows = []
     for number in range(num_rows):
         label = labels[number % len(labels)]

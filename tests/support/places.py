@@ -1,4 +1,4 @@
-"""Where things are, for tests in any room."""
+"""Paths of the project, for tests in any folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the distributed tests run on each process; every function takes and returns plain data."""
+"""What each process of the distributed tests runs; every function takes and returns plain data."""
 
 import contextlib
 from pathlib import Path
@@ -12,16 +12,16 @@ from train_loop import loop
 from train_loop.run.checkpoint import TrainState
 from train_loop.training import restore
 
-FORWARD_AND_BACKWARD, MICRO_BATCHES, LOSS_SUM = loop._forward_and_backward, loop._micro_batches, loop.loss_sum
-"""The loop's own functions, which a scenario replaces and the next one finds again."""
+FORWARD_AND_BACKWARD, RUN_MICRO_BATCHES, LOSS_SUM = loop._forward_and_backward, loop._run_micro_batches, loop.loss_sum
+"""The loop's own functions: a scenario may replace them, the next one restores them."""
 
 
 class Stop(Exception):
-    """Ends a run in the middle, as a kill would, but in a process that still reports."""
+    """Ends a run midway, like a kill, but in a process that still reports."""
 
 
 def observe(training: Any, *, stop_after: int | None = None) -> list[dict[str, Any]]:
-    """Return a list that gets, for each step: this process's rows, the learning rate, whether it updated."""
+    """Return a list that collects, per step: this process's rows, the learning rate, whether it updated."""
     steps: list[dict[str, Any]] = []
     after_step = training.progress.after_step
 
@@ -53,10 +53,10 @@ def observe(training: Any, *, stop_after: int | None = None) -> list[dict[str, A
 def trained(
     runs: list[list[str]], dtype: str = "float64", stop_after: int | None = None, patch: str | None = None
 ) -> list[dict[str, Any]]:
-    """Train each command line to its end (or to a checkpoint) and return what was seen."""
+    """Train each command line to its end (or to a checkpoint) and return what was observed."""
     results = []
     for argv in runs:
-        loop._micro_batches, loop.loss_sum = MICRO_BATCHES, LOSS_SUM
+        loop._run_micro_batches, loop.loss_sum = RUN_MICRO_BATCHES, LOSS_SUM
         training = build(argv, getattr(torch, dtype))
         if patch is not None:
             globals()[patch](training)
@@ -92,17 +92,17 @@ def first_gradients(runs: list[list[str]], dtype: str = "float32") -> list[dict[
 
 
 def gradients_and_training(argv: list[str]) -> dict[str, Any]:
-    """Return the first gradients of a command line, and what training by it gave."""
+    """Return the first gradients of a command line, and the outcome of training."""
     return {"gradients": first_gradients([argv])[0], "trained": trained([argv], dtype="float32")[0]}
 
 
 def whole(gradient: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a gradient, put together where FSDP sharded it."""
+    """Return a copy of a gradient, gathered if FSDP sharded it."""
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
 
 
 def weighted_mean_of_each_micro_batch(training: Any) -> None:
-    """Compute the loss the usual wrong way: torch's weighted mean per micro-batch, then their average."""
+    """Compute the loss the usual, wrong way: torch's weighted mean of each micro-batch, averaged."""
 
     def micro_batches(training: Any, step_plan: Any, batches: Any, *, exchange: bool) -> Any:
         def numerator(logits: Any, labels: Any, weights: Any, **_: Any) -> Any:
@@ -110,13 +110,13 @@ def weighted_mean_of_each_micro_batch(training: Any) -> None:
             return functional.cross_entropy(logits, labels, weights) * share
 
         loop.loss_sum = numerator
-        return MICRO_BATCHES(training, step_plan, batches, exchange=exchange)
+        return RUN_MICRO_BATCHES(training, step_plan, batches, exchange=exchange)
 
-    loop._micro_batches = micro_batches
+    loop._run_micro_batches = micro_batches
 
 
 def no_memory_above_60_tokens_and_later_20(training: Any) -> None:
-    """Raise CUDA's error in training passes of more than 60 tokens; once AdamW has its state, cuBLAS's above 20."""
+    """Raise CUDA's error in training passes above 60 tokens; once AdamW has its state, cuBLAS's above 20."""
     model = training.accelerator.unwrap_model(training.model)
     forward = model.forward
 
@@ -132,7 +132,7 @@ def no_memory_above_60_tokens_and_later_20(training: Any) -> None:
 
 
 def evaluated(argv: list[str]) -> dict[str, Any]:
-    """Score the validation split of a command line with its first weights."""
+    """Score the validation split of a command line with its initial weights."""
     training = build(argv)
     evaluation = training.evaluate(training.data.splits["validation"])
     group = torch.distributed.distributed_c10d._get_default_group() if torch.distributed.is_initialized() else None

@@ -1,4 +1,4 @@
-"""An encoder and a session by hand: every text can be told from every other by its answer."""
+"""A fake encoder and session, which answer every text differently."""
 
 import dataclasses
 import threading
@@ -24,7 +24,7 @@ class FakeEncoding:
 
 
 class FakeEncoder:
-    """Texts of numbers, "3 1 4" -> ids (3, 1, 4), at most MAX_LENGTH; "bad" cannot be encoded."""
+    """Encodes texts of numbers, "3 1 4" -> ids (3, 1, 4), truncated to MAX_LENGTH; rejects "bad"."""
 
     def encode_each(
         self, inputs: Sequence[TextInput], truncation: Truncation | None = None, /
@@ -48,7 +48,7 @@ class FakeEncoder:
 
 
 class FakeRunner:
-    """Logits (sum of ids, number of non-zero ids); raises, dies or waits when told to."""
+    """Logits (sum of ids, number of non-zero ids); can be made to raise, die or wait."""
 
     def __init__(self) -> None:
         self.batches: list[NDArray[np.int64]] = []
@@ -61,7 +61,7 @@ class FakeRunner:
         ids = inputs["input_ids"]
         self.batches.append(ids)
         self.entered.set()
-        assert self.gate.wait(timeout=30), "nobody opened the gate"
+        assert self.gate.wait(timeout=30), "the gate stayed closed"
         if self.dies_of is not None:
             error, self.dies_of = self.dies_of, None
             raise error

@@ -1,12 +1,12 @@
-"""Stress a running server and check every answer; what takes minutes, and is therefore no test of every change.
+"""Stress a running server and check every answer; takes minutes, so it is not part of the test suite.
 
 python -m serve --bundle BUNDLE --port 8000 --request-timeout-ms 1000
 python tests/stress_server.py soak --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 600
 python tests/stress_server.py overload --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 60
 
-`soak`: random lengths and protocols, 5 % malformed, 5 % hanging up, 1 % oversized, 2 % long texts to /tokenize and
-/v1/explain; each text's scores are known, so that another's answer is noticed. `overload`: four times as many requests
-a second as the server answers. Status 1 if anything is not as promised.
+`soak`: random lengths and protocols, 5 % malformed, 5 % disconnects, 1 % oversized, 2 % long texts to /tokenize and
+/v1/explain; each text's scores are known, so that a swapped answer is noticed. `overload`: four times the request rate
+that the server can handle. Exit status 1 if any promise is broken.
 """
 
 import argparse
@@ -26,14 +26,14 @@ import pandas as pd
 from serve import Predictor
 
 TOLERANCE = 2e-3
-"""Of a score; float32 sums depend a little on the shape of the batch."""
+"""Tolerance of a score: float32 sums depend slightly on the shape of the batch."""
 NUM_TEXTS = 400
 MAX_LONG_CHARS = 100_000
-"""The server's own limit of a text, as it stands unless told otherwise."""
+"""The server's default limit for a text."""
 
 
 class Stress:
-    """What was sent to a server and what came back."""
+    """A client that sends requests and checks the answers."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession, known: dict[str, dict[str, float]], seed: int) -> None:
         self.url, self.session, self.known = url, session, known
@@ -44,7 +44,7 @@ class Stress:
         self.latencies_s: dict[int, list[float]] = {}
         self.model = ""
         self.may_be_late = False
-        """A request that was accepted and came too late is a matter of percentiles."""
+        """Whether accepted requests may time out; percentiles are checked instead."""
 
     async def post(self, path: str, body: Any, kind: str, timeout_s: float | None = None) -> tuple[int, Any]:
         began = time.perf_counter()
@@ -64,7 +64,7 @@ class Stress:
             self.wrong.append(f"not the answer to {text[:40]!r}: {scores}, expected {expected}")
 
     async def classify(self) -> None:
-        """Send good texts by one of the protocols and check the answers."""
+        """Send valid texts by a random protocol and check the answers."""
         texts = [self.random.choice(self.texts) for _ in range(self.random.choice((1, 1, 1, 2, 8)))]
         protocol = self.random.choice(("native", "tei", "huggingface", "infinity", "open_inference"))
         bodies: dict[str, tuple[str, Any]] = {
@@ -96,7 +96,7 @@ class Stress:
             self.check(text, row)
 
     async def look_into(self) -> None:
-        """Send a long text to the routes for people, which must not hold up the others."""
+        """Send a long text to /tokenize or /v1/explain, which must not delay the other routes."""
         num_chars = self.random.choice((2_000, 20_000, MAX_LONG_CHARS))
         text = " ".join(self.random.choices(self.texts, k=1 + num_chars // 20))[:num_chars]
         path, body = self.random.choice([("/tokenize", {"inputs": text}), ("/v1/explain", {"text": text})])
@@ -105,7 +105,7 @@ class Stress:
             self.wrong.append(f"{path}: status {status} {content}")
 
     async def client(self, end: float) -> None:
-        """Send one thing after the other, some of them bad, until the end."""
+        """Send one request after another, some of them invalid, until the end."""
         while time.monotonic() < end:
             dice = self.random.random()
             if dice < 0.05:
@@ -144,20 +144,22 @@ class Stress:
 
 
 async def soak(stress: Stress, seconds: float, clients: int) -> dict[str, Any]:
-    """Run random clients, and follow the memory of the server."""
+    """Run random clients, and watch the server's memory."""
     end = time.monotonic() + seconds
     memory, *_ = await asyncio.gather(
         stress.watch_memory(seconds, seconds / 20), *(stress.client(end) for _ in range(clients))
     )
     settled = max(1, round(20 * min(60, seconds / 4) / seconds))  # after the first minute, or quarter
-    growth = float(np.median(memory[-5:]) / np.median(memory[settled : settled + 5])) - 1  # single samples vary
+    growth = (
+        float(np.median(memory[-5:]) / np.median(memory[settled : settled + 5])) - 1
+    )  # medians, as single samples vary
     if growth > 0.05:
         stress.wrong.append(f"memory grew by {growth:.1%}")
     return {"resident_mib": memory, "growth_after_settling": round(growth, 4)}
 
 
 async def overload(stress: Stress, seconds: float, clients: int, deadline_s: float) -> dict[str, Any]:
-    """Measure what the server can, then send four times as much."""
+    """Measure the server's capacity, then send four times as much."""
 
     async def one() -> None:
         text = stress.random.choice(stress.texts)
@@ -215,7 +217,7 @@ async def _timed(work: Any) -> float:
 
 
 def known_scores(bundle: Path, texts: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Return texts of very different lengths, and what the bundle says of each."""
+    """Return texts of very different lengths, with the bundle's scores of each."""
     rows = pd.read_parquet(texts)["text"].tolist()
     generator = random.Random(seed)
     chosen = [" ".join(generator.sample(rows, generator.choice((1, 1, 1, 1, 2, 5)))) for _ in range(NUM_TEXTS)]

@@ -1,6 +1,6 @@
-"""Tiny bundles whose graph is written here by hand: a text's logits are the mean of its tokens' weights.
+"""Tiny bundles with a handwritten graph: a text's logits are the mean of its tokens' weights.
 
-So a logit depends on the tokens of its own row alone, whatever the padding, and a test can say what it must be.
+So logits depend only on the tokens of their own row, whatever the padding, and a test can compute them.
 """
 
 from collections.abc import Sequence
@@ -42,10 +42,10 @@ VERIFICATION = Verification(
 
 
 def token_weights(num_labels: int = 3) -> NDArray[np.float32]:
-    """Return the weights of each token and segment, [V, 2, C]; "good" and "bad" speak for the last and first label."""
+    """Return the weights of each token and segment, [V, 2, C]; "good" and "bad" vote for the last and first label."""
     weights = np.random.default_rng(0).normal(0, 0.3, (len(VOCABULARY), 2, num_labels)).astype(np.float32)
     weights[VOCABULARY["good"], :, -1] = weights[VOCABULARY["bad"], :, 0] = 5
-    weights[VOCABULARY["[PAD]"]] = 1000  # padding that is not masked would be seen
+    weights[VOCABULARY["[PAD]"]] = 1000  # makes unmasked padding visible
     return weights
 
 

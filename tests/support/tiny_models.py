@@ -1,4 +1,4 @@
-"""Tiny random models of every supported architecture, with a word tokenizer, saved as folders."""
+"""Tiny random models of every supported architecture, each with a word tokenizer, saved as folders."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ _TOKEN_TYPES = {"bert", "electra", "albert", "xlnet", "deberta", "deberta-v2"}
 
 
 def save_tiny_model(folder: Path, architecture: str = "bert", *, dropout: float = 0.0, seed: int = 0) -> Path:
-    """Save a tiny random classifier of two labels with its tokenizer, and return the folder."""
+    """Save a tiny random classifier with two labels and its tokenizer, and return the folder."""
     torch.manual_seed(seed)
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     settings = dict(ARCHITECTURES[architecture])

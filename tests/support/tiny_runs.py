@@ -1,4 +1,4 @@
-"""Run directories of tiny random models, as export finds them: model/ and samples/."""
+"""Run directories of tiny random models, with what export needs: model/ and samples/."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def text_of(number: int) -> str:
 
 
 def _spread_out(model: Path) -> None:
-    """Give a random model larger weights, so that texts get different answers, and its labels' names."""
+    """Set the label names of a random model, and larger weights, so that texts get different answers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model)
     torch.manual_seed(1)
     for parameter in loaded.parameters():

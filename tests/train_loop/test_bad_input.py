@@ -1,4 +1,4 @@
-"""Whatever is wrong with the input: one message that says what, where and the way out, and status 2."""
+"""Whatever is wrong with the input: one message that says what, where and how to fix it, and status 2."""
 
 import io
 import os
@@ -48,7 +48,7 @@ def fresh_accelerate() -> Iterator[None]:
 def refused(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Refused:
-    """Return a runner of `main` in a folder with `files`, which checks the refusal and returns what was said."""
+    """Return a runner of `main` in a folder with `files`, which checks the refusal and returns the message."""
 
     def run(*argv: str, files: Files | None = None, model: str | None = None) -> str:
         monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def refused(
         ]
         try:
             status: Any = main([*common, *argv])
-        except SystemExit as exit_:  # what the parser of the command line refuses
+        except SystemExit as exit_:  # refused by the command-line parser
             status = exit_.code
         said = capsys.readouterr().err
         assert status == 2
@@ -83,9 +83,9 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "empty": ("rows.csv", b"", ["rows.csv: the file is empty"]),
     "empty jsonl": ("rows.jsonl", b"", ["rows.jsonl: the file is empty"]),
     "empty parquet": ("rows.parquet", b"", ["rows.parquet: the file is empty"]),
-    "byte order mark alone": ("rows.jsonl", b"\xef\xbb\xbf", ["rows.jsonl: no rows"]),
-    "header alone": ("rows.csv", b"text,label\n", ["rows.csv: no rows"]),
-    "blank lines alone": ("rows.jsonl", b"\n\n", ["rows.jsonl: no rows"]),
+    "only a byte order mark": ("rows.jsonl", b"\xef\xbb\xbf", ["rows.jsonl: no rows"]),
+    "only a header": ("rows.csv", b"text,label\n", ["rows.csv: no rows"]),
+    "only blank lines": ("rows.jsonl", b"\n\n", ["rows.jsonl: no rows"]),
     "parquet without rows": (
         "rows.parquet",
         parquet_of(text=pa.array([], pa.string()), label=pa.array([], pa.string())),
@@ -228,7 +228,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "class with one row": (
         "rows.csv",
         GOOD + b"strange film,odd\n",
-        ["class 'odd': 1 row, which cannot stand in both", "--test_file"],
+        ["class 'odd': 1 row, which cannot be in both", "--test_file"],
     ),
 }
 
@@ -257,7 +257,7 @@ BAD_FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "unknown flag": (["--epohcs", "2"], ["--epohcs"]),
     "unknown value": (["--lr_schedule", "wavy"], ["lr_schedule", "wavy"]),
     "not a number": (["--epochs", "two"], ["epochs", "two"]),
-    "contradiction": (["--dataset_name", "x"], ["--dataset_name and --train_file", "give one"]),
+    "contradiction": (["--dataset_name", "x"], ["--dataset_name and --train_file", "pass one"]),
     "three contradictions": (
         ["--epochs", "0", "--dropout", "2", "--validation_fraction", "0.6", "--test_fraction", "0.6"],
         ["--epochs must be", "--dropout must be", "sum must be below 1"],
@@ -267,9 +267,12 @@ BAD_FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "model too short": (["--max_length", "65"], ["--max_length 65", "at most 64 tokens"]),
     "unknown tracker": (["--trackers+", "scribe"], ["--trackers scribe: not installed", "installed are"]),
     "absent column": (["--text_column", "body"], ["no column 'body'; it has 'text', 'label'"]),
-    "label names": (["--label_names", "[good, great]"], ["--label_names ['good', 'great'] are not the labels"]),
-    "output under a file": (["--output_dir", "rows.csv/runs"], ["--output_dir rows.csv/runs: cannot be written"]),
-    "output is a file": (["--output_dir", "rows.csv"], ["--output_dir rows.csv: cannot be written"]),
+    "label names": (
+        ["--label_names", "[good, great]"],
+        ["--label_names ['good', 'great']: the data has ['bad', 'good']"],
+    ),
+    "output under a file": (["--output_dir", "rows.csv/runs"], ["--output_dir rows.csv/runs: not writable"]),
+    "output is a file": (["--output_dir", "rows.csv"], ["--output_dir rows.csv: not writable"]),
     "run exists": (["--output_dir", ".", "--run_name", "folder"], ["--run_name folder", "exists already", "--resume"]),
     "run name is a path": (["--run_name", "a/b"], ["--run_name must be a plain folder name"]),
     "negative weight": (["--class_weights", '{"good": -1}'], ["--class_weights must be positive"]),
@@ -289,10 +292,10 @@ def test_half_precision_on_a_cpu_is_not_silently_ignored(refused: Refused) -> No
     assert "--mixed_precision fp16: runs on GPUs only, and the device is cpu" in said
 
 
-def test_a_label_that_class_weights_alone_know(refused: Refused) -> None:
+def test_class_weights_with_an_unknown_label(refused: Refused) -> None:
     weights = '{"good": 2, "godo": 1}'
     said = refused("--train_file", "rows.csv", "--class_weights", weights, files={"rows.csv": GOOD})
-    assert "--class_weights names ['godo'], not among the labels ['bad', 'good']" in said
+    assert "--class_weights: unknown labels ['godo']; the data has ['bad', 'good']" in said
 
 
 def test_a_bad_recipe(refused: Refused) -> None:
@@ -302,7 +305,7 @@ def test_a_bad_recipe(refused: Refused) -> None:
 
 
 def test_nothing_to_train_on(refused: Refused) -> None:
-    assert "no training rows: give --train_file FILE" in refused()
+    assert "no training rows: pass --train_file FILE" in refused()
 
 
 def test_a_hub_id_without_network(refused: Refused) -> None:

@@ -1,4 +1,4 @@
-"""A command line, a YAML file or both -> one TrainConfig, or a message that says what to mend."""
+"""A command line, a YAML file or both -> one TrainConfig, or a message that says what to fix."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Any:
-    """Return a writer of a YAML file: fields -> the arguments that name it."""
+    """Return a writer of YAML files: fields -> the arguments that pass the file."""
 
     def write(**fields: Any) -> list[str]:
         path = tmp_path / f"recipe-{len(list(tmp_path.iterdir()))}.yaml"
@@ -42,12 +42,12 @@ def test_a_later_file_wins_over_an_earlier_one(recipe: Any) -> None:
     assert (config.epochs, config.seed) == (5, 1)
 
 
-def test_a_flag_given_its_default_still_wins(recipe: Any) -> None:
+def test_a_flag_set_to_its_default_still_wins(recipe: Any) -> None:
     assert parse_config([*recipe(train_file="a.csv", epochs=7), "--epochs", "3"]).epochs == 3
     assert parse_config([*recipe(train_file="a.csv", max_length=8), "--max_length", "null"]).max_length is None
 
 
-def test_appending_flags_extend_what_the_file_says(recipe: Any) -> None:
+def test_appending_flags_extend_the_files_value(recipe: Any) -> None:
     from_file = recipe(train_file="a.csv", trackers=["tensorboard"], class_weights={"bad": 2, "good": 1})
     config = parse_config([*from_file, "--trackers+", "wandb", "--class_weights.bad", "5"])
     assert config.trackers == ["tensorboard", "wandb"]
@@ -105,7 +105,7 @@ def test_an_unknown_flag_or_value_exits_with_2(argv: list[str], named: str, caps
         ({"trackers": "tensorboard"}, "trackers"),
     ],
 )
-def test_an_unknown_field_or_value_in_a_file_is_told_with_the_file(
+def test_an_unknown_field_or_value_in_a_file_is_reported_with_the_file(
     recipe: Any, fields: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InputError, match=rf"recipe-0\.yaml: .*{named}"):
@@ -113,12 +113,12 @@ def test_an_unknown_field_or_value_in_a_file_is_told_with_the_file(
 
 
 @pytest.mark.parametrize("flag", ["--epohcs", "--epoch"])  # an abbreviation would not win over a file
-def test_a_mistyped_flag_is_told_with_the_nearest(flag: str) -> None:
+def test_a_mistyped_flag_is_reported_with_the_closest_match(flag: str) -> None:
     with pytest.raises(InputError, match=f"{flag}: no such field; did you mean --epochs"):
         parse_config(["--train_file", "a.csv", flag, "2"])
 
 
-def test_a_bad_value_in_the_file_is_told_even_where_a_flag_wins(recipe: Any) -> None:
+def test_a_mistyped_field_is_reported_even_if_a_flag_wins(recipe: Any) -> None:
     with pytest.raises(InputError, match="did you mean epochs"):
         parse_config([*recipe(train_file="a.csv", epohcs=2), "--epochs", "3"])
 
@@ -132,7 +132,7 @@ def test_a_bad_value_in_the_file_is_told_even_where_a_flag_wins(recipe: Any) -> 
         (b"train_file: caf\xe9.csv\n", "not YAML"),
     ],
 )
-def test_a_file_that_is_no_mapping_is_an_input_error(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_an_input_error(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=expected) as caught:
@@ -185,7 +185,7 @@ def test_every_recipe_parses(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_every_recipe_runs_on_rows_of_ones_own(path: Path) -> None:
+def test_every_recipe_accepts_the_users_own_rows(path: Path) -> None:
     config = parse_config(["--config", str(path), "--train_file", "mine.csv"])
     assert (config.train_file, config.dataset_name, config.dataset_config) == ("mine.csv", None, None)
 
@@ -231,11 +231,11 @@ def test_all_contradictions_are_listed_at_once(recipe: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "remedy"),
     [
-        ({}, "give --train_file FILE"),
-        ({"train_file": "a.csv", "dataset_name": "b"}, "give one"),
-        ({"dataset_name": "b", "validation_file": "v.csv"}, "--validation_file and --test_file go with --train_file"),
-        ({"train_file": "a.csv", "dataset_config": "c"}, "--dataset_config goes with --dataset_name"),
-        ({"train_file": "a.csv", "validation_fraction": 0.0}, "give --validation_file or a fraction"),
+        ({}, "pass --train_file FILE"),
+        ({"train_file": "a.csv", "dataset_name": "b"}, "pass one"),
+        ({"dataset_name": "b", "validation_file": "v.csv"}, "--validation_file and --test_file need --train_file"),
+        ({"train_file": "a.csv", "dataset_config": "c"}, "--dataset_config needs --dataset_name"),
+        ({"train_file": "a.csv", "validation_fraction": 0.0}, "pass --validation_file or a fraction"),
         ({"train_file": "a.csv", "validation_fraction": 0.5, "test_fraction": 0.5}, "their sum must be below 1"),
         ({"train_file": "a.csv", "text_pair_column": "text"}, "a pair needs two columns"),
         ({"train_file": "a.csv", "text_pair_column": "label"}, "is also a text column"),
@@ -257,7 +257,7 @@ def test_a_contradiction_names_its_remedy(fields: dict[str, Any], remedy: str) -
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_class_weights_whose_labels_yaml_reads_otherwise_ask_for_quotes(tmp_path: Path) -> None:
+def test_class_weights_whose_labels_yaml_reads_as_other_types_ask_for_quotes(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("train_file: a.csv\nclass_weights: {no: 2, yes: 1}\n")  # YAML 1.1: False and True
     with pytest.raises(InputError, match=r"\[False, True\].*quotes"):
@@ -273,14 +273,14 @@ def test_resume_takes_the_runs_own_configuration(tmp_path: Path) -> None:
     assert config == dataclasses.replace(saved, resume=str(tmp_path), log_every=1, keep_checkpoints=5)
 
 
-def test_a_run_goes_on_in_a_precision_that_the_new_machine_has(tmp_path: Path) -> None:
+def test_a_run_resumes_in_a_precision_the_new_machine_supports(tmp_path: Path) -> None:
     saved = TrainConfig(train_file="a.csv", mixed_precision="fp16")
     write_yaml(tmp_path / CONFIG_FILE, saved)
     assert parse_config(["--resume", str(tmp_path), "--mixed_precision=bf16"]).mixed_precision == "bf16"
 
 
 @pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
-def test_only_one_process_says_that_it_is_the_quickstart(
+def test_only_the_main_process_announces_the_quickstart(
     rank: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -305,7 +305,7 @@ def test_resume_of_no_run_names_the_folder(tmp_path: Path) -> None:
         parse_config(["--resume", str(tmp_path / "absent")])
 
 
-def test_resume_in_a_file_is_refused_since_it_would_pass_by_the_runs_own_configuration(recipe: Any) -> None:
+def test_resume_in_a_file_is_refused_because_it_would_bypass_the_runs_configuration(recipe: Any) -> None:
     with pytest.raises(InputError, match="pass it as --resume"):
         parse_config(recipe(train_file="a.csv", resume="runs/latest"))
 
@@ -316,7 +316,7 @@ WORDS = st.one_of(
     ),
     st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=8),
 )
-OPTIONAL_WORDS = st.none() | WORDS.map("w{}".format)  # "null", and what else YAML reads as null, says none
+OPTIONAL_WORDS = st.none() | WORDS.map("w{}".format)  # "null" and its YAML synonyms mean None
 FRACTIONS = st.floats(0, 0.45)
 POSITIVE = st.floats(1e-300, 1e300)
 

@@ -23,7 +23,7 @@ CUTS = [
 
 @pytest.fixture
 def argv(tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path]) -> list[str]:
-    """Return a run of five steps over rows of unequal lengths and classes, without dropout."""
+    """Return a run of five steps over rows of unequal length and imbalanced classes, without dropout."""
     rows = [row for number, row in enumerate(labelled_rows(2 * NUM_ROWS)) if number % 2 or number % 6 == 0]
     train = write_rows((rows * 2)[:NUM_ROWS], "train.csv")
     validation = write_rows(labelled_rows(23), "validation.csv")
@@ -40,7 +40,7 @@ def argv(tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path]) -> l
     ]
 
 
-def furthest(results: list[dict[str, torch.Tensor]]) -> float:
+def max_difference(results: list[dict[str, torch.Tensor]]) -> float:
     """Return the largest absolute difference of any parameter from the first result's."""
     return max(float((other[name] - results[0][name]).abs().max()) for other in results[1:] for name in other)
 
@@ -54,7 +54,7 @@ def test_parameters_do_not_depend_on_processes_micro_batches_or_accumulation(arg
     ]
     assert [result["num_processes"] for result in results] == [1] * 5 + [2] * 5 + [3] * 5
     assert all(len(result["steps"]) == NUM_STEPS for result in results)
-    assert furthest([result["weights"] for result in results]) < 1e-9
+    assert max_difference([result["weights"] for result in results]) < 1e-9
     losses = np.array([[step["loss"] for step in result["steps"]] for result in results])
     assert np.ptp(losses, axis=0).max() < 1e-9
     rates = [[step["lr"] for step in result["steps"]] for result in results]
@@ -73,10 +73,10 @@ def test_gradients_agree_in_float32(argv: list[str]) -> None:
     assert max(float((other - whole[0]).norm() / whole[0].norm()) for other in whole[1:]) < 1e-5
 
 
-def test_sharded_in_bf16_the_weights_and_gradients_stay_in_float32(
+def test_weights_and_gradients_stay_in_float32_when_sharded_in_bf16(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accelerate's own policy casts both to bf16, with which ELECTRA does not run at all."""
+    """Accelerate's own policy casts both to bf16, in which ELECTRA does not run at all."""
     model = save_tiny_model(tmp_path / "electra", "electra")
     argv = [*argv, f"--model_name={model}", "--mixed_precision=bf16", "--max_steps=2"]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -91,13 +91,13 @@ def test_sharded_in_bf16_the_weights_and_gradients_stay_in_float32(
 
 
 def test_the_usual_weighted_mean_does_depend_on_them(argv: list[str]) -> None:
-    """The same check fails for torch's weighted mean per micro-batch: the test above can tell."""
+    """The check above can fail: it does for torch's weighted mean of each micro-batch."""
     arguments = {"runs": [[*argv, *cut] for cut in CUTS[:3]], "patch": "weighted_mean_of_each_micro_batch"}
     results = on_processes(1, "scenarios:trained", arguments)[0]
-    assert furthest([result["weights"] for result in results]) > 1e-3
+    assert max_difference([result["weights"] for result in results]) > 1e-3
 
 
-def test_a_run_goes_on_with_the_very_next_row_on_another_number_of_processes(argv: list[str]) -> None:
+def test_a_run_resumes_at_the_very_next_row_on_another_number_of_processes(argv: list[str]) -> None:
     argv = [*argv, "--epochs=2", "--save_every=3"]
     (uninterrupted,) = on_processes(1, "scenarios:trained", {"runs": [argv]})[0]
     for num_processes in (1, 3):
@@ -108,18 +108,18 @@ def test_a_run_goes_on_with_the_very_next_row_on_another_number_of_processes(arg
         assert fed == [sorted(step["rows"]) for step in uninterrupted["steps"][3:]]
         assert [step["step"] for step in resumed[0][0]["steps"]] == list(range(4, 11))
         assert [step["lr"] for step in resumed[0][0]["steps"]] == [s["lr"] for s in uninterrupted["steps"][3:]]
-        assert furthest([uninterrupted["weights"], resumed[0][0]["weights"]]) < 1e-9
+        assert max_difference([uninterrupted["weights"], resumed[0][0]["weights"]]) < 1e-9
 
 
 def test_a_step_that_does_not_fit_into_memory_is_cut_finer(argv: list[str]) -> None:
-    """In the first step, and again in the second, where AdamW has its state and what fitted before does not."""
+    """In the first step, and again in the second, when AdamW's state leaves less room."""
     argv = [*argv, "--max_tokens_per_forward=1000"]
     (roomy,) = on_processes(1, "scenarios:trained", {"runs": [argv]})[0]
     for num_processes in (1, 2):
         arguments = {"runs": [argv], "patch": "no_memory_above_60_tokens_and_later_20"}
         (tight,) = on_processes(num_processes, "scenarios:trained", arguments)[0]
         assert tight["max_tokens"] <= 20
-        assert furthest([roomy["weights"], tight["weights"]]) < 1e-9
+        assert max_difference([roomy["weights"], tight["weights"]]) < 1e-9
 
 
 def test_evaluation_on_three_processes_counts_a_prime_number_of_rows_once(argv: list[str]) -> None:
@@ -127,6 +127,6 @@ def test_evaluation_on_three_processes_counts_a_prime_number_of_rows_once(argv: 
     three = on_processes(3, "scenarios:evaluated", {"argv": argv})
     assert len(one["logits"]) == 23
     for process in three:
-        assert process["timeout"] == datetime.timedelta(hours=6)  # main's work at the end may take long
+        assert process["timeout"] == datetime.timedelta(hours=6)  # the main process may work long at the end
         np.testing.assert_allclose(process["logits"], one["logits"], atol=1e-5)
         assert process["metrics"] == pytest.approx(one["metrics"], abs=1e-5)

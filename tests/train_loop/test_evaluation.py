@@ -23,7 +23,7 @@ def write(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("t
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on learnable rows, with enough validation rows to calibrate by."""
+    """Return a finished run on learnable rows, with enough validation rows to calibrate."""
     folder = tmp_path_factory.mktemp("evaluation")
     model = save_tiny_model(folder / "model")
     rows = write(folder / "rows.csv", labelled_rows(200))
@@ -46,7 +46,7 @@ def metrics_of(folder: Path) -> dict[str, object]:
     return content
 
 
-def test_measuring_a_run_again_gives_the_results_of_training(finished: Path, tmp_path: Path) -> None:
+def test_evaluating_a_run_again_reproduces_the_results_of_training(finished: Path, tmp_path: Path) -> None:
     assert evaluate(["--run", str(finished), "--output", str(tmp_path / "again")]) == 0
     before, after = metrics_of(finished / "results"), metrics_of(tmp_path / "again")
     assert before["splits"] == after["splits"]
@@ -57,23 +57,23 @@ def test_measuring_a_run_again_gives_the_results_of_training(finished: Path, tmp
     assert (tmp_path / "again" / "predictions.csv").read_text(encoding="utf-8") == first
 
 
-def test_a_split_goes_into_a_folder_of_its_own(finished: Path) -> None:
+def test_a_split_is_written_to_its_own_folder(finished: Path) -> None:
     before = (finished / "results" / "metrics.json").read_bytes()
     assert evaluate(["--run", str(finished), "--split", "validation"]) == 0
     found = metrics_of(finished / "results_validation")
     assert list(found["splits"]) == ["validation"]  # type: ignore[call-overload]
-    note = "The figures are of the validation split: these rows also chose the checkpoint and the temperature."
+    note = "The metrics are of the validation split: these rows also selected the checkpoint and the temperature."
     assert note in found["warnings"]  # type: ignore[operator]
     assert (finished / "results" / "metrics.json").read_bytes() == before
 
 
-def test_any_labelled_file_is_measured_with_columns_of_its_own(
+def test_any_labelled_file_is_evaluated_with_its_own_columns(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write(tmp_path / "new rows.csv", labelled_rows(20), ("message", "team"))
     arguments = ["--run", str(finished), "--file", str(rows), "--text_column", "message", "--label_column", "team"]
     assert evaluate(arguments) == 0
-    assert "not compared for near duplicates of training rows" in " ".join(capsys.readouterr().out.split())
+    assert "not checked for near duplicates of training rows" in " ".join(capsys.readouterr().out.split())
     folder = finished / "results_new_rows"
     found = metrics_of(folder)
     assert found["splits"]["new rows"]["rows"] == 20  # type: ignore[index]
@@ -85,15 +85,15 @@ def test_any_labelled_file_is_measured_with_columns_of_its_own(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--file", "ROWS"], "labels ['unheard of'] (row 2, counted from 1) are none of the model's: bad, good"),
+        (["--file", "ROWS"], "labels ['unheard of'] (row 2, counted from 1) are not among the model's: bad, good"),
         (["--file", "absent.csv"], "absent.csv: no such file"),
         (["--file", "ROWS", "--text_column", "body"], "no column 'body'"),
-        (["--text_column", "body"], "--text_column goes with --file"),
+        (["--text_column", "body"], "--text_column needs --file"),
         (["--file", "ROWS", "--text_pair_column", "b"], "the run was trained on single texts"),
-        (["--output", "FULL"], "the folder has other files, and would be replaced"),
+        (["--output", "FULL"], "the folder has other files, which would be lost"),
     ],
 )
-def test_what_cannot_be_measured_is_one_message(
+def test_what_cannot_be_evaluated_is_reported_in_one_message(
     finished: Path, tmp_path: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write(tmp_path / "rows.csv", [("fine", "good"), ("odd", "unheard of")])
@@ -106,16 +106,16 @@ def test_what_cannot_be_measured_is_one_message(
     assert (tmp_path / "full" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--run", str(tmp_path)]) == 2
-    assert "give a run directory such as runs/latest" in capsys.readouterr().err
+    assert "pass a run directory such as runs/latest" in capsys.readouterr().err
 
 
 def test_the_temperature_of_the_results_is_the_models(finished: Path) -> None:
     assert metrics_of(finished / "results")["temperature"] == read_classifier(finished / "model").temperature
 
 
-def test_a_precision_that_the_hardware_lacks_gives_way_and_it_is_said(
+def test_an_unsupported_precision_is_replaced_and_reported(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -124,16 +124,14 @@ def test_a_precision_that_the_hardware_lacks_gives_way_and_it_is_said(
     config.write_text(config.read_text().replace("mixed_precision: 'no'", "mixed_precision: fp16"))
     monkeypatch.setattr("train_loop.machine.device._cpu_has_bf16", lambda: False)
     assert evaluate(["--run", str(run), "--split", "test"]) == 0
-    assert "This cpu lacks the run's precision, fp16: measured in float32." in capsys.readouterr().out
+    assert "This cpu does not support the run's precision, fp16: evaluating in float32." in capsys.readouterr().out
 
 
-def test_training_rows_are_measured_without_suspecting_labels_that_the_model_was_taught(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_the_model_was_trained_on_are_not_suspected(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--run", str(finished), "--split", "train"]) == 0
     assert "0 suspected label errors, 0 near duplicates" in capsys.readouterr().out
     warnings = metrics_of(finished / "results_train")["warnings"]
-    assert "The figures are of the train split: the model was trained on these rows." in warnings  # type: ignore[operator]
+    assert "The metrics are of the train split: the model was trained on these rows." in warnings  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -141,7 +139,7 @@ def test_the_command_runs_as_a_module_on_several_processes(finished: Path, tmp_p
     launcher = [sys.executable, "-m"]
     if num_processes > 1:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
-    # With FSDP's sparing way of loading, transformers would leave the second process with weights of no value.
+    # With FSDP's RAM-efficient loading, transformers would leave the second process with uninitialized weights.
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     done = subprocess.run(
         [*launcher, "train_loop.evaluation", "--run_directory", str(finished), "--output", str(tmp_path / "out")],
@@ -152,7 +150,7 @@ def test_the_command_runs_as_a_module_on_several_processes(finished: Path, tmp_p
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Look at ") == 1  # the main process alone speaks
+    assert done.stdout.count("Report: ") == 1  # only the main process prints
     one, several = (metrics_of(folder)["splits"]["test"] for folder in (finished / "results", tmp_path / "out"))  # type: ignore[index]
     assert several["confusion_matrix"] == one["confusion_matrix"]
     assert several["metrics"] == pytest.approx(one["metrics"], abs=1e-5)

@@ -1,4 +1,4 @@
-"""The loop on one process: skipped fp16 steps, losses that are not finite, what is recorded."""
+"""The loop on one process: skipped fp16 steps, non-finite losses, what is recorded."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def argv(tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path]) -> l
 def train_with_scaler(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, overflow_at: int | str | None
 ) -> list[dict[str, Any]]:
-    """Train with a gradient scaler, as fp16 does on a GPU, and let one step's gradients overflow."""
+    """Train with a gradient scaler, like fp16 on a GPU, and let the gradients of one step overflow."""
     from accelerate import Accelerator
     from distributed import build
 
@@ -74,14 +74,14 @@ def test_warmup_and_decay_stand_still_on_a_skipped_fp16_step(argv: list[str], mo
     assert [step["rows"] for step in bumpy] == [step["rows"] for step in smooth]
 
 
-def test_an_fp16_run_that_skips_every_update_is_no_success(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_fp16_run_that_skips_every_update_fails(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         loop.NonFiniteLoss, match=r"step 20: fp16 overflowed in 20 steps in a row.*--mixed_precision bf16"
     ):
         train_with_scaler([*argv, "--epochs=4"], monkeypatch, overflow_at="always")
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(
+def test_a_non_finite_loss_stops_before_the_update(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     original, calls = loop.loss_sum, []
@@ -144,14 +144,14 @@ def test_a_finished_run_directory_is_complete(argv: list[str], tmp_path: Path) -
 
 
 def test_the_model_learns(argv: list[str], tmp_path: Path) -> None:
-    """Labels that a word gives away are learned by the tiny model."""
+    """The tiny model learns labels that a single word gives away."""
     assert main([*argv, "--epochs=25", "--learning_rate=1e-2"]) == 0
     metrics = json.loads((tmp_path / "runs" / "r" / "results" / "metrics.json").read_text())
     assert metrics["splits"]["test"]["metrics"]["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)])
-def test_what_stops_a_run_before_the_loop_is_one_line(
+def test_a_failure_before_the_loop_is_reported_in_one_line(
     argv: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

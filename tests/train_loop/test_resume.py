@@ -1,4 +1,4 @@
-"""Promise T3: kill it at any instant, resume, and the final weights are the same to the last bit."""
+"""Promise T3: kill training at any instant and resume it, and the final weights are bit-identical."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ NUM_KILLS = 22
 
 @pytest.fixture
 def argv(tmp_path: Path, write_rows: Callable[..., Path]) -> list[str]:
-    """Return a run of 120 steps with dropout, a checkpoint every three of them."""
+    """Return a run of 120 steps with dropout, and a checkpoint every three."""
     model = save_tiny_model(tmp_path / "model", dropout=0.2)
     return [
         f"--model_name={model}",
@@ -46,7 +46,7 @@ def newest_weights_hash(run: Path) -> str:
     return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_killed_at_random_instants_the_final_weights_are_bit_identical(tmp_path: Path, argv: list[str]) -> None:
+def test_final_weights_are_bit_identical_after_kills_at_random_instants(tmp_path: Path, argv: list[str]) -> None:
     runs = tmp_path / "runs"
     command = [sys.executable, str(SUPPORT / "fork_server.py")]
 
@@ -91,13 +91,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     capsys.readouterr()
     assert main(["--resume", str(run)]) == 0
     output = capsys.readouterr().out
-    assert "Damaged checkpoint left aside: step-00000009" in output
+    assert "Skipping damaged checkpoint step-00000009" in output
     assert "Continuing from step-00000006" in output
     assert newest_weights_hash(run) == expected
 
 
 def test_the_checkpoint_just_written_is_never_pruned(tmp_path: Path) -> None:
-    """Damaged folders of later steps, from which the run did not go on, count for nothing."""
+    """Damaged checkpoints of later steps, which the run did not resume from, do not count."""
     from train_loop.run.checkpoint import MODEL_FILE, OPTIMIZER_FILE, CheckpointStore, Identity, TrainState
 
     store = CheckpointStore(tmp_path, 1, Identity({}, ("a", "b"), "", 10))
@@ -110,9 +110,7 @@ def test_the_checkpoint_just_written_is_never_pruned(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000150", "step-00000200"]
 
 
-def test_another_cut_may_be_given_beside_resume_and_what_an_older_run_found_is_forgotten(
-    tmp_path: Path, argv: list[str]
-) -> None:
+def test_resume_accepts_another_cut_and_ignores_the_one_in_an_older_checkpoint(tmp_path: Path, argv: list[str]) -> None:
     argv = [*argv, "--max_steps=6", "--eval_every=100", "--run_name=r"]
     assert main(argv) == 0
     run = tmp_path / "runs" / "r"
@@ -122,14 +120,14 @@ def test_another_cut_may_be_given_beside_resume_and_what_an_older_run_found_is_f
     (before,) = (path for path in (run / "checkpoints").glob("step-*") if path != newest)
     state = json.loads((before / "state.json").read_text())
     assert "max_tokens_per_forward" not in state["state"]
-    state["state"]["max_tokens_per_forward"] = 16  # as runs kept it once
+    state["state"]["max_tokens_per_forward"] = 16  # as older versions saved it
     (before / "state.json").write_text(json.dumps(state))
     manifest = json.loads((before / "manifest.json").read_text())
     content = (before / "state.json").read_bytes()
     manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (before / "manifest.json").write_text(json.dumps(manifest))
     assert main(["--resume", str(run), "--max_tokens_per_forward=100000"]) == 0
-    assert weights_hash(run) == expected  # one forward pass a step, as before: even dropout is the same
+    assert weights_hash(run) == expected  # one forward pass per step, as before: even dropout is the same
 
 
 def test_a_finished_run_resumes_to_the_same_results(tmp_path: Path, argv: list[str]) -> None:
@@ -147,10 +145,10 @@ def test_early_stopping_and_the_best_model_survive_a_resume(tmp_path: Path, argv
     run = tmp_path / "runs" / "r"
     log = [json.loads(line) for line in (run / "logs/metrics.jsonl").read_text().splitlines()]
     evaluated = [entry["step"] for entry in log if entry["kind"] == "validation"]
-    assert evaluated == [3, 6, 9]  # nothing is learned: the first stays the best, and patience is two
+    assert evaluated == [3, 6, 9]  # nothing is learned: the first stays the best, and the patience is two
     assert json.loads((run / "results/metrics.json").read_text())["best_step"] == 3
     assert sorted(path.name for path in (run / "checkpoints").glob("step-*")) == [
-        "step-00000003",  # the best, beside the newest two
+        "step-00000003",  # the best, kept with the newest two
         "step-00000006",
         "step-00000009",
     ]
@@ -160,13 +158,12 @@ def test_early_stopping_and_the_best_model_survive_a_resume(tmp_path: Path, argv
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_once_and_says_how_to_go_on(tmp_path: Path, argv: list[str], number: signal.Signals) -> None:
+def test_a_signal_saves_once_and_says_how_to_continue(tmp_path: Path, argv: list[str], number: signal.Signals) -> None:
     argv = [*argv, "--epochs=2000", "--save_every=100000", "--eval_every=100000", "--run_name=r"]
     run = tmp_path / "runs" / "r"
-    root = ROOT
     process = subprocess.Popen(
         [sys.executable, "train_loop/main.py", *argv],
-        cwd=root,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -193,7 +190,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
 
     def full(tensors: object, path: Path, **options: object) -> None:
         calls.append(path)
-        if len(calls) > 4:  # two files a checkpoint: the third checkpoint fails
+        if len(calls) > 4:  # two files per checkpoint: the third checkpoint fails
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
         save_file(tensors, path, **options)
@@ -223,7 +220,7 @@ def test_a_checkpoint_of_another_model_label_set_or_data_is_refused(
     (run / "config.yaml").write_text(config)
     write_rows([(text, label.upper()) for text, label in labelled_rows(160)])
     assert main(["--resume", str(run)]) == 2
-    assert "for the labels ['bad', 'good']" in capsys.readouterr().err
+    assert "the checkpoint has the labels ['bad', 'good']" in capsys.readouterr().err
     write_rows(labelled_rows(164))
     assert main(["--resume", str(run)]) == 2
     assert "other rows" in capsys.readouterr().err
@@ -242,7 +239,7 @@ def test_two_runs_never_share_a_directory(tmp_path: Path, argv: list[str], capsy
     assert (tmp_path / "runs" / "latest").resolve() == tmp_path / "runs" / "r"
 
 
-def test_the_run_config_runs_again(tmp_path: Path, argv: list[str]) -> None:
+def test_a_runs_config_reproduces_the_run(tmp_path: Path, argv: list[str]) -> None:
     assert main([*argv, "--max_steps=6", "--run_name=first"]) == 0
     runs = tmp_path / "runs"
     assert main(["--config", str(runs / "first" / "config.yaml"), "--run_name=second"]) == 0

@@ -1,1 +1,1 @@
-"""What is found out about a trained model, and what people look at."""
+"""Metrics, error analysis, data audit and reports of a trained model."""

@@ -1,4 +1,4 @@
-"""All that is found out about a model from its logits on held-out rows, before anything is written."""
+"""Metrics, error analysis and data audit of a model, computed from its logits before anything is written."""
 
 import dataclasses
 import math
@@ -32,27 +32,27 @@ from train_loop.findings.slices import Slice, analyse_slices
 from train_loop.rows.data import Split
 
 MAX_TRAINING_ROWS = 200_000
-"""Training rows that held-out ones are compared with; of more, the first so many."""
+"""Most training rows, from the first, to compare held-out rows with."""
 FOOTNOTES = {
     "train": "the model was trained on these rows",
-    "validation": "these rows also chose the checkpoint and the temperature",
+    "validation": "these rows also selected the checkpoint and the temperature",
 }
-"""Splits of a run that are not held out in full -> why their figures flatter the model."""
+"""Split that is not fully held out -> why its metrics are optimistic."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitMetrics:
-    """The figures of one split."""
+    """The metrics of one split."""
 
     values: dict[str, float]
-    """Metric -> value; NaN where it is not defined, as a ROC AUC with one class alone."""
+    """Metric -> value; NaN if undefined, such as a ROC AUC with only one class."""
     intervals: dict[str, Interval]
     """Metric -> 95 % bootstrap interval. The calibration error has none: resampling inflates it."""
     per_class: dict[str, dict[str, float]]
     matrix: NDArray[np.int64]
     """Confusion matrix [C, C]: rows are true classes."""
     rankings: list[Ranking]
-    """One a class, for the curves."""
+    """One per class, for the curves."""
     before: Reliability
     """Without the temperature."""
     after: Reliability
@@ -72,7 +72,7 @@ class SplitMetrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assessment:
-    """What `results/` tells."""
+    """The content of `results/`."""
 
     name: str
     """Name of the run."""
@@ -83,16 +83,16 @@ class Assessment:
     predictions: dict[str, Predictions]
     """Split -> predictions."""
     headline: str
-    """The split that pictures, tables and slices are of: test, else validation, else the given rows."""
+    """The split shown in pictures, tables and slices: test, else validation, else the rows passed."""
     metrics: dict[str, SplitMetrics]
     slices: list[Slice]
     confused: list[ConfusedPair]
     findings: list[Finding]
     compared_with_training: bool
-    """Whether near duplicates of training rows were looked for."""
+    """Whether near duplicates of training rows were searched for."""
     warnings: list[str]
     footnotes: dict[str, str]
-    """Split -> what to know of its figures, where there is something."""
+    """Split -> caveat about its metrics, if there is one."""
 
 
 def assess(
@@ -107,12 +107,12 @@ def assess(
     calibration: Calibration,
     tokenizer: PreTrainedTokenizerFast,
     train: Split | None,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Assessment:
-    """Measure and examine splits by their logits [N, C].
+    """Compute metrics, slices and findings of splits from their logits [N, C].
 
-    `train` is the run's training rows, which held-out ones are compared with; it may be among the splits itself.
-    None where the rows measured are none of the run's, so that a split's name tells nothing of its part in it.
+    `train`, the run's training rows, which held-out rows are compared with, may be one of the splits. None if
+    the rows are not the run's: then a split named "validation" did not select the model.
     """
     columns = tuple(column for column in (config.text_column, config.text_pair_column) if column is not None)
     predictions = {
@@ -120,7 +120,7 @@ def assess(
         for split, rows in splits.items()
     }
     headline = "test" if "test" in splits else next(iter(splits))
-    tell("Measuring, with bootstrap intervals ...")
+    notify("Computing metrics with bootstrap intervals ...")
     metrics = {split: measure(found, config.seed) for split, found in predictions.items()}
     main = predictions[headline]
     unknown: Any = tokenizer.unk_token_id
@@ -130,18 +130,18 @@ def assess(
     warnings = [f"Calibration: {calibration.warning}."] if calibration.warning else []
     footnotes = {name: FOOTNOTES[name] for name in splits if train is not None and name in FOOTNOTES}
     if headline in footnotes:
-        warnings.append(f"The figures are of the {headline} split: {footnotes[headline]}.")
-    # What a model says of labels that it was trained on proves nothing.
+        warnings.append(f"The metrics are of the {headline} split: {footnotes[headline]}.")
+    # A model's predictions on its own training rows say nothing about their labels.
     held_out = {split: found for split, found in predictions.items() if found.split is not train}
     findings = [finding for found in held_out.values() for finding in label_findings(found)]
     searched = [*splits.values(), *([train] if train is not None and "train" not in splits else [])]
     findings += [finding for rows in searched for finding in contradictions(rows, labels, columns)]
     if train is not None and held_out:
-        tell(f"Comparing held-out rows with {min(len(train), MAX_TRAINING_ROWS):,} training rows ...")
+        notify(f"Comparing held-out rows with {min(len(train), MAX_TRAINING_ROWS):,} training rows ...")
         findings += _duplicates(held_out, train)
         if len(train) > MAX_TRAINING_ROWS:
             warnings.append(
-                f"Near duplicates were looked for in the first {MAX_TRAINING_ROWS:,} of {len(train):,} training rows."
+                f"Near duplicates were searched for in the first {MAX_TRAINING_ROWS:,} of {len(train):,} training rows."
             )
     return Assessment(
         name=name,
@@ -162,7 +162,7 @@ def assess(
 
 
 def measure(predictions: Predictions, seed: int) -> SplitMetrics:
-    """Measure a split's predictions; intervals are drawn from `seed`."""
+    """Compute the metrics of a split's predictions; `seed` seeds the intervals."""
     labels, probabilities = predictions.split.labels, predictions.probabilities
     matrix = confusion_matrix(predictions.predicted, labels, len(predictions.labels))
     ranked = rankings(probabilities, labels)
@@ -191,14 +191,13 @@ def _finite(value: float) -> float | None:
 
 
 def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Finding]:
-    """Compare all held-out splits with the training rows in one pass over these."""
+    """Compare all held-out splits with the training rows, in one pass over the latter."""
     names = list(predictions)
     starts = np.cumsum([0, *(len(predictions[name].split) for name in names)])
-    some = next(iter(predictions.values()))
-    few = (
-        train if len(train) <= MAX_TRAINING_ROWS else train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
-    )
-    training = Predictions(few, some.labels, some.text_columns, np.empty((0, 0), np.float32))
+    any_split = next(iter(predictions.values()))
+    if len(train) > MAX_TRAINING_ROWS:
+        train = train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
+    training = Predictions(train, any_split.labels, any_split.text_columns, np.empty((0, 0), np.float32))
     found = near_duplicates(lambda: (text for name in names for text in predictions[name].texts()), training.texts)
     findings = []
     for place, name in enumerate(names):
@@ -207,5 +206,5 @@ def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Findi
             for duplicate in found
             if starts[place] <= duplicate.row < starts[place + 1]
         ]
-        findings += duplicate_findings(mine, predictions[name].split, train, some.labels, some.text_columns)
+        findings += duplicate_findings(mine, predictions[name].split, train, any_split.labels, any_split.text_columns)
     return findings

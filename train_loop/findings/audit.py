@@ -1,6 +1,6 @@
-"""What is wrong with the data: likely wrong labels, held-out rows near to training rows, contradictions.
+"""Data audit: likely label errors, held-out rows that nearly equal training rows, contradictions.
 
-Written to data_audit.csv, worst first. The findings are for a person to look at; nothing is removed.
+Written to data_audit.csv, worst first, for a person to review; nothing is removed.
 """
 
 import csv
@@ -21,18 +21,18 @@ Kind = Literal["label_error", "near_duplicate", "contradiction"]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One suspicion about one row."""
+    """A suspected problem with one row."""
 
     kind: Kind
     severity: float
-    """0 to 1: how far the model prefers the other label, or how alike the two texts are."""
+    """0 to 1: how far the model prefers the other label, or the similarity of the two texts."""
     split: str
     row: int
     """In the source, counted from 1."""
     label: str
     text: tuple[str, ...]
     other_label: str
-    """The label that is suggested, or that the other row has."""
+    """The suggested label, or that of the other row."""
     other_row: int | None = None
     """The training row, or the contradicting row of the same split, counted from 1."""
     other_text: tuple[str, ...] = ()
@@ -41,13 +41,13 @@ class Finding:
 def suspected_label_errors(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows whose label is likely wrong, worst first, and the class that each suggests.
+    """Return the rows whose label is likely wrong, worst first, and the class suggested for each.
 
     Probabilities [N, C] must come from a model that was not trained on the rows.
 
     Confident learning (Northcutt et al. 2021, arXiv 1911.00068), pruned by noise rate: rows that reach the
-    mean probability of a class count as surely of it; from how many of those are labelled otherwise follows how
-    many rows of each label belong to each other class, and so many are taken where that class is furthest ahead.
+    mean probability of a class count as confidently of it. Their labels estimate how many rows of each label
+    belong to each other class; that many are taken, those where the other class leads by most.
     """
     num_classes = probabilities.shape[1]
     rows = np.arange(len(labels))
@@ -60,9 +60,9 @@ def suspected_label_errors(
         where=counts > 0,
     )
     confident = np.where(probabilities >= thresholds, probabilities, -1.0)
-    sure = confident.max(axis=1) > 0
-    joint = np.zeros((num_classes, num_classes))  # [label, surely of]
-    np.add.at(joint, (labels[sure], confident.argmax(axis=1)[sure]), 1)
+    is_confident = confident.max(axis=1) > 0
+    joint = np.zeros((num_classes, num_classes))  # [label, confident class]
+    np.add.at(joint, (labels[is_confident], confident.argmax(axis=1)[is_confident]), 1)
     joint *= (counts / np.maximum(joint.sum(axis=1), 1))[:, None]
     suggested = np.full(len(labels), -1)
     lead = np.zeros(len(labels))
@@ -102,7 +102,7 @@ def label_findings(predictions: Predictions) -> list[Finding]:
 
 
 def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence[str]) -> list[Finding]:
-    """Return each row whose text occurred before in the split with another label."""
+    """Return each row whose text has another label earlier in the split."""
     order = np.argsort(split.text_hashes, kind="stable")
     starts = np.flatnonzero(np.diff(split.text_hashes[order], prepend=split.text_hashes[order[:1]] - 1))
     found = []
@@ -132,7 +132,7 @@ def duplicate_findings(
     labels: tuple[str, ...],
     text_columns: Sequence[str],
 ) -> list[Finding]:
-    """Return the held-out rows that are nearly a training row."""
+    """Return the held-out rows that nearly equal a training row."""
     found = []
     for duplicate in duplicates:
         row, other = held_out.rows[duplicate.row], train.rows[duplicate.train_row]
@@ -153,7 +153,7 @@ def duplicate_findings(
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings by severity; of equal ones, contradictions and label errors before duplicates."""
+    """Return the findings by severity; ties put contradictions, then label errors first."""
     kinds: list[Kind] = ["contradiction", "label_error", "near_duplicate"]
     return sorted(findings, key=lambda f: (-f.severity, kinds.index(f.kind)))
 

@@ -1,4 +1,4 @@
-"""One temperature that makes scores mean what they say, fitted on validation logits (Guo et al. 2017)."""
+"""Temperature scaling, fitted on validation logits (Guo et al. 2017)."""
 
 import dataclasses
 
@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_ROWS = 30
-"""Fewer validation rows fit no temperature."""
+"""With fewer validation rows, no temperature is fitted."""
 FEW_ROWS = 200
-"""Fewer validation rows fit one, with a warning."""
+"""With fewer validation rows, there is a warning."""
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """A temperature and how far to trust it."""
+    """A temperature, and whether to trust it."""
 
     temperature: float
     """Logits are divided by it before the softmax; 1 changes nothing."""
@@ -23,20 +23,20 @@ class Calibration:
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Calibration:
-    """Return the temperature with the lowest log loss of logits [N, C]; never a worse one than 1.
+    """Return the temperature that minimizes the log loss of logits [N, C], or 1 if that is no worse.
 
-    Dividing all logits alike changes no label (Guo et al. 2017, arXiv 1706.04599). Where no row is a mistake the best
-    fit would be certainty, which the next rows would refute: there (N + 1) / (N + 2) is aimed at (Platt 1999).
+    It changes no predicted label (Guo et al. 2017, arXiv 1706.04599). If there is no mistake, the best fit would
+    be certainty, which new rows would refute; the target is then (N + 1) / (N + 2) (Platt 1999).
     """
     num_rows, num_classes = logits.shape
     if num_rows < MIN_ROWS:
-        return Calibration(1.0, f"{num_rows} validation rows are too few to calibrate; scores stay as they are")
-    # Imported here: only the end of a run needs scipy.
+        return Calibration(1.0, f"{num_rows} validation rows are too few to calibrate; scores are uncalibrated")
+    # Imported here: only needed at the end of a run.
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
-    all_right = bool((logits.argmax(axis=1) == labels).all())
-    target = (num_rows + 1) / (num_rows + 2) if all_right else 1.0
+    all_correct = bool((logits.argmax(axis=1) == labels).all())
+    target = (num_rows + 1) / (num_rows + 2) if all_correct else 1.0
 
     def loss(log_temperature: float) -> float:
         log_scores = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)  # [N, C]
@@ -47,7 +47,7 @@ def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> 
     low, high = np.log(TEMPERATURE_BOUNDS)
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
     temperature = float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
-    if all_right:
-        return Calibration(temperature, f"no mistake on {num_rows} validation rows; fitted as if the next were one")
-    warning = f"fitted on {num_rows} validation rows, which are few" if num_rows < FEW_ROWS else None
+    if all_correct:
+        return Calibration(temperature, f"no mistake on {num_rows} validation rows; fitted as if the next row were one")
+    warning = f"fitted on only {num_rows} validation rows" if num_rows < FEW_ROWS else None
     return Calibration(temperature, warning)

@@ -1,7 +1,7 @@
-"""How sure a metric is: 95 % percentile bootstrap intervals over rows, seeded (Efron 1979).
+"""95 % percentile bootstrap intervals of metrics over rows, seeded (Efron 1979).
 
-Resampling rows and then counting a confusion matrix is drawing the matrix from a multinomial, so the
-metrics of counts cost nothing per row.
+Resampling rows and counting a confusion matrix equals drawing the matrix from a multinomial, so metrics
+of counts cost nothing per row.
 """
 
 import numpy as np
@@ -12,18 +12,18 @@ from train_loop.findings.metrics import Floats, Matrix, Ranking, count_metrics, 
 NUM_RESAMPLES = 1_000
 MIN_RESAMPLES = 200
 MAX_RANKED_CELLS = 1_000_000_000
-"""Rows x classes x resamples that the rank metrics may cost: about half a minute on one core."""
+"""Most rows x classes x resamples of rank metrics: about half a minute on one core."""
 CHUNK = 50
-"""Resampled matrices held at once."""
+"""Resampled matrices in memory at a time."""
 
 Interval = tuple[float, float]
 
 
 def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
-    """Return metric -> interval for what follows from the confusion matrix [C, C].
+    """Return metric -> interval for the metrics of a confusion matrix [C, C].
 
-    A class that the rows have and a resample happens to lack is left out of that resample's macro averages.
-    Were it to count 0, as 0 / 0 does in a metric itself, a perfect classifier's interval would lie below 1.
+    A class missing from a resample is left out of that resample's macro averages. If it counted as 0, as 0 / 0
+    does in the metric itself, a perfect classifier's interval would lie below 1.
     """
     generator = np.random.default_rng(seed)
     rows = int(matrix.sum())
@@ -40,7 +40,7 @@ def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
 
 
 def _num_averaged(name: str, matrix: Matrix) -> NDArray[np.int64]:
-    """Return over how many classes of matrices [..., C, C] a macro average is defined: [...].
+    """Return the number of classes over which a macro average of matrices [..., C, C] is defined: [...].
 
     Recall needs a true row of the class; precision and F1 need a true or a predicted one.
     """
@@ -54,7 +54,7 @@ def _num_averaged(name: str, matrix: Matrix) -> NDArray[np.int64]:
 def row_intervals(row_values: dict[str, Floats], rankings: list[Ranking], seed: int) -> dict[str, Interval]:
     """Return metric -> interval for means over rows ([N] each) and for `roc_auc` and `average_precision`.
 
-    The rank metrics, macro averages over classes, are left out where MIN_RESAMPLES of them would cost too much.
+    The rank metrics, macro averages over classes, are left out if MIN_RESAMPLES of them would cost too much.
     """
     generator = np.random.default_rng(seed)
     num_rows = len(next(iter(row_values.values())))

@@ -1,12 +1,11 @@
-"""Metrics of predicted classes, read off one confusion matrix, and metrics of probabilities.
+"""Metrics of predicted classes, computed from one confusion matrix, and metrics of probabilities.
 
-Probabilities are [N, C] float64, labels [N] class numbers; definitions are scikit-learn's, which the tests compare
-with. Rank metrics are one-vs-rest; they are NaN for a class without rows, or without rows of other classes.
+Probabilities are [N, C] float64, labels [N] class numbers; definitions are scikit-learn's, and tested against it.
+Rank metrics are one-vs-rest, and NaN for a class without rows, or without rows of other classes.
 
-The metrics of classes are `evaluate.Metric`s. The library's own `evaluate.load("accuracy")` runs a script from the
-current folder or downloads one; these ship with the package. They take integer classes, add up batch by batch, and
-join by `evaluate.combine`. Classes are those of the model, seen or not; 0 / 0 counts as 0, as scikit-learn's
-`zero_division=0` with `labels=range(C)`.
+The metrics of classes are `evaluate.Metric`s, to be used batch by batch and with `evaluate.combine`. They ship with
+the package, because `evaluate.load("accuracy")` runs a script from the current folder or downloads one. All classes
+of the model count, seen or not, and 0 / 0 is 0: scikit-learn's `labels=range(C), zero_division=0`.
 """
 
 import dataclasses
@@ -79,7 +78,7 @@ def _ratio(top: NDArray[np.float64], bottom: NDArray[np.integer] | NDArray[np.fl
 
 
 class _ConfusionMetric(evaluate.Metric):
-    """Metrics of the confusion matrix, by their names."""
+    """Named metrics of the confusion matrix."""
 
     names: tuple[str, ...] = ()
 
@@ -102,7 +101,7 @@ class _ConfusionMetric(evaluate.Metric):
 
 
 class Accuracy(_ConfusionMetric):
-    """Share of rows predicted right, and the mean of that share over the classes that occur."""
+    """Fraction of rows predicted correctly, overall and averaged over the classes that occur."""
 
     names = ("accuracy", "balanced_accuracy")
 
@@ -114,7 +113,7 @@ class MacroAverages(_ConfusionMetric):
 
 
 class WeightedAverages(_ConfusionMetric):
-    """Precision, recall and F1, averaged over classes by their true rows."""
+    """Precision, recall and F1, averaged over classes weighted by their true rows."""
 
     names = ("weighted_precision", "weighted_recall", "weighted_f1")
 
@@ -166,13 +165,13 @@ def row_brier_scores(probabilities: Floats, labels: NDArray[np.int64]) -> Floats
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """Rows by the score of their predicted label, in equal bins from 0 to 1; arrays are [NUM_BINS]."""
+    """Rows binned by the score of their predicted label, from 0 to 1; arrays are [NUM_BINS]."""
 
     num_rows: NDArray[np.int64]
     scores: Floats
-    """Mean score of each bin; NaN where it is empty."""
+    """Mean score of each bin; NaN if empty."""
     accuracies: Floats
-    """Share of right rows in each bin; NaN where it is empty."""
+    """Accuracy of each bin; NaN if empty."""
 
     @property
     def expected_calibration_error(self) -> float:
@@ -183,21 +182,21 @@ class Reliability:
 
 
 def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> Reliability:
-    """Return how often predictions of a score are right."""
+    """Return the accuracy of predictions as a function of their score."""
     scores = probabilities.max(axis=1)
-    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     num_rows = np.bincount(bins, minlength=NUM_BINS)
     safe = np.where(num_rows > 0, num_rows, np.nan)
     return Reliability(
         num_rows,
         np.bincount(bins, weights=scores, minlength=NUM_BINS) / safe,
-        np.bincount(bins, weights=right, minlength=NUM_BINS) / safe,
+        np.bincount(bins, weights=correct, minlength=NUM_BINS) / safe,
     )
 
 
 class Ranking:
-    """Rows in order of one class's probability, sorted once; then curves and areas under any row weights.
+    """Rows sorted once by the probability of a class, for curves and areas under any row weights.
 
     Args:
         scores: the class's probability of each row [N].
@@ -211,7 +210,7 @@ class Ranking:
         self._is_class = is_class[self._order].astype(np.float64)
 
     def counts(self, weights: NDArray[np.number] | None = None) -> tuple[Floats, Floats]:
-        """Return true and false positives at each distinct score, from the highest down: [K] each."""
+        """Return true and false positives at each distinct score, in descending order: [K] each."""
         hits = self._is_class if weights is None else self._is_class * weights[self._order]
         total = np.arange(1.0, len(hits) + 1) if weights is None else np.cumsum(weights[self._order], dtype=np.float64)
         true = np.cumsum(hits)
@@ -231,11 +230,11 @@ class Ranking:
 
 
 def rankings(probabilities: Floats, labels: NDArray[np.int64]) -> list[Ranking]:
-    """Return one ranking a class."""
+    """Return one ranking per class."""
     return [Ranking(probabilities[:, index], labels == index) for index in range(probabilities.shape[1])]
 
 
 def mean_over_defined(values: NDArray[np.float64]) -> float:
-    """Return the mean of what is not NaN; NaN where nothing is."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")

@@ -1,7 +1,7 @@
-"""Held-out texts that are nearly a training text: a model may have seen their answer.
+"""Held-out texts that nearly equal a training text: the model may have seen their label.
 
-MinHash (Broder 1997) over character n-grams, by datasketch: the held-out rows are indexed, the training
-rows stream past them, and each candidate is confirmed by its true Jaccard similarity.
+MinHash (Broder 1997) over character n-grams, with datasketch: held-out rows are indexed, training rows
+are streamed, and each candidate is confirmed by its exact Jaccard similarity.
 """
 
 import dataclasses
@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 THRESHOLD = 0.7
-"""Jaccard similarity of the sets of n-grams from which two texts are near duplicates."""
+"""Least Jaccard similarity of the n-gram sets of near duplicates."""
 NGRAM = 5
 NUM_PERMUTATIONS = 64
 BANDS = (16, 4)
-"""Bands x rows of the index: texts of similarity 0.7 meet with 99 % chance, of 0.8 with 99.99 %."""
+"""Bands x rows of the index: it finds texts of similarity 0.7 with probability 99 %, of 0.8 with 99.99 %."""
 ROWS_PER_BATCH = 1_000
 
 Texts = Callable[[], Iterable[tuple[str, ...]]]
@@ -30,11 +30,11 @@ class NearDuplicate:
 
 
 def near_duplicates(held_out: Texts, train: Texts) -> list[NearDuplicate]:
-    """Return the held-out rows that are near duplicates of a training row, the most alike first.
+    """Return the held-out rows that are near duplicates of a training row, the most similar first.
 
-    Case, and how wide white space is, do not count.
+    Case and the amount of white space are ignored.
     """
-    # Imported here: only the end of a run needs it.
+    # Imported here: only needed at the end of a run.
     from datasketch import MinHashLSH
 
     index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=BANDS)
@@ -59,7 +59,7 @@ def _ngrams(texts: tuple[str, ...]) -> frozenset[bytes]:
     sets: set[bytes] = set()
     for side, text in enumerate(texts):
         folded = " ".join(text.lower().split())
-        prefix = b"" if side == 0 else b"\0"  # the texts of a pair are not to be mixed up
+        prefix = b"" if side == 0 else b"\0"  # keeps the two texts of a pair apart
         starts = range(max(1, len(folded) - NGRAM + 1))
         sets.update(prefix + folded[start : start + NGRAM].encode("utf-8", "replace") for start in starts)
     return frozenset(sets)
@@ -72,7 +72,7 @@ def _signatures(sets: list[frozenset[bytes]]) -> Iterator[object]:
 
 
 def _batches(texts: Iterable[tuple[str, ...]]) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
-    """Yield (number of the first row, texts)."""
+    """Yield (index of the first row, texts)."""
     batch: list[tuple[str, ...]] = []
     first = 0
     for text in texts:

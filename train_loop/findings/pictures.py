@@ -1,6 +1,6 @@
-"""The pictures of a run: confusion matrix, ROC and precision-recall curves, reliability, training.
+"""The plots of a run: confusion matrix, ROC and precision-recall curves, reliability, training.
 
-Colours are Okabe and Ito's, which colour-blind people can tell apart; lines also differ in dashes.
+Colours are Okabe and Ito's, safe for colour-blind readers; lines also differ in dashes.
 """
 
 import json
@@ -20,15 +20,15 @@ from train_loop.findings.metrics import NUM_BINS, Ranking
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MAX_PRINTED_CLASSES = 20
-"""Matrices of more classes are drawn without numbers, beside the pairs confused most often."""
+"""Larger confusion matrices have no numbers, but a list of the most confused pairs next to them."""
 MAX_CURVES = 7
-"""Curves of more classes are drawn for the worst ones alone."""
+"""With more classes, only the curves of the worst are drawn."""
 MAX_CURVE_POINTS = 2_000
 DOTS_PER_INCH = 130
 
 
 def draw_all(folder: Path, metrics: SplitMetrics, labels: tuple[str, ...], title: str, log: Path | None) -> list[str]:
-    """Draw every picture into `folder`; return one line for each that failed. `log` is the run's metrics.jsonl."""
+    """Draw every plot into `folder`; return one line for each that failed. `log` is the run's metrics.jsonl."""
     pictures: dict[str, Callable[[], Figure]] = {
         "confusion_matrix.png": lambda: confusion_matrix_figure(metrics.matrix, labels, title),
         "roc.png": lambda: roc_figure(metrics, labels, title),
@@ -45,26 +45,26 @@ def draw_all(folder: Path, metrics: SplitMetrics, labels: tuple[str, ...], title
                 figure = draw()
                 FigureCanvasAgg(figure)
                 figure.savefig(folder / name, dpi=DOTS_PER_INCH, bbox_inches="tight")
-        except Exception as error:  # matplotlib raises of many types; the other results must not be lost to one picture
+        except Exception as error:  # of any type; one failing plot must not cost the other results
             problems.append(f"{name} could not be drawn ({type(error).__name__}: {error})")
     return problems
 
 
 def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) -> Figure:
-    """Draw the share of each true class [row] that is predicted as each class; counts where there is room."""
+    """Draw the fraction of each true class [row] predicted as each class, with counts if there is room."""
     num_classes = len(labels)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     is_large = num_classes > MAX_PRINTED_CLASSES
     side = max(4.0, min(12.0, 1.4 + 0.62 * num_classes)) if not is_large else 11.0
     figure = Figure(figsize=(side + (6.5 if is_large else 1.0), side), layout="constrained")
     if is_large:
-        axes, beside = figure.subplots(1, 2, width_ratios=(13, 4))
-        _list_confused_pairs(beside, matrix, labels)
+        axes, list_axes = figure.subplots(1, 2, width_ratios=(13, 4))
+        _list_confused_pairs(list_axes, matrix, labels)
     else:
         axes = figure.subplots()
-    # Where no number can be printed, few mistakes must still be seen: colours then follow the square root.
+    # Without numbers, few mistakes must still be visible: colours then follow the square root.
     image = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5 if is_large else 1.0, vmin=0.0, vmax=1.0))
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.5 if is_large else 0.8)
+    figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.5 if is_large else 0.8)
     names = [_short(label) for label in labels]
     size = 10 if num_classes <= 12 else 8 if not is_large else max(3.5, min(7.0, 500 / num_classes))
     axes.set_xticks(range(num_classes), names, rotation=45 if not is_large else 90, fontsize=size)
@@ -85,18 +85,18 @@ def _list_confused_pairs(axes: Any, matrix: Any, labels: tuple[str, ...], num_pa
     mistakes = matrix.copy()
     np.fill_diagonal(mistakes, 0)
     axes.axis("off")
-    axes.set_title("confused most often (rows)", loc="left", fontsize=10)
+    axes.set_title("most confused (rows)", loc="left", fontsize=10)
     for place, cell in enumerate(np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]):
         true, predicted = np.unravel_index(cell, matrix.shape)
         if mistakes[true, predicted] == 0:
             break
-        count, taken_for = mistakes[true, predicted], _short(labels[predicted], 28)
-        text = f"{count}  {_short(labels[true], 28)}\n     taken for {taken_for}"
+        count, mistaken_for = mistakes[true, predicted], _short(labels[predicted], 28)
+        text = f"{count}  {_short(labels[true], 28)}\n     mistaken for {mistaken_for}"
         axes.text(0.0, 0.98 - place / num_pairs, text, va="top", fontsize=7.5, transform=axes.transAxes)
 
 
 def roc_figure(metrics: SplitMetrics, labels: tuple[str, ...], title: str) -> Figure:
-    """Draw one ROC curve a class, against all others."""
+    """Draw one ROC curve per class, one-vs-rest."""
 
     def curve(ranking: Ranking) -> tuple[Any, Any]:
         true, false = ranking.counts()
@@ -105,13 +105,13 @@ def roc_figure(metrics: SplitMetrics, labels: tuple[str, ...], title: str) -> Fi
     figure = _curves_figure(metrics, labels, "roc_auc", "area", curve)
     axes = figure.axes[0]
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC, each class · {title}")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", title=f"ROC, one-vs-rest · {title}")
     axes.legend(loc="lower right", fontsize=9)
     return figure
 
 
 def precision_recall_figure(metrics: SplitMetrics, labels: tuple[str, ...], title: str) -> Figure:
-    """Draw one precision-recall curve a class, against all others."""
+    """Draw one precision-recall curve per class, one-vs-rest."""
 
     def curve(ranking: Ranking) -> tuple[Any, Any]:
         true, false = ranking.counts()
@@ -119,7 +119,7 @@ def precision_recall_figure(metrics: SplitMetrics, labels: tuple[str, ...], titl
 
     figure = _curves_figure(metrics, labels, "average_precision", "average precision", curve)
     axes = figure.axes[0]
-    axes.set(xlabel="recall", ylabel="precision", title=f"Precision and recall, each class · {title}")
+    axes.set(xlabel="recall", ylabel="precision", title=f"Precision-recall, one-vs-rest · {title}")
     axes.legend(loc="lower left", fontsize=9)
     return figure
 
@@ -127,7 +127,7 @@ def precision_recall_figure(metrics: SplitMetrics, labels: tuple[str, ...], titl
 def _curves_figure(
     metrics: SplitMetrics, labels: tuple[str, ...], area: str, name: str, curve: Callable[[Ranking], tuple[Any, Any]]
 ) -> Figure:
-    """Draw the curves of the classes that have one: all, or the worst where they are many."""
+    """Draw the curves of all classes that have one, or the worst MAX_CURVES of them."""
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.subplots()
     areas = [metrics.per_class[label][area] for label in labels]
@@ -146,14 +146,14 @@ def _curves_figure(
             label=_plain(f"{_short(labels[index])} ({name} {areas[index]:.3f})"),
         )
     if not drawn:
-        axes.plot([], [], " ", label="no class has both rows of its own and others")
+        axes.plot([], [], " ", label="no class has both positive and negative rows")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axes.grid(color="0.9")
     return figure
 
 
 def reliability_figure(metrics: SplitMetrics, title: str) -> Figure:
-    """Draw how often predictions of a score are right, before and after calibration, and how many there are."""
+    """Draw accuracy by score, before and after calibration, over a histogram of the scores."""
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfectly calibrated")
@@ -166,7 +166,7 @@ def reliability_figure(metrics: SplitMetrics, title: str) -> Figure:
         label = f"{name} calibration (error {found.expected_calibration_error:.3f})"
         axes.plot(found.scores[filled], found.accuracies[filled], marker, color=colour, markersize=5, label=label)
         counts.stairs(found.num_rows, edges, color=colour, linestyle="--" if name == "before" else "-")
-    axes.set(ylabel="share predicted right", title=f"Reliability · {title}", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(ylabel="accuracy", title=f"Reliability · {title}", xlim=(0, 1), ylim=(0, 1.02))
     counts.set(xlabel="score of the predicted label", ylabel="rows")
     axes.grid(color="0.9")
     axes.legend(loc="upper left", fontsize=9)
@@ -174,7 +174,7 @@ def reliability_figure(metrics: SplitMetrics, title: str) -> Figure:
 
 
 def training_figure(log: Path) -> Figure:
-    """Draw loss, validation metrics and learning rate over the optimizer steps, from metrics.jsonl."""
+    """Draw loss, validation metrics and learning rate by optimizer step, from metrics.jsonl."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     train = [entry for entry in entries if entry["kind"] == "train"]
     validation = [entry for entry in entries if entry["kind"] == "validation"]
@@ -216,5 +216,5 @@ def _short(label: str, length: int = 24) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text without the meaning that a dollar sign has for matplotlib: the begin of a formula."""
+    """Escape dollar signs, which start a formula in matplotlib."""
     return text.replace("$", r"\$")

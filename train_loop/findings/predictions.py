@@ -1,4 +1,4 @@
-"""A split with what the model made of it: predictions.csv, misclassified.csv, the most confused pairs."""
+"""The predictions of a split: predictions.csv, misclassified.csv, the most confused pairs."""
 
 import csv
 import dataclasses
@@ -18,7 +18,7 @@ ROWS_PER_BATCH = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The rows of a split, the model's logits and the scores they give."""
+    """The rows of a split, with the model's logits and scores."""
 
     split: Split
     labels: tuple[str, ...]
@@ -30,12 +30,12 @@ class Predictions:
 
     @functools.cached_property
     def probabilities(self) -> NDArray[np.float64]:
-        """[N, C], with the temperature."""
+        """Calibrated by the temperature [N, C]."""
         return scores_from_logits(self.logits, self.temperature)
 
     @functools.cached_property
     def predicted(self) -> NDArray[np.int64]:
-        """Class of each row [N]."""
+        """Predicted class of each row [N]."""
         classes: NDArray[np.int64] = self.logits.argmax(axis=1)
         return classes
 
@@ -46,26 +46,26 @@ class Predictions:
         return best
 
     def texts(self) -> Iterator[tuple[str, ...]]:
-        """Yield each row's text, or pair, in order, without holding them all."""
+        """Yield each row's text, or pair, in order, without loading them all."""
         for start in range(0, len(self.split), ROWS_PER_BATCH):
             batch = self.split.rows[start : start + ROWS_PER_BATCH]
             yield from zip(*(batch[column] for column in self.text_columns), strict=True)
 
     def texts_of(self, rows: NDArray[np.integer]) -> list[tuple[str, ...]]:
-        """Return the texts of some rows."""
+        """Return the text, or pair, of each of some rows."""
         batch = self.split.rows[np.asarray(rows, np.int64)]
         return list(zip(*(batch[column] for column in self.text_columns), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfusedPair:
-    """A class, and another that is taken for it."""
+    """A true class, and another that is predicted for it."""
 
     true: str
     predicted: str
     count: int
     share: float
-    """Of the true class's rows."""
+    """Fraction of the true class's rows."""
     examples: tuple[tuple[str, ...], ...]
     """Texts (or pairs) of the most confident mistakes."""
 
@@ -73,7 +73,7 @@ class ConfusedPair:
 def confused_pairs(
     predictions: Predictions, matrix: NDArray[np.int64], num_pairs: int = 15, num_examples: int = 3
 ) -> list[ConfusedPair]:
-    """Return the pairs (true, predicted) mistaken most often, by the confusion matrix [C, C]."""
+    """Return the most frequent wrong pairs (true, predicted) of a confusion matrix [C, C]."""
     mistakes = matrix.copy()
     np.fill_diagonal(mistakes, 0)
     pairs = []
@@ -96,14 +96,14 @@ def confused_pairs(
 
 
 def misclassified_rows(predictions: Predictions) -> NDArray[np.int64]:
-    """Return the rows predicted wrong, the most confident mistakes first."""
+    """Return the misclassified rows, the most confident mistakes first."""
     rows = np.flatnonzero(predictions.predicted != predictions.split.labels)
     order: NDArray[np.int64] = rows[np.argsort(-predictions.scores[rows], kind="stable")]
     return order
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.csv: row, text, true, predicted, score, and `probability_LABEL` of each label.
+    """Write predictions.csv: row, text, true, predicted, score, and `probability_LABEL` for each label.
 
     Rows are numbered from 1, as in the source.
     """
@@ -117,7 +117,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def write_misclassified(path: Path, predictions: Predictions) -> None:
-    """Write misclassified.csv, the most confident mistakes first, with the runner-up and its distance."""
+    """Write misclassified.csv, the most confident mistakes first, with the runner-up and the margin."""
     header = ["row", *predictions.text_columns, "true", "predicted", "score"]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""report.html: everything a person should see of a run, in one file without an outside address."""
+"""report.html: everything to look at after a run, in one self-contained file."""
 
 import base64
 import collections
@@ -21,22 +21,22 @@ PICTURES = {
     "roc.png": "ROC curve of each class",
     "pr.png": "Precision-recall curve of each class",
     "reliability.png": "Reliability of the scores before and after calibration",
-    "training.png": "Loss, validation metrics and learning rate over the steps",
+    "training.png": "Loss, validation metrics and learning rate by step",
 }
 
 
 def render_report(assessment: Assessment, pictures: Path) -> str:
-    """Return the page; `pictures` is the folder with those that could be drawn.
+    """Return the page; `pictures` is the folder of the plots.
 
-    Texts, labels and names are escaped by the template engine, and the page forbids itself scripts.
+    The template engine escapes texts, labels and names, and the page's policy forbids scripts.
     """
-    # Imported here: only the end of a run needs it.
+    # Imported here: only needed at the end of a run.
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("train_loop.findings", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"decimals": _decimals, "spoken": _spoken, "shortened": _shortened}
+    environment.filters |= {"decimals": _decimals, "readable": _readable, "shortened": _shortened}
     return environment.get_template("report.html").render(**_content(assessment, pictures))
 
 
@@ -94,7 +94,7 @@ def _decimals(value: float | None, digits: int) -> str:
     return "undefined" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def _spoken(name: str) -> str:
+def _readable(name: str) -> str:
     words = name.replace("_", " ").replace("roc auc", "ROC AUC").replace("f1", "F1")
     return f"{words} (macro)" if name in ("roc_auc", "average_precision") else words
 

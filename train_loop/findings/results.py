@@ -1,4 +1,4 @@
-"""`results/`: what was found out about a model, as files for people and for programs."""
+"""`results/`: the assessment of a model, as files for people and for programs."""
 
 import math
 from pathlib import Path
@@ -19,10 +19,9 @@ SHOWN_METRICS = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation",
 
 
 def write_results(folder: Path, assessment: Assessment, log: Path | None) -> list[str]:
-    """Write every file of `folder`, whole: a reader finds the old results or the new ones, never a mixture.
+    """Write every file of `folder` atomically: a reader finds the old results or the new ones, never a mixture.
 
-    Returns one line for each picture that could not be drawn; all else is written all the same. `log` is
-    the run's metrics.jsonl.
+    Returns one line for each plot that failed; the rest is written regardless. `log` is the run's metrics.jsonl.
     """
     main = assessment.predictions[assessment.headline]
     title = f"{assessment.headline}, {len(main.split):,} rows"
@@ -39,7 +38,7 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
 
 
 def print_results(console: Console, assessment: Assessment, folder: Path) -> None:
-    """Print the headline figures with their intervals, where it fails most, and what was found in the data."""
+    """Print the main metrics with intervals, where the model fails most, and the data audit."""
     table = Table(title="Results", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for name in assessment.metrics:
@@ -62,29 +61,29 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
         console.print(f"* {name}: {note}", style="dim", highlight=False)
     worse = [kind for kind in assessment.slices if kind.is_worse][:5]
     if worse:
-        weak = Table(title="Worse than the rest, beyond chance", title_justify="left", box=None, pad_edge=False)
+        weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
         for column in ("slice", "rows", "accuracy", "all others"):
             weak.add_column(column, justify="left" if column == "slice" else "right")
         for kind in worse:
             weak.add_row(Text(kind.name), f"{kind.rows:,}", f"{kind.accuracy:.3f}", f"{kind.rest_accuracy:.3f}")
         console.print(weak, highlight=False)
     for pair in assessment.confused[:3]:
-        line = f"{pair.count:,} of {pair.true!r} taken for {pair.predicted!r} ({pair.share:.1%})"
+        line = f"{pair.count:,} of {pair.true!r} mistaken for {pair.predicted!r} ({pair.share:.1%})"
         console.print(line, highlight=False, markup=False)
     kinds = [finding.kind for finding in assessment.findings]
-    alike = f"{kinds.count('near_duplicate'):,}" if assessment.compared_with_training else "not compared for"
+    duplicates = f"{kinds.count('near_duplicate'):,}" if assessment.compared_with_training else "not checked for"
     console.print(
-        f"Data audit: {kinds.count('label_error'):,} suspected label errors, {alike} near duplicates of training rows, "
-        f"{kinds.count('contradiction'):,} contradictions.",
+        f"Data audit: {kinds.count('label_error'):,} suspected label errors, {duplicates} near duplicates of training "
+        f"rows, {kinds.count('contradiction'):,} contradictions.",
         highlight=False,
     )
     for warning in assessment.warnings:
         console.print(warning, style="yellow", highlight=False, markup=False)
-    console.print(f"Look at {folder / 'report.html'}", highlight=False, markup=False)
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, markup=False)
 
 
 def finite_metrics(assessment: Assessment) -> dict[str, dict[str, float]]:
-    """Return split -> metric -> value, without what is undefined."""
+    """Return split -> metric -> value, without undefined ones."""
     return {
         name: {metric: value for metric, value in found.values.items() if math.isfinite(value)}
         for name, found in assessment.metrics.items()
@@ -115,7 +114,7 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
 
 
 def _classification_reports(assessment: Assessment) -> str:
-    # Imported here: only a finished run needs scikit-learn's reports.
+    # Imported here: only needed at the end of a run.
     from sklearn.metrics import classification_report
 
     parts = []

@@ -1,6 +1,6 @@
-"""Error analysis: accuracy over slices of the rows that a person recognises, the worse ones first.
+"""Error analysis: accuracy over human-readable slices of the rows, the worst first.
 
-A slice is a kind of text (negation, emoji, long ones), or a class. Whether it is worse than the other rows is
+A slice is a kind of text (with negation, with emoji, long), or a class. A slice is worse than the other rows by
 Fisher's exact test, one-sided, at a false discovery rate of 5 % over all slices (Benjamini-Hochberg).
 """
 
@@ -16,7 +16,7 @@ from train_loop.rows.data import Split
 Flags = NDArray[np.bool_]
 
 MIN_ROWS = 10
-"""Slices of fewer rows say nothing and are left out."""
+"""Slices of fewer rows are left out."""
 FALSE_DISCOVERY_RATE = 0.05
 ROWS_PER_BATCH = 10_000
 
@@ -41,21 +41,21 @@ TEXT_KINDS: dict[str, Callable[[str], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Rows of one kind, and how well they are predicted."""
+    """Rows of one kind, and their accuracy."""
 
     name: str
     rows: int
-    right: int
+    num_correct: int
     interval: tuple[float, float]
     """95 % Wilson interval of the accuracy."""
     rest_accuracy: float
     """Accuracy of all other rows."""
     p_value: float
-    """Chance of so low an accuracy were the slice no worse than the rest, adjusted for the number of slices."""
+    """Probability of an accuracy this low if the slice is no worse than the rest, adjusted for multiple tests."""
 
     @property
     def accuracy(self) -> float:
-        return self.right / self.rows
+        return self.num_correct / self.rows
 
     @property
     def is_worse(self) -> bool:
@@ -65,11 +65,11 @@ class Slice:
 def analyse_slices(
     split: Split, texts: Iterator[tuple[str, ...]], labels: tuple[str, ...], predictions: NDArray[np.int64], unk_id: int
 ) -> list[Slice]:
-    """Return all slices of at least MIN_ROWS rows: the significantly worse first, by how far they lag behind.
+    """Return all slices of at least MIN_ROWS rows, the significantly worse first, then by accuracy gap.
 
-    `texts` gives each row's text, or pair, in the split's order.
+    `texts` yields each row's text, or pair, in the split's order.
     """
-    right = predictions == split.labels
+    correct = predictions == split.labels
     found = [
         (name, flags)
         for name, flags in _all_flags(split, texts, labels, unk_id)
@@ -77,12 +77,11 @@ def analyse_slices(
     ]
     if not found:
         return []
-    # Imported here: only the end of a run needs scipy.
+    # Imported here: only needed at the end of a run.
     from scipy.stats import binomtest, false_discovery_control, fisher_exact
 
     tables = [
-        [[int(right[flags].sum()), int((~right[flags]).sum())], [int(right[~flags].sum()), int((~right[~flags]).sum())]]
-        for _, flags in found
+        [[int(correct[rows].sum()), int((~correct[rows]).sum())] for rows in (flags, ~flags)] for _, flags in found
     ]
     p_values = false_discovery_control([fisher_exact(table, alternative="less").pvalue for table in tables])
     slices = []
@@ -125,7 +124,7 @@ def _text_flags(texts: Iterator[tuple[str, ...]], num_rows: int) -> Iterator[tup
             first, second = (set(part.lower().split()) for part in parts)
             overlapping[row] = len(first & second) >= 0.8 * len(second)
     yield from flags.items()
-    if are_pairs:  # the shortcut that models of entailment learn (McCoy et al. 2019)
+    if are_pairs:  # a shortcut that entailment models learn (McCoy et al. 2019)
         yield "second text mostly in the first", overlapping
 
 

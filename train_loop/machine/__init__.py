@@ -1,1 +1,1 @@
-"""What a run runs on: device, precision, cores, processes."""
+"""The hardware of a run: device, precision, cores, processes."""

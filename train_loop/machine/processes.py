@@ -1,4 +1,4 @@
-"""The few things that processes of one run say to each other."""
+"""Communication between the processes of a run."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,8 +12,8 @@ T = TypeVar("T")
 def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Run `work` on the main process and return its result on all; an exception is raised on all.
 
-    Without this, the other processes would wait for ever at the next barrier when the main one fails,
-    on a full disk for example.
+    Otherwise, if the main process failed, on a full disk for example, the others would wait forever at the
+    next barrier.
     """
     if accelerator.num_processes == 1:
         return work()
@@ -30,14 +30,14 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Return on all processes whether `flag` is true on any."""
+    """Return, on all processes, whether `flag` is true on any."""
     if accelerator.num_processes == 1:
         return flag
     return any(gather_object([flag]))
 
 
 def from_all_processes(accelerator: Accelerator, value: T) -> list[T]:
-    """Return the values of all processes, in order of the processes, on each."""
+    """Return, on all processes, the values of all of them, in order of rank."""
     if accelerator.num_processes == 1:
         return [value]
     gathered: list[T] = gather_object([value])

@@ -1,4 +1,4 @@
-"""The model's README.md, in the form the Hub reads, and its upload to the Hub."""
+"""The model card (README.md), in the Hub's format, and the upload to the Hub."""
 
 import math
 from collections.abc import Callable
@@ -12,8 +12,8 @@ CARD_METRICS = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_ca
 
 
 def render_model_card(assessment: Assessment, max_length: int, num_training_rows: int) -> str:
-    """Return the card: what the model is, how good on held-out rows, how it was made and how to use it."""
-    # Imported here: only the end of a run needs them.
+    """Return the card: what the model is, its held-out results, how to use it and how it was trained."""
+    # Imported here: only needed at the end of a run.
     import jinja2
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -42,7 +42,7 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         loader=jinja2.PackageLoader("train_loop.model", ""),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-    )  # Markdown, not HTML: the Hub cleans what it renders
+    )  # Markdown, not HTML: the Hub sanitizes what it renders
     main = assessment.predictions[assessment.headline]
     return environment.get_template("card.md").render(
         front_matter=front_matter,
@@ -72,26 +72,26 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
     )
 
 
-def push_to_hub(folder: Path, repository: str, tell: Callable[[str], None]) -> bool:
-    """Upload a model folder to a private Hub repository, made if absent; a failure is told, and loses nothing.
+def push_to_hub(folder: Path, repository: str, notify: Callable[[str], None]) -> bool:
+    """Upload a model folder to a private Hub repository, created if missing; return whether it worked.
 
-    Returns whether it worked.
+    A failure is reported, not raised: the run is finished.
     """
     # Imported here: most runs push nothing.
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
-        made = api.create_repo(repository, private=True, exist_ok=True)
-        commit = api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"rawloop: {folder.name}")
-    except Exception as error:  # the Hub client raises many types here; the run is finished and stays on disk
-        reason = first_line(error)
-        tell(
-            f"--push_to_hub {repository}: not uploaded ({reason}). The model is safe in {folder}; "
+        created = api.create_repo(repository, private=True, exist_ok=True)
+        message = f"rawloop: {folder.name}"
+        commit = api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=message)
+    except Exception as error:  # the Hub client raises many types here
+        notify(
+            f"--push_to_hub {repository}: not uploaded ({first_line(error)}). The model is safe in {folder}; "
             f"after `hf auth login`: hf upload {repository} {folder}"
         )
         return False
-    tell(f"Uploaded: {commit.commit_url}")
+    notify(f"Uploaded: {commit.commit_url}")
     return True
 
 

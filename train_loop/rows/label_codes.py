@@ -1,4 +1,4 @@
-"""Labels as they stand in the rows -> class numbers, in one fixed and recorded order."""
+"""Raw labels -> class numbers, in one fixed and recorded order."""
 
 import contextlib
 from typing import Any
@@ -20,7 +20,7 @@ def encode_labels(
     """Return the label names in order, and each split's class numbers [N].
 
     Raises:
-        InputError: nulls, labels of a wrong type, one class, or a held-out label never seen in training.
+        InputError: nulls, labels of a wrong type, a single class, or a held-out label never seen in training.
     """
     raw = {split: _raw_labels(rows, config, f"{split} split") for split, rows in sources.items()}
     distinct = {split: pc.unique(column).to_pylist() for split, column in raw.items()}
@@ -32,7 +32,7 @@ def encode_labels(
             rows = np.flatnonzero(pc.is_in(raw[split], value_set=pa.array(unseen)).to_numpy())
             raise InputError(
                 f"{split} split: labels {[known.get(value, value) for value in unseen[:5]]} never occur in the "
-                f"training rows ({row_numbers(rows)}); mend the labels, or move such rows to training"
+                f"training rows ({row_numbers(rows)}); fix the labels, or move such rows to the training split"
             )
     if len(distinct["train"]) < 2:
         raise InputError(
@@ -49,12 +49,12 @@ def encode_labels(
 def encode_known_labels(
     rows: datasets.Dataset, config: TrainConfig, labels: tuple[str, ...], where: str
 ) -> NDArray[np.int64]:
-    """Return the class numbers [N] of rows that a trained model is to be measured on.
+    """Return the class numbers [N] of rows to evaluate a trained model on.
 
-    A label is one of the model's, or its number where training had numbers with names (`label_names`).
+    A label is one of the model's, or its number if training had named numbers (`label_names`).
 
     Raises:
-        InputError: nulls, labels of a wrong type, or labels that the model does not know.
+        InputError: nulls, labels of a wrong type, or labels unknown to the model.
     """
     column = _raw_labels(rows, config, where)
     found = pc.unique(column).to_pylist()
@@ -66,8 +66,8 @@ def encode_known_labels(
     if unknown:
         first = np.flatnonzero(pc.is_in(column, value_set=pa.array(unknown, column.type)).to_numpy())
         raise InputError(
-            f"{where}, column {config.label_column!r}: labels {unknown[:5]} ({row_numbers(first)}) are none of the "
-            f"model's: {', '.join(labels[:20])}; mend them, or choose the label by --label_column"
+            f"{where}, column {config.label_column!r}: labels {unknown[:5]} ({row_numbers(first)}) are not among the "
+            f"model's: {', '.join(labels[:20])}; fix them, or choose the column with --label_column"
         )
     values = pa.array(found, column.type)
     numbers = np.array([known[str(value)] for value in found], np.int64)
@@ -104,12 +104,12 @@ def _raw_labels(rows: datasets.Dataset, config: TrainConfig, source: str) -> pa.
     whole = None
     if is_float or pa.types.is_integer(column.type):  # Arrow would cast dates too
         with contextlib.suppress(pa.ArrowException):
-            whole = column.cast(pa.int64())  # also takes floats that are whole numbers, as pandas writes them
+            whole = column.cast(pa.int64())  # also accepts whole floats, as pandas writes integers with nulls
     if whole is None:
         row = int(pc.not_equal(pc.floor(column), column).to_numpy().argmax()) if is_float else 0
         raise InputError(
             f"{where}: expected strings, whole numbers or a ClassLabel, found {column.type}, as in row {row + 1}: "
-            f"{column[row].as_py()!r:.80}; choose the label by --label_column"
+            f"{column[row].as_py()!r:.80}; choose the column with --label_column"
         )
     if isinstance(rows.features[config.label_column], datasets.ClassLabel):
         indices = np.flatnonzero(pc.less(whole, 0).to_numpy())
@@ -119,12 +119,15 @@ def _raw_labels(rows: datasets.Dataset, config: TrainConfig, source: str) -> pa.
 
 
 def _label_names(feature: Any, found: list[Any], config: TrainConfig) -> tuple[tuple[str, ...], list[Any]]:
-    """Return the names of all classes in order, and the raw value that stands for each."""
+    """Return the names of all classes in order, and the raw value of each."""
     given = config.label_names
     if isinstance(feature, datasets.ClassLabel):
         names = tuple(given or feature.names)
         if len(names) != len(feature.names):
-            raise InputError(f"--label_names has {len(names)} names, the data's ClassLabel {feature.names}")
+            raise InputError(
+                f"--label_names has {len(names)} names, the data's ClassLabel {len(feature.names)}: {feature.names}; "
+                "name all of them"
+            )
         return names, list(range(len(names)))
     if isinstance(found[0], str):
         stripped: dict[str, str] = {}
@@ -132,21 +135,22 @@ def _label_names(feature: Any, found: list[Any], config: TrainConfig) -> tuple[t
             if (other := stripped.setdefault(value.strip(), value)) != value:
                 raise InputError(
                     f"column {config.label_column!r}: labels {other!r} and {value!r} differ only in white space; "
-                    "write them alike"
+                    "make them equal"
                 )
         values = order_labels(found)
         if given is None or set(given) == set(values):
             names = tuple(given or values)
             return names, list(names)
         numerals = [str(number) for number in range(len(given))]
-        if set(values) <= set(numerals):  # a csv file has whole numbers as strings
+        if set(values) <= set(numerals):  # in a csv file, whole numbers are strings
             return tuple(given), numerals
-        raise InputError(f"--label_names {given} are not the labels in the data: {list(values)[:20]}")
+        raise InputError(f"--label_names {given}: the data has {list(values)[:20]}; name these, or leave it out")
     numbers = sorted(found)
     if given is None:
         return tuple(map(str, numbers)), numbers
     if numbers[0] < 0 or numbers[-1] >= len(given):
         raise InputError(
-            f"--label_names has {len(given)} names, for labels 0 to {len(given) - 1}; the data has {numbers[:20]}"
+            f"--label_names has {len(given)} names, for labels 0 to {len(given) - 1}; the data has {numbers[:20]}: "
+            "name all of them"
         )
     return tuple(given), list(range(len(given)))

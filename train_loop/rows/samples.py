@@ -1,7 +1,7 @@
-"""`samples/`: the few training and validation rows that a later stage needs, so that a run can travel alone.
+"""`samples/`: the few training and validation rows that export needs, so that a run is self-contained.
 
-Export calibrates its integer arithmetic on the training sample and proves itself on the validation sample,
-on any machine, without the data set.
+Export calibrates int8 on the training sample and verifies its graphs on the validation sample, on any
+machine, without the data set.
 """
 
 import os
@@ -17,13 +17,13 @@ from train_loop.config import TrainConfig
 from train_loop.rows.data import Data, Split
 
 NUM_ROWS = {"train": 512, "validation": 2_000}
-"""Most rows of each sample; fewer where the split has fewer."""
+"""Most rows of each sample."""
 
 
 def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
-    """Write train.parquet and validation.parquet: `text`, `text_pair` for pairs, and `label`, as they came.
+    """Write train.parquet and validation.parquet: uncleaned `text`, `text_pair` for pairs, and `label`.
 
-    Rows are drawn by the run's seed, with the split's share of each label.
+    Sampling uses the run's seed and is stratified by label.
     """
     folder.mkdir(exist_ok=True)
     for name, num_rows in NUM_ROWS.items():
@@ -41,9 +41,9 @@ def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
 
 
 def stratified_sample(split: Split, num_rows: int, seed: int) -> NDArray[np.int64]:
-    """Return the sorted indices of `num_rows` rows, or of all; every label keeps its share, give or take a row.
+    """Return the sorted indices of `num_rows` rows, or of all; every label keeps its share to within one row.
 
-    Rows are put in random order inside their label, and taken where the label's share is furthest behind.
+    Rows are shuffled within their label, then taken from the label whose share is furthest behind.
     """
     if len(split) <= num_rows:
         return np.arange(len(split))

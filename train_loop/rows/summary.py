@@ -1,4 +1,4 @@
-"""What is printed of the rows before training starts: balance, lengths, duplicates, contradictions."""
+"""The summary of the rows printed before training: balance, lengths, duplicates, contradictions."""
 
 import numpy as np
 from rich.console import Console
@@ -39,7 +39,7 @@ def print_data(console: Console, data: Data) -> None:
                 classes.add_row(f"... {len(order) - MAX_CLASSES_SHOWN} more", *("" for _ in splits))
             continue
         shares = (f"{counts[s.name][index]:,} ({counts[s.name][index] / len(s):.1%})" for s in splits)
-        classes.add_row(Text(data.labels[index]), *shares)  # a label may look like rich's markup: [b]
+        classes.add_row(Text(data.labels[index]), *shares)  # a label may look like rich markup: [b]
     console.print(classes, highlight=False)
     for split in splits:
         console.print(f"{split.name}: {split.origin}", style="dim", highlight=False, markup=False)
@@ -48,18 +48,18 @@ def print_data(console: Console, data: Data) -> None:
         console.print(
             f"No training rows for {absent}: these labels can never be predicted well.", style="yellow", markup=False
         )
-    alike = [sorted(group) for group in _by_case(data.labels).values() if len(group) > 1]
-    for group in alike:
-        console.print(
-            f"Labels {', '.join(map(repr, group))} differ only in upper and lower case, and are classes of their own; "
-            "if they are one, write them alike.",
-            style="yellow",
-            markup=False,
-        )
+    for group in _by_case(data.labels).values():
+        if len(group) > 1:
+            console.print(
+                f"Labels {', '.join(map(repr, sorted(group)))} differ only in case, and count as different classes; "
+                "if they are one class, make them equal.",
+                style="yellow",
+                markup=False,
+            )
 
 
 def count_empty(split: Split) -> int:
-    """Return how many rows have no text, or no text in both of a pair."""
+    """Return how many rows have an empty text, or a pair of them."""
     return int(np.isin(split.text_hashes, [hash_text(""), hash_text("", "")]).sum())
 
 
@@ -74,7 +74,7 @@ def count_overlap(split: Split, data: Data) -> int:
 
 
 def count_contradictions(split: Split) -> int:
-    """Return how many rows share their text with a row of another label."""
+    """Return how many rows share their text with a row that has another label."""
     _, texts, counts = np.unique(split.text_hashes, return_inverse=True, return_counts=True)
     pairs = np.unique(np.stack([texts, split.labels]), axis=1)
     labels_of_text = np.bincount(pairs[0], minlength=len(counts))

@@ -1,1 +1,1 @@
-"""A run directory and what goes into it while training runs."""
+"""A run directory and what training writes into it."""

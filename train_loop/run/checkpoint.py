@@ -1,14 +1,13 @@
-"""Checkpoints: staged, hashed, flushed, renamed; the newest few and the best are kept.
+"""Checkpoints: staged, hashed, flushed, renamed; the newest and the best are kept.
 
     checkpoints/step-00001200/
       model.safetensors       weights
       optimizer.safetensors   AdamW's state, by parameter name
-      state.json              where the run stands, and what it is a run of
+      state.json              the run's progress, and its identity: model, labels, data
       manifest.json           bytes and SHA-256 of the three; written last
 
-Tensors are whole and named, whatever the number of processes and whether FSDP sharded them, so that a
-run goes on with another number of processes. No state of any random generator is kept: every step
-draws its seed from (seed, step, process).
+Tensors are unsharded and named, whatever the number of processes, so that a run can resume on another
+number of them. No random generator's state is kept: every step seeds from (seed, step, process).
 """
 
 import dataclasses
@@ -42,27 +41,27 @@ MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
 
 _SAVE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-"""Whole tensors, on the main process alone."""
+"""Unsharded tensors, on the main process only."""
 
 
 @dataclasses.dataclass
 class TrainState:
-    """Where a run stands, beside its tensors."""
+    """The progress of a run, apart from its tensors."""
 
     step: int = 0
-    """Optimizer steps of the plan that are done."""
+    """Optimizer steps completed."""
     num_updates: int = 0
     """Steps that changed the weights; fp16 skips some. Warm-up and decay count these."""
     best_score: float | None = None
-    """Best validation value of the run's metric so far; the loss counts negatively."""
+    """Best validation value of the run's metric so far; the loss is negated."""
     best_loss: float = 0.0
     """Validation loss of the best model; the lower one wins among equal scores."""
     best_step: int | None = None
-    """Step at which it was reached."""
+    """Step of the best model."""
     evaluations_since_best: int = 0
     """Evaluations in a row that did not raise the best score."""
     seconds: float = 0.0
-    """Time spent in the loop, over all its parts."""
+    """Time spent in the loop, over all resumes."""
     evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """Validation metrics at each evaluation, with `step` and `epoch`."""
     scaler: dict[str, Any] | None = None
@@ -71,7 +70,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a checkpoint is a checkpoint of; resuming something else is refused."""
+    """What a checkpoint belongs to; it is not loaded into anything else."""
 
     parameters: dict[str, list[int]]
     """Parameter name -> shape."""
@@ -84,9 +83,9 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: where they stand.
-        keep: newest ones kept, beside the best.
-        identity: what they are checkpoints of.
+        folder: `checkpoints/` of the run.
+        keep: newest ones to keep, in addition to the best.
+        identity: what they belong to.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Identity) -> None:
@@ -95,10 +94,10 @@ class CheckpointStore:
         self.identity = identity
 
     def save(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, state: TrainState) -> Path:
-        """Write a checkpoint of `state.step`; call it on all processes.
+        """Write a checkpoint of `state.step`; call on all processes.
 
         Raises:
-            InputError: it cannot be written (a full disk); older checkpoints stay as they are.
+            InputError: it cannot be written (a full disk); older checkpoints are unaffected.
         """
         tensors = {
             MODEL_FILE: model_tensors(model),
@@ -108,7 +107,7 @@ class CheckpointStore:
         return on_main_process(accelerator, lambda: self._write(tensors, state))
 
     def newest_valid(self) -> tuple[Path | None, list[str]]:
-        """Return the newest checkpoint that is whole, and what is wrong with those newer than it."""
+        """Return the newest undamaged checkpoint, and what is wrong with newer ones."""
         problems: list[str] = []
         for path in sorted(self._all(), reverse=True):
             if (problem := damage(path)) is None:
@@ -117,18 +116,18 @@ class CheckpointStore:
         return None, problems
 
     def restore(self, path: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any) -> TrainState:
-        """Load a checkpoint into model and optimizer, and return where it stood; call on all processes.
+        """Load a checkpoint into model and optimizer, and return its state; call on all processes.
 
         Only the main process reads it.
 
         Raises:
-            InputError: it is a checkpoint of another model, label set or data.
+            InputError: it belongs to another model, label set or data.
         """
 
         def read() -> TrainState:
             content = json.loads((path / STATE_FILE).read_text())
             self._require_same(path, content["identity"])
-            content["state"].pop("max_tokens_per_forward", None)  # runs from before it was left to the machine at hand
+            content["state"].pop("max_tokens_per_forward", None)  # saved by older versions; it depends on the machine
             return TrainState(**content["state"])
 
         state = on_main_process(accelerator, read)
@@ -167,13 +166,13 @@ class CheckpointStore:
             kept = f"the checkpoint {newest.name} stays usable" if newest else "there is no older checkpoint"
             raise InputError(
                 f"{final}: the checkpoint of step {state.step} could not be written ({error}); {kept}. "
-                "Free some disk space, then continue by --resume"
+                "Free some disk space, then continue with --resume"
             ) from error
         self._prune(state)
         return final
 
     def _prune(self, state: TrainState) -> None:
-        # Later ones are damaged, or the run would have gone on from them; the run will write them anew.
+        # Later ones are damaged, or the run would have resumed from them; they will be overwritten.
         written = [path for path in sorted(self._all()) if path <= self.path_of(state.step)]
         protected = set(written[-self.keep :])
         if state.best_step is not None:
@@ -186,8 +185,8 @@ class CheckpointStore:
         expected = json.loads(json.dumps(dataclasses.asdict(self.identity)))
         if found["labels"] != expected["labels"]:
             raise InputError(
-                f"{path}: a checkpoint for the labels {found['labels'][:20]}, and the data now has "
-                f"{expected['labels'][:20]}; resume with the data it was trained on, or start a new run"
+                f"{path}: the checkpoint has the labels {found['labels'][:20]}, the data now has "
+                f"{expected['labels'][:20]}; resume with the original data, or start a new run"
             )
         if found["parameters"] != expected["parameters"]:
             names = [
@@ -196,25 +195,25 @@ class CheckpointStore:
                 if found["parameters"].get(name) != expected["parameters"].get(name)
             ]
             raise InputError(
-                f"{path}: a checkpoint of another model; {len(names)} parameters differ, {names[0]} among them "
+                f"{path}: the checkpoint is of another model; {len(names)} parameters differ, among them {names[0]} "
                 f"({found['parameters'].get(names[0])} there, {expected['parameters'].get(names[0])} here). "
                 "Resume with the model of the run's config.yaml, or start a new run"
             )
         for name, what in (("data_fingerprint", "rows"), ("num_steps", "optimizer steps")):
             if found[name] != expected[name]:
                 raise InputError(
-                    f"{path}: trained on other {what} ({name} {found[name]} there, {expected[name]} here), so the "
-                    "next rows cannot be known; restore the data, or start a new run"
+                    f"{path}: the checkpoint is of other {what} ({name} {found[name]} there, {expected[name]} here), "
+                    "so its next rows are unknown; restore the data, or start a new run"
                 )
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None if they are as they were written."""
+    """Return what is wrong with a checkpoint's files, or None if they are intact."""
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_text())
         files = manifest["files"]
         if manifest["schema_version"] > SCHEMA_VERSION:
-            return f"schema version {manifest['schema_version']} is newer than this rawloop reads"
+            return f"schema version {manifest['schema_version']} is newer than this rawloop supports"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST_FILE} cannot be read ({type(error).__name__})"
     problems = [damage_of(path / name, file["bytes"], file["sha256"]) for name, file in files.items()]
@@ -222,19 +221,19 @@ def damage(path: Path) -> str | None:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the whole weights by name, on the CPU of the main process; call it on all processes."""
+    """Return the unsharded weights by name, on the CPU of the main process; call on all processes."""
     state: dict[str, Any] = get_model_state_dict(model, options=_SAVE)
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
 def load_model_tensors(accelerator: Accelerator, model: nn.Module, file: Path) -> None:
-    """Load whole weights from a file, sharding them where the model is; call it on all processes."""
+    """Load unsharded weights from a file, sharding them if the model is; call on all processes."""
     tensors: dict[str, Any] = load_file(file) if accelerator.is_main_process else {}
     set_model_state_dict(model, tensors, options=_load_options(accelerator))
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """Return AdamW's state as `parameter name/quantity` -> tensor, whole, on the CPU of the main process."""
+    """Return AdamW's state as `parameter name/quantity` -> unsharded tensor, on the CPU of the main process."""
     state: dict[str, Any] = get_optimizer_state_dict(model, _bare(optimizer), options=_SAVE)
     return {
         f"{name}/{quantity}": tensor.clone().contiguous()
@@ -244,7 +243,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
 
 
 def _load_optimizer_tensors(accelerator: Accelerator, model: nn.Module, optimizer: Any, file: Path) -> None:
-    # The groups' settings are the configuration's; only the tensors come from the checkpoint.
+    # The groups' settings come from the configuration, only the tensors from the checkpoint.
     state: dict[str, Any] = get_optimizer_state_dict(model, _bare(optimizer), options=_SAVE)
     if accelerator.is_main_process:
         state["state"] = {}
@@ -259,13 +258,13 @@ def _load_options(accelerator: Accelerator) -> StateDictOptions:
 
 
 def _bare(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer inside Accelerate's wrapper, which torch's state functions do not know."""
+    """Return the optimizer inside Accelerate's wrapper, which torch's state functions do not support."""
     bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return bare
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that no half of it is ever taken for one."""
+    """Remove a checkpoint so that a half-removed one is never taken for a checkpoint."""
     retired = path.with_name(f".{path.name}.retired")
     shutil.rmtree(retired, ignore_errors=True)
     path.rename(retired)

@@ -1,4 +1,4 @@
-"""The run directory: its name, its lock, its files. Two runs never share one."""
+"""The run directory: name, lock, files. Two runs never share one."""
 
 import datetime
 import errno
@@ -24,7 +24,7 @@ RECORDED_PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "datasets
 
 
 class RunDirectory:
-    """The folder of one run, held by one run at a time.
+    """The folder of one run, locked while it trains.
 
     Args:
         path: the folder; it must exist.
@@ -43,10 +43,10 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunDirectory":
-        """Make a new run directory under `config.output_dir`, and hold it.
+        """Create a new run directory under `config.output_dir` and lock it.
 
         Raises:
-            InputError: the folder cannot be written, or --run_name exists already.
+            InputError: the folder is not writable, or --run_name exists already.
         """
         parent = Path(config.output_dir).resolve()
         name = config.run_name or _name(config)
@@ -55,10 +55,10 @@ class RunDirectory:
             path = _make_new(parent, name, may_number=config.run_name is None)
         except OSError as error:
             raise InputError(
-                f"--output_dir {config.output_dir}: cannot be written ({error.strerror}); name another folder"
+                f"--output_dir {config.output_dir}: not writable ({error.strerror}); choose another folder"
             ) from error
         run = cls(path)
-        run.hold()
+        run.lock()
         for folder in (run.checkpoints, run.results, run.logs):
             folder.mkdir()
         write_yaml(run.config, config)
@@ -66,20 +66,20 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, name: str) -> "RunDirectory":
-        """Open an existing run directory, and hold it.
+        """Open an existing run directory and lock it.
 
         Raises:
-            InputError: it is no run directory, or another process holds it.
+            InputError: it is not a run directory, or another process has locked it.
         """
         path = Path(name).resolve()
         if not (path / CONFIG_FILE).is_file():
-            raise InputError(f"--resume {name}: no {CONFIG_FILE} there; give a run directory such as runs/latest")
+            raise InputError(f"--resume {name}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
         run = cls(path)
-        run.hold()
+        run.lock()
         return run
 
-    def hold(self) -> None:
-        """Take the lock; the kernel gives it back however the process ends."""
+    def lock(self) -> None:
+        """Take the lock; the kernel releases it however the process ends."""
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
@@ -87,7 +87,9 @@ class RunDirectory:
                 f"{self.path}: another process is training in this run directory; wait for it, or stop it first"
             ) from error
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise InputError(
+                f"{self.path}: not writable ({error.strerror}); fix its permissions, or free space"
+            ) from error
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -96,14 +98,14 @@ class RunDirectory:
         self._lock.release()
 
     def point_latest(self) -> None:
-        """Let the symlink `latest` beside the run point at it."""
+        """Point the symlink `latest`, next to the run, at it."""
         staged = self.path.parent / f".latest.{os.getpid()}"
         staged.unlink(missing_ok=True)
         staged.symlink_to(self.path.name)
         staged.replace(self.path.parent / "latest")
 
     def write_record(self, **facts: Any) -> None:
-        """Write `run.json`: what ran, on what, from which code and data."""
+        """Write `run.json`: the command, the code, the hardware and the data."""
         write_json(
             self.record,
             {
@@ -118,38 +120,38 @@ class RunDirectory:
 
 
 def open_run(config: TrainConfig, accelerator: Accelerator) -> RunDirectory:
-    """Make or reopen the run directory, on the main process, and tell all which it is.
+    """Create or reopen the run directory on the main process, and return it on all.
 
     Raises:
-        InputError: what `create` and `reopen` raise.
+        InputError: see `RunDirectory.create` and `RunDirectory.reopen`.
     """
-    held: list[RunDirectory] = []
+    locked: list[RunDirectory] = []
 
-    def open_and_hold() -> Path:
-        held.append(RunDirectory.reopen(config.resume) if config.resume else RunDirectory.create(config))
-        held[0].point_latest()
-        return held[0].path
+    def open_and_lock() -> Path:
+        locked.append(RunDirectory.reopen(config.resume) if config.resume else RunDirectory.create(config))
+        locked[0].point_latest()
+        return locked[0].path
 
-    path = on_main_process(accelerator, open_and_hold)
-    return held[0] if held else RunDirectory(path)
+    path = on_main_process(accelerator, open_and_lock)
+    return locked[0] if locked else RunDirectory(path)
 
 
 def require_writable(folder: str) -> None:
-    """Fail before anything slow where the folder for runs cannot be written.
+    """Check that the folder for runs is writable, before anything slow.
 
     Raises:
-        InputError: it cannot be made, or written to.
+        InputError: it cannot be created or written to.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "Permission denied")
     except OSError as error:
-        raise InputError(f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder") from error
+        raise InputError(f"--output_dir {folder}: not writable ({error.strerror}); choose another folder") from error
 
 
 def _make_new(parent: Path, name: str, *, may_number: bool) -> Path:
-    """Make a folder that did not exist: mkdir fails where another run was faster."""
+    """Create a folder that did not exist: mkdir fails if another run was faster."""
     for number in range(1, 1000):
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -157,11 +159,11 @@ def _make_new(parent: Path, name: str, *, may_number: bool) -> Path:
         except FileExistsError:
             if not may_number:
                 raise InputError(
-                    f"--run_name {name}: {path} exists already; choose another name, or continue it by --resume {path}"
+                    f"--run_name {name}: {path} exists already; choose another name, or continue with --resume {path}"
                 ) from None
         else:
             return path
-    raise InputError(f"{parent}: 1000 runs named {name}; set --run_name")
+    raise InputError(f"{parent}: 999 runs named {name} already; set --run_name")
 
 
 def _name(config: TrainConfig) -> str:
@@ -179,20 +181,13 @@ def _name(config: TrainConfig) -> str:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the code, with `+` behind it where files differ from it."""
-    here = Path(__file__).parent
+    """Return the commit of the code, followed by `+` if files differ from it."""
+
+    def git(*arguments: str) -> str:
+        command, here = ["git", *arguments], Path(__file__).parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changed else "")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save once, say how to go on."""
+"""Ctrl-C and SIGTERM during training: finish the step, save once, say how to continue."""
 
 import signal
 from pathlib import Path
@@ -14,13 +14,13 @@ class Interrupted(WorkStopped):
     def __init__(self, signal_number: int, step: int, run: Path) -> None:
         super().__init__(
             f"Stopped by {signal.Signals(signal_number).name} after step {step}, which is saved. "
-            f"To go on: accelerate launch train_loop/main.py --resume {run}"
+            f"To continue: accelerate launch train_loop/main.py --resume {run}"
         )
         self.exit_status = 128 + signal_number
 
 
 class InterruptWatch:
-    """While active, the first signal is remembered; a second Ctrl-C stops at once."""
+    """While active, records the first signal; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -28,14 +28,14 @@ class InterruptWatch:
 
     def __enter__(self) -> "InterruptWatch":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._remember)
+            self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number

@@ -1,6 +1,6 @@
-"""What is told while a run goes on: a live line on a terminal, plain lines elsewhere, and logs.
+"""Progress of a run: a live line on a terminal, plain lines elsewhere, and logs.
 
-The same numbers go to `logs/metrics.jsonl`, one object a line, and to Accelerate's trackers.
+The same numbers go to `logs/metrics.jsonl`, one object per line, and to Accelerate's trackers.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PLAIN_LINE_EVERY_S = 10.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one optimizer step gave."""
+    """The outcome of one optimizer step."""
 
     step: int
     epoch: float
@@ -39,18 +39,18 @@ class StepReport:
     num_tokens: int
     num_padded_tokens: int
     seconds: float
-    """Time of the step, without evaluations and checkpoints."""
+    """Duration of the step, without evaluations and checkpoints."""
 
 
 class Progress:
-    """Tells people and files how a run goes; only the main process speaks.
+    """Prints and logs the progress of a run, on the main process only.
 
     Args:
         logs: folder of metrics.jsonl.
         accelerator: its trackers get the same numbers.
         console: where to print.
         num_steps: optimizer steps of the whole run.
-        log_every: steps between entries.
+        log_every: steps between log entries.
     """
 
     def __init__(
@@ -67,23 +67,23 @@ class Progress:
         self._num_steps = num_steps
         self._first_step = 0
         self._log_every = log_every
-        self._speaks = accelerator.is_main_process
+        self._is_main = accelerator.is_main_process
         self._path = logs / "metrics.jsonl"
-        self._since: list[StepReport] = []
+        self._reports: list[StepReport] = []
         self._seconds = 0.0
         self._last_line = -PLAIN_LINE_EVERY_S
         self._bar: RichProgress | None = None
 
     @contextlib.contextmanager
     def running(self, first_step: int) -> Iterator[None]:
-        """Tell of the loop while the context lasts.
+        """Show progress while the context lasts.
 
-        Entries of the log after `first_step`, from a part of the run that was lost, are dropped.
+        Drops log entries after `first_step`: the steps that an interrupted run did not save.
         """
         self._first_step = first_step
-        if self._speaks:
+        if self._is_main:
             _drop_entries_after(self._path, first_step)
-        if not (self._speaks and self._console.is_terminal):
+        if not (self._is_main and self._console.is_terminal):
             yield
             return
         columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
@@ -92,16 +92,16 @@ class Progress:
             yield
 
     def after_step(self, report: StepReport) -> None:
-        """Take in a step; every `log_every` of them, tell."""
-        self._since.append(report)
+        """Record a step; print and log every `log_every` steps."""
+        self._reports.append(report)
         self._seconds += report.seconds
         if report.step % self._log_every and report.step != self._num_steps:
             if self._bar is not None:
                 self._bar.update(self._task, completed=report.step)
             return
         values = self._summary()
-        self._since = []
-        if not self._speaks:
+        self._reports = []
+        if not self._is_main:
             return
         self._write({"kind": "train", "step": report.step, **values}, "train", values, report.step)
         line = (
@@ -116,8 +116,8 @@ class Progress:
             self._last_line = now
 
     def after_evaluation(self, step: int, epoch: float, metrics: dict[str, float], *, is_best: bool) -> None:
-        """Tell what the validation split gave."""
-        if self._speaks:
+        """Print and log the metrics of the validation split."""
+        if self._is_main:
             entry = {"kind": "validation", "step": step, "epoch": epoch, **metrics}
             self._write(entry, "validation", metrics, step)
             shown = " · ".join(
@@ -129,12 +129,12 @@ class Progress:
             )
 
     def note(self, text: str) -> None:
-        """Say something once."""
-        if self._speaks:
+        """Print a message."""
+        if self._is_main:
             self._console.print(text, highlight=False)
 
     def _summary(self) -> dict[str, float]:
-        last, reports = self._since[-1], self._since
+        last, reports = self._reports[-1], self._reports
         seconds = sum(report.seconds for report in reports)
         padded = sum(report.num_padded_tokens for report in reports)
         tokens = sum(report.num_tokens for report in reports)
@@ -162,12 +162,12 @@ class Progress:
 
 
 def build_console(*, quiet: bool = False) -> Console:
-    """Return the console of a command; width is not cut where the output is no terminal."""
+    """Return the console of a command; long lines are not wrapped if the output is not a terminal."""
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else 160, soft_wrap=True)
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak memory so far [MiB]: the device's allocations on a GPU, the resident set on a CPU."""
+    """Return the peak memory so far [MiB]: allocations on a GPU, the resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere

@@ -1,1 +1,1 @@
-"""What one optimizer step is made of: its rows, its tensors, its loss, its update."""
+"""The parts of one optimizer step: its rows, tensors, loss and update."""

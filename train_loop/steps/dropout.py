@@ -1,8 +1,8 @@
-"""Dropout on a CPU, with masks that cost nearly nothing.
+"""Dropout on a CPU, with masks that cost almost nothing.
 
-torch draws a CPU's dropout masks number by number on one thread: a sixth of the time of a MiniLM step,
-while the other cores wait. Here a mask is 16 random bits a value, drawn 64 at a time by numpy's SFC64,
-13 times as fast; the probability is exact to 1/65536, and the scale follows the probability used.
+On a CPU, torch draws dropout masks number by number on one thread: a sixth of the time of a MiniLM step,
+while the other cores idle. Here a mask takes 16 random bits per value, drawn 64 at a time by numpy's SFC64,
+13 times as fast; the probability is exact to 1/65536, and the scale matches the probability used.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ LEVELS = 2**16
 
 
 class MaskSource:
-    """Draws the masks of all dropout layers of a model, from a seed that the loop sets in each step."""
+    """Draws the masks of all dropout layers of a model; the loop seeds it in each step."""
 
     def __init__(self) -> None:
         self.seed(0)
@@ -22,7 +22,7 @@ class MaskSource:
         self._bits = np.random.SFC64(seed)
 
     def mask(self, shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
-        """Return a tensor of `shape` that is 0 with probability `p`, and else what keeps the mean at 1."""
+        """Return a tensor of `shape` that is 0 with probability `p`, and otherwise scaled to a mean of 1."""
         num_values = shape.numel()
         threshold = min(round(p * LEVELS), LEVELS - 1)
         words = self._bits.random_raw(-(-num_values // 4))
@@ -45,7 +45,7 @@ class MaskedDropout(nn.Dropout):
 
 
 def replace_dropout(model: nn.Module) -> MaskSource:
-    """Replace every plain dropout layer of a model in place; return the source that they draw from."""
+    """Replace every plain dropout layer of a model in place; return the source of their masks."""
     source = MaskSource()
     for parent in list(model.modules()):
         for name, child in parent.named_children():

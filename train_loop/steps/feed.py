@@ -1,4 +1,4 @@
-"""Rows of a plan -> padded tensors on the device, one optimizer step ahead of the loop."""
+"""Rows of the plan -> padded tensors on the device, one optimizer step ahead of the loop."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -17,26 +17,26 @@ from train_loop.steps.plan import Rows, StepPlan
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes."""
+    """The input of one forward pass."""
 
     rows: Rows
-    """Rows of the split [B]."""
+    """Indices of the rows in the split [B]."""
     inputs: dict[str, Tensor]
     """input_ids, attention_mask, [token_type_ids]: [B, T] int64."""
     labels: Tensor
     """[B] int64."""
     is_filler: bool = False
-    """True for a pass that only keeps the processes in step; its loss counts 0."""
+    """True if the pass only keeps the processes in sync; its loss counts 0."""
 
 
 class Collator:
-    """Gathers and pads the rows of a micro-batch, to their own longest row.
+    """Gathers the rows of a micro-batch and pads them to the longest of them.
 
     Args:
         split: the rows.
-        tokenizer: says the padding token and side (XLNet pads on the left).
-        max_length: no row is padded beyond it, as the model may have no further positions.
-        pad_to_multiple_of: round lengths up; 8 suits the tensor cores of half-precision GPUs.
+        tokenizer: its padding token and side (XLNet pads on the left).
+        max_length: no row is padded beyond it, as the model may have no more positions.
+        pad_to_multiple_of: round lengths up; 8 suits tensor cores in half precision.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Collator:
         self._left = tokenizer.padding_side == "left"
 
     def __call__(self, rows: Rows) -> MicroBatch:
-        """Return the micro-batch of `rows`; of no rows, a filler made of row 0."""
+        """Return the micro-batch of `rows`; for no rows, a filler made of row 0."""
         is_filler = len(rows) == 0
         if is_filler:
             rows = np.zeros(1, dtype=np.int64)
@@ -69,7 +69,7 @@ class Collator:
     def _pad(
         self, values: NDArray[np.integer], lengths: NDArray[np.integer], width: int, padding: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return values [sum of lengths] as [B, T] with its mask [B, T]."""
+        """Return values [sum of lengths] padded to [B, T], and the mask [B, T]."""
         places = np.arange(width)
         real = places >= width - lengths[:, None] if self._left else places < lengths[:, None]  # [B, T]
         padded = np.full(real.shape, padding, dtype=np.int64)
@@ -78,7 +78,7 @@ class Collator:
 
 
 class StepFeed:
-    """Builds the micro-batches of one process, the next step's while this one runs."""
+    """Builds the micro-batches of one process, those of the next step while this one runs."""
 
     def __init__(self, collate: Collator, process_index: int) -> None:
         self._collate = collate
@@ -87,7 +87,7 @@ class StepFeed:
         self._ahead: tuple[int, Future[tuple[StepPlan, list[MicroBatch]]]] | None = None
 
     def take(self, step: int, plan: Callable[[int], StepPlan], *, last: bool) -> tuple[StepPlan, list[MicroBatch]]:
-        """Return the plan and micro-batches of `step`, and begin on the one after it unless it is the last."""
+        """Return the plan and micro-batches of `step`, and start on the next one unless it is the last."""
         if self._ahead is not None and self._ahead[0] == step:
             result = self._ahead[1].result()
         else:
@@ -99,8 +99,8 @@ class StepFeed:
         """Build this process's micro-batches of a step now."""
         return step_plan, [self._collate(rows) for rows in step_plan.rows[self._process]]
 
-    def forget(self) -> None:
-        """Drop what was built ahead: the plan has changed."""
+    def discard(self) -> None:
+        """Discard what was built ahead, because the plan changed."""
         self._ahead = None
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class StepFeed:
 
 
 def to_device(batches: list[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
-    """Yield micro-batches with their tensors on `device`; copies to a GPU do not wait."""
+    """Yield micro-batches with their tensors on `device`; copies to a GPU are asynchronous."""
     for batch in batches:
         if device.type == "cpu":
             yield batch

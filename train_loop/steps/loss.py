@@ -2,10 +2,10 @@
 
 The loss of one optimizer step is  sum_i w[y_i] * l_i / sum_i w[y_i]  over ALL rows i of the step.
 torch's own weighted mean divides by the sum of weights of its micro-batch, and accumulation and DDP
-then average those ratios: rows weigh differently depending on which rows share their micro-batch, and
-at one row a micro-batch the weights cancel altogether (pytorch issue 72047). Here a micro-batch gives
-only the numerator. The plan knows every label, so the denominator is exact without communication, and
-since DDP and FSDP average gradients over P processes, the numerator is multiplied by P.
+then average those ratios: a row's weight depends on the rows that share its micro-batch, and at one row
+per micro-batch the weights cancel out (pytorch issue 72047). Here a micro-batch yields only the
+numerator. The plan knows every label, so the denominator is exact without communication; since DDP and
+FSDP average gradients over P processes, the numerator is multiplied by P.
 """
 
 from collections.abc import Mapping
@@ -21,24 +21,24 @@ from serve.contract.errors import InputError
 from train_loop.config import ClassWeights
 
 EFFECTIVE_BETA = 0.9999
-"""Beta of the effective number of samples, the value Cui et al. use for most of their data sets."""
+"""Beta of the effective number of samples, as Cui et al. use for most data sets."""
 
 
 def class_weights(kind: ClassWeights, counts: NDArray[np.int64], labels: tuple[str, ...]) -> NDArray[np.float64]:
     """Return the weight of each class [C], float64.
 
     `balanced` is n / (C * count), as in scikit-learn; `sqrt` its square root; `effective` is
-    (1 - b) / (1 - b^count) scaled to sum to C (Cui et al. 2019, arXiv 1901.05555); a mapping gives the
-    weights by label, 1 where it names none. A class without training rows weighs 1.
+    (1 - b) / (1 - b^count) scaled to sum to C (Cui et al. 2019, arXiv 1901.05555); a mapping sets weights
+    by label, 1 for labels it does not name. A class without training rows weighs 1.
 
     Raises:
-        InputError: the mapping names a label that does not exist.
+        InputError: the mapping names an unknown label.
     """
     num_classes = len(labels)
     if isinstance(kind, Mapping):
         unknown = sorted(set(kind) - set(labels))
         if unknown:
-            raise InputError(f"--class_weights names {unknown}, not among the labels {list(labels)[:20]}")
+            raise InputError(f"--class_weights: unknown labels {unknown}; the data has {list(labels)[:20]}")
         return np.array([kind.get(label, 1.0) for label in labels], dtype=np.float64)
     weights = np.ones(num_classes, dtype=np.float64)
     if kind == "none":
@@ -66,9 +66,9 @@ def loss_sum(
     """Return the numerator of the step's loss over these rows: a scalar, at least float32.
 
     Args:
-        logits: [B, C], any float type; half types are widened first.
+        logits: [B, C], any float type; half precision is widened first.
         labels: [B] int64.
-        weights: class weights [C], in the type of the result.
+        weights: class weights [C].
         kind: `focal` multiplies each row's loss by (1 - p_y)^gamma (Lin et al. 2017, arXiv 1708.02002).
         label_smoothing: as in torch's cross_entropy, with its weighting of the smoothed part.
         focal_gamma: exponent of the focal loss.
@@ -80,7 +80,7 @@ def loss_sum(
     )  # [B]
     if kind == "focal":
         log_p_true = logits.log_softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [B]
-        # 1 - p, without rounding to 0 where p is close to 1; at 0 itself a gamma below 1 has no gradient.
+        # 1 - p, not rounded to 0 for p close to 1: at 0 itself, a gamma below 1 has no gradient.
         p_others = (-torch.expm1(log_p_true)).clamp(min=torch.finfo(logits.dtype).tiny)
         losses = losses * p_others.pow(focal_gamma)
     return losses.sum()

@@ -1,13 +1,12 @@
 """AdamW with its parameter groups, and the learning rate of each update.
 
-The learning rate is a function of the number of updates made, set before each step, and not a
-scheduler prepared by Accelerate: a prepared one steps `num_processes` times per update, so warm-up and
-decay would shrink with the number of processes (accelerate `scheduler.py`). A function has no state to
-save either, and does not move when fp16 skips a step (promise T5).
+The learning rate is a function of the number of updates made, set before each step, and not a scheduler
+prepared by Accelerate: that steps `num_processes` times per update, so warm-up and decay would shrink with
+the number of processes (accelerate `scheduler.py`). A function has no state to save either, and stands
+still when fp16 skips a step (promise T5).
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import nn
@@ -15,35 +14,29 @@ from torch import nn
 from train_loop.config import TrainConfig
 
 
-def learning_rate_at(
-    update: int,
-    *,
-    peak: float,
-    num_updates: int,
-    warmup_ratio: float,
-    shape: Literal["linear", "cosine", "constant"] = "linear",
-) -> float:
+def learning_rate_at(update: int, num_updates: int, config: TrainConfig) -> float:
     """Return the learning rate of update `update` (0, 1, ...) of `num_updates`.
 
-    Rises linearly to `peak` over ceil(warmup_ratio * num_updates) updates, the first of which is not 0;
-    then falls to 0 just after the last update, or stays.
+    Rises linearly to the peak over ceil(warmup_ratio * num_updates) updates, starting above 0; then decays
+    to 0 just after the last update, or stays constant.
     """
-    num_warmup = math.ceil(warmup_ratio * num_updates - 1e-9)  # 0.07 * 100 is a little more than 7
+    peak = config.learning_rate
+    num_warmup = math.ceil(config.warmup_ratio * num_updates - 1e-9)  # 0.07 * 100 is slightly above 7
     if update < num_warmup:
         return peak * (update + 1) / num_warmup
     done = min(1.0, (update - num_warmup) / max(1, num_updates - num_warmup))
-    if shape == "linear":
+    if config.lr_schedule == "linear":
         return peak * (1.0 - done)
-    if shape == "cosine":
+    if config.lr_schedule == "cosine":
         return peak * 0.5 * (1.0 + math.cos(math.pi * done))
     return peak
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters into decayed and not decayed: no decay on biases and on anything in a norm layer.
+    """Split parameters into decayed and undecayed: biases and everything in a norm layer are not decayed.
 
-    Norms are told by their type, not their name: "LayerNorm.weight" misses DistilBERT's `sa_layer_norm`
-    and ModernBERT's `norm`.
+    Norms are recognised by type, not name: "LayerNorm.weight" misses DistilBERT's `sa_layer_norm` and
+    ModernBERT's `norm`.
     """
     norms = {
         f"{module_name}.{name}" if module_name else name
@@ -52,16 +45,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         for name, _ in module.named_parameters(recurse=False)
     }
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (kept if name in norms or name.endswith("bias") else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+            (undecayed if name in norms or name.endswith("bias") else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over the model's parameters, fused where torch has a fused kernel for their device."""
+    """Return AdamW over the model's parameters, fused if torch has a fused kernel for their device."""
     devices = {parameter.device.type for parameter in model.parameters()}
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),

@@ -1,7 +1,7 @@
 """Which rows go into which optimizer step, process and micro-batch. Pure numpy, no communication.
 
 Every process computes the same plan from (lengths, weights, batch size, grouping, seed, epoch). Which
-rows share an optimizer step depends on these alone; how a step is then cut over processes and
+rows share an optimizer step depends only on these; how a step is then cut over processes and
 micro-batches changes speed and memory, never what is learned (promise T1).
 """
 
@@ -19,7 +19,7 @@ Run = tuple[int, int]
 LengthGrouping = Literal["window", "batch", "none"]
 
 WINDOW_BATCHES = 50
-"""Batches per window of similar length: enough to remove nearly all padding, few enough to stay random."""
+"""Batches per window of similar lengths: enough to remove nearly all padding, few enough to stay random."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +27,17 @@ class StepPlan:
     """One optimizer step: `rows[p][m]` are the rows of process p's micro-batch m, [B_pm] int64.
 
     Every process has the same number of micro-batches, because under DDP each backward pass is a
-    collective; where rows run out, a micro-batch is empty.
+    collective; if there are too few rows, some micro-batches are empty.
     """
 
     rows: tuple[tuple[Rows, ...], ...]
     weight_sum: float
-    """Sum of the class weights of all rows of the step: the exact denominator of its loss."""
+    """Sum of the class weights of the step's rows: the exact denominator of its loss."""
     num_rows: int
     num_tokens: int
     """Real tokens, padding excluded."""
     sizes: tuple[tuple[int, int], ...]
-    """(rows, tokens of the padded row) of every micro-batch of every process that has rows."""
+    """(rows, tokens per padded row) of every non-empty micro-batch, of all processes."""
 
     @property
     def num_micro_batches(self) -> int:
@@ -50,7 +50,7 @@ class StepPlan:
 
     @property
     def largest(self) -> tuple[int, int]:
-        """(rows, tokens padded) of the micro-batch with the most tokens."""
+        """(rows, padded tokens) of the micro-batch with the most tokens."""
         return max(((num_rows, num_rows * width) for num_rows, width in self.sizes), key=lambda size: size[1])
 
 
@@ -60,15 +60,14 @@ class BatchPlan:
     Args:
         lengths: tokens of each training row [N].
         weights: class weight of each row [N].
-        batch_size: rows of one optimizer step, over all processes together.
+        batch_size: rows per optimizer step, over all processes together.
         num_processes: processes that share each step.
-        grouping: `window` sorts by length inside windows of 50 batches, then shuffles the batches;
-            `batch` draws batches at random and sorts only inside (unbiased); `none` sorts nowhere.
-        seed, epoch: the order is drawn from these two alone.
-        widths: tokens of each row where the hardware wants lengths rounded up [N]; None takes `lengths`.
-        num_micro_batches: cut each process's share into exactly so many, or None.
-        max_tokens: cut so that no micro-batch has more tokens, padding included (a single longer row
-            stands alone), or None.
+        grouping: `window` sorts by length within windows of 50 batches, then shuffles the batches;
+            `batch` draws batches at random and sorts only within them (unbiased); `none` does not sort.
+        seed, epoch: seed the order of rows.
+        widths: tokens of each row with lengths rounded up for the hardware [N]; None: `lengths`.
+        num_micro_batches: micro-batches per process and step, or None.
+        max_tokens: most tokens of a micro-batch, padding included, unless it is a single longer row; or None.
     """
 
     def __init__(
@@ -100,15 +99,15 @@ class BatchPlan:
         self._order, self._batch_order = _draw_order(lengths, batch_size, grouping, seed, epoch)
 
     def __len__(self) -> int:
-        """Optimizer steps of the epoch; the last may be short of rows."""
+        """Optimizer steps of the epoch; the last may have fewer rows."""
         return math.ceil(len(self._order) / self.batch_size)
 
     def __iter__(self) -> Iterator[StepPlan]:
         return (self.step(index) for index in range(len(self)))
 
     def rows_of_step(self, index: int) -> Rows:
-        """Return the rows of step `index` [<= batch_size], in the order they are cut in."""
-        # Full batches are shuffled; what is left over after them comes last.
+        """Return the rows of step `index` [<= batch_size], in the order in which they are cut."""
+        # Full batches are shuffled; the leftover rows come last.
         batch = int(self._batch_order[index]) if index < len(self._batch_order) else index
         rows = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
         if self.grouping == "none":
@@ -133,9 +132,9 @@ class BatchPlan:
 def evaluation_plan(
     lengths: NDArray[np.integer], *, num_processes: int, max_tokens: int, rows_per_step: int = 2048
 ) -> Iterator[StepPlan]:
-    """Yield steps that visit every row once, longest first, for forward passes alone.
+    """Yield steps that visit every row once, for forward passes only.
 
-    The longest come first, so that a lack of memory shows at once.
+    The longest rows come first, so that a lack of memory shows at once.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     for start in range(0, len(order), rows_per_step):
@@ -156,8 +155,8 @@ def cut_step(
 ) -> StepPlan:
     """Cut the rows of one step into the same number of micro-batches on each process.
 
-    Micro-batches are runs of `rows` as given, cut where the largest padded run is smallest. With
-    `max_tokens`, there are as few as keep to it; a single longer row stands alone.
+    Micro-batches are runs of `rows` in the order given, cut to minimize the largest padded run. With
+    `max_tokens`, there are as few as possible within it; a longer row gets its own.
     """
     row_widths = (lengths if widths is None else widths)[rows].astype(np.int64)
     count = num_micro_batches or 1
@@ -168,7 +167,7 @@ def cut_step(
         count = max(count, math.ceil(len(longest) / num_processes))
         bounds = _cut_evenly(row_widths, num_processes * count)
         if any(_cost(row_widths, *run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
-            # One row alone is over the budget, and an even cut lets the other runs grow to its size.
+            # A single row exceeds the budget, and an even cut lets the other runs grow to its size.
             bounds = longest + [(len(rows), len(rows))] * (num_processes * count - len(longest))
 
     costs = np.array([_cost(row_widths, *run) for run in bounds], dtype=np.int64)
@@ -192,8 +191,7 @@ def _draw_order(
     if grouping != "window":
         return order, np.arange(num_full)
     window_rows = WINDOW_BATCHES * batch_size
-    # The rows left over after the full batches stay as drawn: were they sorted, the short last step
-    # would always hold the shortest rows.
+    # Leftover rows stay in random order: if sorted, the short last step would always get the shortest rows.
     for start in range(0, num_full * batch_size, window_rows):
         window = order[start : min(start + window_rows, num_full * batch_size)]
         window[:] = window[np.argsort(-lengths[window].astype(np.int64), kind="stable")]
@@ -206,10 +204,7 @@ def _cost(row_widths: NDArray[np.int64], start: int, end: int) -> int:
 
 
 def _cut_evenly(row_widths: NDArray[np.int64], num_runs: int) -> list[Run]:
-    """Cut into `num_runs` runs whose largest padded size is as small as can be; some may be empty.
-
-    Bisects the largest size allowed.
-    """
+    """Cut into `num_runs` runs, minimizing the largest padded size by bisection; some may be empty."""
     num_rows = len(row_widths)
     if num_rows <= num_runs:
         bounds = [(row, row + 1) for row in range(num_rows)]
@@ -227,9 +222,9 @@ def _cut_evenly(row_widths: NDArray[np.int64], num_runs: int) -> list[Run]:
 
 
 def _greedy_runs(row_widths: NDArray[np.int64], size: int, most: int | None = None) -> list[Run]:
-    """Return the fewest runs whose padded size is at most `size`, the longest first; a larger row stands alone.
+    """Return the fewest runs of padded size at most `size`, extending each as far as it goes; a larger row is a run.
 
-    Gives up, and returns too many, once there are more than `most`.
+    Stops early, with too many runs, once there are more than `most`.
     """
     bounds: list[Run] = []
     start, widest = 0, 0
@@ -244,9 +239,9 @@ def _greedy_runs(row_widths: NDArray[np.int64], size: int, most: int | None = No
 
 
 def _deal(costs: NDArray[np.int64], num_processes: int, count: int) -> list[list[int]]:
-    """Deal runs to processes, `count` each, so that their loads are alike; the largest come first.
+    """Deal runs to processes, `count` each, balancing their loads; the largest runs come first.
 
-    Each run goes to the process with the least load that has room (longest processing time first).
+    Each run goes to the least loaded process that has room (longest processing time first).
     """
     shares: list[list[int]] = [[] for _ in range(num_processes)]
     loads = [0] * num_processes

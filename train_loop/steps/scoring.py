@@ -1,4 +1,4 @@
-"""The logits of a split: every row exactly once, on any number of processes, or it fails (promise T2)."""
+"""Logits and metrics of a split: every row exactly once on any number of processes, or an error (promise T2)."""
 
 import dataclasses
 from typing import Any
@@ -22,7 +22,7 @@ from train_loop.steps.plan import Rows, evaluation_plan
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What one pass over a split gave."""
+    """The result of one pass over a split."""
 
     metrics: dict[str, float]
     """Metric -> value over all rows; `loss` is the plain mean cross-entropy."""
@@ -55,7 +55,7 @@ def predict_logits(
         RuntimeError: a row was not counted exactly once.
     """
     sharded = accelerator.distributed_type == DistributedType.FSDP
-    # Without DDP's wrapper a forward pass is no collective, so processes may differ in their passes.
+    # Without DDP's wrapper a forward pass is not a collective, so processes may run different numbers of them.
     forward = model if sharded else accelerator.unwrap_model(model)
     was_training = model.training
     model.eval()
@@ -71,23 +71,23 @@ def predict_logits(
                         outputs.append(logits[: len(micro_batch)])
     finally:
         model.train(was_training)
-    none = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
-    mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else none
+    empty = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
+    mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else empty
     return _in_row_order(from_all_processes(accelerator, mine), len(split), num_classes)
 
 
 def mean_cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the log loss of logits [N, C] as they are, without a temperature."""
+    """Return the log loss of logits [N, C], without a temperature."""
     return log_loss(scores_from_logits(logits), labels)
 
 
 def _forward(
     accelerator: Accelerator, model: nn.Module, rows: Rows, collate: Collator, *, may_halve: bool
 ) -> NDArray[np.float32]:
-    """Return the logits of some rows [B, C]; halves them where memory runs out."""
+    """Return the logits of some rows [B, C]; if memory runs out, run half of them at a time."""
     try:
         batch = next(to_device([collate(rows)], accelerator.device))
-        with accelerator.autocast():  # Accelerate puts it into every model but a sharded one
+        with accelerator.autocast():  # Accelerate adds it to every model but a sharded one
             logits = model(**batch.inputs).logits
         array: NDArray[np.float32] = logits.float().cpu().numpy()
         return array

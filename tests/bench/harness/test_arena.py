@@ -85,7 +85,7 @@ def test_what_cannot_run_is_named_with_the_reason(measured: tuple[Arena, dict[st
     assert records["unable"] == ("not available", "needs a machine that does not exist")
     assert records["mistyped"][0] == "failed"
     assert "no attribute 'NoSuchWorker'" in records["mistyped"][1]
-    assert records["breaks"] == ("failed", "the fake broke, as it was told to")
+    assert records["breaks"] == ("failed", "the fake failed as configured")
     assert len(found["breaks"].samples) == 2  # what was measured before is kept
     assert records["fast"] == ("measured", "")
     assert arena.alive == ["fast", "slow", "fast (again)"]

@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_read_is_named(bundle: Path, monkeypatch: pytest.M
         read_bundle(bundle)
 
 
-def test_brackets_without_end_are_no_json(bundle: Path) -> None:
+def test_endless_nesting_is_not_json(bundle: Path) -> None:
     (bundle / BUNDLE_FILE).write_text("[" * 200_000)
     with pytest.raises(InputError, match="not JSON"):
         read_bundle(bundle)
@@ -109,41 +109,41 @@ def test_a_newer_schema_is_refused(bundle: Path) -> None:
         read_bundle(bundle)
 
 
-def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bundle.json: no such file; expected a folder written by python -m export"):
         read_bundle(tmp_path)
 
 
-def test_what_does_not_fit_together_is_refused(bundle: Path) -> None:
+def test_contradictory_fields_are_refused_together(bundle: Path) -> None:
     edit(bundle, default_variants={"cpu": "int8"}, files={"../elsewhere": {"bytes": 1, "sha256": "0" * 64}})
     with pytest.raises(InputError) as caught:
         read_bundle(bundle)
-    for problem in ("cpu names 'int8'", "no record of model.onnx", "'../elsewhere' leaves the folder"):
+    for problem in ("cpu names 'int8'", "model.onnx is not listed", "'../elsewhere' is outside the folder"):
         assert problem in str(caught.value)
 
 
-def test_an_unknown_variant_is_refused_with_those_there_are(bundle: Path) -> None:
+def test_an_unknown_variant_is_refused_with_the_choices(bundle: Path) -> None:
     with pytest.raises(InputError, match="no variant 'int8'; it has fp32"):
         read_bundle(bundle).graph("int8")
 
 
-def test_a_nested_bad_value_is_named_by_its_place(bundle: Path) -> None:
+def test_a_nested_bad_value_is_named_by_its_path(bundle: Path) -> None:
     variants = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))["variants"]
     variants["fp32"]["verification"]["label_agreement"] = 1.5
     variants["fp32"]["canary_logits"] = [0.5, "x"]
     edit(bundle, variants=variants)
     with pytest.raises(InputError) as caught:
         read_bundle(bundle)
-    assert "variants.fp32.verification.label_agreement must be a share from 0 to 1, found 1.5" in str(caught.value)
+    assert "variants.fp32.verification.label_agreement must be a fraction from 0 to 1, found 1.5" in str(caught.value)
     assert "variants.fp32.canary_logits[1] must be a finite number, found 'x'" in str(caught.value)
 
 
-def test_only_files_that_a_variant_needs_are_verified_for_it(bundle: Path) -> None:
-    whole = read_bundle(bundle)
+def test_only_the_files_that_a_variant_needs_are_verified(bundle: Path) -> None:
+    intact = read_bundle(bundle)
     (bundle / "other.onnx").write_bytes(b"another graph")
-    other = dataclasses.replace(whole.manifest.variants["fp32"], file="other.onnx")
-    both = {**whole.manifest.variants, "int8": other}
-    write_manifest(bundle, dataclasses.replace(whole.manifest, variants=both, files=record_files(bundle)))
+    other = dataclasses.replace(intact.manifest.variants["fp32"], file="other.onnx")
+    both = {**intact.manifest.variants, "int8": other}
+    write_manifest(bundle, dataclasses.replace(intact.manifest, variants=both, files=record_files(bundle)))
     (bundle / "other.onnx").write_bytes(b"ANOTHER GRAPH")
     found = read_bundle(bundle, verify=False)
     found.verify("fp32")

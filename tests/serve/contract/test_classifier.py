@@ -53,7 +53,7 @@ def test_optional_fields_have_defaults(tmp_path: Path) -> None:
     assert (classifier.cleaning, classifier.temperature, classifier.padding_side) == ("none", 1.0, "right")
 
 
-def test_an_absent_file_says_what_was_expected(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"classifier\.json: no such file; expected a folder written by training"):
         read_classifier(tmp_path)
 
@@ -140,6 +140,6 @@ def test_all_bad_values_are_named_at_once(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_bad_contract_is_never_written() -> None:
+def test_an_invalid_classifier_cannot_be_built() -> None:
     with pytest.raises(InputError, match="labels must be two or more distinct names"):
         Classifier(name="run", labels=("same", "same"), text_column="text", max_length=8)

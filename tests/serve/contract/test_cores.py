@@ -16,7 +16,7 @@ def quota(folder: Path, membership: str) -> float | None:
     return cpu_quota(folder / "membership", folder / "cgroup")
 
 
-def test_version_2_gives_quota_over_period(tmp_path: Path) -> None:
+def test_version_2_is_quota_over_period(tmp_path: Path) -> None:
     write(tmp_path / "cgroup/cpu.max", "150000 100000\n")
     assert quota(tmp_path, "0::/\n") == 1.5
 
@@ -29,7 +29,7 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     assert quota(tmp_path, "3:cpu,cpuacct:/\n") is None
 
 
-def test_the_tightest_of_the_groups_above_counts(tmp_path: Path) -> None:
+def test_the_smallest_quota_of_the_parents_counts(tmp_path: Path) -> None:
     write(tmp_path / "cgroup/a/cpu.max", "200000 100000\n")
     write(tmp_path / "cgroup/a/b/cpu.max", "400000 100000\n")
     write(tmp_path / "cgroup/a/b/c/cpu.max", "max 100000\n")
@@ -43,7 +43,7 @@ def test_version_1_is_read_where_it_is_mounted(tmp_path: Path, folder: str) -> N
     assert quota(tmp_path, "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n") == 2.5
 
 
-def test_in_a_container_the_root_is_the_own_group(tmp_path: Path) -> None:
+def test_in_a_container_the_root_is_its_own_group(tmp_path: Path) -> None:
     write(tmp_path / "cgroup/cpu.max", "50000 100000\n")
     assert quota(tmp_path, "0::/the/hosts/path\n") == 0.5
 
@@ -52,7 +52,7 @@ def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path / "absent", tmp_path) is None
 
 
-def test_cores_are_at_most_those_of_the_affinity_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_limited_by_the_affinity_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = len(os.sched_getaffinity(0))
     for found, expected in ((None, cores), (0.2, 1), (1e6, cores), (1.5, min(2, cores))):
         monkeypatch.setattr("serve.contract.cores.cpu_quota", lambda found=found: found)

@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_bytes_are_on_the_disk_before_the_name_points_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     flush, replace = files.flush_to_disk, Path.replace
     monkeypatch.setattr(files, "flush_to_disk", lambda path: (events.append(f"flush {path.suffix}"), flush(path)))
@@ -51,7 +51,7 @@ def test_bytes_are_on_the_disk_before_the_name_points_to_them(tmp_path: Path, mo
     assert events == ["flush .tmp", "rename", "flush "]
 
 
-def test_write_json_is_readable_utf8_with_an_end_of_line(tmp_path: Path) -> None:
+def test_write_json_is_readable_utf8_with_a_final_newline(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     files.write_json(path, {"b": [1, 0.1], "a": "ж"})
     text = path.read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_write_json_is_readable_utf8_with_an_end_of_line(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"deep": [float("-inf")]}])
-def test_write_json_refuses_what_json_does_not_have(tmp_path: Path, value: object) -> None:
+def test_write_json_rejects_what_json_cannot_represent(tmp_path: Path, value: object) -> None:
     path = tmp_path / "value.json"
     files.write_json(path, 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -84,7 +84,7 @@ def content_of(folder: Path) -> dict[str, str]:
     return {path.name: (path / "file").read_text() for path in folder.iterdir()}
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_a_folder_replaces_another(tmp_path: Path) -> None:
     make_folder(tmp_path / "final", "old")
     files.replace_folder(make_folder(tmp_path / "staged", "new"), tmp_path / "final")
     assert content_of(tmp_path) == {"final": "new"}
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pyt
     assert content_of(tmp_path) == {"staged": "new", "final": "old"}
 
 
-def test_what_a_kill_left_aside_is_kept_until_another_is_in_place(
+def test_a_folder_retired_before_a_kill_is_kept_until_the_new_one_is_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(tmp_path / ".final.retired", "old")

@@ -30,7 +30,7 @@ def test_whole_numbers_are_ordered_as_numbers(values: set[int]) -> None:
     assert order_labels(map(str, values)) == tuple(map(str, sorted(values)))
 
 
-def test_one_label_that_is_no_number_makes_them_all_words() -> None:
+def test_one_label_that_is_not_a_number_makes_all_of_them_words() -> None:
     assert order_labels(["2", "10", "-1"]) == ("-1", "2", "10")
     assert order_labels(["2", "10", "n/a"]) == ("10", "2", "n/a")
     assert order_labels(["--5", "3"]) == ("--5", "3")
@@ -55,11 +55,11 @@ def test_extreme_logits_give_finite_scores() -> None:
     np.testing.assert_allclose(scores, [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
 
 
-def test_scores_of_no_rows_are_no_rows() -> None:
+def test_no_rows_have_no_scores() -> None:
     assert scores_from_logits(np.empty((0, 3), np.float32)).shape == (0, 3)
 
 
-def test_a_higher_temperature_makes_scores_more_even() -> None:
+def test_a_higher_temperature_flattens_the_scores() -> None:
     logits = np.array([[2.0, 0.0]])
     assert scores_from_logits(logits, 4.0)[0, 0] < scores_from_logits(logits)[0, 0]
     assert scores_from_logits(logits, 4.0)[0, 0] == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-15)

@@ -22,7 +22,7 @@ from train_loop.findings.near_duplicates import THRESHOLD, near_duplicates
 
 
 def planted_errors(seed: int, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64], set[int]]:
-    """Out-of-sample probabilities of a separable set in which 5 % of the labels were flipped, and those rows."""
+    """Return out-of-sample probabilities, labels of which 5 % were flipped, and the flipped rows."""
     generator = np.random.default_rng(seed)
     true = generator.integers(0, num_classes, 1_000)
     points = np.eye(num_classes)[true] * 4 + generator.normal(0, 1, (1_000, num_classes))
@@ -54,7 +54,7 @@ def test_good_labels_raise_no_suspicion() -> None:
     assert len(suspected_label_errors(probabilities, labels)[0]) == 0
 
 
-def test_one_class_alone_is_no_error() -> None:
+def test_a_single_row_raises_no_suspicion() -> None:
     assert len(suspected_label_errors(np.array([[0.4, 0.6]]), np.array([0]))[0]) == 0
 
 
@@ -82,20 +82,20 @@ def test_every_planted_duplicate_is_found_with_its_training_row() -> None:
     assert planted.items() <= found.items()
 
 
-def test_texts_that_share_words_alone_are_no_duplicates() -> None:
+def test_texts_that_only_share_words_are_not_duplicates() -> None:
     assert found_rows(sentences(200, 3), sentences(500, 4)) == {}
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=15))
-def test_a_text_is_always_found_to_be_its_own_duplicate(texts: list[str]) -> None:
+def test_every_text_is_its_own_duplicate(texts: list[str]) -> None:
     assert found_rows(texts, texts).keys() == set(range(len(texts)))
 
 
-def test_the_texts_of_a_pair_are_not_mixed_up() -> None:
-    pairs = [("a dog sleeps in the sun", "nobody is awake in the yard")]
-    turned = [(second, first) for first, second in pairs]
-    assert near_duplicates(lambda: pairs, lambda: turned) == []
+def test_pairs_in_the_opposite_order_are_not_duplicates() -> None:
+    pairs = [("a dog sleeps in the sun", "no one is awake in the yard")]
+    swapped = [(second, first) for first, second in pairs]
+    assert near_duplicates(lambda: pairs, lambda: swapped) == []
     assert len(near_duplicates(lambda: pairs, lambda: pairs)) == 1
 
 

@@ -9,7 +9,7 @@ from train_loop.findings.metrics import log_loss, reliability
 
 
 def overconfident(num_rows: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits whose calibrated form is logits / temperature."""
+    """Return logits that are calibrated after division by `temperature`, and labels."""
     generator = np.random.default_rng(seed)
     true_logits = generator.normal(0, 2, (num_rows, 4))
     probabilities = scores_from_logits(true_logits)
@@ -18,7 +18,7 @@ def overconfident(num_rows: int, temperature: float, seed: int = 0) -> tuple[np.
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_the_temperature_that_was_put_in_is_found(temperature: float) -> None:
+def test_the_true_temperature_is_recovered(temperature: float) -> None:
     logits, labels = overconfident(20_000, temperature)
     assert fit_temperature(logits, labels).temperature == pytest.approx(temperature, rel=0.05)
 
@@ -33,7 +33,7 @@ def test_calibration_error_falls_on_other_rows() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), rows=st.integers(30, 300), scale=st.floats(0.01, 100))
-def test_log_loss_on_the_rows_it_was_fitted_on_never_grows(seed: int, rows: int, scale: float) -> None:
+def test_log_loss_never_increases_on_the_rows_it_was_fitted_on(seed: int, rows: int, scale: float) -> None:
     generator = np.random.default_rng(seed)
     logits, labels = generator.normal(0, scale, (rows, 3)), generator.integers(0, 3, rows)
     temperature = fit_temperature(logits, labels).temperature
@@ -42,12 +42,12 @@ def test_log_loss_on_the_rows_it_was_fitted_on_never_grows(seed: int, rows: int,
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "all_right", "message"),
-    [(10, False, "too few to calibrate"), (100, True, "no mistake"), (100, False, "which are few")],
+    ("num_rows", "all_correct", "message"),
+    [(10, False, "too few to calibrate"), (100, True, "no mistake"), (100, False, "on only 100 validation rows")],
 )
-def test_what_cannot_be_fitted_well_says_so(num_rows: int, all_right: bool, message: str) -> None:
+def test_a_doubtful_fit_comes_with_a_warning(num_rows: int, all_correct: bool, message: str) -> None:
     logits, labels = overconfident(num_rows, 2.0)
-    calibration = fit_temperature(logits, logits.argmax(axis=1) if all_right else labels)
+    calibration = fit_temperature(logits, logits.argmax(axis=1) if all_correct else labels)
     assert message in (calibration.warning or "")
     if num_rows < 30:
         assert calibration.temperature == 1.0
@@ -57,7 +57,7 @@ def test_what_cannot_be_fitted_well_says_so(num_rows: int, all_right: bool, mess
 def test_without_a_mistake_scores_are_high_but_not_certain(scale: float) -> None:
     logits = scale * np.random.default_rng(0).normal(0, 1, (100, 3))
     labels = logits.argmax(axis=1)
-    logits[np.arange(100), labels] += scale  # sure by the same factor everywhere
+    logits[np.arange(100), labels] += scale  # equally confident everywhere
     scores = scores_from_logits(logits, fit_temperature(logits, labels).temperature)
     assert 0.95 < scores.max(axis=1).mean() < 0.999
 

@@ -5,7 +5,7 @@ from train_loop.findings.intervals import count_intervals, row_intervals
 from train_loop.findings.metrics import confusion_matrix, count_metrics, rankings, row_log_losses
 
 
-def test_the_accuracys_interval_is_that_of_a_binomial() -> None:
+def test_the_interval_of_accuracy_matches_the_binomial() -> None:
     matrix = np.array([[400, 100], [100, 400]])
     low, high = count_intervals(matrix, seed=0)["accuracy"]
     half = 1.96 * np.sqrt(0.8 * 0.2 / 1000)
@@ -24,7 +24,7 @@ def test_every_count_metric_lies_in_its_interval() -> None:
     assert all(low <= values[name] <= high for name, (low, high) in intervals.items())
 
 
-def test_intervals_of_row_metrics_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_of_row_metrics_have_about_the_stated_coverage() -> None:
     held = 0
     for seed in range(60):
         values = np.random.default_rng(seed).exponential(size=150)
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     assert first.keys() == {"log_loss", "roc_auc", "average_precision"}
 
 
-def test_rank_metrics_go_without_an_interval_where_it_would_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_metrics_have_no_interval_if_it_would_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train_loop.findings.intervals.MAX_RANKED_CELLS", 1000)
     probabilities = np.random.default_rng(2).dirichlet([1, 1], 80)
     labels = np.arange(80) % 2
@@ -50,13 +50,13 @@ def test_rank_metrics_go_without_an_interval_where_it_would_cost_too_much(monkey
     assert row_intervals(rows, rankings(probabilities, labels), seed=0).keys() == {"log_loss"}
 
 
-def test_one_row_has_an_interval_of_one_point() -> None:
+def test_the_interval_of_one_row_is_a_point() -> None:
     assert count_intervals(np.array([[1, 0], [0, 0]]), seed=0)["accuracy"] == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("num_absent", [0, 3])
-def test_a_perfect_classifier_of_rare_classes_has_an_interval_of_one_point(num_absent: int) -> None:
-    """Two rows a class: most resamples lack some class, which is no fault of the classifier."""
+def test_the_interval_of_a_perfect_classifier_of_rare_classes_is_a_point(num_absent: int) -> None:
+    """Two rows per class: most resamples lack some class, which is not the classifier's fault."""
     matrix = np.diag([2] * 50 + [0] * num_absent)
     point, intervals = count_metrics(matrix), count_intervals(matrix, seed=42)
     for name in ("macro_f1", "macro_recall", "macro_precision", "balanced_accuracy"):
@@ -73,7 +73,7 @@ def test_macro_averages_over_rare_classes_lie_in_their_intervals() -> None:
         assert low < point[name] < high
 
 
-def test_a_class_that_is_predicted_and_never_true_counts_in_the_intervals_as_in_the_metric() -> None:
+def test_a_class_that_is_only_predicted_counts_in_intervals_as_in_the_metric() -> None:
     matrix = np.array([[30, 0, 10], [0, 40, 0], [0, 0, 0]])
     point, intervals = count_metrics(matrix), count_intervals(matrix, seed=0)
     for name in ("macro_f1", "macro_recall", "macro_precision"):

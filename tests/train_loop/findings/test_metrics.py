@@ -28,7 +28,7 @@ NAMES = {
 
 @st.composite
 def classified_rows(draw: st.DrawFn) -> tuple[int, list[int], list[int]]:
-    """Number of classes, true classes, predicted classes."""
+    """Draw (number of classes, true classes, predicted classes)."""
     num_classes = draw(st.integers(2, 6))
     row = st.tuples(st.integers(0, num_classes - 1), st.integers(0, num_classes - 1))
     rows = draw(st.lists(row, min_size=1, max_size=60))
@@ -37,7 +37,7 @@ def classified_rows(draw: st.DrawFn) -> tuple[int, list[int], list[int]]:
 
 def by_sklearn(num_classes: int, true: list[int], predicted: list[int]) -> dict[str, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes in the predictions that are not in the truth
+        warnings.simplefilter("ignore")  # about classes that are only in the predictions
         values = {
             "accuracy": accuracy_score(true, predicted),
             "balanced_accuracy": balanced_accuracy_score(true, predicted),
@@ -53,7 +53,7 @@ def by_sklearn(num_classes: int, true: list[int], predicted: list[int]) -> dict[
 
 @settings(max_examples=50, deadline=None)
 @given(classified_rows())
-def test_every_metric_is_scikit_learns(rows: tuple[int, list[int], list[int]]) -> None:
+def test_every_metric_matches_scikit_learn(rows: tuple[int, list[int], list[int]]) -> None:
     num_classes, true, predicted = rows
     found = classification_metrics(num_classes).compute(predictions=np.array(predicted), references=np.array(true))
     assert found.keys() == NAMES
@@ -72,15 +72,13 @@ def test_every_metric_is_scikit_learns(rows: tuple[int, list[int], list[int]]) -
         pytest.param(5, [0] * 50 + [4], [0] * 51, id="always the majority"),
     ],
 )
-def test_degenerate_rows_are_scored_as_scikit_learn_does(
-    num_classes: int, true: list[int], predicted: list[int]
-) -> None:
+def test_metrics_of_degenerate_rows_match_scikit_learn(num_classes: int, true: list[int], predicted: list[int]) -> None:
     found = classification_metrics(num_classes).compute(predictions=predicted, references=true)
     assert found == pytest.approx(by_sklearn(num_classes, true, predicted), rel=0, abs=1e-12)
     assert all(type(value) is float for value in found.values())
 
 
-def test_batches_add_up_to_one_compute() -> None:
+def test_batches_accumulate_to_one_compute() -> None:
     random = np.random.default_rng(0)
     true, predicted = random.integers(0, 4, (2, 101))
     metric = classification_metrics(4)
@@ -89,7 +87,7 @@ def test_batches_add_up_to_one_compute() -> None:
     assert metric.compute() == classification_metrics(4).compute(predictions=predicted, references=true)
 
 
-def test_a_metric_starts_anew_after_compute() -> None:
+def test_a_metric_is_reset_after_compute() -> None:
     metric = Accuracy(2)
     assert metric.compute(predictions=[0, 0], references=[1, 1])["accuracy"] == 0.0
     assert metric.compute(predictions=[1], references=[1])["accuracy"] == 1.0
@@ -104,13 +102,13 @@ def test_confusion_matrix_has_true_classes_in_rows(rows: tuple[int, list[int], l
 
 
 @pytest.mark.parametrize(("predicted", "true"), [([0, 2], [0, 1]), ([0, -1], [0, 1]), ([0, 1], [5, 1])])
-def test_a_class_the_model_does_not_have_is_refused_not_miscounted(predicted: list[int], true: list[int]) -> None:
+def test_a_class_unknown_to_the_model_is_refused(predicted: list[int], true: list[int]) -> None:
     with pytest.raises(ValueError, match="classes must be 0 to 1, found"):
         confusion_matrix(np.array(predicted), np.array(true), 2)
 
 
 @given(classified_rows())
-def test_per_class_is_scikit_learns(rows: tuple[int, list[int], list[int]]) -> None:
+def test_per_class_metrics_match_scikit_learn(rows: tuple[int, list[int], list[int]]) -> None:
     num_classes, true, predicted = rows
     labels = tuple("abcdef"[:num_classes])
     found = per_class(confusion_matrix(np.array(predicted), np.array(true), num_classes), labels)

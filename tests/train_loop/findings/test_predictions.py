@@ -51,7 +51,7 @@ def test_predictions_read_back_with_every_text_unchanged(tmp_path: Path) -> None
     assert [float(row["score"]) for row in rows] == pytest.approx(PROBABILITIES.max(axis=1), abs=1e-5)
 
 
-def test_mistakes_stand_most_confident_first_with_runner_up_and_margin(tmp_path: Path) -> None:
+def test_mistakes_are_sorted_by_confidence_with_runner_up_and_margin(tmp_path: Path) -> None:
     write_misclassified(tmp_path / "m.csv", predictions_of(TEXTS, LABELS, PROBABILITIES, NAMES))
     rows = read(tmp_path / "m.csv")
     assert [row["row"] for row in rows] == ["7", "3", "2"]
@@ -67,14 +67,14 @@ def test_pairs_keep_both_texts(tmp_path: Path) -> None:
     assert [(row["text"], row["text_pair"]) for row in read(tmp_path / "p.csv")] == pairs
 
 
-def test_without_a_mistake_the_file_has_a_header_alone(tmp_path: Path) -> None:
+def test_without_a_mistake_the_file_has_only_a_header(tmp_path: Path) -> None:
     found = predictions_of(["a", "b"], [0, 1], np.eye(2))
     write_misclassified(tmp_path / "m.csv", found)
     assert read(tmp_path / "m.csv") == []
     assert len(misclassified_rows(found)) == 0
 
 
-def test_confused_pairs_are_the_most_frequent_with_their_most_confident_texts() -> None:
+def test_confused_pairs_are_the_most_frequent_with_the_most_confident_examples() -> None:
     found = predictions_of(TEXTS, LABELS, PROBABILITIES, NAMES)
     pairs = confused_pairs(found, confusion_matrix(found.predicted, found.split.labels, 3))
     assert {(pair.true, pair.predicted, pair.count) for pair in pairs} == {

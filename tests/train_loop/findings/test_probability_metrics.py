@@ -18,7 +18,7 @@ Rows = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def random_rows(num_rows: int, num_classes: int, seed: int, *, decimals: int | None = None) -> Rows:
-    """Probabilities with many ties where decimals are few."""
+    """Return probabilities and labels; few `decimals` make many ties."""
     generator = np.random.default_rng(seed)
     probabilities = generator.dirichlet(np.full(num_classes, 0.5), num_rows)
     if decimals is not None:
@@ -38,7 +38,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("probabilities", "labels"), CASES)
-def test_log_loss_and_brier_equal_scikit_learns(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+def test_log_loss_and_brier_score_match_scikit_learn(
+    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+) -> None:
     classes = list(range(probabilities.shape[1]))
     assert log_loss(probabilities, labels) == pytest.approx(
         oracle.log_loss(labels, probabilities, labels=classes), abs=1e-12
@@ -50,7 +52,7 @@ def test_log_loss_and_brier_equal_scikit_learns(probabilities: NDArray[np.float6
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("probabilities", "labels"), CASES)
-def test_areas_equal_scikit_learns_in_each_class(
+def test_areas_of_each_class_match_scikit_learn(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], weighted: bool
 ) -> None:
     weights = np.random.default_rng(9).integers(0, 4, len(labels)) if weighted else None
@@ -66,7 +68,7 @@ def test_areas_equal_scikit_learns_in_each_class(
         assert average_precision == pytest.approx(expected, abs=1e-12)
 
 
-def test_macro_areas_equal_scikit_learns() -> None:
+def test_macro_areas_match_scikit_learn() -> None:
     probabilities, labels = random_rows(300, 5, 6)
     areas = np.array([ranking.areas() for ranking in rankings(probabilities, labels)])
     expected = oracle.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
@@ -75,13 +77,13 @@ def test_macro_areas_equal_scikit_learns() -> None:
     assert mean_over_defined(areas[:, 1]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_mean_over_nothing_defined_is_nan_without_a_warning() -> None:
+def test_the_mean_of_only_nans_is_nan_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.isnan(mean_over_defined(np.array([np.nan, np.nan])))
 
 
-def test_reliability_counts_rows_by_the_score_of_their_prediction() -> None:
+def test_reliability_bins_rows_by_the_score_of_their_prediction() -> None:
     probabilities = np.array([[0.9, 0.1], [0.95, 0.05], [0.45, 0.55], [0.0, 1.0]])
     found = reliability(probabilities, np.array([0, 1, 1, 1]))
     assert found.num_rows.sum() == 4
@@ -92,7 +94,7 @@ def test_reliability_counts_rows_by_the_score_of_their_prediction() -> None:
     assert found.expected_calibration_error == pytest.approx(expected)
 
 
-def test_scores_drawn_from_themselves_are_calibrated() -> None:
+def test_labels_drawn_from_their_scores_are_calibrated() -> None:
     generator = np.random.default_rng(0)
     scores = generator.uniform(0.5, 1.0, 200_000)
     labels = (generator.uniform(size=len(scores)) > scores).astype(np.int64)

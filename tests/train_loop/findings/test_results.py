@@ -28,7 +28,7 @@ FILES = {
 
 
 class Page(HTMLParser):
-    """Collects what a browser would make of a page."""
+    """Collects the tags, addresses, event handlers and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -78,34 +78,34 @@ def test_the_report_is_harmless_whatever_the_texts_hold(tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert page.handlers == []
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
-    assert page.tags.count("img") == 4  # the pictures, and none that a text brought
+    assert page.tags.count("img") == 4  # only the plots, none injected by a text
     assert "default-src 'none'" in text
     for hostile in (*HOSTILE, *LABELS, "run <i>1</i>"):
-        assert hostile in page.text  # seen as it was written
+        assert hostile in page.text  # shown as written
 
 
-def test_figures_of_rows_that_chose_the_model_are_never_told_as_held_out(tmp_path: Path) -> None:
+def test_metrics_of_rows_that_selected_the_model_are_never_reported_as_held_out(tmp_path: Path) -> None:
     assessment = assessed(names=("validation",))
     write_results(tmp_path / "results", assessment, None)
     report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
     out = io.StringIO()
     print_results(Console(file=out, width=200), assessment, tmp_path)
-    reason = "these rows also chose the checkpoint and the temperature"
+    reason = "these rows also selected the checkpoint and the temperature"
     for text in (report, out.getvalue()):
-        assert f"The figures are of the validation split: {reason}." in text
+        assert f"The metrics are of the validation split: {reason}." in text
         assert "validation *" in text
     card = render_model_card(assessment, 128, 1_000)
     assert "validation \\* (60 rows)" in card
     assert f"{reason}, and there are no test rows." in card
 
 
-def test_beside_test_figures_those_of_validation_have_a_footnote(tmp_path: Path) -> None:
+def test_validation_metrics_have_a_footnote_next_to_test_metrics(tmp_path: Path) -> None:
     assessment = assessed()
     assert list(assessment.footnotes) == ["validation"]
-    assert not any("figures are of" in warning for warning in assessment.warnings)
+    assert not any("metrics are of" in warning for warning in assessment.warnings)
     write_results(tmp_path / "results", assessment, None)
     report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
-    assert "* validation: these rows also chose the checkpoint and the temperature." in report
+    assert "* validation: these rows also selected the checkpoint and the temperature." in report
 
 
 def test_contradictions_among_training_rows_are_found_too() -> None:
@@ -113,15 +113,13 @@ def test_contradictions_among_training_rows_are_found_too() -> None:
     assert (finding.row, finding.other_row, finding.label) == (6, 1, LABELS[1])
 
 
-def test_the_report_names_no_outside_address(tmp_path: Path) -> None:
+def test_the_report_references_no_external_address(tmp_path: Path) -> None:
     write_results(tmp_path / "results", assessed(), None)
     text = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     assert re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)) == []
 
 
-def test_one_picture_that_fails_is_named_and_all_else_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_plot_is_named_and_the_rest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no font")
 
@@ -135,7 +133,7 @@ def test_one_picture_that_fails_is_named_and_all_else_is_written(
     assert "roc.png could not be drawn (RuntimeError: no font)" in warnings
 
 
-def test_a_second_writing_replaces_the_first_whole(tmp_path: Path) -> None:
+def test_writing_again_replaces_the_whole_folder(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     write_results(folder, assessed(), None)
     (folder / "left_over.txt").write_text("of another evaluation", encoding="utf-8")
@@ -144,7 +142,7 @@ def test_a_second_writing_replaces_the_first_whole(tmp_path: Path) -> None:
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["splits"]["test"]["rows"] == 30
 
 
-def test_a_failure_leaves_the_old_results_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_old_results_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "results"
     write_results(folder, assessed(), None)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -163,7 +161,7 @@ def test_a_handful_of_rows_is_enough(tmp_path: Path, num_rows: int) -> None:
     assert write_results(tmp_path / "results", assessed(num_rows), None) == []
 
 
-def test_a_single_class_in_the_truth_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_single_true_class_is_enough(tmp_path: Path) -> None:
     assert write_results(tmp_path / "results", assessed(20, classes=1), None) == []
     content = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"))
     assert content["splits"]["test"]["metrics"]["roc_auc"] is None

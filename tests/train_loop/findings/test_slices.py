@@ -37,7 +37,7 @@ def test_kinds_of_text_are_recognised(kind: str, texts: list[str], others: list[
     assert [text for text in others if TEXT_KINDS[kind](text)] == []
 
 
-def test_a_slice_that_fails_stands_first_with_its_figures() -> None:
+def test_a_failing_slice_comes_first_with_its_accuracy() -> None:
     texts = ["this is not it"] * 40 + [PLAIN] * 160
     labels = [0, 1] * 100
     predicted = [1 - label for label in labels[:30]] + labels[30:]
@@ -50,7 +50,7 @@ def test_a_slice_that_fails_stands_first_with_its_figures() -> None:
     assert negation.interval[0] < 0.25 < negation.interval[1]
 
 
-def test_chance_alone_is_seldom_called_worse() -> None:
+def test_chance_is_rarely_reported_as_worse() -> None:
     generator = np.random.default_rng(0)
     alarms = 0
     for _ in range(20):
@@ -69,7 +69,7 @@ def test_tiny_slices_are_left_out() -> None:
     assert {"class bad", "class good"} <= found.keys()
 
 
-def test_few_rows_have_no_slices() -> None:
+def test_too_few_rows_have_no_slices() -> None:
     assert slices_of(["a", "b"], [0, 1], [0, 1]) == {}
 
 

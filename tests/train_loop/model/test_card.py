@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from train_loop.model.card import push_to_hub, render_model_card
 
 
-def test_the_card_is_one_that_the_hub_reads() -> None:
+def test_the_hub_reads_the_card() -> None:
     assessment = assessed()
     card = ModelCard(render_model_card(assessment, 128, 45_615))
     assert card.data.pipeline_tag == "text-classification"
@@ -25,7 +25,7 @@ def test_the_card_is_one_that_the_hub_reads() -> None:
 
 
 class Hub:
-    """Stands for the Hub's client: remembers what was uploaded."""
+    """A fake of the Hub's client that records uploads."""
 
     uploads: list[dict[str, Any]]
     error: Exception | None = None
@@ -43,17 +43,17 @@ class Hub:
 
 
 @pytest.mark.parametrize("error", [None, OSError("no network\nlong story"), ValueError("")])
-def test_the_folder_is_uploaded_or_the_way_to_do_it_is_told(
+def test_the_folder_is_uploaded_or_the_command_to_do_it_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
-    hub, told = Hub(), []
+    hub, messages = Hub(), []
     hub.uploads, hub.error = [], error
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    assert push_to_hub(tmp_path, "model", told.append) == (error is None)
+    assert push_to_hub(tmp_path, "model", messages.append) == (error is None)
     if error is None:
         assert hub.uploads[0]["folder_path"] == tmp_path
         assert hub.uploads[0]["repo_id"] == "me/model"
-        assert told == ["Uploaded: the commit"]
+        assert messages == ["Uploaded: the commit"]
     else:
-        assert f"hf upload model {tmp_path}" in told[0]
-        assert "long story" not in told[0]
+        assert f"hf upload model {tmp_path}" in messages[0]
+        assert "long story" not in messages[0]

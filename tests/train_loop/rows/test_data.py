@@ -1,4 +1,4 @@
-"""Rows -> labels, splits, tokens, lengths and hashes, and the figures printed about them."""
+"""Rows -> labels, splits, tokens, lengths and hashes, and the summary printed about them."""
 
 import random
 import re
@@ -37,7 +37,7 @@ def rows_of(split: Split) -> list[tuple[str, str]]:
 
 
 def unique_rows(counts: Sequence[int]) -> list[tuple[str, str]]:
-    """Return distinct texts: `counts[c]` rows of class `c`, mixed."""
+    """Return distinct texts: `counts[c]` rows of class `c`, shuffled."""
     labels = [f"c{code}" for code, count in enumerate(counts) for _ in range(count)]
     random.Random(0).shuffle(labels)
     return [(f"text {number} {WORDS[number % 60]}", label) for number, label in enumerate(labels)]
@@ -63,13 +63,13 @@ def encode(labels: Any, type_: Any = None, **fields: Any) -> tuple[tuple[str, ..
         (["10", "2", "2"], ("2", "10"), [1, 0, 0]),  # as in a csv
         ([10, 2, 2], ("2", "10"), [1, 0, 0]),
         ([1, -1, 0], ("-1", "0", "1"), [2, 0, 1]),
-        ([3.0, 1.0, 3.0], ("1", "3"), [1, 0, 1]),  # as pandas writes whole numbers beside nulls
+        ([3.0, 1.0, 3.0], ("1", "3"), [1, 0, 1]),  # as pandas writes integers with nulls
         ([True, False], ("false", "true"), [1, 0]),
         (["None", "NA", "null"], ("NA", "None", "null"), [1, 0, 2]),
         (["é", "z", "A"], ("A", "z", "é"), [2, 1, 0]),
     ],
 )
-def test_labels_of_every_kind_have_one_order(labels: list[Any], names: tuple[str, ...], codes: list[int]) -> None:
+def test_labels_of_every_type_have_one_order(labels: list[Any], names: tuple[str, ...], codes: list[int]) -> None:
     assert encode(labels) == (names, codes)
     backwards = encode(labels[::-1])
     assert backwards == (names, codes[::-1]), "the order of rows must not matter"
@@ -104,12 +104,12 @@ def test_label_names_that_do_not_cover_the_data_are_refused(labels: list[Any]) -
         encode(labels, label_names=["neg", "pos"])
 
 
-def test_labels_that_differ_in_white_space_alone_are_refused() -> None:
+def test_labels_that_differ_only_in_white_space_are_refused() -> None:
     with pytest.raises(InputError, match="'good' and 'good ' differ only in white space"):
         encode(["good", "bad", "good "])
 
 
-def test_a_single_class_is_named_as_it_is_called() -> None:
+def test_a_single_class_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="a single class, 'same'"):
         encode(["same", "same"])
     with pytest.raises(InputError, match="a single class, 'pos'"):
@@ -118,7 +118,7 @@ def test_a_single_class_is_named_as_it_is_called() -> None:
         encode([1, 1], label_names=["neg", "pos"])
 
 
-def test_held_out_rows_share_the_numbers_of_training() -> None:
+def test_held_out_rows_have_the_class_numbers_of_training() -> None:
     sources = {"train": table(["b", "c", "a"]), "validation": table(["c", "c"]), "test": table(["b"])}
     names, codes = encode_labels(sources, TrainConfig(train_file="a.csv"))
     assert names == ("a", "b", "c")
@@ -144,7 +144,7 @@ def test_rows_without_a_class_label_are_refused() -> None:
         encode([0, -1, 1], datasets.ClassLabel(names=["neg", "pos"]))
 
 
-def test_dates_are_no_labels(tmp_path: Path) -> None:
+def test_dates_are_not_labels(tmp_path: Path) -> None:
     stamps = pa.array([0, 86_400_000_000] * 20, pa.timestamp("us"))
     pq.write_table(pa.table({"text": ["t"] * 40, "label": stamps}), tmp_path / "rows.parquet")
     with pytest.raises(InputError, match="expected strings, whole numbers or a ClassLabel, found timestamp"):
@@ -160,7 +160,7 @@ def test_dates_are_no_labels(tmp_path: Path) -> None:
     fractions=st.tuples(*[st.floats(0.1, 0.3)] * 2),
     seed=st.integers(0, 2**31),
 )
-def test_cut_splits_lose_and_double_no_row_and_keep_class_shares(
+def test_cut_splits_lose_and_repeat_no_row_and_keep_class_shares(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int], fractions: tuple[float, float], seed: int
 ) -> None:
     rows = unique_rows(counts)
@@ -178,7 +178,7 @@ def test_cut_splits_lose_and_double_no_row_and_keep_class_shares(
         assert np.abs(class_counts(split, data.labels) - expected).max() < 2
 
 
-def test_rows_of_one_text_are_never_on_both_sides_of_a_cut(write_rows: Writer) -> None:
+def test_rows_with_the_same_text_are_never_on_both_sides_of_a_cut(write_rows: Writer) -> None:
     rows = [(f"text {number % 40}", f"c{number % 2}") for number in range(200)]
     data = load(write_rows(rows), validation_fraction=0.2, test_fraction=0.2)
     texts = {name: {text for text, _ in rows_of(split)} for name, split in data.splits.items()}
@@ -189,7 +189,7 @@ def test_rows_of_one_text_are_never_on_both_sides_of_a_cut(write_rows: Writer) -
     assert not texts["validation"] & texts["test"]
 
 
-def test_the_seed_alone_decides_the_cut(write_rows: Writer) -> None:
+def test_the_cut_depends_only_on_the_seed(write_rows: Writer) -> None:
     path = write_rows(unique_rows([60, 40]))
     first, again, other = (load(path, seed=seed) for seed in (1, 1, 2))
     for name in ("train", "validation", "test"):
@@ -205,7 +205,7 @@ def test_the_model_and_its_length_do_not_change_the_cut(write_rows: Writer) -> N
     assert first.fingerprint == second.fingerprint
 
 
-def test_splits_that_the_source_brings_are_kept_whole_and_in_order(write_rows: Writer) -> None:
+def test_splits_of_the_source_are_kept_whole_and_in_order(write_rows: Writer) -> None:
     train, held_out = unique_rows([20, 20]), unique_rows([3, 2])
     validation = write_rows(held_out, "validation.csv")
     test = write_rows(held_out[::-1], "test.csv")
@@ -229,15 +229,15 @@ def test_without_a_test_fraction_there_is_no_test_split(write_rows: Writer) -> N
 
 
 @pytest.mark.parametrize(
-    ("counts", "told"),
+    ("counts", "message"),
     [
         ([20, 20, 1], "class 'c2': 1 row"),
         ([20, 1, 1], "classes 'c1', 'c2': 1 row"),
         ([4, 4], "too few for a stratified test split of 2 classes; use a --test_fraction of at least 0.250"),
     ],
 )
-def test_too_few_rows_for_a_stratified_cut_name_the_way_out(write_rows: Writer, counts: list[int], told: str) -> None:
-    with pytest.raises(InputError, match=told) as caught:
+def test_too_few_rows_for_a_stratified_cut_name_the_remedy(write_rows: Writer, counts: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         load(write_rows(unique_rows(counts)))
     assert "--test_file" in str(caught.value)
 
@@ -268,7 +268,7 @@ def test_lengths_and_truncation_are_those_of_the_tokens(write_rows: Writer, arch
     assert seen == 29
 
 
-def test_pairs_are_told_apart_by_token_types_and_truncated_together(write_rows: Writer) -> None:
+def test_pairs_are_distinguished_by_token_types_and_truncated_together(write_rows: Writer) -> None:
     rows = [
         (" ".join(["good"] * first), " ".join(["bad"] * second), "ab"[first % 2])
         for first in range(1, 7)
@@ -290,7 +290,7 @@ def test_pairs_are_told_apart_by_token_types_and_truncated_together(write_rows: 
                 assert set(types) == {0, 1}
 
 
-def test_the_same_words_in_another_place_of_a_pair_are_another_input(write_rows: Writer) -> None:
+def test_the_same_words_split_differently_over_a_pair_are_another_input(write_rows: Writer) -> None:
     pairs = [("a b", "c"), ("a", "b c"), ("a b", "c"), ("c", "a b"), ("a", "b")]
     rows = [(*pair, "xy"[number % 2]) for number, pair in enumerate(pairs * 8)]
     data = load(write_rows(rows, header=("text", "other", "label")), text_pair_column="other", test_fraction=0.0)
@@ -304,7 +304,7 @@ def test_the_same_words_in_another_place_of_a_pair_are_another_input(write_rows:
 
 
 @pytest.mark.parametrize("mode", ["none", "whitespace", "alphanumeric"])
-def test_hashes_are_equal_exactly_where_the_cleaned_texts_are(write_rows: Writer, mode: Any) -> None:
+def test_hashes_are_equal_exactly_if_the_cleaned_texts_are(write_rows: Writer, mode: Any) -> None:
     texts = ["Good film", "good film", "good  film", " good film!", "good film\n", "good", "", " ", "é", "e\u0301", "0"]
     data = load(write_rows([(text, label) for text in texts for label in "ab"]), cleaning=mode, validation_fraction=0.4)
     seen = [
@@ -317,7 +317,7 @@ def test_hashes_are_equal_exactly_where_the_cleaned_texts_are(write_rows: Writer
             assert (text == other) == (hash_ == other_hash), (text, other)
 
 
-def test_cleaning_reaches_the_tokens_and_leaves_the_rows_alone(write_rows: Writer) -> None:
+def test_cleaning_applies_to_the_tokens_and_not_to_the_rows(write_rows: Writer) -> None:
     path = write_rows([("GOOD,film!!", "a"), ("bad--food?", "b")] * 20)
     raw, cleaned = load(path), load(path, cleaning="alphanumeric")
     tokenizer = tiny_tokenizer()
@@ -375,7 +375,7 @@ def test_an_edited_file_gives_its_new_rows_labels_and_tokens(write_rows: Writer)
     ],
     ids=["text", "label", "order", "names"],
 )
-def test_the_fingerprint_tells_changed_data(write_rows: Writer, change: Callable[..., Any]) -> None:
+def test_the_fingerprint_changes_with_the_data(write_rows: Writer, change: Callable[..., Any]) -> None:
     rows = unique_rows([20, 20])
     held_out = str(write_rows(unique_rows([2, 2]), "held_out.csv"))
     splits = {"validation_file": held_out, "test_fraction": 0.0}
@@ -386,7 +386,7 @@ def test_the_fingerprint_tells_changed_data(write_rows: Writer, change: Callable
     assert load(write_rows(changed), **splits).fingerprint != before
 
 
-# Figures
+# The summary
 
 
 def hand_made(texts: Sequence[int], labels: Sequence[int], name: str = "train") -> Split:
@@ -404,8 +404,8 @@ def hand_made(texts: Sequence[int], labels: Sequence[int], name: str = "train") 
     )
 
 
-def test_duplicates_overlap_and_contradictions_on_rows_by_hand() -> None:
-    #                   one   twice, alike  thrice, not alike
+def test_duplicates_overlap_and_contradictions_of_handmade_rows() -> None:
+    #                 once  twice, equal  three times, contradicting
     train = hand_made([10, 20, 20, 30, 30, 30], [0, 1, 1, 0, 1, 0])
     held_out = hand_made([20, 20, 99, 30], [0, 0, 0, 0], "test")
     data = Data(splits={"train": train, "test": held_out}, labels=("a", "b"), max_length=8, fingerprint="")
@@ -417,7 +417,7 @@ def test_duplicates_overlap_and_contradictions_on_rows_by_hand() -> None:
 
 
 @given(rows=st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 2)), min_size=1, max_size=20))
-def test_counts_equal_those_of_plain_python(rows: list[tuple[int, int]]) -> None:
+def test_counts_match_plain_python(rows: list[tuple[int, int]]) -> None:
     texts, labels = zip(*rows, strict=True)
     split = hand_made(texts, labels)
     assert count_duplicates(split) == sum(number - 1 for number in Counter(texts).values())
@@ -426,7 +426,7 @@ def test_counts_equal_those_of_plain_python(rows: list[tuple[int, int]]) -> None
     )
 
 
-def test_the_summary_tells_rows_classes_lengths_and_warnings(write_rows: Writer, capsys: Any) -> None:
+def test_the_summary_shows_rows_classes_lengths_and_warnings(write_rows: Writer, capsys: Any) -> None:
     rows = [("good film", "yes")] * 30 + [("bad food the a very", "no")] * 10
     data = load(write_rows(rows), max_length=6)
     print_data(Console(width=160), data)
@@ -449,7 +449,7 @@ def test_the_summary_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]
     for name in names:
         assert name in said
     assert "No training rows for ['[link=a]']" in said
-    assert "Labels '[BOLD]x', '[bold]x' differ only in upper and lower case" in said
+    assert "Labels '[BOLD]x', '[bold]x' differ only in case" in said
     assert re.search(r"empty texts +1\b", said)
 
 

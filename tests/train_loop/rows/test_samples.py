@@ -16,7 +16,7 @@ def skewed(num_rows: int, name: str = "train") -> Split:
     return split_of([f"text {number}" for number in range(num_rows)], [int(n % 10 == 0) for n in range(num_rows)], name)
 
 
-def test_samples_hold_texts_and_label_names_and_are_the_same_every_time(tmp_path: Path) -> None:
+def test_samples_hold_texts_and_label_names_and_are_reproducible(tmp_path: Path) -> None:
     data = Data(
         splits={"train": skewed(3_000), "validation": skewed(40, "validation")},
         labels=("common", "rare"),
@@ -39,7 +39,7 @@ def test_samples_hold_texts_and_label_names_and_are_the_same_every_time(tmp_path
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=200), num_rows=st.integers(1, 50), seed=st.integers(0, 9)
 )
-def test_every_label_keeps_its_share_within_a_row(labels: list[int], num_rows: int, seed: int) -> None:
+def test_every_label_keeps_its_share_to_within_one_row(labels: list[int], num_rows: int, seed: int) -> None:
     split = split_of([str(number) for number in range(len(labels))], labels)
     chosen = stratified_sample(split, num_rows, seed)
     assert len(set(chosen.tolist())) == len(chosen) == min(num_rows, len(labels))

@@ -1,4 +1,4 @@
-"""csv, tsv, jsonl, parquet, folders and the Hub give the same rows, byte for byte, memory-mapped."""
+"""csv, tsv, jsonl, parquet, folders and the Hub yield the same rows, byte for byte, memory-mapped."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ AWKWARD_TEXTS = {
 
 
 def write_rows(path: Path, rows: Rows, header: Sequence[str] = COLUMNS) -> Path:
-    """Write rows in the format that a path's suffix names."""
+    """Write rows in the format of the path's suffix."""
     if path.suffix in (".csv", ".tsv"):
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -103,14 +103,14 @@ def test_other_columns_in_any_order_are_left_out(tmp_path: Path, suffix: str) ->
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path, suffix: str) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_column_name(tmp_path: Path, suffix: str) -> None:
     path = write_rows(tmp_path / f"rows{suffix}", [("a", "b")])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read(path) == [("a", "b")]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_line_ends_of_every_system_and_blank_lines_are_read(tmp_path: Path, newline: str) -> None:
+def test_line_endings_of_every_system_and_blank_lines_are_read(tmp_path: Path, newline: str) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(newline.join(["text,label", "a,b", "", "c,d", "", ""]).encode())
     assert read(path) == [("a", "b"), ("c", "d")]
@@ -119,7 +119,7 @@ def test_line_ends_of_every_system_and_blank_lines_are_read(tmp_path: Path, newl
     assert read(path) == [("a", "b"), ("c", "d")]
 
 
-def test_a_last_line_without_an_end_is_read(tmp_path: Path) -> None:
+def test_a_last_line_without_a_line_ending_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,b\nc,d")
     assert read(path) == [("a", "b"), ("c", "d")]
@@ -139,14 +139,14 @@ def test_jsonl_and_parquet_keep_the_type_of_a_label(tmp_path: Path) -> None:
     assert read_file(tmp_path / "rows.parquet", COLUMNS)["label"] == [1, 200]
 
 
-def test_a_label_with_a_fraction_is_never_cut_down_to_a_whole_number(tmp_path: Path) -> None:
+def test_a_label_with_a_fraction_is_never_truncated_to_a_whole_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 2.0}\n\n{"text": "c", "label": 1.5}\n')
     with pytest.raises(InputError, match=r"line 4: .*'label'.*1\.5"):
         read_file(path, COLUMNS)
 
 
-def test_categories_of_pandas_are_read_as_their_strings(tmp_path: Path) -> None:
+def test_pandas_categories_are_read_as_strings(tmp_path: Path) -> None:
     labels = [f"class {number // 9_000}" for number in range(25_000)]  # other categories in each batch
     frame = pd.DataFrame({"text": [f"t{number}" for number in range(25_000)], "label": pd.Categorical(labels)})
     frame.to_parquet(tmp_path / "rows.parquet")
@@ -159,7 +159,7 @@ def test_rows_stay_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", READERS)
-def test_an_edited_file_of_the_same_name_size_and_time_is_read_anew(tmp_path: Path, suffix: str) -> None:
+def test_an_edited_file_with_the_same_name_size_and_time_is_read_again(tmp_path: Path, suffix: str) -> None:
     path = write_rows(tmp_path / f"rows{suffix}", [("good", "b")])
     before = path.stat()
     assert read(path) == [("good", "b")]
@@ -178,7 +178,7 @@ def test_an_unchanged_file_is_converted_once(tmp_path: Path, monkeypatch: pytest
     assert read_file(tmp_path / "renamed.csv", COLUMNS)["text"] == ["once"]
 
 
-def test_the_same_file_gives_other_columns_when_asked(tmp_path: Path) -> None:
+def test_other_columns_of_the_same_file_can_be_read(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.csv", [("a", "b", "c")], header=("text", "label", "other"))
     assert read_file(path, ("text", "label"))["label"] == ["b"]
     assert read_file(path, ("text", "other"))["other"] == ["c"]
@@ -194,7 +194,7 @@ def test_a_failed_read_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: 
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
 
 
-def test_a_folder_gives_its_split_files_by_name(tmp_path: Path) -> None:
+def test_split_files_of_a_folder_are_found_by_name(tmp_path: Path) -> None:
     write_rows(tmp_path / "Train.csv", [("a", "1")])
     write_rows(tmp_path / "dev.jsonl", [("b", "1")])
     write_rows(tmp_path / "test.parquet", [("c", "1")])
@@ -207,7 +207,7 @@ def test_a_folder_gives_its_split_files_by_name(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_may_hold_training_rows_alone(tmp_path: Path) -> None:
+def test_a_folder_may_hold_only_training_rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "training.tsv", [("a", "1")])
     assert list(read_sources(TrainConfig(dataset_name=str(tmp_path)))) == ["train"]
 
@@ -219,15 +219,17 @@ def test_a_folder_with_two_files_of_a_split_names_both(tmp_path: Path) -> None:
         read_sources(TrainConfig(dataset_name=str(tmp_path)))
 
 
-@pytest.mark.parametrize(("names", "told"), [([], "nothing"), (["rows.csv", "test.csv"], "rows.csv, test.csv")])
-def test_a_folder_without_training_rows_tells_what_it_holds(tmp_path: Path, names: list[str], told: str) -> None:
+@pytest.mark.parametrize(("names", "found"), [([], "nothing"), (["rows.csv", "test.csv"], "rows.csv, test.csv")])
+def test_a_folder_without_training_rows_is_reported_with_its_files(
+    tmp_path: Path, names: list[str], found: str
+) -> None:
     for name in names:
         write_rows(tmp_path / name, [("a", "1")])
-    with pytest.raises(InputError, match=rf"no training file.*found {told}"):
+    with pytest.raises(InputError, match=rf"no training file.*found {found}"):
         read_sources(TrainConfig(dataset_name=str(tmp_path)))
 
 
-def test_named_files_are_each_their_split(tmp_path: Path) -> None:
+def test_named_files_become_their_splits(tmp_path: Path) -> None:
     paths = {split: str(write_rows(tmp_path / f"{split}-1.csv", [(split, "1")])) for split in ("train", "validation")}
     splits = read_sources(TrainConfig(train_file=paths["train"], validation_file=paths["validation"]))
     assert {name: rows["text"][:] for name, rows in splits.items()} == {
@@ -242,14 +244,14 @@ def test_a_hub_id_without_network_offers_local_files() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_given_as_data_set_names_the_right_flag() -> None:
+def test_a_file_passed_as_data_set_names_the_right_flag() -> None:
     with pytest.raises(InputError, match=r"use --train_file rows\.csv"):
         read_sources(TrainConfig(dataset_name="rows.csv"))
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a setter of what the Hub gives: splits as name -> (texts, labels)."""
+    """Return a setter of what the fake Hub serves: split name -> (texts, labels)."""
     features = datasets.Features(
         {
             "id": datasets.Value("int64"),
@@ -280,7 +282,7 @@ def test_hub_splits_keep_their_class_names_and_lose_other_columns(hub: Callable[
     assert splits["validation"].features["label"].names == ["no", "yes"]
 
 
-def test_a_hub_test_split_without_labels_is_left_aside(
+def test_a_hub_test_split_without_labels_is_skipped(
     hub: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub(train=(["a", "b"], [0, 1]), test=(["c"], [-1]))
@@ -288,13 +290,13 @@ def test_a_hub_test_split_without_labels_is_left_aside(
     assert "test split has no labels" in capsys.readouterr().out
 
 
-def test_a_hub_data_set_without_training_rows_tells_its_splits(hub: Callable[..., None]) -> None:
+def test_a_hub_data_set_without_training_rows_is_reported_with_its_splits(hub: Callable[..., None]) -> None:
     hub(test=(["c"], [1]), extra=(["d"], [1]))
     with pytest.raises(InputError, match="no labelled train split; it has test, extra"):
         read_sources(TrainConfig(dataset_name="ns/name"))
 
 
-def test_a_hub_data_set_without_the_column_tells_its_columns(hub: Callable[..., None]) -> None:
+def test_a_hub_data_set_without_the_column_is_reported_with_its_columns(hub: Callable[..., None]) -> None:
     hub(train=(["a", "b"], [0, 1]))
     with pytest.raises(InputError, match=r"no column 'texts' \(did you mean 'text'\?\); it has 'id', 'text', 'label'"):
         read_sources(TrainConfig(dataset_name="ns/name", text_column="texts"))

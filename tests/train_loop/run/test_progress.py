@@ -14,7 +14,7 @@ from train_loop.run.progress import Progress, StepReport, build_console
 
 
 class FakeAccelerator(SimpleNamespace):
-    """An Accelerator that remembers what its trackers would get."""
+    """An Accelerator that records what its trackers would get."""
 
     def __init__(self, *, is_main_process: bool = True) -> None:
         super().__init__(is_main_process=is_main_process, device=torch.device("cpu"), logged=[])
@@ -39,7 +39,7 @@ def report(step: int, **fields: Any) -> StepReport:
 
 
 def build(logs: Path, *, num_steps: int = 6, log_every: int = 1, is_main: bool = True, terminal: bool = False) -> Any:
-    """Return a Progress, its accelerator and what it prints to."""
+    """Return a Progress, its accelerator and its output."""
     accelerator, out = FakeAccelerator(is_main_process=is_main), io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=200)
     progress = Progress(logs, accelerator, console, num_steps=num_steps, log_every=log_every)
@@ -55,7 +55,7 @@ def entries(logs: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
 
 
-def test_each_entry_of_the_log_has_the_means_since_the_one_before(tmp_path: Path) -> None:
+def test_each_log_entry_has_the_means_since_the_previous_one(tmp_path: Path) -> None:
     progress, _, _ = build(tmp_path, log_every=2)
     with progress.running(0):
         progress.after_step(report(1, loss=3.0, num_rows=8, num_tokens=100, num_padded_tokens=100, seconds=1.0))
@@ -72,7 +72,7 @@ def test_each_entry_of_the_log_has_the_means_since_the_one_before(tmp_path: Path
     assert entry["memory_mib"] > 1
 
 
-def test_the_log_has_every_log_every_th_step_and_the_last(tmp_path: Path) -> None:
+def test_the_log_has_an_entry_every_log_every_steps_and_for_the_last(tmp_path: Path) -> None:
     progress, accelerator, _ = build(tmp_path, num_steps=5, log_every=2)
     with progress.running(0):
         for step in range(1, 6):
@@ -97,7 +97,7 @@ def test_trackers_get_the_numbers_of_the_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_json_does_not_have_become_null(tmp_path: Path, value: float) -> None:
+def test_numbers_that_json_cannot_represent_become_null(tmp_path: Path, value: float) -> None:
     progress, _, _ = build(tmp_path)
     with progress.running(0):
         progress.after_step(report(1, gradient_norm=value))
@@ -108,7 +108,7 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path: Path, value: floa
     assert validation["loss"] is None
 
 
-def test_a_resumed_run_drops_entries_of_the_part_that_was_lost(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_entries_of_steps_that_were_not_saved(tmp_path: Path) -> None:
     progress, _, _ = build(tmp_path)
     with progress.running(0):
         for step in range(1, 6):
@@ -125,7 +125,7 @@ def test_a_resumed_run_drops_entries_of_the_part_that_was_lost(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_new_run_drops_what_an_earlier_one_left(tmp_path: Path) -> None:
+def test_a_new_run_drops_entries_of_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     progress, _, _ = build(tmp_path)
     with progress.running(0):
@@ -145,7 +145,7 @@ def test_other_processes_neither_write_nor_print(tmp_path: Path) -> None:
     assert out.getvalue() == ""
 
 
-def test_plain_output_has_a_line_now_and_then_and_one_at_the_end(
+def test_plain_output_has_a_line_every_ten_seconds_and_one_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 1.0, 9.0, 10.5, 11.0, 12.0])
@@ -160,14 +160,14 @@ def test_plain_output_has_a_line_now_and_then_and_one_at_the_end(
     assert lines[1].endswith("0:00:01 left")  # 2 steps of 0.5 s
 
 
-def test_time_left_counts_from_where_the_run_was_resumed(tmp_path: Path) -> None:
+def test_time_left_counts_from_the_step_the_run_resumed_at(tmp_path: Path) -> None:
     progress, _, out = build(tmp_path, num_steps=1000)
     with progress.running(500):
         progress.after_step(report(501, seconds=2.0))
     assert "0:16:38 left" in out.getvalue()  # 499 steps of 2 s
 
 
-def test_an_evaluation_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_evaluation_is_printed_in_one_line(tmp_path: Path) -> None:
     progress, _, out = build(tmp_path)
     progress.after_evaluation(4, 1.0, {"loss": 0.5, "accuracy": 0.75, "macro_f1": 0.7}, is_best=True)
     expected = "validation at step 4 (epoch 1.00) · loss 0.5000 · accuracy 0.7500 · macro f1 0.7000 · best so far\n"

@@ -19,7 +19,7 @@ TYPES = [[0, 0, 0], [0] * 6, [0, 0, 0, 1, 1, 1], [0, 0], [0] * 9]
 
 
 def split_of(rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> Split:
-    """Return a split of tokens, labelled 0, 1, 2, 0, ..., in the types that `data.py` writes."""
+    """Return a split of tokens, labelled 0, 1, 2, 0, ..., with the types that `data.py` writes."""
     columns = {"input_ids": rows} | ({} if types is None else {"token_type_ids": types})
     features = {"input_ids": datasets.Sequence(datasets.Value("int32"))}
     if types is not None:
@@ -52,7 +52,7 @@ def assert_same(found: Sequence[MicroBatch], expected: Sequence[MicroBatch]) -> 
 # Padding
 
 
-def test_rows_are_padded_on_the_right_to_their_own_longest() -> None:
+def test_rows_are_padded_on_the_right_to_the_longest_of_them() -> None:
     batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer("bert"), MAX_LENGTH)(np.array([2, 0]))
     assert batch.inputs["input_ids"].tolist() == [[2, 15, 3, 16, 17, 3], [2, 10, 3, 0, 0, 0]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]
@@ -71,7 +71,7 @@ def test_rows_of_xlnet_are_padded_on_the_left() -> None:
     assert batch.inputs["token_type_ids"].tolist() == [[3, 0, 0], [0, 0, 0]]
 
 
-def test_padding_is_the_tokenizers_token_and_types_come_only_where_they_are_given() -> None:
+def test_padding_is_the_tokenizers_token_and_token_types_are_optional() -> None:
     tokenizer = tiny_tokenizer("roberta")
     tokenizer.pad_token = "[MASK]"
     batch = Collator(split_of(ROWS), tokenizer, MAX_LENGTH)(np.array([3, 0]))
@@ -90,7 +90,7 @@ def test_lengths_are_rounded_up_to_the_multiple(rows: list[int], width: int, arc
     assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [len(ROWS[row]) for row in rows]
 
 
-def test_no_width_is_beyond_what_the_model_takes() -> None:
+def test_no_width_exceeds_the_models_limit() -> None:
     collate = Collator(split_of(ROWS), tiny_tokenizer(), max_length=10, pad_to_multiple_of=8)
     assert collate.widths.tolist() == [8, 8, 8, 8, 10]
     assert collate(np.array([4, 0])).inputs["input_ids"].shape == (2, 10)
@@ -98,7 +98,7 @@ def test_no_width_is_beyond_what_the_model_takes() -> None:
 
 @pytest.mark.parametrize("max_tokens", [40, 64, 200])
 def test_the_plan_counts_the_tokens_that_are_computed(max_tokens: int) -> None:
-    """Lengths rounded up to a multiple included: the budget holds for what the device gets."""
+    """The budget holds for what the device computes, with lengths rounded up to the multiple."""
     lengths = np.random.default_rng(0).integers(2, 30, 60)
     split = split_of([[5] * length for length in lengths])
     collate = Collator(split, tiny_tokenizer(), MAX_LENGTH, pad_to_multiple_of=8)
@@ -110,7 +110,7 @@ def test_the_plan_counts_the_tokens_that_are_computed(max_tokens: int) -> None:
         assert step.num_tokens == sum(split.lengths[rows].sum() for rows in step.rows[0])
 
 
-def test_no_rows_give_a_filler_that_a_model_can_take() -> None:
+def test_no_rows_make_a_filler_that_a_model_accepts() -> None:
     batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer(), MAX_LENGTH)(np.empty(0, np.int64))
     assert batch.is_filler
     assert batch.inputs["input_ids"].tolist() == [ROWS[0]]
@@ -124,12 +124,10 @@ def test_no_rows_give_a_filler_that_a_model_can_take() -> None:
     left=st.booleans(),
     multiple=st.sampled_from([1, 4, 8]),
 )
-def test_what_the_mask_shows_is_the_rows_as_they_were(
-    lengths: list[int], data: st.DataObject, left: bool, multiple: int
-) -> None:
+def test_the_mask_selects_the_original_rows(lengths: list[int], data: st.DataObject, left: bool, multiple: int) -> None:
     tokens = [[5 + row, *range(100, 99 + length)] for row, length in enumerate(lengths)]
     split = split_of(tokens)
-    # A cut-off split is a view of the tokens through indices.
+    # A cut split is a view of the tokens through indices.
     kept = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, unique=True)))
     rows = np.array(data.draw(st.lists(st.integers(0, len(kept) - 1), min_size=1, max_size=8)))
     tokenizer = tiny_tokenizer("xlnet" if left else "bert")
@@ -158,7 +156,7 @@ def plan_of(collate: Collator, **fields: int | None) -> BatchPlan:
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_looking_ahead_gives_what_building_now_gives(collate: Collator, process: int) -> None:
+def test_building_ahead_equals_building_now(collate: Collator, process: int) -> None:
     plan = plan_of(collate, num_processes=2, max_tokens=40)
     with StepFeed(collate, process) as feed:
         for step in range(len(plan)):
@@ -192,16 +190,16 @@ def test_the_next_step_is_built_while_this_one_runs(collate: Collator) -> None:
     assert asked == [(0, "MainThread"), (1, "rawloop-feed")]
 
 
-def test_what_was_built_ahead_is_dropped_by_forget(collate: Collator) -> None:
+def test_discard_drops_what_was_built_ahead(collate: Collator) -> None:
     first, second = plan_of(collate, epoch=0), plan_of(collate, epoch=1)
     with StepFeed(collate, 0) as feed:
         feed.take(0, first.step, last=False)
-        feed.forget()
+        feed.discard()
         found = feed.take(1, second.step, last=True)[1]
     assert_same(found, [collate(rows) for rows in second.step(1).rows[0]])
 
 
-def test_an_error_while_building_ahead_is_raised_where_the_step_is_taken(collate: Collator) -> None:
+def test_an_error_while_building_ahead_is_raised_when_the_step_is_taken(collate: Collator) -> None:
     plan = plan_of(collate)
 
     def step(index: int) -> StepPlan:
@@ -221,7 +219,7 @@ def test_no_thread_is_left_after_the_feed(collate: Collator) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rawloop-feed")]
 
 
-def test_a_cpu_takes_micro_batches_as_they_are(collate: Collator) -> None:
+def test_a_cpu_takes_micro_batches_unchanged(collate: Collator) -> None:
     batch = collate(np.array([1, 2]))
     (moved,) = to_device([batch], torch.device("cpu"))
     assert moved is batch

@@ -30,12 +30,12 @@ def random_rows(
 # Class weights
 
 
-def test_no_class_weights_are_ones() -> None:
+def test_class_weights_none_are_ones() -> None:
     np.testing.assert_array_equal(class_weights("none", COUNTS, LABELS), [1, 1, 1])
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=8))
-def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
+def test_balanced_weights_match_scikit_learn(counts: list[int]) -> None:
     labels = tuple(map(str, range(len(counts))))
     shrunk = [1 + count % 50 for count in counts]
     expected = compute_class_weight("balanced", classes=np.arange(len(shrunk)), y=np.repeat(range(len(shrunk)), shrunk))
@@ -45,7 +45,7 @@ def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
     )
 
 
-def test_sqrt_weights_are_roots_of_the_balanced_ones() -> None:
+def test_sqrt_weights_are_square_roots_of_the_balanced_ones() -> None:
     np.testing.assert_allclose(class_weights("sqrt", COUNTS, LABELS) ** 2, class_weights("balanced", COUNTS, LABELS))
 
 
@@ -58,18 +58,20 @@ def test_effective_weights_follow_cui_et_al() -> None:
 
 
 @pytest.mark.parametrize("kind", ["balanced", "sqrt", "effective"])
-def test_a_class_without_rows_weighs_one_and_leaves_the_others_alone(kind: str) -> None:
+def test_a_class_without_rows_weighs_one_and_does_not_affect_the_others(kind: str) -> None:
     found = class_weights(kind, np.array([80, 0, 20]), LABELS)
     np.testing.assert_allclose(found[[0, 2]], class_weights(kind, np.array([80, 20]), ("a", "c")))
     assert found[1] == 1.0
 
 
-def test_a_mapping_gives_weights_by_label_and_one_elsewhere() -> None:
+def test_a_mapping_sets_weights_by_label_and_one_elsewhere() -> None:
     np.testing.assert_array_equal(class_weights({"c": 4.0, "a": 0.5}, COUNTS, LABELS), [0.5, 1, 4])
 
 
 def test_a_mapping_with_an_unknown_label_is_refused_with_the_labels() -> None:
-    with pytest.raises(InputError, match=r"--class_weights names \['A', 'z'\], not among the labels \['a', 'b', 'c'\]"):
+    with pytest.raises(
+        InputError, match=r"--class_weights: unknown labels \['A', 'z'\]; the data has \['a', 'b', 'c'\]"
+    ):
         class_weights({"z": 2.0, "a": 1.0, "A": 1.0}, COUNTS, LABELS)
 
 
@@ -77,7 +79,7 @@ def test_a_mapping_with_an_unknown_label_is_refused_with_the_labels() -> None:
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.9])
-def test_loss_sum_is_torchs_sum(label_smoothing: float) -> None:
+def test_loss_sum_matches_torchs_sum(label_smoothing: float) -> None:
     logits, labels, weights = random_rows()
     expected = functional.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
     torch.testing.assert_close(loss_sum(logits, labels, weights, label_smoothing=label_smoothing), expected)
@@ -102,7 +104,7 @@ def test_focal_loss_follows_lin_et_al(gamma: float) -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_focal_loss_of_a_row_that_is_surely_right_has_a_finite_gradient(gamma: float, label_smoothing: float) -> None:
+def test_focal_loss_of_a_certain_and_correct_row_has_a_finite_gradient(gamma: float, label_smoothing: float) -> None:
     logits = torch.tensor([[40.0, -40.0], [500.0, -500.0], [-500.0, 500.0]], requires_grad=True)
     loss = loss_sum(
         logits,
@@ -135,7 +137,7 @@ def test_float64_logits_keep_their_precision() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 12), max_size=4), st.sampled_from([0.0, 0.2]))
-def test_micro_batches_over_the_steps_weight_sum_are_torchs_weighted_mean(
+def test_micro_batches_over_the_steps_weight_sum_match_torchs_weighted_mean(
     cuts: list[int], label_smoothing: float
 ) -> None:
     logits, labels, weights = random_rows()
@@ -149,7 +151,7 @@ def test_micro_batches_over_the_steps_weight_sum_are_torchs_weighted_mean(
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 13])
-def test_balanced_gradient_is_the_hand_derived_one_however_the_step_is_cut(micro_batch_size: int) -> None:
+def test_balanced_gradient_matches_the_derivation_however_the_step_is_cut(micro_batch_size: int) -> None:
     logits, labels, _ = random_rows()
     counts = torch.bincount(labels, minlength=3)
     weights = torch.tensor(class_weights("balanced", counts.numpy(), LABELS))

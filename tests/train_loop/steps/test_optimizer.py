@@ -23,11 +23,9 @@ SHAPES = ("linear", "cosine", "constant")
 
 
 def trace(num_updates: int, warmup_ratio: float, shape: str, peak: float = 1.0) -> list[float]:
-    """Return the learning rates of all updates, and the one after them."""
-    return [
-        learning_rate_at(update, peak=peak, num_updates=num_updates, warmup_ratio=warmup_ratio, shape=shape)
-        for update in range(num_updates + 1)
-    ]
+    """Return the learning rate of every update, and the one after the last."""
+    config = TrainConfig(train_file="rows.csv", learning_rate=peak, warmup_ratio=warmup_ratio, lr_schedule=shape)
+    return [learning_rate_at(update, num_updates, config) for update in range(num_updates + 1)]
 
 
 # The learning rate
@@ -38,7 +36,7 @@ def test_linear_schedule_of_ten_updates_with_two_of_warm_up() -> None:
     assert found == pytest.approx([2.0, 4.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0])
 
 
-def test_cosine_schedule_is_at_half_its_peak_half_way_down() -> None:
+def test_cosine_schedule_is_at_half_its_peak_halfway_through_the_decay() -> None:
     found = trace(12, 2 / 12, "cosine", peak=4.0)
     assert found[:3] == [2.0, 4.0, 4.0]
     assert found[7] == pytest.approx(2.0)
@@ -50,7 +48,7 @@ def test_constant_schedule_stays_at_its_peak() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @given(num_updates=st.integers(2, 300), warmup_ratio=st.floats(0, 0.5))
-def test_every_update_of_a_run_learns(shape: str, num_updates: int, warmup_ratio: float) -> None:
+def test_every_update_of_a_run_has_a_positive_learning_rate(shape: str, num_updates: int, warmup_ratio: float) -> None:
     *rates, after = trace(num_updates, warmup_ratio, shape, peak=3e-4)
     num_warmup = math.ceil(warmup_ratio * num_updates - 1e-9)
     warm_up = rates[:num_warmup]
@@ -66,12 +64,12 @@ def test_every_update_of_a_run_learns(shape: str, num_updates: int, warmup_ratio
     ("shape", "reference"), [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)]
 )
 @pytest.mark.parametrize("num_warmup", [0, 1, 5])
-def test_schedule_is_transformers_with_the_warm_up_one_update_ahead(
+def test_schedule_matches_transformers_with_warm_up_one_update_ahead(
     shape: str, reference: object, num_warmup: int
 ) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     factor = reference(optimizer, num_warmup, 50).lr_lambdas[0]
-    # transformers begins its warm-up at 0, an update that learns nothing.
+    # transformers starts its warm-up at 0, an update that learns nothing.
     expected = [factor(update + 1 if update < num_warmup else update) for update in range(51)]
     assert trace(50, num_warmup / 50, shape) == pytest.approx(expected, abs=1e-15)
 
@@ -131,7 +129,7 @@ def test_norms_with_unusual_names_are_not_decayed(tmp_path: Path, architecture: 
     assert named <= undecayed_names(model)
 
 
-def test_weight_decay_moves_weights_and_leaves_norms_and_biases() -> None:
+def test_weight_decay_moves_weights_but_not_norms_and_biases() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = build_optimizer(model, TrainConfig(train_file="rows.csv", learning_rate=0.1, weight_decay=0.5))
@@ -147,7 +145,7 @@ def test_optimizer_has_the_configured_settings(tiny_model: Path) -> None:
     config = TrainConfig(
         train_file="rows.csv", learning_rate=0.3, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, weight_decay=0.2
     )
-    decayed, kept = build_optimizer(model, config).param_groups
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.2, 0.0)
-    for group in (decayed, kept):
+    decayed, undecayed = build_optimizer(model, config).param_groups
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.2, 0.0)
+    for group in (decayed, undecayed):
         assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.8, 0.95), 1e-6)

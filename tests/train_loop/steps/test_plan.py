@@ -67,7 +67,7 @@ def test_every_process_has_the_same_number_of_micro_batches_within_the_budget(ar
 
 
 def fewest_runs(lengths: list[int], max_tokens: int) -> int:
-    """Return the fewest runs that keep to the budget, by trying every place for the last cut."""
+    """Return the fewest runs within the budget, by trying every position of the last cut."""
     fewest = [0]
     for end in range(1, len(lengths) + 1):
         fits = (s for s in range(end) if end - s == 1 or (end - s) * max(lengths[s:end]) <= max_tokens)
@@ -77,7 +77,7 @@ def fewest_runs(lengths: list[int], max_tokens: int) -> int:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 120), st.integers(1, 4))
 @settings(deadline=None, max_examples=300)
-def test_a_step_takes_no_more_passes_than_the_budget_asks_for(lengths, max_tokens, num_processes):
+def test_a_step_takes_no_more_passes_than_the_budget_requires(lengths, max_tokens, num_processes):
     step = cut_step(np.arange(len(lengths)), np.array(lengths), max_tokens=max_tokens, num_processes=num_processes)
     assert step.num_micro_batches == math.ceil(fewest_runs(lengths, max_tokens) / num_processes)
     assert all(num_rows * width <= max_tokens or num_rows == 1 for num_rows, width in step.sizes)
@@ -92,7 +92,7 @@ def test_evaluation_visits_each_row_once_on_equal_numbers_of_passes(arguments, n
     assert all(len({len(process) for process in step.rows}) == 1 for step in steps)
 
 
-def test_the_order_comes_from_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     lengths, weights = np.arange(1, 101), np.ones(100)
     settings_ = {"batch_size": 8, "grouping": "window"}
 
@@ -100,7 +100,7 @@ def test_the_order_comes_from_seed_and_epoch_alone():
         plan = BatchPlan(lengths, weights, **settings_, seed=seed, epoch=epoch, num_processes=num_processes)
         return [plan.rows_of_step(index).tolist() for index in range(len(plan))]
 
-    np.random.seed(1)  # noqa: NPY002 - a global state that must not matter
+    np.random.seed(1)  # noqa: NPY002 - global state must not matter
     first = order(3, 0)
     np.random.seed(2)  # noqa: NPY002
     assert order(3, 0) == first == order(3, 0, num_processes=4)
@@ -117,7 +117,7 @@ def test_windows_remove_nearly_all_padding():
 
 
 def test_batch_grouping_draws_unbiased_batches():
-    """A random batch's mean length varies like that of random rows; a window's does not."""
+    """The mean length of a random batch varies like that of random rows; that of a window batch does not."""
     lengths = np.random.default_rng(0).integers(5, 60, 4000)
     spread = {}
     for grouping in ("batch", "window"):
@@ -129,7 +129,7 @@ def test_batch_grouping_draws_unbiased_batches():
 
 
 def test_the_short_last_step_holds_random_rows():
-    """Were leftovers sorted with the rest, they would always be the shortest."""
+    """If leftovers were sorted with the rest, they would always be the shortest."""
     lengths = np.arange(1, 107)
     means = [
         lengths[
@@ -159,7 +159,7 @@ def test_a_finer_cut_keeps_the_rows_of_the_step():
     assert sorted(np.concatenate(cut.rows[0])) == sorted(np.concatenate(whole.rows[0]))
 
 
-def test_a_row_over_the_budget_stands_alone():
+def test_a_row_over_the_budget_gets_its_own_micro_batch():
     step = cut_step(np.arange(3), np.array([500, 10, 10]), max_tokens=100)
     assert [rows.tolist() for rows in step.rows[0]] == [[0], [1, 2]]
 
