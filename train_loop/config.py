@@ -149,6 +149,11 @@ class TrainConfig:
     seed: Annotated[int, NOT_NEGATIVE] = 42
     """Seed of the splits, the order of rows, dropout and the new head."""
 
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Column of the text, or of both texts of a pair."""
+        return (self.text_column,) if self.text_pair_column is None else (self.text_column, self.text_pair_column)
+
     def __post_init__(self) -> None:
         problems = list(_problems(self))
         if problems:

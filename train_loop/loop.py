@@ -266,7 +266,7 @@ def _non_finite_message(training: Training, state: TrainState, own_loss: float, 
     rows = training.plan(epoch).step(index, training.max_tokens_per_forward).rows[training.accelerator.process_index]
     mine = [] if math.isfinite(own_loss) and not math.isfinite(loss) else np.concatenate(rows).tolist()
     suspects = sorted(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine)))
-    numbers = [int(training.data.train.source_rows[row]) + 1 for row in suspects]
+    numbers = [training.data.train.row_number(row) for row in suspects]
     what = "loss" if not math.isfinite(loss) else "gradient"
     return (
         f"step {state.step + 1}: the {what} is not finite (loss {loss}), so training stops before the update. Rows of "

@@ -57,6 +57,11 @@ class SplitMetrics:
     """Without the temperature."""
     after: Reliability
 
+    def shown(self, metric: str) -> str:
+        """Return a metric as text, with its interval if it has one."""
+        low, high = self.intervals.get(metric, (math.nan, math.nan))
+        return f"{self.values[metric]:.4f}" + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
+
     def as_json(self) -> dict[str, Any]:
         """Return the content of metrics.json for the split; NaN becomes null."""
         return {
@@ -114,9 +119,8 @@ def assess(
     `train`, the run's training rows, which held-out rows are compared with, may be one of the splits. None if
     the rows are not the run's: then a split named "validation" did not select the model.
     """
-    columns = tuple(column for column in (config.text_column, config.text_pair_column) if column is not None)
     predictions = {
-        split: Predictions(rows, labels, columns, logits[split], calibration.temperature)
+        split: Predictions(rows, labels, config.text_columns, logits[split], calibration.temperature)
         for split, rows in splits.items()
     }
     headline = "test" if "test" in splits else next(iter(splits))
@@ -135,7 +139,7 @@ def assess(
     held_out = {split: found for split, found in predictions.items() if found.split is not train}
     findings = [finding for found in held_out.values() for finding in label_findings(found)]
     searched = [*splits.values(), *([train] if train is not None and "train" not in splits else [])]
-    findings += [finding for rows in searched for finding in contradictions(rows, labels, columns)]
+    findings += [finding for rows in searched for finding in contradictions(rows, labels, config.text_columns)]
     if train is not None and held_out:
         notify(f"Comparing held-out rows with {min(len(train), MAX_TRAINING_ROWS):,} training rows ...")
         findings += _duplicates(held_out, train)

@@ -92,7 +92,7 @@ def label_findings(predictions: Predictions) -> list[Finding]:
                 "label_error",
                 severity,
                 split.name,
-                int(split.source_rows[row]) + 1,
+                split.row_number(row),
                 predictions.labels[label],
                 text,
                 predictions.labels[suggested],
@@ -115,11 +115,11 @@ def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence
                     "contradiction",
                     1.0,
                     split.name,
-                    int(split.source_rows[row]) + 1,
+                    split.row_number(row),
                     labels[split.labels[row]],
                     tuple(texts[column] for column in text_columns),
                     labels[split.labels[first]],
-                    int(split.source_rows[first]) + 1,
+                    split.row_number(first),
                 )
             )
     return found
@@ -141,11 +141,11 @@ def duplicate_findings(
                 "near_duplicate",
                 duplicate.similarity,
                 held_out.name,
-                int(held_out.source_rows[duplicate.row]) + 1,
+                held_out.row_number(duplicate.row),
                 labels[held_out.labels[duplicate.row]],
                 tuple(row[column] for column in text_columns),
                 labels[train.labels[duplicate.train_row]],
-                int(train.source_rows[duplicate.train_row]) + 1,
+                train.row_number(duplicate.train_row),
                 tuple(other[column] for column in text_columns),
             )
         )

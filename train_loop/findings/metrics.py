@@ -145,6 +145,15 @@ def per_class(matrix: Matrix, labels: tuple[str, ...]) -> dict[str, dict[str, fl
     }
 
 
+def most_confused(matrix: Matrix, num_pairs: int) -> list[tuple[int, int, int]]:
+    """Return (true class, predicted class, rows) of the most frequent mistakes of a confusion matrix [C, C]."""
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    cells = np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]
+    pairs = np.stack(np.unravel_index(cells, matrix.shape), axis=1).tolist()
+    return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in pairs if mistakes[true, predicted]]
+
+
 def row_log_losses(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
     """Return -log p(true class) of each row [N]; p is at least float64's epsilon."""
     own = probabilities[np.arange(len(labels)), labels]

@@ -15,7 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from train_loop.findings.assessment import SplitMetrics
-from train_loop.findings.metrics import NUM_BINS, Ranking
+from train_loop.findings.metrics import NUM_BINS, Ranking, most_confused
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -82,16 +82,10 @@ def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) ->
 
 
 def _list_confused_pairs(axes: Any, matrix: Any, labels: tuple[str, ...], num_pairs: int = 25) -> None:
-    mistakes = matrix.copy()
-    np.fill_diagonal(mistakes, 0)
     axes.axis("off")
     axes.set_title("most confused (rows)", loc="left", fontsize=10)
-    for place, cell in enumerate(np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]):
-        true, predicted = np.unravel_index(cell, matrix.shape)
-        if mistakes[true, predicted] == 0:
-            break
-        count, mistaken_for = mistakes[true, predicted], _short(labels[predicted], 28)
-        text = f"{count}  {_short(labels[true], 28)}\n     mistaken for {mistaken_for}"
+    for place, (true, predicted, count) in enumerate(most_confused(matrix, num_pairs)):
+        text = f"{count}  {_short(labels[true], 28)}\n     mistaken for {_short(labels[predicted], 28)}"
         axes.text(0.0, 0.98 - place / num_pairs, text, va="top", fontsize=7.5, transform=axes.transAxes)
 
 

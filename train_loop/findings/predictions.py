@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.labels import scores_from_logits
+from train_loop.findings.metrics import most_confused
 from train_loop.rows.data import Split
 
 ROWS_PER_BATCH = 10_000
@@ -74,21 +75,16 @@ def confused_pairs(
     predictions: Predictions, matrix: NDArray[np.int64], num_pairs: int = 15, num_examples: int = 3
 ) -> list[ConfusedPair]:
     """Return the most frequent wrong pairs (true, predicted) of a confusion matrix [C, C]."""
-    mistakes = matrix.copy()
-    np.fill_diagonal(mistakes, 0)
     pairs = []
-    for cell in np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]:
-        true, predicted = np.unravel_index(cell, matrix.shape)
-        if mistakes[true, predicted] == 0:
-            break
+    for true, predicted, count in most_confused(matrix, num_pairs):
         rows = np.flatnonzero((predictions.split.labels == true) & (predictions.predicted == predicted))
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")][:num_examples]
         pairs.append(
             ConfusedPair(
                 predictions.labels[true],
                 predictions.labels[predicted],
-                int(mistakes[true, predicted]),
-                float(mistakes[true, predicted] / matrix[true].sum()),
+                count,
+                float(count / matrix[true].sum()),
                 tuple(predictions.texts_of(rows)),
             )
         )
@@ -138,7 +134,7 @@ def write_misclassified(path: Path, predictions: Predictions) -> None:
 def _common(predictions: Predictions, row: int, texts: tuple[str, ...]) -> list[Any]:
     split, labels = predictions.split, predictions.labels
     return [
-        int(split.source_rows[row]) + 1,
+        split.row_number(row),
         *texts,
         labels[split.labels[row]],
         labels[predictions.predicted[row]],

@@ -71,7 +71,7 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
         "num_mistakes": len(mistakes),
         "mistakes": [
             {
-                "row": int(split.source_rows[row]) + 1,
+                "row": split.row_number(row),
                 "text": text,
                 "true": labels[split.labels[row]],
                 "predicted": labels[headline.predicted[row]],

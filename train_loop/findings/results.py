@@ -44,12 +44,7 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     for name in assessment.metrics:
         table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
     for metric in SHOWN_METRICS:
-        cells = []
-        for found in assessment.metrics.values():
-            low, high = found.intervals.get(metric, (math.nan, math.nan))
-            interval = "" if math.isnan(low) else f"  ({low:.3f} to {high:.3f})"
-            cells.append(f"{found.values[metric]:.4f}{interval}")
-        table.add_row(metric.replace("_", " "), *cells)
+        table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
     errors = [
         f"{found.values['expected_calibration_error_uncalibrated']:.4f} -> "
         f"{found.values['expected_calibration_error']:.4f}"

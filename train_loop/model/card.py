@@ -1,9 +1,7 @@
 """The model card (README.md), in the Hub's format, and the upload to the Hub."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from serve.contract.errors import first_line
 from train_loop.findings.assessment import Assessment
@@ -51,7 +49,13 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         model_name=config.model_name,
         pair=config.text_pair_column is not None,
         max_length=max_length,
-        splits={name: _column(assessment, name) for name in assessment.metrics},
+        splits={
+            name: {
+                "rows": len(assessment.predictions[name].split),
+                "cells": {metric: found.shown(metric) for metric in CARD_METRICS},
+            }
+            for name, found in assessment.metrics.items()
+        },
         metrics=CARD_METRICS,
         footnotes=assessment.footnotes,
         headline=assessment.headline,
@@ -93,13 +97,3 @@ def push_to_hub(folder: Path, repository: str, notify: Callable[[str], None]) ->
         return False
     notify(f"Uploaded: {commit.commit_url}")
     return True
-
-
-def _column(assessment: Assessment, split: str) -> dict[str, Any]:
-    found = assessment.metrics[split]
-    cells = {}
-    for metric in CARD_METRICS:
-        low, high = found.intervals.get(metric, (math.nan, math.nan))
-        interval = "" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"
-        cells[metric] = f"{found.values[metric]:.4f}{interval}"
-    return {"rows": len(assessment.predictions[split].split), "cells": cells}

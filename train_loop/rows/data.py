@@ -48,6 +48,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def row_number(self, index: int | np.integer) -> int:
+        """Return the number of a row in its source, counted from 1."""
+        return int(self.source_rows[index]) + 1
+
     def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> "Split":
         """Return the rows at `indices` as a split called `name`."""
         return Split(
@@ -106,8 +110,7 @@ def load_labelled_file(
     Raises:
         InputError: see `sources.py`; also a null or non-text value, or a label unknown to the model.
     """
-    columns = [c for c in (config.text_column, config.text_pair_column, config.label_column) if c is not None]
-    rows = read_file(path, columns)
+    rows = read_file(path, [*config.text_columns, config.label_column])
     _check_texts(rows, config, str(path), str(path))
     codes = encode_known_labels(rows, config, labels, str(path))
     return _build_split(rows, codes, path.stem, str(path), config, tokenizer, max_length)
@@ -150,15 +153,12 @@ def tokenize(
         features["token_type_ids"] = datasets.Sequence(datasets.Value("int8"))
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        texts = [clean(text, config.cleaning) for text in batch[config.text_column]]
-        pairs = None
-        if config.text_pair_column is not None:
-            pairs = [clean(text, config.cleaning) for text in batch[config.text_pair_column]]
-        encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False)
+        texts = [[clean(text, config.cleaning) for text in batch[column]] for column in config.text_columns]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         columns = {
             "input_ids": encoded["input_ids"],
             "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
-            "text_hash": [hash_text(*row) for row in zip(texts, *([pairs] if pairs else []), strict=True)],
+            "text_hash": [hash_text(*row) for row in zip(*texts, strict=True)],
         }
         if with_types:
             columns["token_type_ids"] = encoded["token_type_ids"]
@@ -203,9 +203,7 @@ def _origin(config: TrainConfig, split: str) -> str:
 def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin: str) -> None:
     if len(rows) == 0:
         raise InputError(f"{where}: no rows in {origin}")
-    for name in (config.text_column, config.text_pair_column):
-        if name is None:
-            continue
+    for name in config.text_columns:
         column = rows.data.column(name)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise InputError(

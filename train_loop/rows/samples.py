@@ -4,7 +4,6 @@ Export calibrates int8 on the training sample and verifies its graphs on the val
 machine, without the data set.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from serve.contract.files import flush_to_disk
+from serve.contract.files import write_bytes
 from train_loop.config import TrainConfig
 from train_loop.rows.data import Data, Split
 
@@ -30,14 +29,11 @@ def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
         split = data.splits[name]
         chosen = stratified_sample(split, num_rows, config.seed)
         rows = split.rows.select(chosen).with_format("arrow")[:]
-        columns = {"text": rows.column(config.text_column)}
-        if config.text_pair_column is not None:
-            columns["text_pair"] = rows.column(config.text_pair_column)
+        columns = dict(zip(("text", "text_pair"), map(rows.column, config.text_columns), strict=False))
         labels = [data.labels[code] for code in split.labels[chosen]]
-        staged = folder / f".{name}.{os.getpid()}.tmp"
-        pq.write_table(pa.table(columns | {"label": pa.array(labels, pa.string())}), staged)
-        flush_to_disk(staged)
-        staged.replace(folder / f"{name}.parquet")
+        file = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns | {"label": pa.array(labels, pa.string())}), file)
+        write_bytes(folder / f"{name}.parquet", file.getvalue().to_pybytes())
 
 
 def stratified_sample(split: Split, num_rows: int, seed: int) -> NDArray[np.int64]:

@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -21,6 +20,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+
+from serve.contract.files import write_bytes
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -185,6 +186,4 @@ def _drop_entries_after(path: Path, step: int) -> None:
             continue  # cut off when the process was killed
         if entry["step"] <= step:
             kept.append(line + "\n")
-    staged = path.with_suffix(f".{os.getpid()}.tmp")
-    staged.write_text("".join(kept), encoding="utf-8")
-    staged.replace(path)
+    write_bytes(path, "".join(kept).encode())
