@@ -81,23 +81,14 @@ def suspected_label_errors(
 
 def label_findings(predictions: Predictions) -> list[Finding]:
     """Return the suspected label errors of a held-out split."""
-    split, probabilities = predictions.split, predictions.probabilities
+    split, labels, probabilities = predictions.split, predictions.labels, predictions.probabilities
     rows, classes = suspected_label_errors(probabilities, split.labels)
     found = []
     for row, suggested, text in zip(rows, classes, predictions.texts_of(rows), strict=True):
         label = split.labels[row]
         severity = float(probabilities[row, suggested] - probabilities[row, label])
-        found.append(
-            Finding(
-                "label_error",
-                severity,
-                split.name,
-                split.row_number(row),
-                predictions.labels[label],
-                text,
-                predictions.labels[suggested],
-            )
-        )
+        number = split.row_number(row)
+        found.append(Finding("label_error", severity, split.name, number, labels[label], text, labels[suggested]))
     return found
 
 

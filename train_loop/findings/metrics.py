@@ -65,7 +65,7 @@ def count_metrics(matrix: Matrix) -> dict[str, NDArray[np.float64]]:
 def _matthews_correlation(
     hits: NDArray[np.float64], true: Matrix, predicted: Matrix, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Gorodkin 2004: the correlation of true and predicted classes; 0 where either is constant."""
+    """Gorodkin 2004: the correlation of true and predicted classes; 0 if either is constant."""
     truth, guess, total = (counts.astype(np.float64) for counts in (true, predicted, rows))  # squares overflow int64
     covariance = hits * total - (truth * guess).sum(axis=-1)
     variances = (total**2 - (guess**2).sum(axis=-1)) * (total**2 - (truth**2).sum(axis=-1))

@@ -45,7 +45,7 @@ class Collator:
         self.labels = split.labels
         rounded = -(-split.lengths // pad_to_multiple_of) * pad_to_multiple_of
         self.widths: NDArray[np.int32] = np.maximum(split.lengths, np.minimum(rounded, max_length))
-        """Tokens of each row with its own padding [N]; the plan counts in these."""
+        """Padded length of each row on its own [N]; the plan counts these."""
         self._tokens: datasets.Dataset = split.tokens.with_format("arrow")
         self._padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         self._left = tokenizer.padding_side == "left"

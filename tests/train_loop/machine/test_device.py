@@ -1,4 +1,4 @@
-"""What the launcher's environment and the hardware make of a configuration."""
+"""How the launcher's environment and the hardware affect a configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def launch_with_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSDP_VERSION", "2")
 
 
-def test_fsdp_1_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsdp_1_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for version in (None, "1"):
         if version is not None:
@@ -35,7 +35,7 @@ def test_fsdp_1_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> 
             build_accelerator(TrainConfig(train_file="rows.csv"))
 
 
-def test_fsdp_keeps_what_the_launcher_says_of_everything_but_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsdp_keeps_the_launchers_settings_except_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     launch_with_fsdp2(monkeypatch)
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
@@ -50,7 +50,7 @@ def test_fsdp_keeps_what_the_launcher_says_of_everything_but_precision(monkeypat
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # transformers' DeBERTa and ModernBERT
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_every_layer_of_an_encoder_is_sharded_by_itself(
+def test_every_layer_of_an_encoder_is_sharded_separately(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch_with_fsdp2(monkeypatch)
@@ -59,7 +59,7 @@ def test_every_layer_of_an_encoder_is_sharded_by_itself(
     plugin = device.fsdp_plugin()
     assert plugin is not None
     shard_by_layer(plugin, model)
-    plugin.set_auto_wrap_policy(model)  # as Accelerate does; refuses a class that the model lacks
+    plugin.set_auto_wrap_policy(model)  # as Accelerate does; rejects a class that the model lacks
     (name,) = plugin.transformer_cls_names_to_wrap
     num_layers = 1 if architecture == "albert" else 2  # ALBERT's layers share their weights
     assert sum(type(module).__name__ == name for module in model.modules()) == num_layers
@@ -84,11 +84,11 @@ def test_the_classes_that_the_launcher_names_are_sharded(monkeypatch: pytest.Mon
         (RuntimeError("CUDA error: device-side assert triggered"), False),
     ],
 )
-def test_a_lack_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+def test_out_of_memory_is_distinguished_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
 
 
-def test_a_torch_that_cannot_tell_the_cpus_instructions_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_float32_if_torch_does_not_report_cpu_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert resolve_precision("auto", CPU) == "no"
     assert resolve_precision("bf16", CPU) == "bf16"
