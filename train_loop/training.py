@@ -177,7 +177,7 @@ def restore(training: Training) -> TrainState:
 def print_run(console: Console, training: Training) -> None:
     """Print the quantities derived from the configuration."""
     config, accelerator, plan = training.config, training.accelerator, training.plan(0)
-    first = plan.step(0)
+
     table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
     rows = {
         "model": config.model_name,
@@ -185,7 +185,7 @@ def print_run(console: Console, training: Training) -> None:
         + (f"es, {accelerator.distributed_type.value.lower()}" if accelerator.num_processes > 1 else ""),
         "precision": precision_name(accelerator),
         "optimizer steps": f"{training.num_steps:,} ({len(plan):,} per epoch)",
-        "rows per step": f"{config.batch_size:,}, in {first.num_micro_batches} forward passes on each process",
+        "rows per step": f"{config.batch_size:,} (micro-batches per process: {plan.step(0).num_micro_batches})",
         "tokens per step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
         "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}",
         "class weights": str(config.class_weights),

@@ -60,7 +60,7 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         footnotes=assessment.footnotes,
         headline=assessment.headline,
         weak=[
-            f"{found.name} ({found.accuracy:.3f} against {found.rest_accuracy:.3f})"
+            f"{found.name} ({found.accuracy:.3f} vs. {found.rest_accuracy:.3f})"
             for found in assessment.slices
             if found.is_worse
         ][:8],

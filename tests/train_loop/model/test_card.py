@@ -22,6 +22,7 @@ def test_the_hub_reads_the_card() -> None:
     table = [line for line in card.text.splitlines() if line.startswith("| ")]
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 7
+    assert "\n".join(table) in card.text, "a blank line would end the table"
 
 
 class Hub:
