@@ -177,7 +177,6 @@ def restore(training: Training) -> TrainState:
 def print_run(console: Console, training: Training) -> None:
     """Print the quantities derived from the configuration."""
     config, accelerator, plan = training.config, training.accelerator, training.plan(0)
-
     table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
     rows = {
         "model": config.model_name,
