@@ -59,7 +59,7 @@ def build_app(service: Service) -> App:
     """Return the ASGI application of a service that was started."""
     from fastapi import FastAPI
 
-    from serve import operations
+    from serve.http import operations
     from serve.http.protocols import huggingface, infinity, native, open_inference, tei
 
     api = FastAPI(title="rawloop", version=version("rawloop"), description=DESCRIPTION)
