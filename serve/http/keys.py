@@ -57,7 +57,7 @@ class Keys:
             Unauthorized: no key, or a wrong one.
         """
         if not self._admin:
-            raise Forbidden("start the server with --admin-keys to use this")
+            raise Forbidden("start the server with --admin_keys to use this")
         _require(self._admin, headers)
 
 

@@ -60,7 +60,7 @@ def _num_narrow(device: DeviceName, asked: int | None, num_workers: int) -> int:
     """Return how many workers call the narrow session; none where one worker runs everything."""
     if device == "cuda":
         if asked:
-            raise InputError("--narrow-workers: a GPU runs one batch at a time; leave it out, or choose --device cpu")
+            raise InputError("--narrow_workers: a GPU runs one batch at a time; leave it out, or choose --device cpu")
         return 0
     if asked is not None:
         return asked

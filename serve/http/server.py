@@ -100,7 +100,7 @@ def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
         config.load()
     except OSError as error:  # ssl's errors are among them
         raise InputError(
-            f"--tls-cert {settings.tls_cert} --tls-key {settings.tls_key}: {first_line(error)}; "
+            f"--tls_cert {settings.tls_cert} --tls_key {settings.tls_key}: {first_line(error)}; "
             "give the PEM files of a certificate chain and of its own private key"
         ) from error
     return config

@@ -33,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def started(bundle: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Start a server and yield it with its address."""
-    command = [sys.executable, "-m", "serve", "--bundle", str(bundle), "--port", "0", "--log-json", *arguments]
+    command = [sys.executable, "-m", "serve", "--bundle", str(bundle), "--port", "0", "--log_json", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     url = None
@@ -61,7 +61,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_sigterm_under_load_loses_nothing_that_was_accepted(bundle: Path) -> None:
     """Clients that keep their connections open see answers alone, until one asks them to go elsewhere."""
-    with started(bundle, "--drain-delay-s", "0.5", "--threads", "2") as (process, url):
+    with started(bundle, "--drain_delay_s", "0.5", "--threads", "2") as (process, url):
 
         def client() -> list[int]:
             statuses = []
@@ -100,7 +100,7 @@ def test_sighup_reloads(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) -> None:
     folder = save_served_bundle(tmp_path / "one")
-    with started(folder, "--drain-delay-s", "0") as (process, url):
+    with started(folder, "--drain_delay_s", "0") as (process, url):
         whole = (folder / "bundle.json").read_text()
 
         def reload(content: str, result: str) -> None:
@@ -120,8 +120,8 @@ def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) 
 
 
 def test_a_second_sigterm_waits_for_nobody(bundle: Path) -> None:
-    hours = ("--drain-timeout-s", "7200", "--request-timeout-ms", "7200000", "--max-request-timeout-ms", "7200000")
-    with started(bundle, "--drain-delay-s", "0", *hours) as (process, url):
+    hours = ("--drain_timeout_s", "7200", "--request_timeout_ms", "7200000", "--max_request_timeout_ms", "7200000")
+    with started(bundle, "--drain_delay_s", "0", *hours) as (process, url):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as client:
             client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -160,8 +160,8 @@ def test_cuda_that_is_not_there_is_no_server(bundle: Path) -> None:
         (("--bundle", "{bundle}", "--max-length", "999"), "max_length 999"),
         (("--bundle", "{bundle}", "--host", "192.0.2.1"), "choose an address of this machine"),
         (("--bundle", "{bundle}", "--host", "no-such-host.invalid"), "choose an address of this machine"),
-        (("--bundle", "{bundle}", "--drain-timeout-s", "inf"), "--drain-timeout-s"),
-        (("--bundle", "{bundle}", "--port", "0", "--tls-cert", "{junk}", "--tls-key", "{junk}"), "--tls-cert"),
+        (("--bundle", "{bundle}", "--drain_timeout_s", "inf"), "--drain_timeout_s"),
+        (("--bundle", "{bundle}", "--port", "0", "--tls_cert", "{junk}", "--tls_key", "{junk}"), "--tls_cert"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(

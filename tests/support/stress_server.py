@@ -1,6 +1,6 @@
 """Stress a running server and check every answer; what takes minutes, and is therefore no test of every change.
 
-python -m serve --bundle BUNDLE --port 8000 --request-timeout-ms 1000
+python -m serve --bundle BUNDLE --port 8000 --request_timeout_ms 1000
 python tests/stress_server.py soak --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 600
 python tests/stress_server.py overload --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 60
 
