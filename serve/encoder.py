@@ -291,10 +291,8 @@ def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
 
 def _encode(tokenizer: Tokenizer, texts: list[TextInput]) -> Sequence[Any]:
     """Return the library's encodings of texts or pairs."""
-    if len(texts) == 1:
-        parts = (texts[0],) if isinstance(texts[0], str) else texts[0]
-        if sum(map(len, parts)) <= SHORT_TEXT:
-            return [tokenizer.encode(*parts)]
+    if len(texts) == 1 and num_characters(texts[0]) <= SHORT_TEXT:
+        return [tokenizer.encode(*([texts[0]] if isinstance(texts[0], str) else texts[0]))]
     encoded: Sequence[Any] = tokenizer.encode_batch_fast(texts)  # without offsets, which nobody reads
     return encoded
 
@@ -307,6 +305,13 @@ def _described(value: Any) -> str:
 def is_blank(item: TextInput) -> bool:
     """Tell whether a text, or one of a pair, is empty or white space: its answer says little."""
     return not item.strip() if isinstance(item, str) else any(not text.strip() for text in item)
+
+
+def num_characters(item: Any) -> int:
+    """Return the length of a text or of the texts in a tuple; 0 for anything else."""
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(num_characters, item)) if isinstance(item, tuple) else 0
 
 
 def without_surrogates(text: str) -> str:

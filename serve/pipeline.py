@@ -199,10 +199,3 @@ def cut_into_chunks(items: Iterable[T], num_characters: Callable[[T], int]) -> I
             chunk, characters = [], 0
     if chunk:
         yield chunk
-
-
-def num_characters(item: Any) -> int:
-    """Return the length of a text or of the texts in a tuple; 0 for what is neither."""
-    if isinstance(item, str):
-        return len(item)
-    return sum(map(num_characters, item)) if isinstance(item, tuple) else 0

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
 from serve.contract.labels import scores_from_logits
-from serve.encoder import Encoder, ItemError, TextInput, Truncation
-from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks, num_characters
+from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
+from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
 from serve.session import SessionPool, resolve_device
 from serve.variants import choose_variant
 

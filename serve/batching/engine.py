@@ -12,7 +12,7 @@ from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer, Outcome
 from serve.batching.tokens import TokenLister
 from serve.contract.classifier import Classifier
-from serve.encoder import TextInput, Truncation
+from serve.encoder import TextInput, Truncation, num_characters
 
 CANARY_TOLERANCE = 0.05
 """Largest difference of a probability of the canary; other processors round differently, other models differ more."""
@@ -161,8 +161,7 @@ class Engine:
                 f"{len(inputs)} inputs, and a request may have {self.limits.max_inputs}; send fewer at a time"
             )
         for index, text in enumerate(inputs):
-            num_chars = len(text) if isinstance(text, str) else sum(map(len, text))
-            if num_chars > self.limits.max_text_chars:
+            if (num_chars := num_characters(text)) > self.limits.max_text_chars:
                 raise TooLarge(
                     f"input {index}: {num_chars:,} characters, and this server takes {self.limits.max_text_chars:,}"
                 )

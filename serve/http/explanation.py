@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.batching.engine import Engine
 from serve.batching.ticket import Answer
-from serve.encoder import TextInput
+from serve.encoder import TextInput, num_characters
 
 MAX_PARTS = 128
 """Most words that are left out one by one; a longer text is cut into so many groups of words."""
@@ -100,7 +100,7 @@ def _nearest(words: list[Part], num_words: int, truncation_side: str) -> list[Pa
 def _max_parts(engine: Engine, texts: tuple[str, ...], num_tokens: int) -> int:
     """Return how many parts may be left out, each of them a text for the model: a long one must not hold up others."""
     num_tokens = max(1, min(num_tokens, engine.facts.max_length))
-    num_chars = max(1, sum(map(len, texts)))
+    num_chars = max(1, num_characters(texts))
     max_tokens = min(MAX_TOKENS, engine.batcher.limits.max_queued_tokens // 2)
     return max(1, min(MAX_PARTS, max_tokens // num_tokens, MAX_CHARS // num_chars))
 

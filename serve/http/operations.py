@@ -5,9 +5,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from serve.batching.request_errors import InvalidRequest, RequestError
+from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
 from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.protocols.tei import error_body  # /health is one of its routes
 
 PROTOCOL = "operations"
 PAGE = "ui.html"
@@ -70,11 +71,6 @@ def routes() -> list[Route]:
             is_admin=True,
         ),
     ]
-
-
-def error_body(error: RequestError) -> dict[str, str]:
-    """Return an error as Text Embeddings Inference writes it, with which /health is shared."""
-    return {"error": str(error), "error_type": error.kind}
 
 
 async def ready(call: Call) -> Reply:

@@ -136,7 +136,7 @@ class Service:
             batcher = self.engine.batcher
             if batcher.closed_because is not None:
                 self._not_ready = batcher.closed_because
-            elif (stalled_s := batcher.stalled_s()) > self.settings.stall_after_s:
+            elif (stalled_s := batcher.workers.stalled_s()) > self.settings.stall_after_s:
                 self._not_ready = f"a batch has been running for {stalled_s:.1f} s"
             elif self._not_ready is not None or time.monotonic() >= next_canary:
                 await self._check_canary()

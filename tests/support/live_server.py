@@ -57,7 +57,7 @@ class LiveServer:
 
     def wrap_runners(self, wrap: Callable[[Any], Any]) -> None:
         """Put something around every session."""
-        for worker in self.service.engine.batcher._workers():
+        for worker in self.service.engine.batcher.workers:
             worker.runner = wrap(worker.runner)
 
 

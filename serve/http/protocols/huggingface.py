@@ -12,20 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer
-from serve.encoder import TextInput
 from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.protocols.native import TextOrPair, as_input
 from serve.http.protocols.tei import LABEL_SCORE
 
 PROTOCOL = "huggingface"
-
-
-class Pair(BaseModel):
-    """A text or pair as transformers' pipeline takes it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    text: str
-    text_pair: str | None = None
 
 
 class Parameters(BaseModel):
@@ -44,7 +35,7 @@ class InferenceRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    inputs: str | Pair | Annotated[list[str | Pair], Field(min_length=1)]
+    inputs: str | TextOrPair | Annotated[list[str | TextOrPair], Field(min_length=1)]
     parameters: Parameters | None = None
 
 
@@ -82,14 +73,8 @@ async def infer(call: Call) -> Reply:
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     parameters = request.parameters or Parameters()
     engine = call.engine
-    answers = await engine.answers([_as_input(each) for each in given], timeout_s=call.timeout_s)
+    answers = await engine.answers([as_input(each) for each in given], timeout_s=call.timeout_s)
     return json_reply([engine.ranked(_values(each, parameters), parameters.top_k) for each in answers])
-
-
-def _as_input(given: str | Pair) -> TextInput:
-    if isinstance(given, str):
-        return given
-    return given.text if given.text_pair is None else (given.text, given.text_pair)
 
 
 def _values(answer: Answer, parameters: Parameters) -> Sequence[float]:

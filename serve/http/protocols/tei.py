@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
-from serve.encoder import TextInput, Truncation
+from serve.encoder import TextInput, Truncation, num_characters
 from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "tei"
@@ -131,7 +131,7 @@ async def tokenize(call: Call) -> Reply:
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     engine = call.engine
     engine.require_within_limits(texts)
-    num_chars, most = sum(map(len, texts)), engine.limits.max_text_chars
+    num_chars, most = num_characters(tuple(texts)), engine.limits.max_text_chars
     if num_chars > most:
         raise TooLarge(f"{num_chars:,} characters in all, and this route takes {most:,}; send fewer texts at a time")
     special = request.add_special_tokens
@@ -167,7 +167,7 @@ async def info(call: Call) -> Reply:
             "provider": facts.provider,
             "takes_pairs": facts.takes_pairs,
             "max_queued_tokens": limits.max_queued_tokens,
-            "max_untokenized_inputs": limits.max_unencoded,
+            "max_untokenized_inputs": limits.max_untokenized,
         }
     )
 

@@ -172,7 +172,7 @@ def test_numbers_that_are_not_finite_fail_alone() -> None:
             logits[logits[:, 0] == 5] = np.nan
             return logits
 
-    bench.batcher._wide.runner = Broken()
+    bench.batcher.workers.wide.runner = Broken()
 
     async def scenario() -> None:
         good, bad = await bench.submit("4", "5")
@@ -235,8 +235,9 @@ def test_a_request_is_accepted_whole_or_refused_at_once() -> None:
 
 def test_a_queue_longer_than_the_timeout_is_refused_at_once() -> None:
     bench = Bench()
+    throughput = bench.batcher._admission.throughput
     for second in (0, 1):
-        bench.batcher._throughput.ran(10, 2, float(second), 1.0, others_wait=second == 0)  # ten tokens a second
+        throughput.ran(10, 2, float(second), 1.0, others_wait=second == 0)  # ten tokens a second
 
     async def scenario() -> None:
         bench.shut_gates()
@@ -280,11 +281,11 @@ def test_a_request_whose_time_is_over_is_late_not_one_too_many() -> None:
     assert not bench.wide.batches
 
 
-def test_the_canary_waits_for_no_lane() -> None:
+def test_the_canary_takes_the_shorter_queue_of_a_tokenizer() -> None:
     bench = Bench(num_narrow=0)
 
     async def scenario() -> None:
-        short, long = bench.batcher._lanes
+        short, long = bench.batcher._tokenizers
         short._num_in += 5  # as if five inputs waited for their tokens
         put = long.put
         given: list[str] = []
@@ -391,7 +392,7 @@ def test_closing_gives_up_on_a_session_that_never_returns() -> None:
         bench.shut_gates()
         stuck = asyncio.create_task(bench.submit("1"))
         await until(bench.wide.entered.is_set)
-        await until(lambda: bench.batcher.stalled_s() > 0.01)
+        await until(lambda: bench.batcher.workers.stalled_s() > 0.01)
         await bench.batcher.close(timeout_s=0.05)
         with pytest.raises(Unavailable):
             await stuck
@@ -413,7 +414,7 @@ def test_closing_leaves_the_event_loop_free() -> None:
         assert not closing.done(), "it waits for the threads elsewhere"
         bench.open_gates()
         await closing
-        assert not any(worker._thread.is_alive() for worker in bench.batcher._workers())
+        assert not any(worker._thread.is_alive() for worker in bench.batcher.workers)
 
     run(bench, scenario)
 

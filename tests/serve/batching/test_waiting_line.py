@@ -15,7 +15,10 @@ from serve.batching.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine
 def make_items(lengths: list[int], *, is_privileged: bool = False) -> list[Item]:
     async def make() -> list[Item]:
         now = time.monotonic()
-        return [Item(Ticket(1, 60, is_privileged), 0, FakeEncoding((1,) * length), now) for length in lengths]
+        return [
+            Item(Ticket(["1"], 60, is_privileged=is_privileged), 0, FakeEncoding((1,) * length), now)
+            for length in lengths
+        ]
 
     return asyncio.run(make())
 

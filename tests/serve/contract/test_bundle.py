@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_read_is_named(bundle: Path, monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("serve.contract.bundle.sha256_of_file", fail)
+    monkeypatch.setattr("serve.contract.files.sha256_of_file", fail)
     with pytest.raises(InputError, match=r"model\.onnx cannot be read \(Permission denied\)"):
         read_bundle(bundle)
     monkeypatch.setattr(Path, "read_text", fail)

@@ -79,7 +79,7 @@ def gated(bundle: Path) -> Iterator[tuple[LiveServer, Gated]]:
         canary_interval_s=3600.0,
         stall_after_s=0.1,
     ) as live:
-        (worker,) = live.service.engine.batcher._workers()
+        (worker,) = live.service.engine.batcher.workers
         runner = Gated(worker.runner)
         worker.runner = runner
         yield live, runner

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve.batching.throughput import Throughput
+from serve.batching.admission import Throughput
 
 
 def test_nothing_is_known_before_anybody_had_to_wait() -> None:
