@@ -7,8 +7,8 @@ from typing import Any
 
 from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
 from serve.http.protocols.tei import error_body  # /health is one of its routes
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "operations"
 PAGE = "ui.html"

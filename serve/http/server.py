@@ -20,7 +20,7 @@ from serve.contract.errors import InputError, first_line
 if TYPE_CHECKING:
     import uvicorn
 
-    from serve.http.service import Service
+    from serve.http.lifecycle import Service
     from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ async def _serve(settings: "ServeSettings") -> int:
     import uvicorn
 
     from serve.http.app import build_app
+    from serve.http.lifecycle import Service
     from serve.http.loading import load_engine
     from serve.http.metrics import Metrics
-    from serve.http.service import Service
 
     metrics = Metrics()
     service = Service(settings, lambda folder: load_engine(folder, settings, metrics, service.worker_died), metrics)

@@ -16,9 +16,9 @@ from serve.batching.engine import Engine
 from serve.contract.bundle import read_bundle, write_manifest
 from serve.encoder import Encoder
 from serve.http.app import build_app
+from serve.http.lifecycle import Service
 from serve.http.loading import load_engine
 from serve.http.metrics import Metrics
-from serve.http.service import Service
 from serve.http.settings import ServeSettings
 from serve.session import Session
 

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
 from serve.http.protocols.native import TextOrPair, as_input
 from serve.http.protocols.tei import LABEL_SCORE
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "huggingface"
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import NotFound, RequestError
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
 from serve.http.protocols.tei import LABEL_SCORE
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"

@@ -8,8 +8,8 @@ from serve.batching.engine import Engine, ModelFacts
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Outcome
 from serve.encoder import TextInput
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
 from serve.http.explanation import explain
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "native"
 

@@ -18,7 +18,7 @@ from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, NotFound, RequestError
 from serve.batching.ticket import Answer
 from serve.encoder import TextInput
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.encoder import TextInput, Truncation, num_characters
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")

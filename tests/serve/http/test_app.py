@@ -128,7 +128,7 @@ def test_a_body_that_does_not_come_is_given_up(server: LiveServer) -> None:
 def test_large_bodies_on_their_way_in_are_few_and_keep_out_no_small_ones(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.http.gateway.BODIES", 2)
+    monkeypatch.setattr("serve.http.gateway.MAX_LARGE_BODIES", 2)
     with live_server(bundle, max_payload_bytes=200_000) as live, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(sent_in_part(live, b" " * 150_000, length=200_000)) for _ in range(3)]
         (refused,), _, _ = select.select(clients, [], [], TIMEOUT_S)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from serve.batching.engine import Engine
-    from serve.http.service import Service
+    from serve.http.lifecycle import Service
 
 JSON = "application/json"
 
