@@ -1,7 +1,7 @@
-"""How many cores this process may really use: its affinity, and the CPU quota of its cgroups.
+"""How many cores this process may really use, by its affinity and the CPU quota of its cgroups.
 
-ONNX Runtime sizes its threads by the machine. In a container with two cores' worth of quota on a machine of
-sixty-four, sixty-four threads would then be stopped most of the time.
+ONNX Runtime starts a thread per core of the machine. In a container with a quota of two cores on a machine with 64, its
+64 threads would be throttled most of the time.
 """
 
 import math
@@ -20,14 +20,14 @@ def num_usable_cores() -> int:
 
 
 def cpu_quota(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> float | None:
-    """Return the CPU quota [cores] of this process's cgroups, version 1 or 2; None where there is none.
+    """Return the CPU quota [cores] of this process's cgroups, version 1 or 2; None if there is none.
 
-    Every group above it limits it too, so the smallest quota counts.
+    The groups above limit it too, so the smallest quota counts.
     """
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None  # no Linux
+        return None  # not Linux
     quotas = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -40,9 +40,9 @@ def cpu_quota(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> float |
 
 
 def _group_and_above(root: Path, path: str) -> list[Path]:
-    """Return the folders of a group and those above it, up to `root`.
+    """Return the folders of a group and of those above it, up to `root`.
 
-    In a container the path may be the host's and not exist here; the container's own group is then `root`.
+    In a container the path may be the host's and not exist; then the container's own group is `root`.
     """
     group = root / path.lstrip("/")
     return [root, *(folder for folder in (group, *group.parents) if folder != root and root in folder.parents)]
@@ -57,7 +57,7 @@ def _quota_v2(group: Path) -> float | None:
 
 def _quota_v1(group: Path) -> float | None:
     match _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us"):
-        case [quota, period] if int(quota) > 0:  # -1 is none
+        case [quota, period] if int(quota) > 0:  # -1 means unlimited
             return int(quota) / int(period)
     return None
 

@@ -234,7 +234,7 @@ def test_empty_texts_are_counted_and_told(bundle: str, tmp_path: Path, capsys: C
     assert "2 empty · 0 truncated · 1 rejected" in told
     assert predict(bundle, "--text", "good", "--text", "", "--json") == 0
     shown = capsys.readouterr()
-    assert shown.err == "note: text 2 is empty or white space; its answer says little\n"
+    assert shown.err == "note: text 2 is empty or white space; its answer means little\n"
     assert len(shown.out.splitlines()) == 2
 
 
@@ -266,7 +266,7 @@ def test_standard_input_is_said_to_be_lines_and_is_not_taken_for_json(bundle: st
     command = [sys.executable, "-m", "serve.predict", "--bundle", bundle, "--file", "-", "--output", "-"]
     done = subprocess.run(command, input="{good}\nbad\n", capture_output=True, text=True, check=True)
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [1, 2]
-    assert done.stderr.startswith("standard input is read as plain lines, one text a line; --input_format names")
+    assert done.stderr.startswith("standard input is read as plain lines, one text per line; --input_format sets")
     refused = subprocess.run(
         [*command, "--quiet"], input='{"text": "a"}\n', capture_output=True, text=True, check=False
     )
@@ -327,8 +327,8 @@ def test_texts_are_shown_as_json(bundle: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give texts by --text (once or more often), or a file of them by --file"),
-        (["--text", "a", "--file", "rows.csv"], "a file of them by --file; not both"),
+        ([], "pass texts with --text (once or more often), or a file of them with --file"),
+        (["--text", "a", "--file", "rows.csv"], "a file of them with --file; not both"),
         (["--text", "a", "--output", "out.csv"], "--output: belongs to --file; leave it out"),
         (
             ["--text", "a", "--submission", "--resume", "--keep_columns"],
@@ -378,7 +378,7 @@ def test_mistakes_are_one_message_and_leave_nothing(
 
 def test_pairs_need_their_second_text(pair_bundle: str, tmp_path: Path, capsys: Capture) -> None:
     assert predict(pair_bundle, "--text", "w1") == 2
-    assert "this classifier takes pairs: give one for each --text" in capsys.readouterr().err
+    assert "this classifier takes pairs: pass one for each --text" in capsys.readouterr().err
     (tmp_path / "rows.txt").write_text("w1\n")
     assert predict(pair_bundle, "--file", tmp_path / "rows.txt", "--output", tmp_path / "out.csv") == 2
     assert "plain lines hold one text each" in capsys.readouterr().err
