@@ -1,4 +1,4 @@
-"""What training and serving must agree on, written once: cleaning, label order, scores, files.
+"""What training and serving must agree on: cleaning, label order, scores, files, and how commands behave.
 
-Everything here needs numpy at most, so that a service can import it without torch.
+Nothing here needs more than numpy, so that a service can import it without torch.
 """

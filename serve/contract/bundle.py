@@ -1,7 +1,7 @@
-"""`bundle.json`: every file of a bundle with its hash, and what was proved of each variant.
+"""`bundle.json`: every file of a bundle with its hash, and how each variant was verified.
 
-A bundle is a folder that holds all that serving needs: `bundle.json`, `classifier.json`, `tokenizer.json`,
-`config.json`, one ONNX graph a variant. It also loads with Optimum's
+A bundle is a folder with everything that serving needs: `bundle.json`, `classifier.json`, `tokenizer.json`,
+`config.json`, and one ONNX graph per variant. It also loads with Optimum's
 `ORTModelForSequenceClassification.from_pretrained(folder, file_name=...)`.
 """
 
@@ -34,18 +34,18 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How a variant compared with PyTorch in float32, on rows it had never seen."""
+    """Comparison of a variant with PyTorch in float32, on rows it had never seen."""
 
     split: str
-    """What the rows are of, for people: `the validation split`, or a file's name."""
+    """Where the rows come from, for people: `the validation split`, or a file name."""
     rows: Annotated[int, NOT_NEGATIVE]
-    """Held-out rows tried."""
+    """Number of held-out rows."""
     max_abs_logit_difference: Annotated[float, NOT_NEGATIVE]
     """Largest |logit - PyTorch's| over those rows and the synthetic shapes."""
     label_agreement: Annotated[float, SHARE]
     """Share of rows with PyTorch's label."""
     num_ties: Annotated[int, NOT_NEGATIVE]
-    """Rows of another label whose two best logits were within the tolerance of a tie."""
+    """Rows with another label whose top two logits tied, within the tolerance."""
     accuracy: Annotated[float, SHARE]
     pytorch_accuracy: Annotated[float, SHARE]
     macro_f1: Annotated[float, SHARE]
@@ -53,9 +53,9 @@ class Verification:
     accuracy_difference_interval: tuple[float, float]
     """95 % paired bootstrap interval of accuracy - PyTorch's."""
     num_batch_flips: Annotated[int, NOT_NEGATIVE]
-    """Rows whose label differs between alone and in a batch, in order of arrival or sorted."""
+    """Rows whose label depends on whether they run alone or in a batch, in order of arrival or sorted."""
     max_abs_batch_probability_difference: Annotated[float, SHARE]
-    """Largest change of a probability between alone and in batches."""
+    """Largest difference of a probability between running alone and in batches."""
     shape_differences: dict[str, float]
     """Padding (right, left, mixed) or shape (1x1, 1xlongest) -> largest |logit - PyTorch's| on the same arrays."""
 
@@ -67,15 +67,15 @@ class Variant:
     file: str
     """The graph, relative to the bundle's folder."""
     external_files: tuple[str, ...] = ()
-    """Files that hold its weights where the graph itself may not (over 2 GB)."""
+    """Files with its weights if the graph cannot hold them (over 2 GB)."""
     method: str
     """How it was made, for people, such as `static, per channel, smoothed (alpha 0.9)`."""
     instruction_set: str | None = None
-    """Instructions its integer arithmetic was made for, such as `avx512_vnni`; None where it does not matter."""
+    """Instructions that its integer arithmetic was made for, such as `avx512_vnni`; None if they do not matter."""
     fused_operators: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Fused operator -> times it occurs in the graph."""
+    """Fused operator -> number of times in the graph."""
     details: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
-    """What else was measured or chosen while it was made."""
+    """What else was measured or chosen during the export."""
     canary_logits: tuple[float, ...]
     """Logits [C] of the canary text on the machine that exported it."""
     verification: Verification
@@ -90,26 +90,26 @@ class Manifest:
     input_names: tuple[str, ...]
     """Inputs of the graphs: input_ids, attention_mask and, for some, token_type_ids; each [B, T] int64."""
     pad_token_id: int
-    """Value of input_ids where there is padding."""
+    """Padding of input_ids."""
     pad_token_type_id: int = 0
-    """Value of token_type_ids where there is padding."""
+    """Padding of token_type_ids."""
     canary: Annotated[tuple[str, ...], Limit(lambda texts: len(texts) in (1, 2), "one text, or a pair")]
-    """Text (or pair) whose answer a server checks from time to time."""
+    """Text (or pair) with a known answer, which a server checks at intervals."""
     variants: Annotated[dict[str, Variant], NOT_EMPTY]
     """Variant name -> graph."""
     default_variants: dict[str, str]
     """Device (cpu, cuda) -> variant that serves it best."""
     files: dict[str, FileRecord]
-    """File, relative to the folder -> bytes and hash; all files but bundle.json itself."""
+    """File, relative to the folder -> bytes and hash; all files except bundle.json itself."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Package -> version that exported it."""
+    """Package -> version at export."""
     schema_version: int = BUNDLE_SCHEMA_VERSION
     """Readers refuse a newer one."""
 
     def __post_init__(self) -> None:
         require_valid(self, BUNDLE_FILE)
         problems = [
-            f"default_variants: {device} names {name!r}, which is no variant ({', '.join(self.variants)})"
+            f"default_variants: {device} names {name!r}, which is not a variant ({', '.join(self.variants)})"
             for device, name in self.default_variants.items()
             if name not in self.variants
         ]
@@ -127,7 +127,7 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read, and found whole."""
+    """A bundle that was read and checked."""
 
     folder: Path
     manifest: Manifest
@@ -148,10 +148,10 @@ class Bundle:
         return self.folder / self.manifest.variants[variant].file
 
     def verify(self, variant: str) -> None:
-        """Check the SHA-256 of all files that serving a variant needs: those of other variants' graphs do not count.
+        """Check the SHA-256 of all files that serving a variant needs, not the graphs of other variants.
 
         Raises:
-            InputError: a file is damaged; all of them are named.
+            InputError: files are damaged; all are named.
         """
         others = {
             file
@@ -164,7 +164,7 @@ class Bundle:
         _require_whole(self.folder, {name: self.manifest.files[name] for name in sorted(needed)}, verify=True)
 
     def default_variant(self, device: DeviceName) -> str:
-        """Return the variant that serves a device best: its default, or fp32."""
+        """Return the default variant of a device, or the first one."""
         return self.manifest.default_variants.get(device, next(iter(self.manifest.variants)))
 
 
@@ -174,11 +174,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
-    """Read a bundle; with `verify`, every file's SHA-256 is checked, else its size alone.
+    """Read a bundle; check the SHA-256 of every file, or with `verify=False` only its size.
 
     Raises:
-        InputError: the folder is no bundle, of a newer schema, or a file is missing or damaged; all problems
-            are named at once.
+        InputError: the folder is not a bundle, or of a newer schema, or files are missing or damaged; all
+            problems are named at once.
     """
     manifest = read_record(folder / BUNDLE_FILE, Manifest, BUNDLE_SCHEMA_VERSION, made_by="python -m export")
     _require_whole(folder, manifest.files, verify=verify)
@@ -186,7 +186,7 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Return the record of every file under `folder`, but of `bundle.json` itself."""
+    """Return the record of every file under `folder`, except `bundle.json` itself."""
     return {
         path.relative_to(folder).as_posix(): FileRecord(bytes=path.stat().st_size, sha256=sha256_of_file(path))
         for path in sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""`classifier.json`: what a model folder or a bundle says of itself."""
+"""`classifier.json`: metadata of a model folder or a bundle."""
 
 import dataclasses
 from pathlib import Path
@@ -18,10 +18,10 @@ Side = Literal["left", "right"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """The contract between training and serving; kept as `classifier.json` beside the weights."""
+    """The contract between training and serving, kept as `classifier.json` with the weights."""
 
     name: str
-    """Name of the run that made it."""
+    """Name of the training run."""
     labels: Annotated[
         tuple[str, ...], Limit(lambda labels: len(set(labels)) == len(labels) >= 2, "two or more distinct names")
     ]
@@ -33,11 +33,11 @@ class Classifier:
     cleaning: CleaningMode = "none"
     """Cleaning mode applied before tokenization (`serve.contract.text`)."""
     max_length: Annotated[int, AT_LEAST_1]
-    """Longest input, in tokens, special tokens included; longer ones are truncated."""
+    """Longest input [tokens], special tokens included; longer ones are truncated."""
     truncation_side: Side = "right"
     """Side on which tokens are dropped."""
     padding_side: Side = "right"
-    """Side on which padding is put."""
+    """Side on which padding is added."""
     temperature: Annotated[float, POSITIVE] = 1.0
     """Logits are divided by it before the softmax."""
     problem_type: ProblemType = "single_label_classification"
@@ -47,7 +47,7 @@ class Classifier:
     data_fingerprint: str = ""
     """Hash of the cleaned training and held-out rows."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Package -> version that trained it."""
+    """Package -> version in training."""
     schema_version: int = CLASSIFIER_SCHEMA_VERSION
     """Readers refuse a newer one."""
 

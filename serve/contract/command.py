@@ -1,4 +1,4 @@
-"""What every command does around its work: missing packages, errors as one message, exit statuses.
+"""What all commands have in common: missing packages, errors as one message, exit statuses.
 
 Exit statuses, the same everywhere: 0 done, 1 the work failed, 2 bad input, 128 + n stopped by signal n.
 """
@@ -25,10 +25,10 @@ def run_command(
 
     Args:
         work: returns an exit status, or None for 0.
-        needs: modules without which it cannot begin.
-        extra: the extra of the distribution that brings them.
-        interrupted: what to say after Ctrl-C.
-        after_os_error: the way out of a full disk, or of a file that cannot be read or written.
+        needs: modules that it cannot run without.
+        extra: the extra of the distribution that installs them.
+        interrupted: message after Ctrl-C.
+        after_os_error: what to do about a full disk, or a file that cannot be read or written.
     """
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
         return _fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'", 2)
@@ -41,29 +41,29 @@ def run_command(
     except KeyboardInterrupt:
         _say(interrupted)
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        sys.stderr.close()  # or Python complains of it once more, at exit
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
+        sys.stderr.close()  # otherwise Python complains about it at exit
         return 1
     except OSError as error:
-        if error.errno is None:  # of a library, such as the Hub's client: its traceback is needed
+        if error.errno is None:  # from a library, such as the Hub's client: show its traceback
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         return _fail(f"{where}{error.strerror or error}; {after_os_error}", 1)
 
 
 def given_arguments(argv: Sequence[str] | None) -> list[str]:
-    """Return the arguments of a command, flags spelled as everywhere here: `--max-length` is `--max_length`."""
+    """Return the arguments of a command, with underscores in flags: `--max-length` becomes `--max_length`."""
     words = sys.argv[1:] if argv is None else list(argv)
     return [_with_underscores(word) for word in words]
 
 
 def _with_underscores(word: str) -> str:
-    flag = re.match(r"--[a-z][a-z-]*", word)  # not what follows: --class_weights.a-label=2
+    flag = re.match(r"--[a-z][a-z-]*", word)  # only the name: --class_weights.a-label=2
     return word if flag is None else "--" + flag[0][2:].replace("-", "_") + word[flag.end() :]
 
 
 def is_main_process() -> bool:
-    """Return whether this process speaks for all, before there is an Accelerator to ask."""
+    """Return whether this is the process that prints; works before there is an Accelerator."""
     return os.environ.get("RANK", "0") == "0"
 
 

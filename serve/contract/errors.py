@@ -2,14 +2,14 @@
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message says what, where, and how to fix it.
+    """Errors the user can fix; the message says what is wrong, where, and how to fix it.
 
     Command lines print the message, without a traceback, and exit with status 2.
     """
 
 
 class WorkStopped(Exception):
-    """The work cannot go on, or was asked to stop; the message says why and how to continue.
+    """The work cannot continue, or was asked to stop; the message says why and how to continue.
 
     Attributes:
         exit_status: what the command exits with.
@@ -19,5 +19,5 @@ class WorkStopped(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of a library says, in one line; its kind where it says nothing."""
+    """Return the first line of an error's message, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

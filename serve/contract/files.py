@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent: hashed, flushed, renamed."""
+"""Write files and folders atomically (staged, flushed, renamed), and check them by their hashes."""
 
 import contextlib
 import hashlib
@@ -26,13 +26,13 @@ def flush_to_disk(path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until a folder with all its files is on the disk."""
+    """Wait until a folder and all its files are on the disk."""
     for path in [*folder.rglob("*"), folder]:
         flush_to_disk(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part of it."""
+    """Write a file so that readers see either the old content or the new."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         staged.write_bytes(content)
@@ -49,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def damage_of(path: Path, num_bytes: int, sha256: str | None) -> str | None:
-    """Return what is wrong with a file, or None if it is as it was written; without a hash, its size must do."""
+    """Return what is wrong with a file, or None; without a hash, only its size is checked."""
     try:
         if not path.is_file():
             return f"{path.name} is missing"
@@ -64,12 +64,12 @@ def damage_of(path: Path, num_bytes: int, sha256: str | None) -> str | None:
 
 @contextlib.contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, which takes the place of `final` at the end; after an error `final` is untouched.
+    """Yield an empty folder to fill, which replaces `final` at the end; after an error, `final` is unchanged.
 
-    The caller sees to it that no other process writes the same folder.
+    The caller ensures that no other process writes the same folder.
     """
     staged = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(staged, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(staged, ignore_errors=True)  # left by a process that was killed
     staged.mkdir(parents=True)
     try:
         yield staged
@@ -81,10 +81,10 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 
 def replace_folder(staged: Path, final: Path) -> None:
-    """Put a finished folder in the place of another. On failure the old one stays.
+    """Replace a folder by a finished one; on failure, the old one stays.
 
-    A reader finds the old one, the new one or, between two renames, none: a folder cannot be renamed onto a full one.
-    After a kill at that moment the old one is `.NAME.retired`; the next call keeps it until the new one is in place.
+    Readers find the old one, the new one or, between two renames, none: a folder cannot be renamed onto a full one.
+    After a kill at that moment, the old one is `.NAME.retired`; the next call keeps it until the new one is in place.
     """
     retired = final.with_name(f".{final.name}.retired")
     if final.exists():

@@ -1,4 +1,4 @@
-"""Label order and the step from logits to scores, for training and serving alike."""
+"""Label order, and logits to scores: the same in training and serving."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -10,7 +10,7 @@ ProblemType = Literal["single_label_classification"]
 
 
 def order_labels(values: Iterable[str]) -> tuple[str, ...]:
-    """Return distinct labels in their one true order.
+    """Return the distinct labels in their canonical order.
 
     Labels that are all whole numbers are ordered as numbers ("2" before "10"), others by code point,
     so that the order never depends on which row came first.

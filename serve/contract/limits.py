@@ -1,4 +1,4 @@
-"""What a field of a dataclass may hold, stated in its annotation: `epochs: Annotated[int, AT_LEAST_1] = 3`."""
+"""Limits of a dataclass field, in its annotation: `epochs: Annotated[int, AT_LEAST_1] = 3`."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A test that a value must pass, and what to call the values that do. Null passes where a field may be null."""
+    """A test for a value, and what is expected of it. None passes if the field may be None."""
 
     holds: Callable[[Any], bool]
     expected: str
@@ -27,7 +27,7 @@ NOT_EMPTY = Limit(lambda values: len(values) >= 1, "one or more")
 
 
 def limits_of(record: type) -> dict[str, Limit]:
-    """Return field -> limit, for the fields of a dataclass that have one."""
+    """Return field -> limit, for the fields with a limit."""
     hints = typing.get_type_hints(record, include_extras=True)
     return {
         name: limit
@@ -38,7 +38,7 @@ def limits_of(record: type) -> dict[str, Limit]:
 
 
 def out_of_range(record: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield one line for each field of a dataclass whose value is not what its annotation allows."""
+    """Yield a message for each field of a dataclass whose value is beyond its limit."""
     for name, limit in limits_of(type(record)).items():
         value = getattr(record, name)
         if value is not None and not limit.holds(value):

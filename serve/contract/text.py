@@ -1,4 +1,4 @@
-"""The only text cleaning. Training and serving both call it, so they cannot drift apart."""
+"""The only text cleaning: training and serving both call it, so that they cannot drift apart."""
 
 import unicodedata
 from typing import Literal, get_args
@@ -6,7 +6,7 @@ from typing import Literal, get_args
 CleaningMode = Literal["none", "whitespace", "alphanumeric"]
 CLEANING_MODES: tuple[CleaningMode, ...] = get_args(CleaningMode)
 
-# Soft hyphen and the two joiners: invisible, inside words (Persian, Hindi, Sinhala), and no end of one.
+# Soft hyphen and the two joiners: invisible, inside words (Persian, Hindi, Sinhala); they do not end a word.
 _INSIDE_WORDS = (0x00AD, 0x200C, 0x200D)
 
 
@@ -15,8 +15,8 @@ class _AlphanumericTable(dict[int, int | str]):
 
     def __missing__(self, code: int) -> int | str:
         char = chr(code)
-        # Combining marks (accents, Indic vowel signs) belong to the letter before them. Variation
-        # selectors are marks too, but they belong to emoji and would be left behind alone.
+        # Combining marks (accents, Indic vowel signs) belong to the letter before them. Variation selectors are
+        # marks too, but belong to emoji, without which they would be left over.
         is_mark = unicodedata.category(char) in ("Mn", "Mc") and not 0xFE00 <= code <= 0xFE0F
         kept: int | str = code if char.isalnum() or is_mark else "" if code in _INSIDE_WORDS else " "
         self[code] = kept
@@ -38,8 +38,7 @@ def clean(text: str, mode: CleaningMode) -> str:
 
     `none` returns it unchanged; `whitespace` folds runs of white space to one space and strips;
     `alphanumeric` also turns everything but Unicode letters, digits and their combining marks into
-    spaces, leaves out soft hyphens and joiners inside words, and lower-cases. Cleaning twice is cleaning
-    once.
+    spaces, drops soft hyphens and joiners inside words, and lower-cases. Cleaning twice changes nothing.
 
     Raises:
         ValueError: the mode is unknown.

@@ -1,4 +1,4 @@
-"""Versions of what made a result, to be written beside it."""
+"""Versions of the packages that made a result."""
 
 import importlib.metadata
 import platform
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return package -> version of those that are installed, and Python's own."""
+    """Return package -> version for those that are installed, and Python's."""
     versions = {"python": platform.python_version()}
     for package in packages:
         try:

@@ -1,6 +1,6 @@
 """Hugging Face inference, as `huggingface_hub.InferenceClient(model=url).text_classification` sends it.
 
-The client POSTs to the URL itself and takes element 0 of the answer, so one text too gets a list of lists.
+The client POSTs to the URL itself and takes element 0 of the answer, so even one text gets a list of lists.
 https://huggingface.co/docs/inference-providers/tasks/text-classification
 """
 
@@ -20,7 +20,7 @@ PROTOCOL = "huggingface"
 
 
 class Parameters(BaseModel):
-    """What may be given beside the inputs."""
+    """Optional parameters."""
 
     model_config = ConfigDict(strict=True)
 
@@ -31,7 +31,7 @@ class Parameters(BaseModel):
 
 
 class InferenceRequest(BaseModel):
-    """What `POST /` takes."""
+    """Body of `POST /`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -48,7 +48,7 @@ def routes() -> list[Route]:
             protocol=PROTOCOL,
             handler=infer,
             error_body=error_body,
-            summary="Classify, as Hugging Face's InferenceClient asks for it",
+            summary="Classify, as Hugging Face inference does",
             description="A list of labels for each input, highest score first.",
             request=InferenceRequest,
             examples={

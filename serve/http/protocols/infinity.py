@@ -18,12 +18,12 @@ ANY_MODEL = "default/not-specified"
 
 
 class ClassifyRequest(BaseModel):
-    """What `POST /classify` takes."""
+    """Body of `POST /classify`."""
 
     model_config = ConfigDict(strict=True)
 
     input: Annotated[list[str], Field(min_length=1)]
-    model: str = Field(default=ANY_MODEL, description="Name of the served model, or what stands for any.")
+    model: str = Field(default=ANY_MODEL, description="Name of the served model, or this default for any.")
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
 
 

@@ -1,4 +1,4 @@
-"""Our own protocol: no ambiguity between a pair and a batch, an outcome per input, honest about what was seen."""
+"""rawloop's own protocol: pairs and batches cannot be confused, and each input has its own outcome."""
 
 from typing import Any, Literal
 
@@ -24,21 +24,23 @@ class TextOrPair(BaseModel):
 
 
 class ClassifyRequest(BaseModel):
-    """A batch of inputs, in any number from 1."""
+    """One or more inputs."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    inputs: list[str | TextOrPair] = Field(min_length=1, description="Each is a text, or an object with one or two.")
+    inputs: list[str | TextOrPair] = Field(
+        min_length=1, description="Each is a text, or an object with a text or a pair."
+    )
     top_k: int | None = Field(default=None, ge=1, description="Labels to return for each input; null for all.")
     truncation: Literal["right", "left", "error"] | None = Field(
         default=None,
-        description="Side on which an input that is too long loses tokens, or refuse it; null for the model's own.",
+        description="Side on which an input that is too long loses tokens; error refuses it; null: the model's own.",
     )
-    logits: bool = Field(default=False, description="Also return what the model gave before temperature and softmax.")
+    logits: bool = Field(default=False, description="Also return logits, before temperature and softmax.")
 
 
 class ExplainRequest(TextOrPair):
-    """One input to look into."""
+    """One input to explain."""
 
 
 def routes() -> list[Route]:
@@ -51,13 +53,13 @@ def routes() -> list[Route]:
             handler=classify,
             error_body=error_body,
             summary="Classify texts or pairs",
-            description="Results keep the order of inputs. An input that gets no answer has an `error` in its place; "
-            "if none gets one, the status is that of the first error.",
+            description="Results are in the order of the inputs. An input without an answer has an `error` instead; if "
+            "no input has an answer, the status is that of the first error.",
             request=ClassifyRequest,
             examples={
                 "one text": {"inputs": ["I loved it"]},
                 "a batch": {"inputs": ["I loved it", {"text": "I want my money back"}], "top_k": 1},
-                "a pair": {"inputs": [{"text": "A man sleeps.", "text_pair": "Somebody is asleep."}]},
+                "a pair": {"inputs": [{"text": "A man sleeps.", "text_pair": "Someone is asleep."}]},
             },
             response=CLASSIFY_SCHEMA,
             response_example=CLASSIFY_EXAMPLE,
@@ -69,8 +71,8 @@ def routes() -> list[Route]:
             protocol=PROTOCOL,
             handler=explain_call,
             error_body=error_body,
-            summary="Look into one input",
-            description="Its tokens, with those that truncation drops; and by how much the score of the predicted "
+            summary="Explain one answer",
+            description="The tokens, including those that truncation drops; and how much the score of the predicted "
             "label falls when each word is left out (occlusion; Zeiler and Fergus 2014). Long texts are cut into "
             "groups of words; words beyond what the model can see are not listed.",
             request=ExplainRequest,
@@ -85,7 +87,7 @@ def routes() -> list[Route]:
             protocol=PROTOCOL,
             handler=model,
             error_body=error_body,
-            summary="The model that answers",
+            summary="The current model",
             response={"type": "object"},
             response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "labels": ["negative", "positive"]},
             statuses=(503,),
@@ -145,7 +147,7 @@ async def model(call: Call) -> Reply:
 
 
 def as_input(given: str | TextOrPair) -> TextInput:
-    """Return what the engine takes for a text or pair of this protocol."""
+    """Return a text or pair as the engine takes it."""
     if isinstance(given, str):
         return given
     return given.text if given.text_pair is None else (given.text, given.text_pair)
@@ -195,7 +197,7 @@ CLASSIFY_SCHEMA = {
                     "score": {"type": "number", "description": "Its probability."},
                     "scores": {"type": "array", "items": _LABEL_SCORE, "description": "Highest first."},
                     "num_tokens": {"type": "integer", "description": "Tokens that the model saw."},
-                    "truncated": {"type": "boolean", "description": "Whether it saw only a part of the input."},
+                    "truncated": {"type": "boolean", "description": "Whether it saw only part of the input."},
                     "logits": {"type": "object", "additionalProperties": {"type": "number"}},
                     "error": _ERROR,
                 },
@@ -236,7 +238,7 @@ EXPLAIN_SCHEMA = {
                     "sequence": {"type": "integer", "description": "0 for the text, 1 for the second of a pair."},
                     "start": {"type": "integer", "description": "Character of the text where it starts."},
                     "stop": {"type": "integer"},
-                    "drop": {"type": "number", "description": "By how much the score falls without it."},
+                    "drop": {"type": "number", "description": "How much the score falls without it."},
                 },
             },
         },

@@ -1,6 +1,6 @@
 """Text Embeddings Inference: `/predict`, `/tokenize`, `/info`, with its error bodies.
 
-Its inputs are told apart by their nesting: "a" and ["a"] are one text, ["a", "b"] is one pair,
+The nesting of its inputs says what they are: "a" and ["a"] are one text, ["a", "b"] is one pair,
 [["a"], ["b", "c"]] is a batch. https://huggingface.github.io/text-embeddings-inference/
 """
 
@@ -21,7 +21,7 @@ TextOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
 class PredictRequest(BaseModel):
-    """What `POST /predict` takes."""
+    """Body of `POST /predict`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -36,7 +36,7 @@ class PredictRequest(BaseModel):
 
 
 class TokenizeRequest(BaseModel):
-    """What `POST /tokenize` takes."""
+    """Body of `POST /tokenize`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -54,11 +54,11 @@ def routes() -> list[Route]:
             handler=predict,
             error_body=error_body,
             summary="Classify, as Text Embeddings Inference does",
-            description="One text or pair gets a flat list of labels, highest score first; a batch a list of lists.",
+            description="A flat list of labels for one text or pair, highest score first; a list of lists for a batch.",
             request=PredictRequest,
             examples={
                 "one text": {"inputs": "I loved it"},
-                "a pair": {"inputs": ["A man sleeps.", "Somebody is asleep."]},
+                "a pair": {"inputs": ["A man sleeps.", "Someone is asleep."]},
                 "a batch": {"inputs": [["I loved it"], ["I want my money back"]]},
             },
             response={"type": "array", "items": {"anyOf": [LABEL_SCORE, {"type": "array", "items": LABEL_SCORE}]}},
@@ -72,8 +72,8 @@ def routes() -> list[Route]:
             handler=tokenize,
             error_body=error_body,
             summary="Tokens of texts, without truncation",
-            description="Offsets count characters of the text as the model's cleaning leaves it. The texts of one "
-            "request together may be as long as one text of others.",
+            description="Offsets count characters of the cleaned text. All texts of a request together may be as long "
+            "as one text on other routes.",
             request=TokenizeRequest,
             examples={"one text": {"inputs": "I loved it"}},
             response={"type": "array", "items": {"type": "array", "items": {"type": "object"}}},
@@ -133,13 +133,13 @@ async def tokenize(call: Call) -> Reply:
     engine.require_within_limits(texts)
     num_chars, most = num_characters(tuple(texts)), engine.limits.max_text_chars
     if num_chars > most:
-        raise TooLarge(f"{num_chars:,} characters in all, and this route takes {most:,}; send fewer texts at a time")
+        raise TooLarge(f"{num_chars:,} characters in all, but this route takes {most:,}; send fewer texts at a time")
     special = request.add_special_tokens
     return json_reply(await engine.lister.rows(texts, TOKEN_FIELDS, timeout_s=call.timeout_s, special=special))
 
 
 async def info(call: Call) -> Reply:
-    """Answer `GET /info`: what TEI tells, and what is ours."""
+    """Answer `GET /info`: TEI's fields, and some of our own."""
     engine = call.engine
     facts, limits = engine.facts, engine.batcher.limits
     labels = {str(number): label for number, label in enumerate(facts.labels)}
@@ -173,12 +173,12 @@ async def info(call: Call) -> Reply:
 
 
 def _require_single_texts(inputs: Sequence[TextInput], is_batch: bool) -> None:
-    """Refuse pairs, which are most often two texts by somebody who knows another protocol."""
+    """Refuse pairs: most often they are two texts from someone used to another protocol."""
     index = next((index for index, each in enumerate(inputs) if not isinstance(each, str)), None)
     if index is not None:
         where = f"inputs.{index}: " if is_batch else "inputs: "
         raise InvalidRequest(
-            f'{where}["a", "b"] is one pair of texts in this protocol, and this model takes single texts; '
+            f'{where}["a", "b"] is one pair of texts in this protocol, but this model takes single texts; '
             'for two texts send [["a"], ["b"]]'
         )
 

@@ -300,7 +300,7 @@ def test_a_canary_of_other_labels_turns_readiness_off(gated: tuple[LiveServer, G
     engine = live.service.engine
     engine.facts = dataclasses.replace(engine.facts, canary_logits=(9.0, 0.0))
     live.service._not_ready = "asked to look"
-    until(lambda: "3 scores, and 2 at export" in live.get("/health").json().get("error", ""))
+    until(lambda: "3 scores, but 2 at export" in live.get("/health").json().get("error", ""))
 
 
 def test_a_bundle_that_does_not_answer_its_canary_is_not_served(bundle: Path) -> None:
