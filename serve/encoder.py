@@ -213,9 +213,9 @@ class Encoder:
                 found = ", ".join(f"{_described(part)} as {name}" for name, part in named if not isinstance(part, str))
             return f"expected a pair of texts ({text}, {pair}), found {found}"
         if is_two and all(isinstance(part, str) for part in item):
-            return "expected one text, found a pair; this model takes single texts: give several as a list"
+            return "expected one text, found a pair; this model takes single texts: pass several as a list"
         several = isinstance(item, Iterable) and not isinstance(item, (bytes, dict))
-        return f"expected text, found {_described(item)}" + ("; give several single texts as a list" if several else "")
+        return f"expected text, found {_described(item)}" + ("; pass several single texts as a list" if several else "")
 
     def cleaned(self, item: TextInput) -> TextInput:
         """Return a text or pair as the tokenizer gets it."""

@@ -1,4 +1,4 @@
-"""`python -m serve` as people start and stop it."""
+"""`python -m serve`, started and stopped as people do."""
 
 import concurrent.futures
 import contextlib
@@ -60,7 +60,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_sigterm_under_load_loses_nothing_that_was_accepted(bundle: Path) -> None:
-    """Clients that keep their connections open see answers alone, until one asks them to go elsewhere."""
+    """Clients with open connections get nothing but answers, until one asks them to go elsewhere."""
     with started(bundle, "--drain_delay_s", "0.5", "--threads", "2") as (process, url):
 
         def client() -> list[int]:
@@ -119,7 +119,7 @@ def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) 
         assert process.wait(TIMEOUT_S) == 0
 
 
-def test_a_second_sigterm_waits_for_nobody(bundle: Path) -> None:
+def test_a_second_sigterm_does_not_wait_for_clients(bundle: Path) -> None:
     hours = ("--drain_timeout_s", "7200", "--request_timeout_ms", "7200000", "--max_request_timeout_ms", "7200000")
     with started(bundle, "--drain_delay_s", "0", *hours) as (process, url):
         host, port = url.removeprefix("http://").split(":")
@@ -144,7 +144,7 @@ def test_nothing_heavy_is_loaded(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
-def test_cuda_that_is_not_there_is_no_server(bundle: Path) -> None:
+def test_cuda_that_is_not_there_is_refused(bundle: Path) -> None:
     ended = run("--bundle", str(bundle), "--device", "cuda", "--port", "0")
     assert ended.returncode == 2
     assert "device cuda" in ended.stderr
@@ -175,13 +175,13 @@ def test_bad_input_is_one_message_and_status_2(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_that_is_taken_is_the_fault_of_the_port(bundle: Path) -> None:
+def test_a_port_that_is_taken_is_refused(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = run("--bundle", str(bundle), "--port", str(taken.getsockname()[1]))
     assert (ended.returncode, "choose another port" in ended.stderr) == (2, True)
 
 
-def test_a_port_that_is_taken_while_the_model_loads_is_the_same(bundle: Path) -> None:
+def test_a_port_that_is_taken_while_the_model_loads_is_refused_too(bundle: Path) -> None:
     settings = ServeSettings(bundle=bundle, port=0)
     with _bound_socket(settings) as first:
         same = dataclasses.replace(settings, port=first.getsockname()[1])
@@ -191,7 +191,7 @@ def test_a_port_that_is_taken_while_the_model_loads_is_the_same(bundle: Path) ->
                 second.listen()
 
 
-def test_a_damaged_bundle_is_no_server(tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
     folder = save_served_bundle(tmp_path / "damaged")
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_bytes(tokenizer.read_bytes().replace(b"good", b"evil"))

@@ -1,4 +1,4 @@
-"""A server on a port of its own, in a thread of the test's process, over a tiny bundle whose answers are known."""
+"""A server in a thread of the test's process, on a free port, with a tiny bundle whose answers are known."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ TIMEOUT_S = 30
 
 
 def save_served_bundle(folder: Path, **options: Any) -> Path:
-    """Write a tiny bundle that answers its canary as its manifest says, and return its folder."""
+    """Write a tiny bundle that answers its canary correctly, and return its folder."""
     bundle = read_bundle(save_tiny_bundle(folder, **options))
     manifest = bundle.manifest
     first, *second = manifest.canary
@@ -39,7 +39,7 @@ def save_served_bundle(folder: Path, **options: Any) -> Path:
 
 @dataclasses.dataclass
 class LiveServer:
-    """A running server, as a client and as its maker see it."""
+    """A running server, from outside and from inside."""
 
     url: str
     service: Service
@@ -56,14 +56,14 @@ class LiveServer:
         return asyncio.run_coroutine_threadsafe(work(), self.loop).result(TIMEOUT_S)
 
     def wrap_runners(self, wrap: Callable[[Any], Any]) -> None:
-        """Put something around every session."""
+        """Wrap every session."""
         for worker in self.service.engine.batcher.workers:
             worker.runner = wrap(worker.runner)
 
 
 @contextlib.contextmanager
 def live_server(bundle: Path, *, load: Callable[[Path], Engine] | None = None, **settings: Any) -> Iterator[LiveServer]:
-    """Serve a bundle until the block ends; `load` stands in for `load_engine`."""
+    """Serve a bundle until the block ends; `load` replaces `load_engine`."""
     started = threading.Event()
     state: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""An encoder and a session by hand: every text can be told from every other by its answer."""
+"""A fake encoder and a fake session, with a different answer to every text."""
 
 import dataclasses
 import threading
@@ -48,7 +48,7 @@ class FakeEncoder:
 
 
 class FakeRunner:
-    """Logits (sum of ids, number of non-zero ids); raises, dies or waits when told to."""
+    """Logits (sum of ids, number of non-zero ids); raises, dies or waits on request."""
 
     def __init__(self) -> None:
         self.batches: list[NDArray[np.int64]] = []
@@ -61,7 +61,7 @@ class FakeRunner:
         ids = inputs["input_ids"]
         self.batches.append(ids)
         self.entered.set()
-        assert self.gate.wait(timeout=30), "nobody opened the gate"
+        assert self.gate.wait(timeout=30), "the gate was never opened"
         if self.dies_of is not None:
             error, self.dies_of = self.dies_of, None
             raise error

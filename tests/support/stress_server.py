@@ -1,8 +1,8 @@
-"""Stress a running server and check every answer; what takes minutes, and is therefore no test of every change.
+"""Stress a running server and check every answer. It takes minutes, so it is not among the tests.
 
 python -m serve --bundle BUNDLE --port 8000 --request_timeout_ms 1000
-python tests/stress_server.py soak --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 600
-python tests/stress_server.py overload --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 60
+python tests/support/stress_server.py soak --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet
+python tests/support/stress_server.py overload --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet
 
 `soak`: random lengths and protocols, 5 % malformed, 5 % hanging up, 1 % oversized, 2 % long texts to /tokenize and
 /v1/explain; each text's scores are known, so that another's answer is noticed. `overload`: four times as many requests
@@ -29,7 +29,7 @@ TOLERANCE = 2e-3
 """Of a score; float32 sums depend a little on the shape of the batch."""
 NUM_TEXTS = 400
 MAX_LONG_CHARS = 100_000
-"""The server's own limit of a text, as it stands unless told otherwise."""
+"""The server's default limit for a text."""
 
 
 class Stress:
@@ -44,7 +44,7 @@ class Stress:
         self.latencies_s: dict[int, list[float]] = {}
         self.model = ""
         self.may_be_late = False
-        """A request that was accepted and came too late is a matter of percentiles."""
+        """Whether an accepted request may be late: then only percentiles count."""
 
     async def post(self, path: str, body: Any, kind: str, timeout_s: float | None = None) -> tuple[int, Any]:
         began = time.perf_counter()
@@ -96,7 +96,7 @@ class Stress:
             self.check(text, row)
 
     async def look_into(self) -> None:
-        """Send a long text to the routes for people, which must not hold up the others."""
+        """Send a long text to /tokenize or /v1/explain, which must not hold up the others."""
         num_chars = self.random.choice((2_000, 20_000, MAX_LONG_CHARS))
         text = " ".join(self.random.choices(self.texts, k=1 + num_chars // 20))[:num_chars]
         path, body = self.random.choice([("/tokenize", {"inputs": text}), ("/v1/explain", {"text": text})])
@@ -157,7 +157,7 @@ async def soak(stress: Stress, seconds: float, clients: int) -> dict[str, Any]:
 
 
 async def overload(stress: Stress, seconds: float, clients: int, deadline_s: float) -> dict[str, Any]:
-    """Measure what the server can, then send four times as much."""
+    """Measure the capacity of the server, then send four times as much."""
 
     async def one() -> None:
         text = stress.random.choice(stress.texts)
@@ -215,7 +215,7 @@ async def _timed(work: Any) -> float:
 
 
 def known_scores(bundle: Path, texts: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Return texts of very different lengths, and what the bundle says of each."""
+    """Return texts of very different lengths, with the scores of the bundle."""
     rows = pd.read_parquet(texts)["text"].tolist()
     generator = random.Random(seed)
     chosen = [" ".join(generator.sample(rows, generator.choice((1, 1, 1, 1, 2, 5)))) for _ in range(NUM_TEXTS)]

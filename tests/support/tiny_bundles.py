@@ -1,6 +1,6 @@
 """Tiny bundles whose graph is written here by hand: a text's logits are the mean of its tokens' weights.
 
-So a logit depends on the tokens of its own row alone, whatever the padding, and a test can say what it must be.
+So a logit depends only on the tokens of its own row, whatever the padding, and a test can compute what it must be.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a client can count on: its own answer, exactly once, or one clear refusal."""
+"""Every client gets its own answer exactly once, or one clear refusal."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ NUM_NARROW = 3
 
 
 class Bench:
-    """A batcher over fakes."""
+    """A batcher on fakes."""
 
     def __init__(self, num_narrow: int = NUM_NARROW, limits: BatchLimits | None = None, **options: Any) -> None:
         self.wide = FakeRunner()
@@ -136,7 +136,7 @@ def test_answers_keep_the_order_of_inputs_of_all_lengths() -> None:
     run(bench, scenario)
 
 
-def test_scores_lengths_and_truncation_are_told() -> None:
+def test_scores_lengths_and_truncation_are_reported() -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -163,7 +163,7 @@ def test_only_the_poisonous_input_fails() -> None:
     run(bench, scenario)
 
 
-def test_numbers_that_are_not_finite_fail_alone() -> None:
+def test_only_inputs_with_numbers_that_are_not_finite_fail() -> None:
     bench = Bench()
 
     class Broken(FakeRunner):
@@ -183,7 +183,7 @@ def test_numbers_that_are_not_finite_fail_alone() -> None:
 
 
 @pytest.mark.parametrize("bad", ["bad", "1 " * (MAX_LENGTH + 1)])
-def test_an_input_that_cannot_be_encoded_fails_alone_or_refuses_the_whole(bad: str) -> None:
+def test_an_input_that_cannot_be_encoded_fails_or_refuses_the_whole_request(bad: str) -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -253,7 +253,7 @@ def test_a_queue_longer_than_the_timeout_is_refused_at_once() -> None:
     run(bench, scenario)
 
 
-def test_an_expired_request_is_told_and_not_run() -> None:
+def test_an_expired_request_fails_and_is_not_run() -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -270,7 +270,7 @@ def test_an_expired_request_is_told_and_not_run() -> None:
     assert [batch.tolist() for batch in bench.wide.batches] == [[[1]], [[3]]]
 
 
-def test_a_request_whose_time_is_over_is_late_not_one_too_many() -> None:
+def test_a_request_without_time_left_is_late_not_overload() -> None:
     bench = Bench()
 
     async def scenario() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serve.contract.text import CLEANING_MODES, clean
 
-# Lone surrogates, null bytes, marks and emoji come up often, beside every other character.
+# Lone surrogates, null bytes, marks and emoji come up often, along with every other character.
 texts = st.text(st.characters() | st.characters(categories=["Cs", "Mn", "Mc", "Me", "Cf", "So", "Sk"]))
 
 

@@ -1,4 +1,4 @@
-"""Flags and RAWLOOP_* variables: same names, same meaning, one message for what is wrong."""
+"""Flags and RAWLOOP_* variables: same names, same meaning, one message with all problems."""
 
 import dataclasses
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_values_are_read_by_their_kind() -> None:
         (["--bundle", "b", "--api_keys_file", "/nowhere"], {}, "no such file"),
     ],
 )
-def test_what_is_wrong_is_named(argv: list[str], environment: dict[str, str], complaint: str) -> None:
+def test_problems_are_named_with_their_source(argv: list[str], environment: dict[str, str], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         parse_settings(argv, environment)
 
