@@ -167,6 +167,7 @@ def test_a_malformed_timeout_is_refused(server: LiveServer, given: str) -> None:
 
 def test_unknown_paths_and_methods(server: LiveServer) -> None:
     assert server.get("/nothing").json()["error_type"] == "NotFound"
+    assert server.post("/predict%0A", CLASSIFY).json()["error_type"] == "NotFound"
     wrong = server.get("/predict")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
