@@ -1,9 +1,12 @@
 """Routes for operators: health, metrics, reload, and the page to try the model."""
 
 import time
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
@@ -18,38 +21,18 @@ CONTENT_POLICY = (
 """The page may only run its own script and call this server."""
 
 
+class ReloadRequest(BaseModel):
+    """Body of `POST /admin/reload`; an empty object reloads the same folder."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    bundle: str | None = Field(default=None, description="Folder of the bundle; null for the one of --bundle.")
+
+
 def routes() -> list[Route]:
     """Return the routes."""
-    from pydantic import BaseModel, ConfigDict, Field  # extra `server`
-
-    class ReloadRequest(BaseModel):
-        """Body of `POST /admin/reload`; an empty object reloads the same folder."""
-
-        model_config = ConfigDict(strict=True, extra="forbid")
-
-        bundle: str | None = Field(default=None, description="Folder of the bundle; null for the one of --bundle.")
-
-    async def reload(call: Call) -> Reply:
-        request = parse_body(ReloadRequest, call.body or b"{}")
-        try:
-            await call.service.reload(Path(request.bundle) if request.bundle else None)
-        except InputError as error:
-            raise InvalidRequest(f"{error}. The old model stays") from error
-        facts = call.engine.facts
-        return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
-
-    def route(method: str, path: str, handler: Any, summary: str, **options: Any) -> Route:
-        return Route(
-            method=method,
-            path=path,
-            protocol=PROTOCOL,
-            handler=handler,
-            error_body=error_body,
-            summary=summary,
-            **options,
-        )
-
-    status = {"response": {"type": "object"}, "response_example": {"status": "ok"}}
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    status: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"status": "ok"}}
     return [
         route("GET", "/health", ready, "Whether to send traffic", is_public=True, statuses=(503,), **status),
         route("GET", "/health/ready", ready, "The same", is_public=True, statuses=(503,), **status),
@@ -71,6 +54,17 @@ def routes() -> list[Route]:
             is_admin=True,
         ),
     ]
+
+
+async def reload(call: Call) -> Reply:
+    """Answer `POST /admin/reload`."""
+    request: ReloadRequest = parse_body(ReloadRequest, call.body or b"{}")
+    try:
+        await call.service.reload(Path(request.bundle) if request.bundle else None)
+    except InputError as error:
+        raise InvalidRequest(f"{error}. The old model stays") from error
+    facts = call.engine.facts
+    return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
 
 
 async def ready(call: Call) -> Reply:

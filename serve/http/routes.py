@@ -52,16 +52,17 @@ Handler = Callable[[Call], Awaitable[Reply]]
 ErrorBody = Callable[[RequestError], Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Route:
     """A path with its handler, and what `/docs` says about it."""
 
     method: str
     path: str
-    protocol: str
-    """Name of the wire protocol: a label in metrics, a heading in the documentation."""
     handler: Handler
     summary: str
+    _: dataclasses.KW_ONLY
+    protocol: str
+    """Name of the wire protocol: a label in metrics, a heading in the documentation."""
     error_body: ErrorBody
     """Writes an error as this protocol does."""
     description: str = ""

@@ -6,6 +6,7 @@ https://huggingface.co/docs/inference-providers/tasks/text-classification
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,14 +42,13 @@ class InferenceRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/",
-            protocol=PROTOCOL,
-            handler=infer,
-            error_body=error_body,
-            summary="Classify, as Hugging Face inference does",
+        route(
+            "POST",
+            "/",
+            infer,
+            "Classify, as Hugging Face inference does",
             description="A list of labels for each input, highest score first.",
             request=InferenceRequest,
             examples={

@@ -5,6 +5,7 @@ https://michaelfeil.eu/infinity
 
 import time
 import uuid
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,14 +30,13 @@ class ClassifyRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/classify",
-            protocol=PROTOCOL,
-            handler=classify,
-            error_body=error_body,
-            summary="Classify, as infinity does",
+        route(
+            "POST",
+            "/classify",
+            classify,
+            "Classify, as infinity does",
             request=ClassifyRequest,
             examples={"a batch": {"input": ["I loved it", "I want my money back"]}},
             response={
@@ -62,13 +62,11 @@ def routes() -> list[Route]:
             statuses=(404,),
             takes_time=True,
         ),
-        Route(
-            method="GET",
-            path="/models",
-            protocol=PROTOCOL,
-            handler=models,
-            error_body=error_body,
-            summary="The served model, as infinity lists it",
+        route(
+            "GET",
+            "/models",
+            models,
+            "The served model, as infinity lists it",
             response={"type": "object", "required": ["object", "data"]},
             response_example={"object": "list", "data": [{"id": "tweet_sentiment", "object": "model"}]},
             statuses=(503,),

@@ -1,5 +1,6 @@
 """rawloop's own protocol: pairs and batches cannot be confused, and each input has its own outcome."""
 
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,14 +46,13 @@ class ExplainRequest(TextOrPair):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/v1/classify",
-            protocol=PROTOCOL,
-            handler=classify,
-            error_body=error_body,
-            summary="Classify texts or pairs",
+        route(
+            "POST",
+            "/v1/classify",
+            classify,
+            "Classify texts or pairs",
             description="Results are in the order of the inputs. An input without an answer has an `error` instead; if "
             "no input has an answer, the status is that of the first error.",
             request=ClassifyRequest,
@@ -65,13 +65,11 @@ def routes() -> list[Route]:
             response_example=CLASSIFY_EXAMPLE,
             takes_time=True,
         ),
-        Route(
-            method="POST",
-            path="/v1/explain",
-            protocol=PROTOCOL,
-            handler=explain_call,
-            error_body=error_body,
-            summary="Explain one answer",
+        route(
+            "POST",
+            "/v1/explain",
+            explain_call,
+            "Explain one answer",
             description="The tokens, including those that truncation drops; and how much the score of the predicted "
             "label falls when each word is left out (occlusion; Zeiler and Fergus 2014). Long texts are cut into "
             "groups of words; words beyond what the model can see are not listed.",
@@ -81,13 +79,11 @@ def routes() -> list[Route]:
             response_example=EXPLAIN_EXAMPLE,
             takes_time=True,
         ),
-        Route(
-            method="GET",
-            path="/v1/model",
-            protocol=PROTOCOL,
-            handler=model,
-            error_body=error_body,
-            summary="The current model",
+        route(
+            "GET",
+            "/v1/model",
+            model,
+            "The current model",
             response={"type": "object"},
             response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "labels": ["negative", "positive"]},
             statuses=(503,),

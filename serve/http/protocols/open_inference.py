@@ -8,6 +8,7 @@ https://github.com/kserve/open-inference-protocol · Triton's binary tensor data
 
 import struct
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -62,15 +63,14 @@ class InferRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
 
     def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
-        return Route(
-            method="GET",
-            path=path,
-            protocol=PROTOCOL,
-            handler=handler,
-            error_body=error_body,
-            summary=summary,
+        return route(
+            "GET",
+            path,
+            handler,
+            summary,
             response={"type": "object"},
             response_example=example,
             invalid_status=400,
@@ -86,13 +86,11 @@ def routes() -> list[Route]:
         found += [
             get(prefix, model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
             get(f"{prefix}/ready", model_ready, "Whether it answers", {"ready": True}, statuses=(404, 503)),
-            Route(
-                method="POST",
-                path=f"{prefix}/infer",
-                protocol=PROTOCOL,
-                handler=infer,
-                error_body=error_body,
-                summary="Classify, by the Open Inference Protocol",
+            route(
+                "POST",
+                f"{prefix}/infer",
+                infer,
+                "Classify, by the Open Inference Protocol",
                 request=InferRequest,
                 examples={"a batch": {"inputs": [INPUT_EXAMPLE]}},
                 response={"type": "object", "required": ["model_name", "outputs"]},

@@ -5,6 +5,7 @@ The nesting of its inputs says what they are: "a" and ["a"] are one text, ["a", 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
@@ -46,14 +47,13 @@ class TokenizeRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol; its /health and /metrics are in `serve.http.operations`."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/predict",
-            protocol=PROTOCOL,
-            handler=predict,
-            error_body=error_body,
-            summary="Classify, as Text Embeddings Inference does",
+        route(
+            "POST",
+            "/predict",
+            predict,
+            "Classify, as Text Embeddings Inference does",
             description="A flat list of labels for one text or pair, highest score first; a list of lists for a batch.",
             request=PredictRequest,
             examples={
@@ -65,13 +65,11 @@ def routes() -> list[Route]:
             response_example=[{"score": 0.98, "label": "positive"}, {"score": 0.02, "label": "negative"}],
             takes_time=True,
         ),
-        Route(
-            method="POST",
-            path="/tokenize",
-            protocol=PROTOCOL,
-            handler=tokenize,
-            error_body=error_body,
-            summary="Tokens of texts, without truncation",
+        route(
+            "POST",
+            "/tokenize",
+            tokenize,
+            "Tokens of texts, without truncation",
             description="Offsets count characters of the cleaned text. All texts of a request together may be as long "
             "as one text on other routes.",
             request=TokenizeRequest,
@@ -80,13 +78,11 @@ def routes() -> list[Route]:
             response_example=[[{"id": 3866, "text": "loved", "special": False, "start": 2, "stop": 7}]],
             takes_time=True,
         ),
-        Route(
-            method="GET",
-            path="/info",
-            protocol=PROTOCOL,
-            handler=info,
-            error_body=error_body,
-            summary="The model and the server's limits",
+        route(
+            "GET",
+            "/info",
+            info,
+            "The model and the server's limits",
             response={"type": "object", "required": ["model_id", "model_type", "max_input_length"]},
             response_example={"model_id": "tweet_sentiment", "provider": "CPUExecutionProvider"},
             statuses=(503,),
