@@ -1,4 +1,4 @@
-"""Embed a classifier in a service: load it once, ask it from any thread, act on calibrated scores.
+"""Embed a classifier in a service: load it once, call it from any thread, act on calibrated scores.
 
 echo "my card was charged twice" | python examples/embed_in_service.py runs/latest/onnx
 """
@@ -12,15 +12,15 @@ SURE_ENOUGH = 0.7  # scores are calibrated: of a hundred answers at 0.7, about s
 
 
 def route(predictor: Predictor, message: str) -> str:
-    """Return the queue of a message: its label, or people's where the model is not sure or saw only a part."""
+    """Return the queue for a message: its label, or a person if the model is unsure or saw only part of it."""
     prediction = predictor(message)
     return prediction.label if prediction.score >= SURE_ENOUGH and not prediction.truncated else "a person"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Route the messages of standard input, one a line.")
+    parser = argparse.ArgumentParser(description="Route messages from standard input, one per line.")
     parser.add_argument("bundle", help="folder written by python -m export")
-    with Predictor(parser.parse_args().bundle) as predictor:  # checks every file's hash; on CUDA where there is a GPU
+    with Predictor(parser.parse_args().bundle) as predictor:  # checks every file's hash; uses a GPU if there is one
         print(f"{predictor.provider}: {', '.join(predictor.labels)}", file=sys.stderr)
         for line in sys.stdin:
             print(route(predictor, line.rstrip("\n")), line, sep="\t", end="")

@@ -1,4 +1,4 @@
-"""Serving: a bundle in, labels out, with ONNX Runtime and without torch.
+"""Serving: a bundle in, labels out, by ONNX Runtime and without torch.
 
     from serve import Predictor
 
@@ -23,7 +23,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: training reads `serve.contract` and needs no tokenizer or session for it."""
+    """Import a name when it is used: training reads `serve.contract` and needs no tokenizer or session."""
     if name not in _HOME:
         raise AttributeError(f"module 'serve' has no attribute {name!r}")
     import importlib

@@ -7,12 +7,11 @@ python -m serve --help
 import sys
 from collections.abc import Sequence
 
-NEEDED = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client")
+NEEDED = ("fastapi", "pydantic", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit status: 0 stopped, 1 broken, 2 bad input."""
-    # Imported here: the slim installation imports every module.
     from serve.contract.command import given_arguments, run_command
 
     return run_command(lambda: _serve(given_arguments(argv)), needs=NEEDED, extra="cpu,server] or [gpu,server")

@@ -1,9 +1,8 @@
-"""ONNX Runtime's IO binding: inputs and outputs in buffers on the device that are kept from run to run.
+"""ONNX Runtime's IO binding: inputs and outputs in buffers on the device that are reused from run to run.
 
-A plain `run` allocates device memory for every input and copies from pageable memory, each time anew. Here
-a batch of a shape that was seen before goes into the buffers of that shape. With fixed shapes, rows are filled
-up to a power of two, so that shapes are few: CUDA graphs replay the kernels recorded for one shape at one
-address, and are kept as long as the session.
+A plain `run` allocates device memory for every input, every time. Here a batch goes into the buffers of its shape. With
+fixed shapes, batches are filled up to a power of two rows, so that shapes are few: a CUDA graph replays the kernels
+recorded for one shape at one address, and lives as long as the session.
 """
 
 import threading
@@ -19,12 +18,12 @@ from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
 
 MAX_KEPT_SHAPES = 64
-"""Shapes whose buffers are kept where shapes are not fixed; the one unused for longest goes."""
+"""Shapes whose buffers are kept if shapes are not fixed; the least recently used is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Buffers:
-    """Buffers of one shape, and the binding that names them."""
+    """Buffers of one shape, and their binding."""
 
     inputs: dict[str, Any]
     binding: Any
@@ -38,10 +37,10 @@ class DeviceBuffers:
     Args:
         session: an `onnxruntime.InferenceSession`.
         device: where its buffers are.
-        fixed_shapes: few shapes, each with a graph id of its own.
+        fixed_shapes: few shapes, each with its own graph id.
 
     Raises:
-        InputError: fixed shapes, and the graph does not say how many logits it gives.
+        InputError: fixed shapes, but the graph does not state its number of logits.
     """
 
     def __init__(self, session: Any, device: DeviceName, *, fixed_shapes: bool) -> None:
@@ -50,11 +49,11 @@ class DeviceBuffers:
         self._fixed_shapes = fixed_shapes
         self._kept: OrderedDict[tuple[int, int], _Buffers] = OrderedDict()
         self._output = session.get_outputs()[0]
-        self._running = threading.Lock()  # the buffers hold one batch
+        self._running = threading.Lock()  # the buffers hold one batch at a time
         if fixed_shapes and not isinstance(self._output.shape[-1], int):
             raise InputError(
                 f"cuda_graphs: the graph's output {self._output.name} has no fixed number of logits "
-                f"({self._output.shape}); export the run again, or leave cuda_graphs out"
+                f"({self._output.shape}); export the run again, or leave out cuda_graphs"
             )
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -64,7 +63,7 @@ class DeviceBuffers:
         with self._running:
             buffers = self._buffers(rows_run, length, list(inputs))
             for name, array in inputs.items():
-                # Repeating a row fills up with something that the model surely takes.
+                # Filled up with copies of a row: an input that the model is known to take.
                 filled = array if rows_run == rows else np.concatenate([array, array[:1].repeat(rows_run - rows, 0)])
                 buffers.inputs[name].update_inplace(np.ascontiguousarray(filled))
             self._session.run_with_iobinding(buffers.binding, buffers.run_options)
@@ -72,7 +71,7 @@ class DeviceBuffers:
                 logits: NDArray[np.float32] = buffers.output.numpy()
             else:
                 logits = buffers.binding.copy_outputs_to_cpu()[0]
-            # On a CPU, numpy() may be a view of the buffer that the next run writes.
+            # On a CPU, numpy() may return a view of the buffer that the next run overwrites.
             return logits[:rows].copy()
 
     def _buffers(self, rows: int, length: int, names: list[str]) -> _Buffers:

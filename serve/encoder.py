@@ -1,13 +1,13 @@
 """Texts or pairs -> token ids -> padded arrays [B, T]; and which rows share a batch.
 
-The ids are those of the run's transformers tokenizer, from the same `tokenizer.json`, by the library `tokenizers`
-alone. What an input may be:
+The ids are those of the run's transformers tokenizer, from the same `tokenizer.json`, but by the library `tokenizers`
+only. What an input may be:
 
-- A text is a `str`; a pair is a tuple of two. A classifier of single texts refuses pairs and the other way round.
+- A text is a `str`, a pair a tuple of two. A classifier of single texts refuses pairs, and vice versa.
 - Anything else (None, numbers, bytes) is refused with its position. Nothing is converted silently.
-- The empty string and white space are texts like others: the model sees its special tokens alone.
-- Lone surrogates, which no UTF-8 can hold, become U+FFFD; two halves that belong together become their character.
-- A special token written out, such as `[SEP]`, is that token, as it was in training.
+- The empty string and white space are texts like any other: the model sees only its special tokens.
+- Lone surrogates, which UTF-8 cannot hold, become U+FFFD; a surrogate pair becomes its character.
+- A special token written out, such as `[SEP]`, is that token, as in training.
 """
 
 import threading
@@ -29,18 +29,18 @@ TextInput = str | tuple[str, str]
 """A text, or a pair of texts."""
 
 Truncation = Literal["right", "left", "error"]
-"""The side on which tokens are dropped from an input that is too long, or refuse it."""
+"""The side on which an input that is too long loses tokens; or refuse it."""
 
 SHORT_TEXT = 1_000
-"""Characters up to which a lone input is tokenized in the thread that asks: quicker than to hand it to the library's
-threads, but no other thread of the process runs meanwhile."""
+"""Up to this many characters, a lone input is tokenized in the calling thread: faster than handing it to the library's
+threads, but it blocks all other threads of the process."""
 
 
 class ItemError(InputError):
     """One of several inputs cannot be encoded; the message says why, `index` which."""
 
     def __init__(self, index: int, reason: str) -> None:
-        super().__init__(index, reason)  # what pickle makes it of again
+        super().__init__(index, reason)  # pickle rebuilds it from these
         self.index = index
         self.reason = reason
 
@@ -55,7 +55,7 @@ class Encoding:
     ids: NDArray[np.int32]
     """Token ids [T], special tokens included, without padding."""
     type_ids: NDArray[np.int32] | None
-    """Segment of each token [T]; None where the model takes none."""
+    """Segment of each token [T]; None if the model takes none."""
     truncated: bool
     """Whether tokens were dropped."""
 
@@ -70,14 +70,14 @@ class Encoder:
 
     Args:
         tokenizer_file: `tokenizer.json`.
-        classifier: what the model says of itself.
-        input_names: inputs of the graph; decides whether there are token_type_ids.
-        pad_token_id: value of input_ids where there is padding.
-        pad_token_type_id: value of token_type_ids where there is padding.
-        max_length: longest input [tokens], special tokens included; None for the classifier's own.
+        classifier: the model's metadata.
+        input_names: inputs of the graph, with or without token_type_ids.
+        pad_token_id: padding of input_ids.
+        pad_token_type_id: padding of token_type_ids.
+        max_length: longest input [tokens], special tokens included; None for the classifier's.
 
     Raises:
-        InputError: no tokenizer file; a length that the model was not trained for, or that holds no text.
+        InputError: no tokenizer file; a length that the model was not trained for, or too short for any text.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Encoder:
         self._pad_values = {"input_ids": pad_token_id, "token_type_ids": pad_token_type_id, "attention_mask": 0}
         self._tokenizer_file = tokenizer_file
         self._takes_pairs = classifier.text_pair_column is not None
-        # A tokenizer's truncation is a setting of it, and changing it while other threads use it is an error:
-        # so there is one for each kind of truncation, most often one altogether.
+        # Truncation is a setting of a tokenizer, which must not change while other threads use it: so there is one
+        # tokenizer per kind of truncation, and most often only one in all.
         self._tokenizers: dict[Truncation, Tokenizer] = {}
         self._loading = threading.Lock()
         self._check_max_length(self.tokenizer(classifier.truncation_side))
@@ -115,14 +115,14 @@ class Encoder:
         )
 
     def encode(self, inputs: Sequence[TextInput], truncation: Truncation | None = None) -> list[Encoding]:
-        """Return the encoding of each input, in their order.
+        """Return the encoding of each input, in order.
 
         Args:
             inputs: texts, or pairs of texts.
             truncation: what to do with inputs longer than `max_length`; None for the classifier's side.
 
         Raises:
-            ItemError: an input is not what the classifier takes, or is too long under `error`; the first one.
+            ItemError: the first input that the classifier does not take, or that is too long under `error`.
         """
         encodings = []
         for outcome in self.encode_each(inputs, truncation):
@@ -134,7 +134,7 @@ class Encoder:
     def encode_each(
         self, inputs: Sequence[TextInput], truncation: Truncation | None = None
     ) -> list[Encoding | ItemError]:
-        """Return the encoding of each input, or why it has none: a bad input fails alone."""
+        """Return the encoding of each input, or why it has none: a bad input does not affect the others."""
         outcomes: list[Encoding | ItemError | None] = [None] * len(inputs)
         good: list[int] = []
         texts: list[TextInput] = []
@@ -157,7 +157,7 @@ class Encoder:
         Args:
             encodings: one or more.
             padding_side: None for the classifier's.
-            length: T, at least the longest encoding's; None for just that.
+            length: T, at least that of the longest encoding; None for exactly that.
         """
         lengths = np.array([len(encoding.ids) for encoding in encodings])
         shape = len(encodings), int(lengths.max()) if length is None else length
@@ -174,7 +174,7 @@ class Encoder:
         return arrays
 
     def _tokenize(self, texts: list[TextInput], truncation: Truncation) -> list[Encoding | str]:
-        """Return the encoding of each cleaned text, or the reason why there is none."""
+        """Return the encoding of each cleaned text, or why it has none."""
         if not texts:
             return []
         try:
@@ -193,7 +193,7 @@ class Encoder:
                 "truncation on the right or left"
             )
         if len(ids) == 0:
-            return "no tokens; this tokenizer has no special tokens and needs some text"
+            return "no tokens; this tokenizer adds no special tokens and needs some text"
         type_ids = np.array(raw.type_ids, np.int32) if "token_type_ids" in self.input_names else None
         return Encoding(ids, type_ids, truncated=bool(raw.overflowing))
 
@@ -203,22 +203,22 @@ class Encoder:
         return isinstance(item, str)
 
     def _expectation(self, item: Any) -> str:
-        """Return why an input is not what the classifier takes."""
+        """Return what the classifier takes instead of this input."""
         text, pair = self.classifier.text_column, self.classifier.text_pair_column
         is_two = isinstance(item, tuple) and len(item) == 2
         if self._takes_pairs:
             found = _described(item)
-            if is_two:  # name the part at fault
+            if is_two:  # name only the bad part
                 named = zip((text, pair), item, strict=True)
                 found = ", ".join(f"{_described(part)} as {name}" for name, part in named if not isinstance(part, str))
             return f"expected a pair of texts ({text}, {pair}), found {found}"
         if is_two and all(isinstance(part, str) for part in item):
-            return "expected one text, found a pair; this model takes single texts: give several as a list"
+            return "expected one text, found a pair; this model takes single texts: pass several as a list"
         several = isinstance(item, Iterable) and not isinstance(item, (bytes, dict))
-        return f"expected text, found {_described(item)}" + ("; give several single texts as a list" if several else "")
+        return f"expected text, found {_described(item)}" + ("; pass several single texts as a list" if several else "")
 
     def cleaned(self, item: TextInput) -> TextInput:
-        """Return a text or pair as the tokenizer is given it."""
+        """Return a text or pair as the tokenizer gets it."""
         mode = self.classifier.cleaning
         if isinstance(item, str):
             return clean(without_surrogates(item), mode)
@@ -226,7 +226,7 @@ class Encoder:
         return clean(without_surrogates(first), mode), clean(without_surrogates(second), mode)
 
     def tokenizer(self, truncation: Truncation) -> Tokenizer:
-        """Return the tokenizer with one kind of truncation, under `error` with none; do not change its settings."""
+        """Return the tokenizer for a kind of truncation (`error`: without any); do not change its settings."""
         tokenizer = self._tokenizers.get(truncation)
         if tokenizer is None:
             with self._loading:
@@ -237,7 +237,7 @@ class Encoder:
     def _load(self, truncation: Truncation) -> Tokenizer:
         try:
             tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
-        except Exception as error:  # a bare Exception, also for a file that is absent
+        except Exception as error:  # a bare Exception, even for a missing file
             raise InputError(
                 f"{self._tokenizer_file}: cannot be read as a tokenizer ({error}); export the run again, "
                 "or install the version of tokenizers that bundle.json names"
@@ -246,7 +246,7 @@ class Encoder:
         if truncation == "error":
             tokenizer.no_truncation()
         else:
-            # longest_first is what transformers' truncation=True means for pairs.
+            # What transformers' truncation=True means for pairs.
             tokenizer.enable_truncation(self.max_length, strategy="longest_first", direction=truncation)
         return tokenizer
 
@@ -262,15 +262,15 @@ class Encoder:
 def length_sorted_batches(
     lengths: Sequence[int] | NDArray[np.integer[Any]], max_tokens: int, max_rows: int
 ) -> list[NDArray[np.int64]]:
-    """Divide rows into batches of like length.
+    """Divide rows into batches of similar length.
 
     Args:
         lengths: tokens of each row [N].
-        max_tokens: most tokens of a batch, padding included; a longer row is a batch of its own.
-        max_rows: most rows of a batch.
+        max_tokens: most tokens in a batch, padding included; a longer row is a batch of its own.
+        max_rows: most rows in a batch.
 
     Returns:
-        Indices of the rows of each batch, shortest first; every row in exactly one.
+        Indices of the rows in each batch, shortest first; every row is in exactly one.
     """
     lengths = np.asarray(lengths, np.int64)
     order = np.argsort(lengths, kind="stable")
@@ -291,26 +291,31 @@ def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
 
 def _encode(tokenizer: Tokenizer, texts: list[TextInput]) -> Sequence[Any]:
     """Return the library's encodings of texts or pairs."""
-    if len(texts) == 1:
-        parts = (texts[0],) if isinstance(texts[0], str) else texts[0]
-        if sum(map(len, parts)) <= SHORT_TEXT:
-            return [tokenizer.encode(*parts)]
-    encoded: Sequence[Any] = tokenizer.encode_batch_fast(texts)  # without offsets, which nobody reads
+    if len(texts) == 1 and num_characters(texts[0]) <= SHORT_TEXT:
+        return [tokenizer.encode(*([texts[0]] if isinstance(texts[0], str) else texts[0]))]
+    encoded: Sequence[Any] = tokenizer.encode_batch_fast(texts)  # without offsets, which are not needed
     return encoded
 
 
 def _described(value: Any) -> str:
-    """Return what a value is, for a message; nothing is called as it is in JSON, csv and SQL."""
+    """Return a value with its type, for a message; None is called null, as in JSON and SQL."""
     return "null" if value is None else f"{value!r:.80} ({type(value).__name__})"
 
 
 def is_blank(item: TextInput) -> bool:
-    """Tell whether a text, or one of a pair, is empty or white space: its answer says little."""
+    """Return whether a text, or one of a pair, is empty or white space: its answer means little."""
     return not item.strip() if isinstance(item, str) else any(not text.strip() for text in item)
 
 
+def num_characters(item: Any) -> int:
+    """Return the length of a text or of the texts in a tuple; 0 for anything else."""
+    if isinstance(item, str):
+        return len(item)
+    return sum(map(num_characters, item)) if isinstance(item, tuple) else 0
+
+
 def without_surrogates(text: str) -> str:
-    """Return `text` as UTF-8 can hold it: halves of a surrogate pair are joined, lone ones become U+FFFD."""
+    """Return `text` so that UTF-8 can hold it: surrogate pairs are joined, lone surrogates become U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""Inputs -> tokens -> batches of like length -> logits, in the order of the inputs.
+"""Inputs -> tokens -> batches of similar length -> logits, in the order of the inputs.
 
-A few inputs run at once on the wide session, in the thread that asks. Many are cut into small batches that
-threads take, longest first, on the narrow session. Over chunks of inputs, the next ones are tokenized while
-the model runs, and a worker that is done with one chunk goes on with the next.
+A few inputs run on the wide session, in the calling thread. Many are cut into small batches that threads run on the
+narrow session, longest first. In a stream of chunks, the next ones are tokenized while the model runs, and a worker
+that is done with one chunk continues with the next.
 """
 
 from collections import deque
@@ -21,29 +21,29 @@ from serve.session import Session, SessionPool
 T = TypeVar("T")
 
 TOKENS_PER_BATCH = {"cpu": 512, "cuda": 16_384}
-"""Default tokens of a batch, padding included. On a CPU, what stays in a core's own cache."""
+"""Default tokens in a batch, padding included. On a CPU, what fits into a core's own cache."""
 
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 1_000_000
-"""A chunk ends at so many rows or characters, so that memory stays constant whatever comes."""
+"""A chunk ends at this many rows or characters, so that memory stays constant."""
 
 CHUNKS_AHEAD = 3
-"""Chunks tokenized or running beside the one whose answers are waited for."""
+"""Chunks being tokenized or run besides the one whose answers are due next."""
 
 BATCHES_PER_WORKER = 4
-"""A short list is cut into so many, so that no worker waits long for the one with the longest texts."""
+"""A short list is cut into this many, so that no worker waits long for the one with the longest texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What came of a chunk of N inputs, in their order."""
+    """Answers to a chunk of N inputs, in order."""
 
     logits: NDArray[np.float32]
-    """[N, C]; not finite where the input was refused."""
+    """[N, C]; not finite if the input was refused."""
     num_tokens: NDArray[np.int32]
     """Tokens that the model saw [N]."""
     truncated: NDArray[np.bool_]
-    """Whether it saw only a part [N]."""
+    """Whether it saw only part of the input [N]."""
     refused: dict[int, ItemError]
     """Position -> why there is no answer."""
 
@@ -52,10 +52,10 @@ class Pipeline:
     """An encoder and sessions that work together. Any number of threads may use it.
 
     Args:
-        encoder: makes tokens of inputs.
+        encoder: tokenizes the inputs.
         sessions: run the model.
-        variant: name of the graph that they run.
-        max_tokens_per_batch: padding included; a longer input is a batch of its own. None for what suits the device.
+        variant: name of their graph.
+        max_tokens_per_batch: padding included; a longer input is a batch of its own. None: by the device.
 
     Raises:
         InputError: a budget below 1.
@@ -70,24 +70,24 @@ class Pipeline:
         self.sessions = sessions
         self.variant = variant
         self.max_tokens_per_batch = max_tokens_per_batch or TOKENS_PER_BATCH[sessions.device]
-        # Threads start when they are first needed.
-        self._workers = ThreadPoolExecutor(sessions.num_workers, "rawloop-model")
-        self._tokenizing = ThreadPoolExecutor(1, "rawloop-tokens")
+        # Their threads start when they are first needed.
+        self._workers = ThreadPoolExecutor(sessions.num_workers, "rawloop-run")
+        self._tokenizing = ThreadPoolExecutor(1, "rawloop-tokenize")
 
     def answer(self, inputs: Sequence[TextInput], truncation: Truncation | None = None) -> Answers:
-        """Return what comes of a list of inputs.
+        """Return the answers to a list of inputs.
 
         Raises:
-            ItemError: one of them cannot be encoded; the first one, before the model ran on any.
+            ItemError: one of them cannot be encoded; raised for the first, before the model runs.
         """
         return self._start(self.encoder.encode(inputs, truncation), is_one_of_many=False).wait()
 
     def answer_chunks(
         self, chunks: Iterable[Sequence[TextInput]], truncation: Truncation | None = None
     ) -> Generator[Answers, None, None]:
-        """Yield what comes of each chunk, in order, a few chunks at work at a time; bad inputs are refused alone.
+        """Yield the answers to each chunk, in order, working ahead by a few chunks; only bad inputs are refused.
 
-        `chunks` is read in the thread that asks for the answers.
+        `chunks` is read in the thread that iterates over the answers.
         """
         started: deque[Future[_Chunk]] = deque()
         try:
@@ -98,12 +98,12 @@ class Pipeline:
             while started:
                 yield started.popleft().result().wait()
         finally:
-            for future in started:  # nobody reads on, or a chunk failed
+            for future in started:  # the caller stopped, or a chunk failed
                 if not future.cancel():
                     future.add_done_callback(_cancel_chunk)
 
     def close(self) -> None:
-        """Stop the threads after the batches they are running, and give back the sessions."""
+        """Stop the threads after the batches they are running, and close the sessions."""
         self._tokenizing.shutdown(cancel_futures=True)
         self._workers.shutdown(cancel_futures=True)
         self.sessions.close()
@@ -112,17 +112,18 @@ class Pipeline:
         return self._start(self.encoder.encode_each(inputs, truncation), is_one_of_many=True)
 
     def _start(self, outcomes: Sequence[Encoding | ItemError], *, is_one_of_many: bool) -> "_Chunk":
-        """Set the model to work on what was encoded."""
+        """Start the model on what was encoded."""
         chunk = _Chunk(outcomes, num_labels=len(self.encoder.classifier.labels))
         rows = np.array(chunk.rows, np.int64)
         num_workers = self.sessions.num_workers
         is_short = len(rows) <= max(1, num_workers // 2) and not is_one_of_many
-        # On CUDA one thread runs everything: recorded graphs belong to the thread that recorded them.
+        # On CUDA one thread runs everything: a CUDA graph belongs to the thread that recorded it.
         if is_short and self.sessions.device == "cpu":
             if len(rows):
                 chunk.batches.append((rows, self._run(self.sessions.wide, chunk.encodings(rows))))
             return chunk
-        # Among many, the batches of a chunk depend on it alone: a job that is resumed with other threads repeats them.
+        # In a stream, the batches of a chunk depend only on the chunk: a job that is resumed with another number of
+        # threads repeats them.
         lengths = chunk.num_tokens[rows]
         budget = self.max_tokens_per_batch
         if num_workers > 1 and not is_one_of_many:
@@ -140,17 +141,17 @@ class Pipeline:
 
 
 class _Chunk:
-    """Inputs under way."""
+    """Inputs in progress."""
 
     def __init__(self, outcomes: Sequence[Encoding | ItemError], num_labels: int) -> None:
         self._outcomes = outcomes
         self._num_labels = num_labels
         self.refused = {index: each for index, each in enumerate(outcomes) if isinstance(each, ItemError)}
         self.rows = [index for index in range(len(outcomes)) if index not in self.refused]
-        """Inputs that the model sees."""
+        """Positions of the inputs that the model sees."""
         self.num_tokens = np.array([isinstance(each, Encoding) and each.num_tokens for each in outcomes], np.int32)
         self.batches: list[tuple[NDArray[np.int64], Any]] = []
-        """Rows of each batch, and its logits or the future of them."""
+        """Rows of each batch, and its logits or their future."""
 
     def encodings(self, rows: Iterable[int]) -> list[Encoding]:
         encodings = []
@@ -171,12 +172,12 @@ class _Chunk:
             raise
         if not (is_finite := np.isfinite(logits)).all():
             for row in np.flatnonzero(~is_finite.all(axis=1)).tolist():
-                self.refused.setdefault(row, ItemError(row, "the model gave no finite numbers for it"))
+                self.refused.setdefault(row, ItemError(row, "the model returned no finite numbers for it"))
         truncated = np.array([isinstance(each, Encoding) and each.truncated for each in self._outcomes], np.bool_)
         return Answers(logits, self.num_tokens, truncated, self.refused)
 
     def cancel(self) -> None:
-        """Do not begin what was not begun yet."""
+        """Cancel the batches that have not started."""
         for _, batch in self.batches:
             if isinstance(batch, Future):
                 batch.cancel()
@@ -188,7 +189,7 @@ def _cancel_chunk(future: "Future[_Chunk]") -> None:
 
 
 def cut_into_chunks(items: Iterable[T], num_characters: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield lists of items, each of a bounded number of items and, but for its last one, of characters."""
+    """Yield lists with a bounded number of items and, except for the last item, of characters."""
     chunk: list[T] = []
     characters = 0
     for item in items:
@@ -199,10 +200,3 @@ def cut_into_chunks(items: Iterable[T], num_characters: Callable[[T], int]) -> I
             chunk, characters = [], 0
     if chunk:
         yield chunk
-
-
-def num_characters(item: Any) -> int:
-    """Return the length of a text or of the texts in a tuple; 0 for what is neither."""
-    if isinstance(item, str):
-        return len(item)
-    return sum(map(num_characters, item)) if isinstance(item, tuple) else 0

@@ -32,19 +32,19 @@ OPTIONS_OF = {
         *("submission", "rejects", "resume", "quiet"),
     ),
 }
-"""What has an effect beside one of the two alone."""
+"""Options that have an effect with only one of the two."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Classify what the command line names; return the exit status.
 
     Raises:
-        InputError: anything the user gave is wrong.
+        InputError: something the user gave is wrong.
     """
     arguments = _parser().parse_args(argv)
     if (arguments.text is None) == (arguments.file is None):
         raise InputError(
-            "give texts by --text (once or more often), or a file of them by --file"
+            "pass texts with --text (once or more often), or a file of them with --file"
             + ("" if arguments.text is None else "; not both")
         )
     _refuse_options(arguments, of="--text" if arguments.text is None else "--file")
@@ -52,13 +52,13 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify and return the exit status: 1 where the machine failed, 2 where the user can fix it."""
+    """Classify and return the exit status: 1 if the machine failed, 2 if the user can fix it."""
     return run_command(
         lambda: run(given_arguments(argv)),
         needs=("onnxruntime",),
         extra="cpu] or [gpu",
-        interrupted="interrupted; a job that writes a file goes on with --resume",
-        after_os_error="fix that, and a job that writes a file goes on with --resume",
+        interrupted="interrupted; a job that writes a file continues with --resume",
+        after_os_error="fix that; a job that writes a file continues with --resume",
     )
 
 
@@ -66,59 +66,61 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serve.predict",
         description="Classify texts, or files of any size, with an exported bundle.",
-        epilog="Exit status: 0 done, 1 the machine failed, 2 something given is wrong, 130 interrupted.",
+        epilog="Exit status: 0 done, 1 the machine failed, 2 bad input, 130 interrupted.",
     )
     parser.add_argument("--bundle", required=True, type=Path, help="folder written by python -m export")
 
     texts = parser.add_argument_group("some texts")
-    texts.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
+    texts.add_argument("--text", action="append", metavar="TEXT", help="a text; can be repeated")
     texts.add_argument("--text_pair", action="append", metavar="TEXT", help="its second text, for classifiers of pairs")
-    texts.add_argument("--top_k", type=int, help=f"labels to show of each ({DEFAULT_TOP_K})")
-    texts.add_argument("--json", action="store_true", help="one JSON object a text instead of a table")
+    texts.add_argument("--top_k", type=int, help=f"labels to show for each ({DEFAULT_TOP_K})")
+    texts.add_argument("--json", action="store_true", help="one JSON object per text instead of a table")
 
     files = parser.add_argument_group("a file of texts")
     files.add_argument("--file", help="csv, tsv, jsonl, parquet or plain lines (.txt); - reads standard input")
     files.add_argument(
-        "--input_format", choices=ROW_FORMATS, help="where the file's name does not say it (of standard input: lines)"
+        "--input_format", choices=ROW_FORMATS, help="if the file's name does not say it (standard input: lines)"
     )
-    files.add_argument("--text_column", help="column of the text (the one that the classifier was trained with)")
+    files.add_argument("--text_column", help="column of the text (the one in training)")
     files.add_argument("--text_pair_column", help="column of the second text, likewise")
-    files.add_argument("--id_column", help="column that names a row (its number, counted from 1)")
+    files.add_argument("--id_column", help="column that identifies a row (its number, counted from 1)")
     files.add_argument("--output", help="csv, tsv, jsonl or parquet, by its suffix; - writes jsonl to standard output")
     files.add_argument("--all_scores", action="store_true", help="write the score of every label")
     files.add_argument(
-        "--keep_columns", nargs="*", metavar="COLUMN", help="write these input columns too; without names, all of them"
+        "--keep_columns", nargs="*", metavar="COLUMN", help="also write these input columns; without names, all of them"
     )
-    files.add_argument("--submission", action="store_true", help="write the columns id and label, and no others")
+    files.add_argument("--submission", action="store_true", help="write only the columns id and label")
     files.add_argument(
         "--rejects",
         help="file of rows without an answer, with reason, lines and content (OUTPUT.rejects.jsonl); a misplaced "
-        "quote in a csv costs the line it opens in, and the lines after that one are read as rows of their own",
+        "quote in a csv costs only the line it is in",
     )
-    files.add_argument("--resume", action="store_true", help="go on with a job that was interrupted, if there is one")
+    files.add_argument("--resume", action="store_true", help="continue an interrupted job, if there is one")
     files.add_argument("--quiet", action="store_true", help="no progress, no notes and no summary")
 
     model = parser.add_argument_group("the model")
     model.add_argument("--device", choices=["auto", *get_args(DeviceName)], default="auto")
     model.add_argument("--variant", choices=["auto", *get_args(VariantName)], default="auto")
-    model.add_argument("--num_threads", type=int, help="cores to use (all that this process may)")
-    model.add_argument("--max_tokens_per_batch", type=int, help="padding included (what suits the device)")
+    model.add_argument("--num_threads", type=int, help="cores to use (all that this process may use)")
+    model.add_argument("--max_tokens_per_batch", type=int, help="padding included (by the device)")
     model.add_argument("--max_length", type=int, help="longest input in tokens (the classifier's)")
     model.add_argument(
-        "--truncation", choices=get_args(Truncation), help="side on which longer ones are cut, or refuse them"
+        "--truncation", choices=get_args(Truncation), help="side on which longer ones are cut; or refuse them"
     )
     model.add_argument("--cuda_graphs", action="store_true", help="record and replay the GPU's work by shape")
-    model.add_argument("--skip_verification", action="store_true", help="check the bundle's sizes, not its hashes")
+    model.add_argument(
+        "--skip_verification", action="store_true", help="check only the sizes of the bundle's files, not their hashes"
+    )
     return parser
 
 
 def _refuse_options(arguments: argparse.Namespace, *, of: str) -> None:
-    """Refuse options that would have no effect: those that belong to `of`, which was not given."""
+    """Refuse options that would have no effect: those that belong to `of`, which is absent."""
     values = {name: getattr(arguments, name) for name in OPTIONS_OF[of]}
-    given = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
-    if given:
-        verb, them = ("belongs", "it") if len(given) == 1 else ("belong", "them")
-        raise InputError(f"{', '.join(given)}: {verb} to {of}; leave {them} out")
+    idle = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
+    if idle:
+        verb, them = ("belongs", "it") if len(idle) == 1 else ("belong", "them")
+        raise InputError(f"{', '.join(idle)}: {verb} to {of}; leave {them} out")
 
 
 def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -137,20 +139,20 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
     top_k = DEFAULT_TOP_K if arguments.top_k is None else arguments.top_k
     if top_k < 1:
         raise InputError(f"--top_k {top_k}: expected 1 or more")
-    texts = [without_surrogates(text) for text in arguments.text]  # bytes of the shell that are not UTF-8
+    texts = [without_surrogates(text) for text in arguments.text]  # bytes from the shell that are not UTF-8
     pairs = [without_surrogates(text) for text in arguments.text_pair or ()]
     if pairs and len(pairs) != len(texts):
-        raise InputError(f"{len(texts)} --text and {len(pairs)} --text_pair: give as many of each")
+        raise InputError(f"{len(texts)} --text and {len(pairs)} --text_pair: pass as many of each")
     inputs: list[str] | list[tuple[str, str]] = list(zip(texts, pairs, strict=True)) if pairs else texts
     with Predictor(arguments.bundle, **_model_options(arguments)) as predictor:
         if (predictor.classifier.text_pair_column is None) == bool(pairs):
-            takes = "single texts: leave it out" if pairs else "pairs: give one for each --text"
+            takes = "single texts: leave it out" if pairs else "pairs: pass one for each --text"
             raise InputError(f"--text_pair: this classifier takes {takes}")
         predictions = predictor(inputs, truncation=arguments.truncation)
     items: list[TextInput] = [*inputs]
     for number, item in enumerate(items, start=1):
         if is_blank(item):
-            print(f"note: text {number} is empty or white space; its answer says little", file=sys.stderr)
+            print(f"note: text {number} is empty or white space; its answer means little", file=sys.stderr)
     if arguments.json:
         for item, prediction in zip(items, predictions, strict=True):
             print(json.dumps(_as_json(item, prediction, top_k), ensure_ascii=False))
@@ -176,7 +178,7 @@ def _as_table(inputs: Sequence[TextInput], predictions: Sequence[Prediction], to
     for item, prediction in zip(inputs, predictions, strict=True):
         others = ", ".join(f"{label} {score:.4f}" for label, score in prediction.top_k(top_k)[1:])
         text = " | ".join(item) if isinstance(item, tuple) else item
-        text = "".join(char if char.isprintable() else " " for char in text)  # nothing that steers a terminal
+        text = "".join(char if char.isprintable() else " " for char in text)  # no control characters for the terminal
         shown = text if len(text) <= 60 else text[:59] + "…"
         note = " (truncated)" if prediction.truncated else ""
         rows.append((prediction.label, f"{prediction.score:.4f}", others, shown + note))
@@ -189,13 +191,13 @@ def _as_table(inputs: Sequence[TextInput], predictions: Sequence[Prediction], to
 
 def _predict_file(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
-        raise InputError("--file needs --output: a file's name, or - for standard output")
+        raise InputError("--file needs --output: a file name, or - for standard output")
     pipeline = open_pipeline(arguments.bundle, **_model_options(arguments))
     try:
         settings = _job_settings(arguments, pipeline.encoder.classifier)
         if settings.format_is_assumed and not arguments.quiet:
             print(
-                "standard input is read as plain lines, one text a line; --input_format names another format",
+                "standard input is read as plain lines, one text per line; --input_format sets another format",
                 file=sys.stderr,
             )
         journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
@@ -222,14 +224,14 @@ def _summary(journal: Journal, rows_per_s: float, rejects: str) -> str:
 
 
 def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobSettings:
-    """Return what the command line says, with the classifier's own columns where it says nothing."""
+    """Return the settings of the command line, with the classifier's own columns as defaults."""
     if arguments.text_pair_column is not None and classifier.text_pair_column is None:
         raise InputError(
             f"--text_pair_column {arguments.text_pair_column}: this classifier takes single texts; leave it out"
         )
     form = arguments.input_format or row_format(arguments.file)
     if form == "lines" and classifier.text_pair_column is not None:
-        raise InputError(f"--file {arguments.file}: plain lines hold one text each, and this classifier takes pairs")
+        raise InputError(f"--file {arguments.file}: plain lines hold one text each, but this classifier takes pairs")
     own_column = LINES_COLUMN if form == "lines" else classifier.text_column
     kept = arguments.keep_columns
     return JobSettings(
@@ -251,7 +253,7 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
 
 
 def _model_identity(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, str]:
-    """Return all of the model that the answers depend on."""
+    """Return everything about the model that the answers depend on."""
     return {
         "bundle": sha256_of_file(arguments.bundle / BUNDLE_FILE),
         "variant": pipeline.variant,

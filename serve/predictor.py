@@ -1,4 +1,4 @@
-"""`Predictor`: what a service embeds. A bundle in, typed predictions out.
+"""`Predictor`: a bundle in, typed predictions out, to embed in a service.
 
 with Predictor("runs/latest/onnx") as predictor:
     prediction = predictor("I loved it")
@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
 from serve.contract.labels import scores_from_logits
-from serve.encoder import Encoder, ItemError, TextInput, Truncation
-from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks, num_characters
+from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
+from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
 from serve.session import SessionPool, resolve_device
 from serve.variants import choose_variant
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says of one text or pair."""
+    """The model's answer to one text or pair."""
 
     label: str
     """The most probable label."""
     score: float
     """Its probability, calibrated by the bundle's temperature."""
     scores: dict[str, float]
-    """Label -> probability, in the classifier's order of labels."""
+    """Label -> probability, in the classifier's order."""
     logits: tuple[float, ...]
     """[C], in that order, before temperature and softmax."""
     truncated: bool
-    """Whether the model saw only a part of the input."""
+    """Whether the model saw only part of the input."""
     num_tokens: int
     """Tokens that it saw, special tokens included."""
 
@@ -45,22 +45,22 @@ class Prediction:
 
 
 class Predictor:
-    """A classifier, ready to be asked. Any number of threads may ask it at once.
+    """A classifier, ready for use. Any number of threads may call it at once.
 
-    Make it after forking: neither ONNX Runtime's threads nor CUDA survive a fork.
+    Create it after forking: neither ONNX Runtime's threads nor CUDA survive a fork.
 
     Args:
         bundle: a folder written by `python -m export`.
-        device: auto takes CUDA where there is a GPU and `onnxruntime-gpu`. Asked for, it is never replaced.
-        variant: auto for the one that the bundle names as best for the device.
-        num_threads: cores to use; None for all that this process may (affinity and cgroup quota).
-        max_tokens_per_batch: padding included; None for what suits the device.
-        max_length: longest input [tokens]; None for the classifier's. It may be less, never more.
-        verify: check the SHA-256 of every file that is used; without, sizes alone.
+        device: auto takes CUDA if there are a GPU and `onnxruntime-gpu`; an explicit device is never replaced.
+        variant: auto for the bundle's default for the device.
+        num_threads: cores to use; None for all that this process may use (affinity and cgroup quota).
+        max_tokens_per_batch: padding included; None: by the device.
+        max_length: longest input [tokens], at most the classifier's; None for the classifier's.
+        verify: check the SHA-256 of every file that is used; otherwise only sizes.
         cuda_graphs: record and replay the kernels of each shape: less time between them on a GPU.
 
     Raises:
-        InputError: no bundle or a damaged one, no such variant, no ONNX Runtime, or no such device.
+        InputError: the bundle is missing or damaged, or the variant, ONNX Runtime or the device is not available.
     """
 
     def __init__(
@@ -88,8 +88,10 @@ class Predictor:
         self.classifier = self.pipeline.encoder.classifier
         self.labels = self.classifier.labels
         self.variant = self.pipeline.variant
-        self.provider = self.pipeline.sessions.wide.provider  # loads it: what cannot run fails here, not at a request
-        """ONNX Runtime's name of what runs the model, such as CPUExecutionProvider."""
+        self.provider = (
+            self.pipeline.sessions.wide.provider
+        )  # loads it: what cannot run fails now, not at the first request
+        """ONNX Runtime's name for what runs the model, such as CPUExecutionProvider."""
 
     @overload
     def __call__(self, inputs: TextInput, *, truncation: Truncation | None = ...) -> Prediction: ...
@@ -100,17 +102,16 @@ class Predictor:
     def __call__(
         self, inputs: TextInput | list[str] | list[tuple[str, str]], *, truncation: Truncation | None = None
     ) -> Prediction | list[Prediction]:
-        """Return the prediction of one text or (text, pair), or those of a list, in its order.
+        """Return the prediction for a text or a pair, or those for a list, in its order.
 
         Args:
-            inputs: a text, a pair as a tuple, or a list of either; what each kind of input means stands in
-                `serve.encoder`.
+            inputs: a text, a pair as a tuple, or a list of either; see `serve.encoder`.
             truncation: the side on which inputs that are too long lose tokens, or `error`; None for the side
                 that the model was trained with.
 
         Raises:
-            ItemError: an input is not what the classifier takes, or is too long under `error`; the first one.
-                A list up to a few hundred is refused before the model runs.
+            ItemError: the first input that the classifier does not take, or that is too long under `error`.
+                A list of up to a few hundred is refused before the model runs.
         """
         several = inputs if isinstance(inputs, list) else [inputs]
         predictions = []
@@ -135,15 +136,15 @@ class Predictor:
         truncation: Truncation | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> Iterator[Prediction | ItemError]:
-        """Yield predictions in the order of the inputs, in constant memory; some chunks are read ahead.
+        """Yield predictions in the order of the inputs, in constant memory; reads a few chunks ahead.
 
         Args:
-            inputs: texts, or pairs as tuples; read in the thread that asks for the predictions.
+            inputs: texts, or pairs as tuples; read in the thread that iterates over the predictions.
             truncation: as in a call.
-            errors: `return` puts an `ItemError` where a prediction would be, and goes on; `raise` raises it.
+            errors: `return` yields an `ItemError` in the place of a prediction and continues; `raise` raises it.
 
         Raises:
-            ItemError: as in a call, once the predictions before it were yielded.
+            ItemError: as in a call, after the predictions before it.
         """
         for outcome in self._outcomes(self.pipeline.answer_chunks(cut_into_chunks(inputs, num_characters), truncation)):
             if isinstance(outcome, ItemError) and errors == "raise":
@@ -162,7 +163,7 @@ class Predictor:
         return np.array(rows, np.float32).reshape(len(rows), len(self.labels))
 
     def close(self) -> None:
-        """Give back threads and memory, once what is under way is done. Closing twice does nothing."""
+        """Free threads and memory once current work is done. Closing twice does nothing."""
         self.pipeline.close()
 
     def __enter__(self) -> Self:
@@ -216,9 +217,9 @@ def open_pipeline(
     verify: bool = True,
     cuda_graphs: bool = False,
 ) -> Pipeline:
-    """Read a bundle and return what answers with it; arguments and errors as of `Predictor`.
+    """Return the pipeline of a bundle; arguments and errors as in `Predictor`.
 
-    No graph is loaded yet.
+    It does not load the graph yet.
     """
     bundle = read_bundle(folder, verify=False)
     device = resolve_device(device)

@@ -1,9 +1,9 @@
 """ONNX Runtime: arrays [B, T] int64 -> logits [B, C] float32.
 
-A session may be run from any number of threads at once. On a CPU there are two kinds: a wide one spreads each
-run over the cores, which is quickest for a lone text; a narrow one computes each run in the thread that calls
-it, and as many threads as there are cores then do most work altogether, since small batches stay in each core's
-own cache. All those threads call one session: weights are in memory once a kind, so twice at most.
+Any number of threads may run a session at once. On a CPU there are two kinds: a wide session spreads each run over the
+cores, which is fastest for a single text; a narrow one computes each run in the calling thread, and with one such
+thread per core the throughput is highest, since small batches stay in each core's own cache. All those threads share
+one session, so the weights are in memory at most twice.
 """
 
 import threading
@@ -30,14 +30,14 @@ class Session:
     Args:
         graph: the ONNX file.
         device: where it runs.
-        num_threads: cores that one run is spread over, on a CPU; 1 computes in the calling thread.
-        spinning: whether threads wait for the next operator, and for a while for the next run, without sleeping:
-            quicker, and taken from whatever else the machine does.
-        io_binding: run through buffers on the device that are kept from run to run; None for: on CUDA.
-        cuda_graphs: record the kernels of each shape once and replay them; CUDA only, one run at a time.
+        num_threads: cores that one run is spread over, on a CPU; 1: the calling thread.
+        spinning: whether threads busy-wait for the next operator and, for a while, for the next run: faster, at the
+            expense of other processes.
+        io_binding: run through buffers on the device that are reused from run to run; None: only on CUDA.
+        cuda_graphs: record the kernels of each shape once and replay them; only on CUDA, one run at a time.
 
     Raises:
-        InputError: ONNX Runtime is not installed, the file is no graph, or the device is not to be had.
+        InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Session:
         cuda_graphs: bool = False,
     ) -> None:
         if cuda_graphs and device != "cuda":
-            raise InputError("cuda_graphs: on CUDA only; leave it out, or choose device cuda")
+            raise InputError("cuda_graphs: only on CUDA; leave it out, or choose device cuda")
         self.device = device
         self._session: Any = _load(graph, device, num_threads, spinning, cuda_graphs)
         self.provider: str = self._session.get_providers()[0]
-        """ONNX Runtime's name of what really runs the graph."""
+        """ONNX Runtime's name for what really runs the graph."""
         self.output_name: str = self._session.get_outputs()[0].name
         self.length_multiple = 1 if device == "cpu" else 32 if cuda_graphs else 8
-        """Lengths are best padded to a multiple of it [tokens]: what a GPU's matrix units and kept buffers like."""
+        """Lengths are best padded to a multiple of this [tokens]: for a GPU's matrix units, and to reuse buffers."""
         bound = device == "cuda" if io_binding is None else io_binding
         self._buffers = DeviceBuffers(self._session, device, fixed_shapes=cuda_graphs) if bound else None
 
@@ -66,9 +66,9 @@ class Session:
         """Return logits [B, C] for inputs [B, T]. Any number of threads may call it.
 
         Raises:
-            RuntimeError: the session was closed; what ONNX Runtime raises is a RuntimeError too.
+            RuntimeError: the session was closed, or ONNX Runtime failed.
         """
-        session, buffers = self._session, self._buffers  # which another thread may close meanwhile
+        session, buffers = self._session, self._buffers  # another thread may close it meanwhile
         if session is None:
             raise RuntimeError("the session was closed")
         if buffers is not None:
@@ -77,7 +77,7 @@ class Session:
         return logits
 
     def close(self) -> None:
-        """Give back the memory, once runs under way are over. Closing twice does nothing."""
+        """Free the memory once current runs are over. Closing twice does nothing."""
         self._buffers = None
         self._session = None
 
@@ -85,14 +85,13 @@ class Session:
 class SessionPool:
     """The sessions of one graph: `wide` for a lone batch, `narrow` for many at once.
 
-    Each is loaded when it is first asked for, so what needs only one of them pays for one. On CUDA, and where
-    there is one core, they are the same.
+    Each is loaded on first use, so whoever needs only one pays for one. On CUDA, and with one core, they are the same.
 
     Args:
         graph: the ONNX file.
         device: where it runs.
-        num_threads: cores to use; None for all that this process may.
-        cuda_graphs: as of `Session`.
+        num_threads: cores to use; None for all that this process may use.
+        cuda_graphs: as in `Session`.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class SessionPool:
         self.device = device
         self.num_threads = num_threads or num_usable_cores()
         self.num_workers = 1 if device == "cuda" else self.num_threads
-        """Threads that should call `narrow` at once."""
+        """Number of threads that should call `narrow` at once."""
         self._cuda_graphs = cuda_graphs
         self._loading = threading.Lock()
         self._sessions: dict[bool, Session] = {}
@@ -117,11 +116,11 @@ class SessionPool:
 
     @property
     def narrow(self) -> Session:
-        """The session whose runs stay in the thread that calls; call it from `num_workers` threads at once."""
+        """The session whose runs stay in the calling thread; call it from `num_workers` threads at once."""
         return self._session(is_wide=False)
 
     def close(self) -> None:
-        """Close the sessions, once runs under way are over."""
+        """Close the sessions once current runs are over."""
         with self._loading:
             self._closed = True
             for session in self._sessions.values():
@@ -147,7 +146,7 @@ class SessionPool:
 
 
 def resolve_device(device: DeviceName | Literal["auto"]) -> DeviceName:
-    """Return the device that `auto` stands for: cuda where ONNX Runtime can use one, else cpu.
+    """Return the device that `auto` means here: cuda if ONNX Runtime can use it, else cpu.
 
     Raises:
         InputError: another name than auto, cpu or cuda.
@@ -168,40 +167,40 @@ def _load(graph: Path, device: DeviceName, num_threads: int, spinning: bool, cud
             "pip uninstall onnxruntime, then pip install 'rawloop[gpu]'; or choose device cpu"
         )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are about nodes and memory, not for users
+    options.log_severity_level = 3  # errors only: its warnings are about nodes and memory, not for users
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # plans memory by shape, and every batch has another
-    # Threads that run one session at once wait for each other in its arena; malloc has an arena for each of them.
+    options.enable_mem_pattern = False  # it plans memory by shape, but every batch has its own shape
+    # Threads that run one session at once contend for its arena; malloc gives each an arena of its own.
     options.enable_cpu_mem_arena = num_threads > 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     provider_options: dict[str, str] = {}
     if device == "cuda":
-        onnxruntime.preload_dlls()  # CUDA and cuDNN of the nvidia-* packages, wherever pip put them
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* packages, wherever pip put them
         provider_options = {
             "enable_cuda_graph": "1" if cuda_graphs else "0",
             "arena_extend_strategy": "kSameAsRequested",
         }
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=[(provider, provider_options)])
-    except Exception as error:  # its errors have no common base but this one
+    except Exception as error:  # its errors have no other common base class
         raise InputError(f"{graph}: ONNX Runtime cannot load it on {device} ({error})") from error
     if (found := session.get_providers()[0]) != provider:
         raise InputError(
             f"device {device}: ONNX Runtime could not start it and fell back to {found}; check nvidia-smi, the "
-            "driver, and that CUDA and cuDNN fit this onnxruntime-gpu; or choose device cpu"
+            "driver, and that CUDA and cuDNN match this onnxruntime-gpu; or choose device cpu"
         )
     return session
 
 
 def _onnxruntime() -> Any:
     try:
-        import onnxruntime  # here: 0.1 s, and reading a contract needs none
+        import onnxruntime  # here: it takes 0.1 s, and reading a bundle does not need it
     except ImportError as error:
         raise InputError(f"serving needs ONNX Runtime ({error}); {INSTALL}") from error
     return onnxruntime
 
 
 def _has_gpu() -> bool:
-    """Return whether there is an NVIDIA GPU: a package with the CUDA provider also runs on machines without."""
-    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # Linux; Windows' Linux
+    """Return whether there is an NVIDIA GPU: onnxruntime-gpu also runs on machines without one."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()  # Linux; WSL

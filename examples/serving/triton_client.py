@@ -1,6 +1,6 @@
 """Classify with NVIDIA's Triton client (pip install 'tritonclient[http]').
 
-python examples/serving/triton_client.py 127.0.0.1:8000 MODEL        # GET /models tells the model's name
+python examples/serving/triton_client.py 127.0.0.1:8000 MODEL        # GET /models returns the model's name
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A bundle that answers: encoder and sessions behind a batcher, and what is to be told of the model."""
+"""A loaded model behind a batcher: its metadata, its limits, its canary."""
 
 import asyncio
 import dataclasses
@@ -12,45 +12,45 @@ from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer, Outcome
 from serve.batching.tokens import TokenLister
 from serve.contract.classifier import Classifier
-from serve.encoder import TextInput, Truncation
+from serve.encoder import TextInput, Truncation, num_characters
 
 CANARY_TOLERANCE = 0.05
-"""Largest difference of a probability of the canary; other processors round differently, other models differ more."""
+"""Largest difference of a probability of the canary: other processors round differently, other models differ more."""
 
 
 class CanaryFailed(Exception):
-    """The model does not answer the canary as it did when it was exported."""
+    """The model does not answer the canary as it did at export."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestLimits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     max_inputs: int = 256
-    """Texts or pairs."""
+    """Most texts or pairs."""
     max_text_chars: int = 100_000
-    """Characters of one text, the second of a pair included."""
+    """Most characters of one text, or of the two of a pair."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What is told of a model."""
+    """Model metadata."""
 
     name: str
-    """Name it is served under."""
+    """Name under which it is served."""
     version: str
-    """First digits of the SHA-256 of its manifest: two bundles never share it."""
+    """First digits of the SHA-256 of its manifest, which differs between any two bundles."""
     variant: str
     """Graph of the bundle that runs: fp32, int8 or fp16."""
     provider: str
-    """ONNX Runtime's own word for where it runs."""
+    """ONNX Runtime's name for where it runs."""
     max_length: int
-    """Tokens of an input; longer ones are truncated."""
+    """Longest input [tokens]; longer ones are truncated."""
     folder: Path
     classifier: Classifier
     canary: TextInput
     canary_logits: Sequence[float]
-    """[C] when it was exported."""
+    """[C] at export."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class ModelFacts:
 
 
 class Engine:
-    """One loaded model. `classify` and what follows belong to the event loop."""
+    """One loaded model. Everything but its constructor belongs to the event loop."""
 
     def __init__(self, facts: ModelFacts, batcher: Batcher, encoder: Any, limits: RequestLimits) -> None:
         self.facts, self.batcher, self.limits = facts, batcher, limits
@@ -80,12 +80,12 @@ class Engine:
         whole: bool = True,
         made_here: bool = False,
     ) -> list[Outcome]:
-        """Return the outcome of each input, in order; with `whole` they are answers all.
+        """Return the outcome of each input, in order; with `whole`, all are answers.
 
-        Inputs that were `made_here` are not held against the limits of a request.
+        Inputs that were `made_here` are not subject to the limits of a request.
 
         Raises:
-            RequestError: the request as a whole gets no answer; with `whole`, also where one input gets none.
+            RequestError: the request as a whole gets no answer; with `whole`, also if one input gets none.
         """
         if not made_here:
             self.require_within_limits(inputs)
@@ -114,10 +114,10 @@ class Engine:
         return [{"label": labels[index], "score": values[index]} for index in order[:top_k]]
 
     async def check_canary(self, timeout_s: float) -> float:
-        """Send the canary through the queue and return the seconds that it took.
+        """Send the canary through the queue and return the time it took [s].
 
         Raises:
-            CanaryFailed: it got another answer than when the bundle was exported, or none.
+            CanaryFailed: it got no answer, or not the one from the export.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -130,7 +130,7 @@ class Engine:
             raise CanaryFailed(f"the canary got no answer: {outcome}") from outcome
         expected = self.batcher.to_scores(_row(self.facts.canary_logits))[0].tolist()
         if len(outcome.scores) != len(expected):
-            raise CanaryFailed(f"the canary got {len(outcome.scores)} scores, and {len(expected)} at export")
+            raise CanaryFailed(f"the canary got {len(outcome.scores)} scores, but {len(expected)} at export")
         worst = max(abs(here - there) for here, there in zip(outcome.scores, expected, strict=True))
         if worst > CANARY_TOLERANCE:
             raise CanaryFailed(
@@ -139,32 +139,32 @@ class Engine:
         return loop.time() - began
 
     async def close(self, timeout_s: float) -> None:
-        """Answer what was accepted, for at most so long, and free the model."""
+        """Answer what was accepted, for `timeout_s` at most, and free the model."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        while self.lister.num_pending and loop.time() < deadline:  # an explanation asks the batcher after it
+        while self.lister.num_pending and loop.time() < deadline:  # an explanation goes to the batcher next
             await asyncio.sleep(0.005)
         self.lister.close()
         await self.batcher.close(max(0.0, deadline - loop.time()))
 
     def require_within_limits(self, inputs: Sequence[TextInput]) -> None:
-        """Refuse what is more than one request may ask for.
+        """Refuse what exceeds the limits of a request.
 
         Raises:
             InvalidRequest: no inputs.
             TooLarge: too many, or one that is too long.
         """
         if not inputs:
-            raise InvalidRequest("no inputs; give at least one text")
+            raise InvalidRequest("no inputs; send at least one text")
         if len(inputs) > self.limits.max_inputs:
             raise TooLarge(
-                f"{len(inputs)} inputs, and a request may have {self.limits.max_inputs}; send fewer at a time"
+                f"{len(inputs)} inputs, but a request may have {self.limits.max_inputs}; send fewer at a time"
             )
         for index, text in enumerate(inputs):
-            num_chars = len(text) if isinstance(text, str) else sum(map(len, text))
-            if num_chars > self.limits.max_text_chars:
+            if (num_chars := num_characters(text)) > self.limits.max_text_chars:
                 raise TooLarge(
-                    f"input {index}: {num_chars:,} characters, and this server takes {self.limits.max_text_chars:,}"
+                    f"input {index}: {num_chars:,} characters, but this server takes {self.limits.max_text_chars:,}; "
+                    "shorten it"
                 )
 
 

@@ -1,22 +1,22 @@
-"""Why a request, or one input of it, gets no answer: one family, one table from kind to HTTP status."""
+"""Errors of a request or one of its inputs: one family, with the HTTP status of each kind."""
 
 
 class RequestError(Exception):
     """A request or one of its inputs that cannot be answered; the message is for the client."""
 
     status = 500
-    """HTTP status of every protocol that has no status of its own for this kind."""
+    """HTTP status, unless a protocol has its own for this kind."""
     kind = "Backend"
-    """Name of the kind, as Text Embeddings Inference spells it where it has one."""
+    """Name of the kind; Text Embeddings Inference's if it has one."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Return HTTP headers that go with the answer."""
+        """Return the HTTP headers of the answer."""
         return {}
 
 
 class InvalidRequest(RequestError):
-    """The request does not say what it must."""
+    """The request is malformed, or not what the model takes."""
 
     status = 422
     kind = "Validation"
@@ -30,7 +30,7 @@ class TooLarge(RequestError):
 
 
 class UnsupportedEncoding(RequestError):
-    """A body that is compressed, or of another kind than the route reads."""
+    """A compressed body."""
 
     status = 415
     kind = "Validation"
@@ -44,7 +44,7 @@ class NotFound(RequestError):
 
 
 class WrongMethod(RequestError):
-    """The route exists, for other methods."""
+    """The route exists, but not for this method."""
 
     status = 405
     kind = "Validation"
@@ -70,14 +70,14 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """Not for this key, or not for anybody as the server was started."""
+    """Closed to everyone in the configuration of this server."""
 
     status = 403
     kind = "Unauthorized"
 
 
 class Conflict(RequestError):
-    """Something else is in the way at the moment."""
+    """The same operation is already in progress."""
 
     status = 409
     kind = "Conflict"
@@ -99,7 +99,7 @@ class Overloaded(RequestError):
 
 
 class InferenceFailed(RequestError):
-    """The model raised on this input, or gave no finite numbers."""
+    """The model raised on this input, or returned no finite numbers."""
 
     status = 424
     kind = "Backend"
@@ -113,20 +113,20 @@ class Unavailable(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The request's time was over before its answer was there."""
+    """The time of the request was over before it was answered."""
 
     status = 504
     kind = "Timeout"
 
 
 class OwnDeadlineExceeded(DeadlineExceeded):
-    """The same where the client itself set the time, or was too slow to send: no fault of the server."""
+    """The same, if the client itself set the time or was too slow to send."""
 
     status = 408
 
 
 class ClientGone(RequestError):
-    """The client hung up; nobody reads the answer. 499 as nginx counts it."""
+    """The client hung up. Counted as 499, as by nginx."""
 
     status = 499
     kind = "Disconnected"

@@ -1,4 +1,4 @@
-"""One request on its way through the batcher: its inputs, and what came of each."""
+"""One request on its way through the batcher, its inputs, and the outcome of each."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ class Runner(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said of one input."""
+    """The model's answer to one input."""
 
     logits: list[float]
     """[C], before temperature and softmax."""
@@ -38,9 +38,9 @@ class Answer:
     num_tokens: int
     """Tokens that the model saw, special tokens included."""
     truncated: bool
-    """Whether it saw only a part of the input."""
+    """Whether it saw only part of the input."""
     queue_s: float
-    """Seconds between being encoded and being run."""
+    """Seconds between being tokenized and being run."""
     inference_s: float
     """Seconds that its batch ran."""
 
@@ -49,26 +49,38 @@ Outcome = Answer | RequestError
 
 
 class Ticket:
-    """A request in the batcher: a future of one outcome per input, in their order.
+    """A request in the batcher, with a future that holds one outcome per input, in order.
 
     Everything but `closed`, which any thread may read, belongs to the event loop's thread.
+
+    Args:
+        inputs: texts or pairs.
+        timeout_s: time for the answer.
+        truncation: what to do with inputs that are too long; None for the classifier's own side.
+        whole: an input that cannot be encoded refuses all the others.
+        is_privileged: never refused for lack of room, and run before all others.
     """
 
-    __slots__ = ("closed", "deadline", "future", "is_privileged", "loop", "outcomes", "remaining")
-
-    def __init__(self, num_inputs: int, timeout_s: float, is_privileged: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[TextInput],
+        timeout_s: float,
+        *,
+        truncation: Truncation | None = None,
+        whole: bool = True,
+        is_privileged: bool = False,
+    ) -> None:
+        self.inputs, self.truncation, self.whole, self.is_privileged = inputs, truncation, whole, is_privileged
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
-        self.outcomes: list[Outcome | None] = [None] * num_inputs
-        self.remaining = num_inputs
+        self.outcomes: list[Outcome | None] = [None] * len(inputs)
+        self.remaining = len(inputs)
         self.deadline = time.monotonic() + timeout_s
-        self.is_privileged = is_privileged
-        """Never refused for want of room, and run before all others."""
         self.closed = False
         """Answered, expired or abandoned: nothing needs to be computed for it any more."""
 
     def settle(self, position: int, outcome: Outcome) -> None:
-        """Set what came of one input, once; the last one resolves the future."""
+        """Set the outcome of one input, once; the last one resolves the future."""
         if self.outcomes[position] is not None:
             return
         self.outcomes[position] = outcome
@@ -89,7 +101,7 @@ class Ticket:
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
-    """Run `call` in the event loop's thread; nothing happens where the loop is gone, as when a process ends."""
+    """Run `call` in the event loop's thread; do nothing if the loop is closed, as when a process ends."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call, *arguments)
 
@@ -105,9 +117,9 @@ class Item:
         self.encoding = encoding
         self.length: int = encoding.num_tokens
         self.sequence = 0
-        """Order of arrival in the line, which sets it."""
+        """Order of arrival in the waiting line, which sets it."""
         self.queued_at = queued_at
 
     def is_wanted(self, now: float) -> bool:
-        """Return whether anybody still waits for it."""
+        """Return whether its request is still waiting for it."""
         return not self.ticket.closed and now < self.ticket.deadline

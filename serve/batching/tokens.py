@@ -1,4 +1,4 @@
-"""The tokens of a text, for people to look at: their places in it, and which of them truncation drops."""
+"""The tokens of a text, for people to look at: their offsets, and which of them truncation drops."""
 
 import asyncio
 import dataclasses
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 16
-"""Requests that may wait for their tokens, or be under way; more are refused."""
+"""Most requests that may wait or be in progress; more are refused."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Token:
-    """One token. Offsets count characters of the text as cleaning leaves it."""
+    """One token. Offsets count characters of the cleaned text."""
 
     id: int
     text: str
@@ -37,18 +37,18 @@ class Token:
 
 
 def list_tokens(encoder: "Encoder", given: "TextInput", *, special: bool = True) -> list[Token]:
-    """Return all tokens of a text or pair, also those beyond the model's length. Takes as long as tokenizing."""
+    """Return all tokens of a text or pair, also those beyond the model's length. As slow as tokenizing."""
     cleaned = encoder.cleaned(given)
     texts = [cleaned] if isinstance(cleaned, str) else list(cleaned)
     side = encoder.classifier.truncation_side
-    # As a batch of one: `encode` would keep all other threads of the process waiting for as long as it takes.
+    # As a batch of one: `encode` would block all other threads of the process meanwhile.
     (whole,) = encoder.tokenizer("error").encode_batch([cleaned], add_special_tokens=special)
     (seen,) = encoder.tokenizer(side).encode_batch([cleaned], add_special_tokens=special)
     sequences = whole.sequence_ids
     num_all, num_seen = Counter(sequences), Counter(seen.sequence_ids)
     place: Counter[int] = Counter()
     tokens = []
-    # Each of these attributes is a list that the library makes anew whenever it is asked: so once, not in the loop.
+    # The library builds each of these lists anew at every access: so not in the loop.
     for number, name, sequence, (start, stop) in zip(whole.ids, whole.tokens, sequences, whole.offsets, strict=True):
         if sequence is None:
             tokens.append(Token(number, name, True, None, None, None, True))
@@ -61,26 +61,26 @@ def list_tokens(encoder: "Encoder", given: "TextInput", *, special: bool = True)
 
 
 class TokenLister:
-    """A thread that lists tokens: one request after the other, few of them waiting, each within its time."""
+    """A thread that lists tokens, one request after the other, each within its time."""
 
     def __init__(self, encoder: "Encoder") -> None:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, "list-tokens")
         self.num_pending = 0
-        """Requests that have no answer yet."""
+        """Requests that are not answered yet."""
 
     async def rows(
         self, inputs: "Sequence[TextInput]", fields: Sequence[str], *, timeout_s: float, special: bool = True
     ) -> list[list[dict[str, Any]]]:
-        """Return the tokens of each input, with these fields of `Token`. Cancelling stops after the text at hand.
+        """Return the tokens of each input, with these fields of `Token`. Cancelling stops after the current text.
 
         Raises:
-            Overloaded: too many wait.
+            Overloaded: too many requests wait.
             DeadlineExceeded: `timeout_s` seconds have passed.
             InferenceFailed: the tokenizer failed.
         """
         if self.num_pending >= MAX_PENDING:
-            raise Overloaded("overloaded: too many requests wait for lists of tokens", 1.0)
+            raise Overloaded("overloaded: too many requests are waiting for lists of tokens", 1.0)
         is_over = threading.Event()
 
         def work() -> list[list[dict[str, Any]]]:
@@ -107,5 +107,5 @@ class TokenLister:
             self.num_pending -= 1
 
     def close(self) -> None:
-        """End the thread after what it was given."""
+        """End the thread after the requests it already has."""
         self._thread.shutdown(wait=False)

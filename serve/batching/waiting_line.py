@@ -1,9 +1,9 @@
-"""Who runs next, and with whom: the oldest input, and others of its length.
+"""The waiting line: which inputs form the next batch.
 
-The oldest input is in every batch, so nobody starves; but a privileged one, the canary, goes before all: a long line
-is no sign of a broken model. Its mates are the nearest in length among the oldest `WINDOW`, so little of a batch is
-padding; a mate joins only where the padding that it causes costs less than running it alone. Plain data: no threads,
-no clock.
+The oldest input is in every batch, so none starves; but a privileged one, the canary, goes first: a long line does not
+mean a broken model. The others are the nearest to it in length among the oldest `WINDOW`, so that little of a batch is
+padding; one joins only if the padding that it causes costs less than running it alone. Plain data: no threads, no
+clock.
 """
 
 import bisect
@@ -12,21 +12,21 @@ from collections import deque
 from serve.batching.ticket import Item
 
 WINDOW = 128
-"""Inputs that are looked at for one batch; bounds its cost however long the line is."""
+"""Inputs considered for one batch; bounds the cost of forming it, however long the line."""
 RUN_COST_TOKENS = 16
-"""What starting one more forward pass costs, in tokens of work."""
+"""Cost of one more forward pass, in tokens."""
 
 
 class WaitingLine:
-    """Inputs in order of arrival, taken in batches of similar length."""
+    """Inputs in order of arrival, to be taken in batches of similar length."""
 
     def __init__(self) -> None:
-        self._window: list[Item] = []  # the oldest ones, by length
+        self._window: list[Item] = []  # the oldest, by length
         self._backlog: deque[Item] = deque()  # the others, by arrival
         self._num_abandoned = 0
         self._num_added = 0
         self.tokens = 0
-        """Tokens of all that wait."""
+        """Tokens that wait."""
 
     def __len__(self) -> int:
         return len(self._window) + len(self._backlog)
@@ -41,9 +41,9 @@ class WaitingLine:
             self._insert(item)
 
     def take(self, max_rows: int, max_tokens: int, now: float) -> list[Item]:
-        """Remove and return the next batch, shortest first; empty where nobody waits any more.
+        """Remove and return the next batch, shortest first; empty if no input is wanted any more.
 
-        A batch holds at most `max_rows` inputs and, unless it holds but one, `max_tokens` with padding.
+        A batch has at most `max_rows` inputs and, unless it has only one, `max_tokens` tokens with padding.
         """
         self._keep_wanted(now)
         window = self._window
@@ -77,7 +77,7 @@ class WaitingLine:
         return batch
 
     def abandon(self, num_items: int, now: float) -> None:
-        """Note that so many inputs are not wanted any more; they are swept out once they are many."""
+        """Note that `num_items` inputs are not wanted any more; they are removed once they are many."""
         self._num_abandoned += num_items
         if 2 * self._num_abandoned > len(self):
             self._backlog = deque(item for item in self._backlog if self._is_wanted(item, now))
@@ -91,7 +91,7 @@ class WaitingLine:
         return items
 
     def _keep_wanted(self, now: float) -> None:
-        """Drop what nobody waits for from the window, and fill it up."""
+        """Drop from the window what is not wanted any more, and fill it up."""
         self._window = [item for item in self._window if self._is_wanted(item, now)]
         while self._backlog and len(self._window) < WINDOW:
             item = self._backlog.popleft()

@@ -1,6 +1,6 @@
-"""Dataclasses as JSON: every field is checked against its annotation, and all problems are named at once.
+"""Dataclasses as JSON: every field checked against its annotation and its limit, all problems named at once.
 
-The annotation may include a limit (`limits.py`).
+By hand and not by pydantic, since the base distribution, which reads these files, depends on numpy and tokenizers only.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -17,130 +16,118 @@ from serve.contract.limits import limits_of
 
 T = TypeVar("T")
 
+NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", types.NoneType: "null"}
+
 
 def read_record(path: Path, record: type[T], schema_version: int, *, made_by: str) -> T:
     """Read a JSON file as a dataclass.
 
     Raises:
-        InputError: the file is missing, not JSON, of a newer schema, or any field is missing, unknown or
-            invalid; all problems are named at once.
+        InputError: the file is absent, not JSON, of a newer schema, or any field is missing, unknown, of
+            another type or out of range; all problems are named at once.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a folder written by {made_by}")
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except (ValueError, RecursionError) as error:  # RecursionError: deeply nested brackets
-        raise InputError(f"{path}: not JSON ({error}); recreate it with {made_by}") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # the latter for brackets nested too deeply
+        raise InputError(f"{path}: not JSON ({error}); write it again by {made_by}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     version = content.get("schema_version")
     if not (type(version) is int and 1 <= version <= schema_version):
         raise InputError(
             f"{path}: schema version {version!r}, and this rawloop reads 1 to {schema_version}; "
-            "upgrade rawloop if the file is newer"
+            "upgrade rawloop if it is newer"
         )
-    if problems := list(_problems(content, record, "")):
-        raise InputError(f"{path}: " + "; ".join(problems))
+    problems: list[str] = []
     try:
-        value: T = _build(content, record)
-    except InputError as error:  # from the dataclass's own checks of fields against each other
+        values = _read_fields(content, record, "", problems)
+        if not problems:
+            return record(**values)
+    except InputError as error:  # from a dataclass itself: fields that contradict each other
         raise InputError(f"{path.parent}: {error}") from error
-    return value
+    raise InputError(f"{path}: " + "; ".join(problems))
 
 
 def require_valid(record: Any, where: str) -> None:
-    """Check a dataclass built in Python like one read from a file.
+    """Check a dataclass that was built in Python as one read from a file is checked.
 
     Raises:
-        InputError: any field has another type or is out of range; all are named.
+        InputError: any field is of another type or out of range; all are named.
     """
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    if problems := list(_problems(values, type(record), "")):
+    problems: list[str] = []
+    _read_fields(values, type(record), "", problems)
+    if problems:
         raise InputError(f"{where}: " + "; ".join(problems))
 
 
-def _problems(value: Any, kind: Any, where: str) -> Iterator[str]:
-    """Yield what is wrong with a value, from JSON or Python, given its annotation."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        yield from _object_problems(value, kind, where)
-    elif origin in (Union, types.UnionType):
-        branches = [list(_problems(value, branch, where)) for branch in arguments]
-        if all(branches):
-            yield from branches[0]
-    elif origin is Literal:
-        if not isinstance(value, (str, int)) or value not in arguments:
-            yield f"{where} must be one of {', '.join(map(str, arguments))}, found {value!r:.200}"
-    elif origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            yield f"{where} must be a list, found {value!r:.200}"
-        elif arguments[1:] == (...,):
-            for index, item in enumerate(value):
-                yield from _problems(item, arguments[0], f"{where}[{index}]")
-        elif len(value) != len(arguments):
-            yield f"{where} must be a list of {len(arguments)}, found {value!r:.200}"
-        else:
-            for index, (item, branch) in enumerate(zip(value, arguments, strict=True)):
-                yield from _problems(item, branch, f"{where}[{index}]")
-    elif origin is dict:
-        if not isinstance(value, dict):
-            yield f"{where} must be an object, found {value!r:.200}"
-        else:
-            for key, item in value.items():
-                yield from _problems(item, arguments[1], f"{where}.{key}")
-    elif kind is not Any and not _is_plain(value, kind):
-        names = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
-        yield f"{where} must be {names.get(kind, 'null')}, found {value!r:.200}"
-
-
-def _object_problems(value: Any, record: Any, where: str) -> Iterator[str]:
-    if isinstance(value, record):
-        return  # built in Python, and checked there
-    if not isinstance(value, dict):
-        yield f"{where} must be an object, found {value!r:.200}"
-        return
-    fields = {field.name: field for field in dataclasses.fields(record)}
+def _read_fields(given: dict[str, Any], record: Any, where: str, problems: list[str]) -> dict[str, Any]:
+    """Return the fields of a dataclass by name, and add what is wrong with them to `problems`."""
     hints, limits = typing.get_type_hints(record), limits_of(record)
-    prefix = f"{where}." if where else ""
-    required = {
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    missing, unknown = sorted(required - value.keys()), sorted(value.keys() - fields.keys())
+    fields = dataclasses.fields(record)
+    required = {each.name for each in fields if each.default is each.default_factory is dataclasses.MISSING}
+    missing, unknown = sorted(required - given.keys()), sorted(given.keys() - {each.name for each in fields})
     if missing or unknown:
         inside = f" in {where}" if where else ""
-        yield f"missing fields {missing}, unknown fields {unknown}{inside}"
-    for name in fields:
-        if name not in value:
-            continue
-        problems = list(_problems(value[name], hints[name], f"{prefix}{name}"))
+        problems.append(f"missing fields {missing}, unknown fields {unknown}{inside}")
+    values = {}
+    for name in (each.name for each in fields if each.name in given):
+        place = f"{where}.{name}" if where else name
+        num_problems = len(problems)
+        values[name] = _read(given[name], hints[name], place, problems)
         limit = limits.get(name)
-        if not problems and limit is not None and not limit.holds(value[name]):
-            problems = [f"{prefix}{name} must be {limit.expected}, found {value[name]!r:.200}"]
-        yield from problems
+        if len(problems) == num_problems and limit is not None and not limit.holds(given[name]):
+            problems.append(f"{place} must be {limit.expected}, found {given[name]!r:.200}")
+    return values
 
 
-def _is_plain(value: Any, kind: Any) -> bool:
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
-
-
-def _build(value: Any, kind: Any) -> Any:
-    """Convert a checked JSON value to the annotated type."""
+def _read(given: Any, kind: Any, where: str, problems: list[str]) -> Any:
+    """Return a value, from JSON or from Python, as its annotation says; add what is wrong with it to `problems`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    expected = None
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        assert isinstance(kind, type)
-        return kind(**{name: _build(item, hints[name]) for name, item in value.items()})
-    if origin in (Union, types.UnionType):
-        return _build(value, next(branch for branch in arguments if not list(_problems(value, branch, ""))))
-    if origin is tuple:
-        branches = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(_build(item, branch) for item, branch in zip(value, branches, strict=True))
-    if origin is dict:
-        return {key: _build(item, arguments[1]) for key, item in value.items()}
-    return value
+        if isinstance(given, typing.cast(type, kind)):
+            return given  # built in Python, and checked then
+        if isinstance(given, dict):
+            num_problems = len(problems)
+            values = _read_fields(given, kind, where, problems)
+            return typing.cast(type, kind)(**values) if len(problems) == num_problems else None
+        expected = "an object"
+    elif origin in (Union, types.UnionType):
+        tried: list[list[str]] = []
+        for branch in arguments:
+            tried.append([])
+            value = _read(given, branch, where, tried[-1])
+            if not tried[-1]:
+                return value
+        problems += tried[0]
+    elif origin is Literal:
+        if isinstance(given, (str, int)) and given in arguments:
+            return given
+        expected = f"one of {', '.join(map(str, arguments))}"
+    elif origin is tuple:
+        branches = arguments
+        if isinstance(given, (list, tuple)):
+            if arguments[1:] == (...,):
+                branches = arguments[:1] * len(given)
+            if len(given) == len(branches):
+                pairs = enumerate(zip(given, branches, strict=True))
+                return tuple(_read(item, branch, f"{where}[{index}]", problems) for index, (item, branch) in pairs)
+        expected = f"a list of {len(branches)}" if isinstance(given, (list, tuple)) else "a list"
+    elif origin is dict:
+        if isinstance(given, dict):
+            return {key: _read(item, arguments[1], f"{where}.{key}", problems) for key, item in given.items()}
+        expected = "an object"
+    elif kind is Any or type(given) is kind or (kind is float and type(given) is int):
+        if kind is not float or math.isfinite(given):
+            return given
+        expected = NAMES[float]
+    else:
+        expected = NAMES[kind]
+    if expected is not None:
+        problems.append(f"{where} must be {expected}, found {given!r:.200}")
+    return None

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.contract.labels import scores_from_logits
-from serve.encoder import TextInput, is_blank
+from serve.encoder import TextInput, is_blank, num_characters
 from serve.files.row import Lines, Malformed, Row
 from serve.files.table import AnsweredRows
-from serve.pipeline import Answers, num_characters
+from serve.pipeline import Answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The ASGI application: every route documented in FastAPI's OpenAPI, the classifying ones answered ahead of it."""
+"""Build the ASGI application: the gateway answers all routes, FastAPI documents them (`/docs`, `/openapi.json`)."""
 
 from http import HTTPStatus
 from importlib.metadata import version
@@ -20,9 +20,9 @@ from serve.batching.request_errors import (
     UnsupportedEncoding,
     WrongMethod,
 )
-from serve.http.exchange import JSON, Route
 from serve.http.gateway import App, Gateway
-from serve.http.service import Service
+from serve.http.lifecycle import Service
+from serve.http.routes import JSON, Route
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
 the Open Inference Protocol v2, infinity, and rawloop's own, which is the clearest. `/ui` is a page to try it.
 
-Every answer carries `X-Request-Id`, the request's own where it has one. `X-Request-Timeout-Ms` sets how long an answer
-may take; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
+Every answer carries `X-Request-Id`, the request's own if it has one. `X-Request-Timeout-Ms` limits the time for an
+answer; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
 
 WORKING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
 EXAMPLES = {
     error.status: error
     for error in (
         Unauthorized("No key, or a wrong one"),
-        Forbidden("Not open as this server was started"),
+        Forbidden("Closed in the configuration of this server"),
         NotFound("No such model"),
-        OwnDeadlineExceeded("The time that X-Request-Timeout-Ms allowed is over, or the body did not come in time"),
+        OwnDeadlineExceeded("The time allowed by X-Request-Timeout-Ms is over, or the body did not arrive in time"),
         Conflict("Another reload is under way"),
         TooLarge("More bytes, inputs, characters or tokens than this server takes"),
         UnsupportedEncoding("A compressed body"),
-        InvalidRequest("The request does not say what it must"),
+        InvalidRequest("The request is malformed, or not what the model takes"),
         InferenceFailed("The model failed on an input"),
         Overloaded("Overloaded; Retry-After says when to try again", 1.0),
-        RequestError("A mistake of ours"),
+        RequestError("A bug in the server"),
         Unavailable("Starting, stopping or broken"),
-        DeadlineExceeded("The time that this server allows is over"),
+        DeadlineExceeded("The time allowed by this server is over"),
     )
 }
-"""Status -> an error of that status; its message is what `/docs` says of it."""
+"""Status -> an error of that status; its message is the description in `/docs`."""
 
 
 def build_app(service: Service) -> App:
@@ -66,28 +66,23 @@ def build_app(service: Service) -> App:
     routes = [
         route for each in (native, tei, huggingface, open_inference, infinity, operations) for route in each.routes()
     ]
-    gateway = Gateway(service, routes, api)
     for route in routes:
-        _add_route(api, gateway, route, {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION})
+        _document(api, route, {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION})
     _add_refusals(api)
     _complete_schemas(api, routes)
-    return _with_cors(gateway, service.settings.cors_origins)
+    return _with_cors(Gateway(service, routes, fallback=api), service.settings.cors_origins)
 
 
-def _add_route(api: "FastAPI", gateway: Gateway, route: Route, served: dict[str, str]) -> None:
-    """Register a route with FastAPI, which documents it and finds it by its path.
+def _document(api: "FastAPI", route: Route, served: dict[str, str]) -> None:
+    """Register a route with FastAPI; `served` has an example for each {name} in a path."""
+    from fastapi import HTTPException, Response
 
-    `served` has for each {name} of a path what stands there on this server.
-    """
-    from fastapi import Request, Response
-
-    async def endpoint(request: Request) -> Response:
-        reply = await gateway.answer(route, request.scope, request.receive)
-        return Response(reply.body, reply.status, dict(reply.headers), reply.content_type)
+    async def not_reached() -> None:  # the gateway has answered, unless the path has an encoded newline at its end
+        raise HTTPException(HTTPStatus.NOT_FOUND)
 
     api.add_api_route(
         route.path,
-        endpoint,
+        not_reached,
         methods=[route.method],
         response_class=Response,
         summary=route.summary,
@@ -100,7 +95,7 @@ def _add_route(api: "FastAPI", gateway: Gateway, route: Route, served: dict[str,
 
 
 def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
-    """Return what FastAPI cannot know of a route: its body and parameters."""
+    """Return what FastAPI cannot know about a route: its body and parameters."""
     parameters = [
         {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}, "example": served[part]}
         for part in route.path.split("/")
@@ -169,21 +164,21 @@ def _complete_schemas(api: "FastAPI", routes: list[Route]) -> None:
 
 
 def _add_refusals(api: "FastAPI") -> None:
-    """Answer unknown paths and wrong methods like everything else."""
+    """Answer unknown paths and wrong methods in the form of our other errors."""
     from fastapi import Request, Response
     from starlette.exceptions import HTTPException
 
-    from serve.http.exchange import json_reply
     from serve.http.protocols.tei import error_body
+    from serve.http.routes import json_reply
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         refusal: RequestError
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "")
-            refusal = WrongMethod(f"{request.method} is not for this path; {allowed} is", allowed)
+            refusal = WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
         else:
-            refusal = NotFound("no such path; /docs lists all")
+            refusal = NotFound("no such path; /docs lists them")
         reply = json_reply(error_body(refusal))
         return Response(reply.body, refusal.status, refusal.headers, JSON)
 

@@ -1,4 +1,4 @@
-"""Why this label: by how much its score falls when each word is left out (occlusion; Zeiler and Fergus 2014)."""
+"""Why this label: how much its score falls when each word is left out (occlusion; Zeiler and Fergus 2014)."""
 
 import asyncio
 import dataclasses
@@ -8,21 +8,21 @@ from typing import Any
 
 from serve.batching.engine import Engine
 from serve.batching.ticket import Answer
-from serve.encoder import TextInput
+from serve.encoder import TextInput, num_characters
 
 MAX_PARTS = 128
-"""Most words that are left out one by one; a longer text is cut into so many groups of words."""
+"""Most words that are left out one by one; a longer text is cut into this many groups of words."""
 MAX_TOKENS = 16_384
-"""Most tokens of all the texts with a part left out: what the model runs. Longer texts get larger groups."""
+"""Most tokens in all the texts with a part left out, which the model runs. Longer texts get larger groups."""
 MAX_CHARS = 500_000
-"""Most characters of them: what is tokenized."""
+"""Most characters in them, which are tokenized."""
 WORD = re.compile(r"\S+")
 TOKEN_FIELDS = ("id", "text", "special", "sequence", "kept")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """A word, or a group of them: characters `start` to `stop` of text number `sequence`."""
+    """A word, or a group of words: characters `start` to `stop` of text number `sequence`."""
 
     sequence: int
     start: int
@@ -30,7 +30,7 @@ class Part:
 
 
 async def explain(engine: Engine, given: TextInput, *, timeout_s: float) -> dict[str, Any]:
-    """Return label, score, words with their weight, and tokens of one input.
+    """Return the label, score, words with their weights, and tokens of one input.
 
     Raises:
         RequestError: it gets no answer.
@@ -78,9 +78,9 @@ def find_words(texts: tuple[str, ...]) -> list[list[Part]]:
 
 
 def group_words(words: Sequence[Sequence[Part]], max_parts: int) -> list[Part]:
-    """Return all words, or groups of neighbours where they are more than `max_parts`.
+    """Return all words, or groups of neighbouring words if there are more than `max_parts`.
 
-    Each text gets groups by the number of its words, and one at least: a short text beside a long one is seen too.
+    Each text gets groups in proportion to its words, but at least one: a short text next to a long one counts too.
     """
     num_words = sum(map(len, words))
     parts = []
@@ -93,14 +93,14 @@ def group_words(words: Sequence[Sequence[Part]], max_parts: int) -> list[Part]:
 
 
 def _nearest(words: list[Part], num_words: int, truncation_side: str) -> list[Part]:
-    """Return the words that the model can see, when it sees no more tokens than `num_words`: a word has one or more."""
+    """Return the words that a model of `num_words` tokens can see at most: a word has one token or more."""
     return words[:num_words] if truncation_side == "right" else words[-num_words:]
 
 
 def _max_parts(engine: Engine, texts: tuple[str, ...], num_tokens: int) -> int:
-    """Return how many parts may be left out, each of them a text for the model: a long one must not hold up others."""
+    """Return how many parts to leave out. Each is a text for the model, and a long one must not hold up others."""
     num_tokens = max(1, min(num_tokens, engine.facts.max_length))
-    num_chars = max(1, sum(map(len, texts)))
+    num_chars = max(1, num_characters(texts))
     max_tokens = min(MAX_TOKENS, engine.batcher.limits.max_queued_tokens // 2)
     return max(1, min(MAX_PARTS, max_tokens // num_tokens, MAX_CHARS // num_chars))
 

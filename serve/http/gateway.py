@@ -1,7 +1,9 @@
-"""Between ASGI and the protocols: keys, limits, deadlines, request ids, counting, and one answer for every error.
+"""The ASGI application in front of the protocols: routing, keys, limits, deadlines, request ids, errors, counting.
 
-Requests that classify are answered right here; all others take the way through FastAPI's router, whose
-endpoints call `Gateway.answer` as well.
+It answers every route by itself and leaves the rest to FastAPI: the documentation, and refusing unknown paths and
+methods. FastAPI could route to the same handlers, but a request through its endpoints costs the server about twice the
+processor time, parsing, tokens and model included: 400 us instead of 880 with 64 clients, and 1.2 to 2.9 times the
+requests per second on two busy cores (a model of no size; 95 % intervals of 9 rounds in turn).
 """
 
 import asyncio
@@ -13,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from starlette.routing import compile_path
+
 from serve.batching.request_errors import (
     ClientGone,
     DeadlineExceeded,
@@ -23,8 +27,8 @@ from serve.batching.request_errors import (
     TooLarge,
     UnsupportedEncoding,
 )
-from serve.http.exchange import Call, Reply, Route, json_reply
-from serve.http.service import Service
+from serve.http.lifecycle import Service
+from serve.http.routes import Call, Reply, Route, json_reply
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("serve.access")
@@ -36,34 +40,44 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
-BODIES = 32
+MAX_LARGE_BODIES = 32
 """Bodies of the largest size that may be on their way in at once."""
 FREE_BYTES = 65_536
-"""Of each body not held against that: no more than the server under this one keeps for a connection anyway. So
-clients that stall with large bodies never shut out small ones."""
+"""Bytes of each body that do not count towards that: uvicorn buffers as many for a connection anyway. So clients that
+stall with large bodies never shut out small ones."""
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class Gateway:
-    """The outermost ASGI application but for CORS."""
+    """Answers requests to `routes`; `fallback` gets all others."""
 
-    def __init__(self, service: Service, routes: Sequence[Route], app: App) -> None:
-        self._service, self._app = service, app
-        hot = [route for route in routes if route.takes_time and "{" not in route.path]
-        self._hot = {(route.method, route.path): route for route in hot}
-        self._num_receiving = 0  # bytes of bodies that are not whole yet
+    def __init__(self, service: Service, routes: Sequence[Route], fallback: App) -> None:
+        self._service, self._fallback = service, fallback
+        self._routes = {(route.method, route.path): route for route in routes}
+        self._patterns = [(compile_path(route.path)[0], route) for route in routes if "{" in route.path]
+        self._num_receiving = 0  # bytes of bodies that are not complete yet
         self._id_prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._hot.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        route, path_values = self._find(scope) if scope["type"] == "http" else (None, {})
         if route is None:
-            await self._app(scope, receive, send)
-            return
-        reply = await self.answer(route, scope, receive)
-        await send_reply(reply, send)
+            await self._fallback(scope, receive, send)
+        else:
+            await _send(await self._answer(route, path_values, scope, receive), send)
 
-    async def answer(self, route: Route, scope: Scope, receive: Receive) -> Reply:
+    def _find(self, scope: Scope) -> tuple[Route | None, Mapping[str, str]]:
+        """Return the route of a request, and the values of the {names} in its path."""
+        method, path = scope["method"], scope["path"]
+        route = self._routes.get((method, path))
+        if route is not None:
+            return route, {}
+        for pattern, route in self._patterns:
+            if route.method == method and (match := pattern.match(path)):
+                return route, match.groupdict()
+        return None, {}
+
+    async def _answer(self, route: Route, path_values: Mapping[str, str], scope: Scope, receive: Receive) -> Reply:
         """Return the reply to a request, whatever happens."""
         began = time.perf_counter()
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -76,14 +90,14 @@ class Gateway:
             timeout_s = self._timeout_s(headers)
             body = await self._body(headers, receive, timeout_s) if route.method == "POST" else b""
             time_left_s = timeout_s - (time.perf_counter() - began)
-            call = Call(self._service, scope.get("path_params") or {}, headers, body, time_left_s)
+            call = Call(self._service, path_values, headers, body, time_left_s)
             reply = await (_while_connected(route.handler(call), receive) if route.takes_time else route.handler(call))
         except RequestError as error:
             if isinstance(error, DeadlineExceeded) and TIMEOUT_HEADER in headers:
                 error = OwnDeadlineExceeded(str(error))
             status = route.invalid_status if error.status == InvalidRequest.status else error.status
             reply = json_reply(route.error_body(error), status, error.headers)
-        except Exception as error:  # our own mistake: the client gets an answer, the log the place
+        except Exception as error:  # a bug: the client gets an answer, the log a traceback
             logger.exception("request %s failed", request_id)
             reply = json_reply(route.error_body(RequestError(f"internal error ({type(error).__name__})")), 500)
         seconds = time.perf_counter() - began
@@ -92,7 +106,7 @@ class Gateway:
             access_logger.info(
                 "%s %s %d in %.1f ms",
                 route.method,
-                scope["raw_path"].decode("ascii", "backslashreplace"),  # as sent: a decoded one may hold an end of line
+                scope["raw_path"].decode("ascii", "backslashreplace"),  # undecoded: a decoded one may hold a newline
                 reply.status,
                 1e3 * seconds,
                 extra={
@@ -106,7 +120,7 @@ class Gateway:
 
     def _stamped(self, reply: Reply, request_id: str) -> Reply:
         headers = {**reply.headers, "x-request-id": request_id}
-        if self._service.is_draining or reply.status in (408, 413):  # find another server; stop sending
+        if self._service.is_draining or reply.status in (408, 413):  # go to another server; stop sending
             headers["connection"] = "close"
         return Reply(reply.body, reply.status, reply.content_type, headers)
 
@@ -126,13 +140,13 @@ class Gateway:
         return min(int(given), settings.max_request_timeout_ms) / 1e3
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, timeout_s: float) -> bytes:
-        """Return the body, refused as soon as it is known to be too large, and after `timeout_s` seconds."""
+        """Return the body; refuse it as soon as it is known to be too large, or after `timeout_s` seconds."""
         limit = self._service.settings.max_payload_bytes
         if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise UnsupportedEncoding("compressed bodies are not read here; send it as it is")
+            raise UnsupportedEncoding("compressed bodies are not accepted; send it uncompressed")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
-            raise TooLarge(f"{int(length):,} bytes, and this server takes {limit:,}; send it in parts")
+            raise TooLarge(f"{int(length):,} bytes, but this server takes {limit:,}; send it in parts")
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._received(receive, limit)
@@ -151,8 +165,8 @@ class Gateway:
                 self._num_receiving += len(chunk)
                 if size > limit:
                     raise TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
-                if size > FREE_BYTES and self._num_receiving > BODIES * limit:
-                    raise Overloaded("overloaded: too many large bodies on their way in", 1.0)
+                if size > FREE_BYTES and self._num_receiving > MAX_LARGE_BODIES * limit:
+                    raise Overloaded("overloaded: too many large bodies are on their way in", 1.0)
                 chunks.append(chunk)
                 if not message.get("more_body"):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -188,7 +202,7 @@ async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
         watcher.cancel()
 
 
-async def send_reply(reply: Reply, send: Send) -> None:
+async def _send(reply: Reply, send: Send) -> None:
     """Send a reply as two ASGI messages."""
     headers = [
         (b"content-type", reply.content_type.encode("latin-1")),

@@ -1,4 +1,4 @@
-"""Who may call: keys for clients and for those who run the server, told apart in constant time."""
+"""API keys for clients and for operators, compared in constant time."""
 
 import hashlib
 import hmac
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class KeyRing:
-    """Any of several keys: each is hashed, and every hash is compared, whatever the first ones say."""
+    """Several keys, any of which opens: each is hashed, and every hash is compared."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
@@ -29,7 +29,7 @@ class KeyRing:
 
 
 class Keys:
-    """The keys of a server, as they stand in the settings and in their file now. An admin key opens everything.
+    """The keys of a server, from the settings and from their file as it is now. An admin key opens everything.
 
     Raises:
         InputError: the file cannot be read, or holds no key.
@@ -41,7 +41,7 @@ class Keys:
         self._client = KeyRing((*api_keys, *admin_keys) if api_keys else ())
 
     def require_client(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let a client's request pass, any where no keys are set.
+        """Let a client's request pass; any request if no keys are set.
 
         Raises:
             Unauthorized: no key, or a wrong one.
@@ -50,14 +50,14 @@ class Keys:
             _require(self._client, headers)
 
     def require_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let a request of those who run the server pass.
+        """Let an operator's request pass.
 
         Raises:
             Forbidden: the server has no admin keys.
             Unauthorized: no key, or a wrong one.
         """
         if not self._admin:
-            raise Forbidden("start the server with --admin-keys to use this")
+            raise Forbidden("start the server with --admin_keys to use this")
         _require(self._admin, headers)
 
 
@@ -66,6 +66,6 @@ def _require(ring: KeyRing, headers: Mapping[bytes, bytes]) -> None:
     if scheme.lower() != b"bearer":
         key = headers.get(b"x-api-key", b"")
     if not key:
-        raise Unauthorized("give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        raise Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
     if not ring.holds(key.strip()):
-        raise Unauthorized("this key opens nothing here")
+        raise Unauthorized("this key is not valid here")

@@ -1,4 +1,4 @@
-"""A bundle's folder -> an engine that answers: verify, read, load the sessions, start the workers."""
+"""Folder of a bundle -> running engine: verify, read, load the sessions, start the workers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ def load_engine(
     """Return a running engine for the bundle in `folder`. Takes seconds.
 
     Raises:
-        InputError: the bundle is damaged or has no such variant, or the device is not to be had.
+        InputError: the bundle is damaged or has no such variant, or the device is not available.
     """
     from serve.http.metrics import BatchMetrics
     from serve.session import SessionPool, resolve_device
@@ -57,10 +57,10 @@ def load_engine(
 
 
 def _num_narrow(device: DeviceName, asked: int | None, num_workers: int) -> int:
-    """Return how many workers call the narrow session; none where one worker runs everything."""
+    """Return the number of workers for the narrow session; 0 if one worker runs everything."""
     if device == "cuda":
         if asked:
-            raise InputError("--narrow-workers: a GPU runs one batch at a time; leave it out, or choose --device cpu")
+            raise InputError("--narrow_workers: a GPU runs one batch at a time; leave it out, or choose --device cpu")
         return 0
     if asked is not None:
         return asked

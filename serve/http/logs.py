@@ -1,4 +1,4 @@
-"""How a server logs: plain lines or one JSON object each, to stderr; never the texts that were sent."""
+"""Logs of the server, to stderr: plain lines or JSON objects, without the texts of requests."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and whatever was given as `extra`."""
+    """One JSON object per line: time, level, logger, message, and whatever was passed as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -34,4 +34,4 @@ def set_up_logs(level: str, *, as_json: bool) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())
         logger.propagate = False
-    logging.getLogger("uvicorn.access").disabled = True  # ours knows protocol and request id
+    logging.getLogger("uvicorn.access").disabled = True  # our own has protocol and request id

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus. Counting happens in the workers' threads, after the answers are out."""
+"""Prometheus metrics. Batches are counted in the workers' threads, after the answers are out."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 class Metrics:
-    """A registry of its own, so that several servers can live in one process, as in tests."""
+    """The metrics of one server. They have a registry of their own, so that a process can have several servers."""
 
     def __init__(self) -> None:
-        # Imported here: `import serve` needs no server extra.
+        # Imported here: it comes with the extra `server`.
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = registry = CollectorRegistry()
@@ -42,7 +42,7 @@ class Metrics:
         self._batch_tokens = histogram("batch_tokens", "Tokens of a batch, padding included.", TOKENS)
         self._tokens = counter("tokens", "Tokens run, padding excluded.")
         self._padding = counter("padding_tokens", "Tokens of padding run.")
-        self._truncated = counter("truncated_inputs", "Inputs that the model saw only a part of.")
+        self._truncated = counter("truncated_inputs", "Inputs that the model saw only part of.")
         self._failed = counter("failed_inputs", "Inputs that the model failed on.")
         self._labels = counter("predicted_labels", "Inputs by predicted label.", "label")
         self._confidence = histogram("confidence", "Probability of the predicted label.", SHARES)
@@ -57,7 +57,7 @@ class Metrics:
         self._children: dict[tuple[Any, ...], Any] = {}
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry)
@@ -87,7 +87,7 @@ class Metrics:
         self._failed.inc()
 
     def model_serves(self, engine: "Engine") -> None:
-        """Tell of the model that answers from now on."""
+        """Name the model that answers from now on."""
         facts, batcher = engine.facts, engine.batcher
         self._model.clear()
         self._model.labels(facts.name, facts.version, facts.variant, facts.provider).set(1)
@@ -107,7 +107,7 @@ class Metrics:
         self._ready.set(is_ready)
 
     def _child(self, metric: Any, *labels: str) -> Any:
-        """Return a labelled child; looking it up here is half the cost of `labels()`."""
+        """Return a labelled child; looking it up here costs half of `labels()`."""
         key = (id(metric), *labels)
         child = self._children.get(key)
         if child is None:
@@ -116,7 +116,7 @@ class Metrics:
 
 
 class BatchMetrics:
-    """Counts the batches of one model; what the batcher calls its observer."""
+    """Counts the batches of one model: the batcher's observer."""
 
     def __init__(self, metrics: Metrics, labels: Sequence[str]) -> None:
         self._metrics, self._labels = metrics, labels
@@ -125,7 +125,7 @@ class BatchMetrics:
         self._metrics.batch_ran(items, seconds)
         for item, outcome in zip(items, outcomes, strict=True):
             if item.ticket.is_privileged:
-                continue  # the canary says nothing of the traffic
+                continue  # the canary is not traffic
             if isinstance(outcome, RequestError):
                 self._metrics.failed()
             else:

@@ -1,67 +1,51 @@
-"""Routes for those who run the server: health, metrics, reload, and the page for people."""
+"""Routes for operators: health, metrics, reload, and the page to try the model."""
 
 import time
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from serve.batching.request_errors import InvalidRequest, RequestError
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.protocols.tei import error_body  # /health is one of its routes
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "operations"
 PAGE = "ui.html"
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 )
-"""The page may run its own script and call this server, and nothing else."""
+"""The page may only run its own script and call this server."""
+
+
+class ReloadRequest(BaseModel):
+    """Body of `POST /admin/reload`; an empty object reloads the same folder."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    bundle: str | None = Field(default=None, description="Folder of the bundle; null for the one of --bundle.")
 
 
 def routes() -> list[Route]:
     """Return the routes."""
-    from pydantic import BaseModel, ConfigDict, Field  # extra `server`
-
-    class ReloadRequest(BaseModel):
-        """What `POST /admin/reload` takes; an empty object reads the same folder again."""
-
-        model_config = ConfigDict(strict=True, extra="forbid")
-
-        bundle: str | None = Field(default=None, description="Folder of the bundle; null for the one of --bundle.")
-
-    async def reload(call: Call) -> Reply:
-        request = parse_body(ReloadRequest, call.body or b"{}")
-        try:
-            await call.service.reload(Path(request.bundle) if request.bundle else None)
-        except InputError as error:
-            raise InvalidRequest(f"{error}. The model that was running goes on") from error
-        facts = call.engine.facts
-        return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
-
-    def route(method: str, path: str, handler: Any, summary: str, **options: Any) -> Route:
-        return Route(
-            method=method,
-            path=path,
-            protocol=PROTOCOL,
-            handler=handler,
-            error_body=error_body,
-            summary=summary,
-            **options,
-        )
-
-    status = {"response": {"type": "object"}, "response_example": {"status": "ok"}}
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    status: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"status": "ok"}}
     return [
         route("GET", "/health", ready, "Whether to send traffic", is_public=True, statuses=(503,), **status),
         route("GET", "/health/ready", ready, "The same", is_public=True, statuses=(503,), **status),
-        route("GET", "/health/live", live, "Whether the process lives", is_public=True, **status),
+        route("GET", "/health/live", live, "Whether the process is alive", is_public=True, **status),
         route("GET", "/metrics", metrics, "Prometheus metrics", content_type="text/plain"),
         route("GET", "/ui", page, "A page to try the model", is_public=True, content_type="text/html"),
         route(
             "POST",
             "/admin/reload",
             reload,
-            "Load a bundle anew",
-            description="The new one is verified, loaded and asked its canary before it takes over; else the old one "
-            "goes on and the answer says why. Needs an admin key. SIGHUP does the same.",
+            "Reload the bundle, or load another",
+            description="The new bundle is verified, loaded and must answer its canary before it takes over; otherwise "
+            "the old one stays and the answer says why. Needs an admin key. SIGHUP does the same.",
             request=ReloadRequest,
             examples={"the same folder": {}, "another": {"bundle": "/models/tweet_sentiment-2/onnx"}},
             response={"type": "object", "required": ["name", "version", "variant"]},
@@ -72,13 +56,19 @@ def routes() -> list[Route]:
     ]
 
 
-def error_body(error: RequestError) -> dict[str, str]:
-    """Return an error as Text Embeddings Inference writes it, with which /health is shared."""
-    return {"error": str(error), "error_type": error.kind}
+async def reload(call: Call) -> Reply:
+    """Answer `POST /admin/reload`."""
+    request: ReloadRequest = parse_body(ReloadRequest, call.body or b"{}")
+    try:
+        await call.service.reload(Path(request.bundle) if request.bundle else None)
+    except InputError as error:
+        raise InvalidRequest(f"{error}. The old model stays") from error
+    facts = call.engine.facts
+    return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
 
 
 async def ready(call: Call) -> Reply:
-    """Answer `GET /health`: 200 while traffic should be sent here, else 503 and why not."""
+    """Answer `GET /health`: 200 if traffic should be sent here, else 503 and why not."""
     reason = call.service.not_ready_because
     if reason is None:
         return json_reply({"status": "ok", "unix": time.time()})
@@ -86,7 +76,7 @@ async def ready(call: Call) -> Reply:
 
 
 async def live(call: Call) -> Reply:
-    """Answer `GET /health/live`: the event loop turns, or there would be no answer."""
+    """Answer `GET /health/live`: any answer shows that the event loop runs."""
     return json_reply({"status": "ok"})
 
 

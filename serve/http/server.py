@@ -1,8 +1,8 @@
-"""A service under uvicorn: signals, a graceful end, and an exit status that says why it ended.
+"""The server process: uvicorn, signals, graceful shutdown, and an exit status that says how it ended.
 
-SIGTERM and Ctrl-C: readiness goes off and answers ask their connections to close, while requests are still
-taken for `drain_delay_s`; then no more are, and what was accepted is answered. A second signal ends at once.
-SIGHUP reloads the bundle.
+On SIGTERM or Ctrl-C, readiness goes off and answers ask for their connections to be closed, while requests are still
+accepted for `drain_delay_s`; then no more are, and those accepted are answered. A second signal ends at once. SIGHUP
+reloads the bundle.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from serve.contract.errors import InputError, first_line
 if TYPE_CHECKING:
     import uvicorn
 
-    from serve.http.service import Service
+    from serve.http.lifecycle import Service
     from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ CHECK_EVERY_S = 0.25
 BACKLOG = 4096
 """Connections that may wait to be accepted."""
 KEEP_ALIVE_S = 75
-"""How long an idle connection stays open; longer than balancers keep theirs, so that they close first."""
+"""How long an idle connection stays open; longer than load balancers do, so that they close first."""
 
 
 def run_server(settings: "ServeSettings") -> int:
-    """Serve until told to stop, and return the exit status: 0 stopped, 1 broken.
+    """Serve until a signal ends it, and return the exit status: 0 stopped, 1 broken.
 
     Raises:
-        InputError: the bundle cannot be served, the address is not to be had, or the certificate is none.
+        InputError: the bundle cannot be served, the address is not available, or the certificate is not valid.
     """
     import uvloop  # extra `server`
 
@@ -48,24 +48,24 @@ async def _serve(settings: "ServeSettings") -> int:
     import uvicorn
 
     from serve.http.app import build_app
+    from serve.http.lifecycle import Service
     from serve.http.loading import load_engine
     from serve.http.metrics import Metrics
-    from serve.http.service import Service
 
     metrics = Metrics()
     service = Service(settings, lambda folder: load_engine(folder, settings, metrics, service.worker_died), metrics)
     with _bound_socket(settings) as listener:
         is_forced = False
         try:
-            await service.start()  # before the port listens: what cannot answer must not look like a server
+            await service.start()  # before the port listens: no one should connect to what cannot answer
             server = uvicorn.Server(_uvicorn_config(build_app(service), settings))
-            server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # ours do more
+            server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # see _handle_signals
             with _address_errors(settings):
                 listener.listen(BACKLOG)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
-            told_to_stop, told_to_reload = _heed_signals(serving)
-            watcher = asyncio.create_task(_watch(server, service, told_to_stop, told_to_reload))
-            _announce(service, listener)  # whoever reads this may connect, or send signals, at once
+            must_stop, must_reload = _handle_signals(serving)
+            watcher = asyncio.create_task(_watch(server, service, must_stop, must_reload))
+            _announce(service, listener)  # from here on, clients may connect and signals are handled
             await asyncio.wait([serving])
             watcher.cancel()
             is_forced = serving.cancelled()
@@ -81,11 +81,11 @@ def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
     import uvicorn
 
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # uvicorn spells the same types in its own way
+        app,  # type: ignore[arg-type]  # uvicorn spells the same types differently
         loop="uvloop",
         http="httptools",
         ws="none",
-        lifespan="off",  # the service was started already
+        lifespan="off",  # the service has already started
         log_config=None,
         access_log=False,
         server_header=False,
@@ -98,10 +98,10 @@ def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
     )
     try:
         config.load()
-    except OSError as error:  # ssl's errors are among them
+    except OSError as error:  # including ssl's errors
         raise InputError(
-            f"--tls-cert {settings.tls_cert} --tls-key {settings.tls_key}: {first_line(error)}; "
-            "give the PEM files of a certificate chain and of its own private key"
+            f"--tls_cert {settings.tls_cert} --tls_key {settings.tls_key}: {first_line(error)}; "
+            "pass the PEM files of a certificate chain and of its private key"
         ) from error
     return config
 
@@ -121,14 +121,14 @@ def _bound_socket(settings: "ServeSettings") -> socket.socket:
 
 @contextlib.contextmanager
 def _address_errors(settings: "ServeSettings") -> Iterator[None]:
-    """Turn what the system says of an address into what the user can do."""
+    """Turn an OSError about the address into a message that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             way_out = "choose another port, or 0 for any"
         else:
-            way_out = "choose an address of this machine, such as 127.0.0.1, or 0.0.0.0 for every one"
+            way_out = "choose an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
         raise InputError(f"--host {settings.host} --port {settings.port}: {error.strerror}; {way_out}") from error
 
 
@@ -150,30 +150,30 @@ def _announce(service: "Service", listener: socket.socket) -> None:
     )
 
 
-def _heed_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, asyncio.Event]:
-    """Return events that signals set: stop, which the second time cancels `serving`, and reload."""
+def _handle_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, asyncio.Event]:
+    """Return two events that signals set: stop, whose second signal cancels `serving`, and reload."""
     loop = asyncio.get_running_loop()
-    told_to_stop, told_to_reload = asyncio.Event(), asyncio.Event()
+    must_stop, must_reload = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
-        if told_to_stop.is_set():  # the second time: now, whoever is still connected
+        if must_stop.is_set():  # the second signal: stop now, whoever is still connected
             serving.cancel()
-        told_to_stop.set()
+        must_stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)
-    loop.add_signal_handler(signal.SIGHUP, told_to_reload.set)
-    return told_to_stop, told_to_reload
+    loop.add_signal_handler(signal.SIGHUP, must_reload.set)
+    return must_stop, must_reload
 
 
 async def _watch(
-    server: "uvicorn.Server", service: "Service", told_to_stop: asyncio.Event, told_to_reload: asyncio.Event
+    server: "uvicorn.Server", service: "Service", must_stop: asyncio.Event, must_reload: asyncio.Event
 ) -> None:
-    """Act on what signals told, and end a server whose workers are gone."""
-    reloads = asyncio.create_task(_reload_when(told_to_reload, service))
-    while not told_to_stop.is_set() and not service.is_broken:
+    """Act on signals, and end a server whose workers are gone."""
+    reloads = asyncio.create_task(_reload_when(must_reload, service))
+    while not must_stop.is_set() and not service.is_broken:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(told_to_stop.wait(), CHECK_EVERY_S)
+            await asyncio.wait_for(must_stop.wait(), CHECK_EVERY_S)
     reloads.cancel()
     if not service.is_broken:
         logger.info("stopping: no more requests in %.1f s", service.settings.drain_delay_s)
@@ -182,14 +182,14 @@ async def _watch(
     server.should_exit = True
 
 
-async def _reload_when(told: asyncio.Event, service: "Service") -> None:
-    """Reload for every signal; one that comes during a reload is answered by another after it."""
+async def _reload_when(must_reload: asyncio.Event, service: "Service") -> None:
+    """Reload at every signal; one that comes during a reload causes another after it."""
     while True:
-        await told.wait()
-        told.clear()
+        await must_reload.wait()
+        must_reload.clear()
         try:
             await service.reload()
         except Conflict as error:
             logger.error("reload refused: %s", error)
         except InputError:
-            pass  # the service has logged why
+            pass  # already logged by the service

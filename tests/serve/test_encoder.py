@@ -162,14 +162,14 @@ def test_what_is_no_pair_is_refused_with_the_columns(pair_encoder: Encoder, item
         pair_encoder.encode([item])
 
 
-def test_nothing_is_called_null_and_told_by_its_column(encoder: Encoder, pair_encoder: Encoder) -> None:
+def test_none_is_called_null_and_named_by_its_column(encoder: Encoder, pair_encoder: Encoder) -> None:
     with pytest.raises(ItemError, match=r"^input 0: expected text, found null$"):
         encoder.encode([None])  # type: ignore[list-item]
     with pytest.raises(ItemError, match=r"expected a pair of texts \(text, other\), found null as other$"):
         pair_encoder.encode([("w1", None)])  # type: ignore[list-item]
 
 
-def test_a_bad_input_fails_alone(encoder: Encoder) -> None:
+def test_a_bad_input_does_not_affect_the_others(encoder: Encoder) -> None:
     inputs: list[Any] = ["w1", None, "w2 w3", 7, "w1 " * 9]
     outcomes = encoder.encode_each(inputs, "error")
     assert [type(outcome).__name__ for outcome in outcomes] == [
@@ -220,7 +220,7 @@ def test_cleaning_is_the_classifiers(tmp_path: Path) -> None:
     assert encoder.encode(["W1, *w2*!"])[0].ids.tolist() == encoder.encode(["w1 w2"])[0].ids.tolist()
 
 
-def test_padding_stands_on_the_side_asked_for(encoder: Encoder) -> None:
+def test_padding_is_on_the_requested_side(encoder: Encoder) -> None:
     encodings = encoder.encode(["w1", "w1 w2 w3"])
     left, wide = encoder.pad(encodings, "left"), encoder.pad(encodings, length=8)
     assert left["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]

@@ -1,4 +1,4 @@
-"""The files of examples/serving run as they stand."""
+"""The files of examples/serving run unchanged."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""`python -m serve` as people start and stop it."""
+"""`python -m serve`, started and stopped as people do."""
 
 import concurrent.futures
 import contextlib
@@ -33,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def started(bundle: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Start a server and yield it with its address."""
-    command = [sys.executable, "-m", "serve", "--bundle", str(bundle), "--port", "0", "--log-json", *arguments]
+    command = [sys.executable, "-m", "serve", "--bundle", str(bundle), "--port", "0", "--log_json", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     url = None
@@ -60,8 +60,8 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_sigterm_under_load_loses_nothing_that_was_accepted(bundle: Path) -> None:
-    """Clients that keep their connections open see answers alone, until one asks them to go elsewhere."""
-    with started(bundle, "--drain-delay-s", "0.5", "--threads", "2") as (process, url):
+    """Clients with open connections get nothing but answers, until one asks them to go elsewhere."""
+    with started(bundle, "--drain_delay_s", "0.5", "--threads", "2") as (process, url):
 
         def client() -> list[int]:
             statuses = []
@@ -100,7 +100,7 @@ def test_sighup_reloads(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) -> None:
     folder = save_served_bundle(tmp_path / "one")
-    with started(folder, "--drain-delay-s", "0") as (process, url):
+    with started(folder, "--drain_delay_s", "0") as (process, url):
         whole = (folder / "bundle.json").read_text()
 
         def reload(content: str, result: str) -> None:
@@ -119,9 +119,9 @@ def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) 
         assert process.wait(TIMEOUT_S) == 0
 
 
-def test_a_second_sigterm_waits_for_nobody(bundle: Path) -> None:
-    hours = ("--drain-timeout-s", "7200", "--request-timeout-ms", "7200000", "--max-request-timeout-ms", "7200000")
-    with started(bundle, "--drain-delay-s", "0", *hours) as (process, url):
+def test_a_second_sigterm_does_not_wait_for_clients(bundle: Path) -> None:
+    hours = ("--drain_timeout_s", "7200", "--request_timeout_ms", "7200000", "--max_request_timeout_ms", "7200000")
+    with started(bundle, "--drain_delay_s", "0", *hours) as (process, url):
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as client:
             client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -144,7 +144,7 @@ def test_nothing_heavy_is_loaded(bundle: Path) -> None:
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
-def test_cuda_that_is_not_there_is_no_server(bundle: Path) -> None:
+def test_cuda_that_is_not_there_is_refused(bundle: Path) -> None:
     ended = run("--bundle", str(bundle), "--device", "cuda", "--port", "0")
     assert ended.returncode == 2
     assert "device cuda" in ended.stderr
@@ -160,8 +160,8 @@ def test_cuda_that_is_not_there_is_no_server(bundle: Path) -> None:
         (("--bundle", "{bundle}", "--max-length", "999"), "max_length 999"),
         (("--bundle", "{bundle}", "--host", "192.0.2.1"), "choose an address of this machine"),
         (("--bundle", "{bundle}", "--host", "no-such-host.invalid"), "choose an address of this machine"),
-        (("--bundle", "{bundle}", "--drain-timeout-s", "inf"), "--drain-timeout-s"),
-        (("--bundle", "{bundle}", "--port", "0", "--tls-cert", "{junk}", "--tls-key", "{junk}"), "--tls-cert"),
+        (("--bundle", "{bundle}", "--drain_timeout_s", "inf"), "--drain_timeout_s"),
+        (("--bundle", "{bundle}", "--port", "0", "--tls_cert", "{junk}", "--tls_key", "{junk}"), "--tls_cert"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(
@@ -175,13 +175,13 @@ def test_bad_input_is_one_message_and_status_2(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_port_that_is_taken_is_the_fault_of_the_port(bundle: Path) -> None:
+def test_a_port_that_is_taken_is_refused(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = run("--bundle", str(bundle), "--port", str(taken.getsockname()[1]))
     assert (ended.returncode, "choose another port" in ended.stderr) == (2, True)
 
 
-def test_a_port_that_is_taken_while_the_model_loads_is_the_same(bundle: Path) -> None:
+def test_a_port_that_is_taken_while_the_model_loads_is_refused_too(bundle: Path) -> None:
     settings = ServeSettings(bundle=bundle, port=0)
     with _bound_socket(settings) as first:
         same = dataclasses.replace(settings, port=first.getsockname()[1])
@@ -191,7 +191,7 @@ def test_a_port_that_is_taken_while_the_model_loads_is_the_same(bundle: Path) ->
                 second.listen()
 
 
-def test_a_damaged_bundle_is_no_server(tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
     folder = save_served_bundle(tmp_path / "damaged")
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_bytes(tokenizer.read_bytes().replace(b"good", b"evil"))

@@ -69,8 +69,8 @@ def test_every_format_holds_what_the_predictor_says(bundle: str, rows: Path, suf
         assert float(row["score"]) == pytest.approx(prediction.score, rel=1e-5)
         assert float(row["score_neutral"]) == pytest.approx(prediction.scores["neutral"], rel=1e-5)
         assert row["truncated"] == str(prediction.truncated).lower()
-    assert "4 rows" in (told := capsys.readouterr().err)
-    assert "1 empty · 1 truncated · 0 rejected" in told
+    assert "4 rows" in (summary := capsys.readouterr().err)
+    assert "1 empty · 1 truncated · 0 rejected" in summary
     assert sorted(path.name for path in rows.parent.iterdir()) == [output.name, "rows.csv"]
 
 
@@ -169,7 +169,7 @@ def test_json_values_that_are_no_text_are_kept_as_json(bundle: str, tmp_path: Pa
     assert [json.loads(line)["n"] for line in lines] == [[1, {"a": None}], "plain"]
 
 
-def test_a_submission_is_id_and_label_alone(bundle: str, rows: Path) -> None:
+def test_a_submission_is_only_id_and_label(bundle: str, rows: Path) -> None:
     output = rows.with_name("submission.csv")
     assert predict(bundle, "--file", rows, "--output", output, "--id_column", "name", "--submission") == 0
     lines = output.read_text().splitlines()
@@ -227,14 +227,14 @@ def test_rejects_can_be_traced_to_their_lines(bundle: str, tmp_path: Path, capsy
     assert "1 rejected (3 lines, see " in capsys.readouterr().err
 
 
-def test_empty_texts_are_counted_and_told(bundle: str, tmp_path: Path, capsys: Capture) -> None:
+def test_empty_texts_are_counted_and_reported(bundle: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": " \\n"}\n{"text": ""}\n{"text": null}\n{"text": "good"}\n')
     assert predict(bundle, "--file", tmp_path / "rows.jsonl", "--output", tmp_path / "out.csv") == 0
-    assert "4 rows" in (told := capsys.readouterr().err)
-    assert "2 empty · 0 truncated · 1 rejected" in told
+    assert "4 rows" in (summary := capsys.readouterr().err)
+    assert "2 empty · 0 truncated · 1 rejected" in summary
     assert predict(bundle, "--text", "good", "--text", "", "--json") == 0
     shown = capsys.readouterr()
-    assert shown.err == "note: text 2 is empty or white space; its answer says little\n"
+    assert shown.err == "note: text 2 is empty or white space; its answer means little\n"
     assert len(shown.out.splitlines()) == 2
 
 
@@ -262,11 +262,11 @@ def test_standard_input_and_output_work_in_a_pipe(bundle: str) -> None:
     assert json.loads(done.stderr)["reason"] == "bytes that are not UTF-8"
 
 
-def test_standard_input_is_said_to_be_lines_and_is_not_taken_for_json(bundle: str) -> None:
+def test_standard_input_is_read_as_lines_with_a_note_and_not_as_json(bundle: str) -> None:
     command = [sys.executable, "-m", "serve.predict", "--bundle", bundle, "--file", "-", "--output", "-"]
     done = subprocess.run(command, input="{good}\nbad\n", capture_output=True, text=True, check=True)
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [1, 2]
-    assert done.stderr.startswith("standard input is read as plain lines, one text a line; --input_format names")
+    assert done.stderr.startswith("standard input is read as plain lines, one text per line; --input_format sets")
     refused = subprocess.run(
         [*command, "--quiet"], input='{"text": "a"}\n', capture_output=True, text=True, check=False
     )
@@ -327,8 +327,8 @@ def test_texts_are_shown_as_json(bundle: str, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give texts by --text (once or more often), or a file of them by --file"),
-        (["--text", "a", "--file", "rows.csv"], "a file of them by --file; not both"),
+        ([], "pass texts with --text (once or more often), or a file of them with --file"),
+        (["--text", "a", "--file", "rows.csv"], "a file of them with --file; not both"),
         (["--text", "a", "--output", "out.csv"], "--output: belongs to --file; leave it out"),
         (
             ["--text", "a", "--submission", "--resume", "--keep_columns"],
@@ -378,18 +378,18 @@ def test_mistakes_are_one_message_and_leave_nothing(
 
 def test_pairs_need_their_second_text(pair_bundle: str, tmp_path: Path, capsys: Capture) -> None:
     assert predict(pair_bundle, "--text", "w1") == 2
-    assert "this classifier takes pairs: give one for each --text" in capsys.readouterr().err
+    assert "this classifier takes pairs: pass one for each --text" in capsys.readouterr().err
     (tmp_path / "rows.txt").write_text("w1\n")
     assert predict(pair_bundle, "--file", tmp_path / "rows.txt", "--output", tmp_path / "out.csv") == 2
     assert "plain lines hold one text each" in capsys.readouterr().err
 
 
-def test_a_long_job_tells_how_it_goes(bundle: str, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = io.StringIO()
+def test_a_long_job_reports_its_progress(bundle: str, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
     monkeypatch.setattr("serve.files.progress.PLAIN_LINE_EVERY_S", 0.0)
-    monkeypatch.setattr("sys.stderr", told)
+    monkeypatch.setattr("sys.stderr", shown)
     assert predict(bundle, "--file", rows, "--output", rows.with_name("out.csv")) == 0
-    first, last = told.getvalue().splitlines()
+    first, last = shown.getvalue().splitlines()
     assert first.startswith("4 rows · ")
     assert first.endswith("rows/s · 100.0%")
     assert last.endswith("out.csv")

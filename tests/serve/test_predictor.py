@@ -136,8 +136,8 @@ def test_surrogates_are_read_as_what_they_stand_for(predictor: Predictor, text: 
     assert predictor(text) == predictor(read_as)
 
 
-def test_a_pair_for_single_texts_is_told_what_to_do(predictor: Predictor) -> None:
-    expected = "expected one text, found a pair; this model takes single texts: give several as a list"
+def test_a_pair_for_a_model_of_single_texts_is_refused_with_the_fix(predictor: Predictor) -> None:
+    expected = "expected one text, found a pair; this model takes single texts: pass several as a list"
     with pytest.raises(ItemError, match=f"^input 0: {expected}$"):
         predictor(("w1", "w2"))
 
@@ -278,7 +278,7 @@ def test_closing_ends_it_and_twice_is_fine(bundle: Path) -> None:
         predictor(distinct_texts(20))
 
 
-def test_the_provider_is_told(predictor: Predictor) -> None:
+def test_the_provider_is_reported(predictor: Predictor) -> None:
     assert predictor.provider == "CPUExecutionProvider"
     assert predictor.variant == "fp32"
     assert predictor.labels == LABELS
@@ -298,7 +298,7 @@ def test_a_variant_that_is_not_there_is_an_error(bundle: Path) -> None:
         Predictor(bundle, variant="int8")
 
 
-def test_damage_is_found_when_loading_unless_told_not_to_look(tmp_path: Path) -> None:
+def test_damage_is_found_when_loading_unless_verification_is_off(tmp_path: Path) -> None:
     folder = save_tiny_bundle(tmp_path / "bundle")
     config = folder / "classifier.json"
     config.write_text(config.read_text().replace('"tiny"', '"tiNy"'))
@@ -338,7 +338,7 @@ def test_importing_serve_loads_nothing_yet() -> None:
     assert output.split() == ["False", "False"]
 
 
-def test_the_example_without_arguments_tells_its_usage() -> None:
+def test_the_example_without_arguments_prints_its_usage() -> None:
     example = ROOT / "examples" / "embed_in_service.py"
     ended = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=False, cwd=ROOT)
     assert ended.returncode == 2

@@ -152,7 +152,9 @@ def test_cuda_that_fell_back_to_the_cpu_is_an_error(graph: Path, monkeypatch: py
         Session(graph, device="cuda")
 
 
-def test_cuda_is_asked_for_alone_after_its_libraries_are_loaded(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_the_only_provider_requested_and_its_libraries_are_loaded_first(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
     monkeypatch.setattr("serve.session._onnxruntime", lambda: runtime)
     session = Session(graph, device="cuda", cuda_graphs=True)

@@ -1,4 +1,4 @@
-"""A server on its own port, in a thread of the test process, for a tiny bundle with known answers."""
+"""A server in a thread of the test's process, on a free port, with a tiny bundle whose answers are known."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ from serve.batching.engine import Engine
 from serve.contract.bundle import read_bundle, write_manifest
 from serve.encoder import Encoder
 from serve.http.app import build_app
+from serve.http.lifecycle import Service
 from serve.http.loading import load_engine
 from serve.http.metrics import Metrics
-from serve.http.service import Service
 from serve.http.settings import ServeSettings
 from serve.session import Session
 
@@ -26,7 +26,7 @@ TIMEOUT_S = 30
 
 
 def save_served_bundle(folder: Path, **options: Any) -> Path:
-    """Write a tiny bundle whose canary logits are right, and return its folder."""
+    """Write a tiny bundle that answers its canary correctly, and return its folder."""
     bundle = read_bundle(save_tiny_bundle(folder, **options))
     manifest = bundle.manifest
     first, *second = manifest.canary
@@ -39,7 +39,7 @@ def save_served_bundle(folder: Path, **options: Any) -> Path:
 
 @dataclasses.dataclass
 class LiveServer:
-    """A running server, from the outside and the inside."""
+    """A running server, from outside and from inside."""
 
     url: str
     service: Service
@@ -57,7 +57,7 @@ class LiveServer:
 
     def wrap_runners(self, wrap: Callable[[Any], Any]) -> None:
         """Wrap every session."""
-        for worker in self.service.engine.batcher._workers():
+        for worker in self.service.engine.batcher.workers:
             worker.runner = wrap(worker.runner)
 
 

@@ -1,35 +1,27 @@
 """Hugging Face inference, as `huggingface_hub.InferenceClient(model=url).text_classification` sends it.
 
-The client POSTs to the URL itself and takes element 0 of the answer, so one text too gets a list of lists.
+The client POSTs to the URL itself and takes element 0 of the answer, so even one text gets a list of lists.
 https://huggingface.co/docs/inference-providers/tasks/text-classification
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer
-from serve.encoder import TextInput
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.protocols.native import TextOrPair, as_input
 from serve.http.protocols.tei import LABEL_SCORE
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "huggingface"
 
 
-class Pair(BaseModel):
-    """A text or pair as transformers' pipeline takes it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    text: str
-    text_pair: str | None = None
-
-
 class Parameters(BaseModel):
-    """What may be given beside the inputs."""
+    """Optional parameters."""
 
     model_config = ConfigDict(strict=True)
 
@@ -40,24 +32,23 @@ class Parameters(BaseModel):
 
 
 class InferenceRequest(BaseModel):
-    """What `POST /` takes."""
+    """Body of `POST /`."""
 
     model_config = ConfigDict(strict=True)
 
-    inputs: str | Pair | Annotated[list[str | Pair], Field(min_length=1)]
+    inputs: str | TextOrPair | Annotated[list[str | TextOrPair], Field(min_length=1)]
     parameters: Parameters | None = None
 
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/",
-            protocol=PROTOCOL,
-            handler=infer,
-            error_body=error_body,
-            summary="Classify, as Hugging Face's InferenceClient asks for it",
+        route(
+            "POST",
+            "/",
+            infer,
+            "Classify, as Hugging Face inference does",
             description="A list of labels for each input, highest score first.",
             request=InferenceRequest,
             examples={
@@ -82,14 +73,8 @@ async def infer(call: Call) -> Reply:
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     parameters = request.parameters or Parameters()
     engine = call.engine
-    answers = await engine.answers([_as_input(each) for each in given], timeout_s=call.timeout_s)
+    answers = await engine.answers([as_input(each) for each in given], timeout_s=call.timeout_s)
     return json_reply([engine.ranked(_values(each, parameters), parameters.top_k) for each in answers])
-
-
-def _as_input(given: str | Pair) -> TextInput:
-    if isinstance(given, str):
-        return given
-    return given.text if given.text_pair is None else (given.text, given.text_pair)
 
 
 def _values(answer: Answer, parameters: Parameters) -> Sequence[float]:

@@ -5,38 +5,38 @@ https://michaelfeil.eu/infinity
 
 import time
 import uuid
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import NotFound, RequestError
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
 from serve.http.protocols.tei import LABEL_SCORE
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"
 
 
 class ClassifyRequest(BaseModel):
-    """What `POST /classify` takes."""
+    """Body of `POST /classify`."""
 
     model_config = ConfigDict(strict=True)
 
     input: Annotated[list[str], Field(min_length=1)]
-    model: str = Field(default=ANY_MODEL, description="Name of the served model, or what stands for any.")
+    model: str = Field(default=ANY_MODEL, description="Name of the served model, or this default for any.")
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
 
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/classify",
-            protocol=PROTOCOL,
-            handler=classify,
-            error_body=error_body,
-            summary="Classify, as infinity does",
+        route(
+            "POST",
+            "/classify",
+            classify,
+            "Classify, as infinity does",
             request=ClassifyRequest,
             examples={"a batch": {"input": ["I loved it", "I want my money back"]}},
             response={
@@ -62,13 +62,11 @@ def routes() -> list[Route]:
             statuses=(404,),
             takes_time=True,
         ),
-        Route(
-            method="GET",
-            path="/models",
-            protocol=PROTOCOL,
-            handler=models,
-            error_body=error_body,
-            summary="The served model, as infinity lists it",
+        route(
+            "GET",
+            "/models",
+            models,
+            "The served model, as infinity lists it",
             response={"type": "object", "required": ["object", "data"]},
             response_example={"object": "list", "data": [{"id": "tweet_sentiment", "object": "model"}]},
             statuses=(503,),

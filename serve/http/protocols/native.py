@@ -1,5 +1,6 @@
-"""Our own protocol: no ambiguity between a pair and a batch, an outcome per input, honest about what was seen."""
+"""rawloop's own protocol: pairs and batches cannot be confused, and each input has its own outcome."""
 
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,8 +9,8 @@ from serve.batching.engine import Engine, ModelFacts
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Outcome
 from serve.encoder import TextInput
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
 from serve.http.explanation import explain
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "native"
 
@@ -24,53 +25,52 @@ class TextOrPair(BaseModel):
 
 
 class ClassifyRequest(BaseModel):
-    """A batch of inputs, in any number from 1."""
+    """One or more inputs."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    inputs: list[str | TextOrPair] = Field(min_length=1, description="Each is a text, or an object with one or two.")
+    inputs: list[str | TextOrPair] = Field(
+        min_length=1, description="Each is a text, or an object with a text or a pair."
+    )
     top_k: int | None = Field(default=None, ge=1, description="Labels to return for each input; null for all.")
     truncation: Literal["right", "left", "error"] | None = Field(
         default=None,
-        description="Side on which an input that is too long loses tokens, or refuse it; null for the model's own.",
+        description="Side on which an input that is too long loses tokens; error refuses it; null: the model's own.",
     )
-    logits: bool = Field(default=False, description="Also return what the model gave before temperature and softmax.")
+    logits: bool = Field(default=False, description="Also return logits, before temperature and softmax.")
 
 
 class ExplainRequest(TextOrPair):
-    """One input to look into."""
+    """One input to explain."""
 
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/v1/classify",
-            protocol=PROTOCOL,
-            handler=classify,
-            error_body=error_body,
-            summary="Classify texts or pairs",
-            description="Results keep the order of inputs. An input that gets no answer has an `error` in its place; "
-            "if none gets one, the status is that of the first error.",
+        route(
+            "POST",
+            "/v1/classify",
+            classify,
+            "Classify texts or pairs",
+            description="Results are in the order of the inputs. An input without an answer has an `error` instead; if "
+            "no input has an answer, the status is that of the first error.",
             request=ClassifyRequest,
             examples={
                 "one text": {"inputs": ["I loved it"]},
                 "a batch": {"inputs": ["I loved it", {"text": "I want my money back"}], "top_k": 1},
-                "a pair": {"inputs": [{"text": "A man sleeps.", "text_pair": "Somebody is asleep."}]},
+                "a pair": {"inputs": [{"text": "A man sleeps.", "text_pair": "Someone is asleep."}]},
             },
             response=CLASSIFY_SCHEMA,
             response_example=CLASSIFY_EXAMPLE,
             takes_time=True,
         ),
-        Route(
-            method="POST",
-            path="/v1/explain",
-            protocol=PROTOCOL,
-            handler=explain_call,
-            error_body=error_body,
-            summary="Look into one input",
-            description="Its tokens, with those that truncation drops; and by how much the score of the predicted "
+        route(
+            "POST",
+            "/v1/explain",
+            explain_call,
+            "Explain one answer",
+            description="The tokens, including those that truncation drops; and how much the score of the predicted "
             "label falls when each word is left out (occlusion; Zeiler and Fergus 2014). Long texts are cut into "
             "groups of words; words beyond what the model can see are not listed.",
             request=ExplainRequest,
@@ -79,13 +79,11 @@ def routes() -> list[Route]:
             response_example=EXPLAIN_EXAMPLE,
             takes_time=True,
         ),
-        Route(
-            method="GET",
-            path="/v1/model",
-            protocol=PROTOCOL,
-            handler=model,
-            error_body=error_body,
-            summary="The model that answers",
+        route(
+            "GET",
+            "/v1/model",
+            model,
+            "The current model",
             response={"type": "object"},
             response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "labels": ["negative", "positive"]},
             statuses=(503,),
@@ -145,7 +143,7 @@ async def model(call: Call) -> Reply:
 
 
 def as_input(given: str | TextOrPair) -> TextInput:
-    """Return what the engine takes for a text or pair of this protocol."""
+    """Return a text or pair as the engine takes it."""
     if isinstance(given, str):
         return given
     return given.text if given.text_pair is None else (given.text, given.text_pair)
@@ -195,7 +193,7 @@ CLASSIFY_SCHEMA = {
                     "score": {"type": "number", "description": "Its probability."},
                     "scores": {"type": "array", "items": _LABEL_SCORE, "description": "Highest first."},
                     "num_tokens": {"type": "integer", "description": "Tokens that the model saw."},
-                    "truncated": {"type": "boolean", "description": "Whether it saw only a part of the input."},
+                    "truncated": {"type": "boolean", "description": "Whether it saw only part of the input."},
                     "logits": {"type": "object", "additionalProperties": {"type": "number"}},
                     "error": _ERROR,
                 },
@@ -236,7 +234,7 @@ EXPLAIN_SCHEMA = {
                     "sequence": {"type": "integer", "description": "0 for the text, 1 for the second of a pair."},
                     "start": {"type": "integer", "description": "Character of the text where it starts."},
                     "stop": {"type": "integer"},
-                    "drop": {"type": "number", "description": "By how much the score falls without it."},
+                    "drop": {"type": "number", "description": "How much the score falls without it."},
                 },
             },
         },

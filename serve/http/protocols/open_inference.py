@@ -1,13 +1,14 @@
 """Open Inference Protocol v2 (KServe, Triton): health, metadata and infer, with JSON or binary tensors.
 
 Inputs: `text`, and `text_pair` for a model of pairs, BYTES [N]. Outputs: `label` BYTES [N], `score` FP32 [N],
-`scores` and `logits` FP32 [N, C]. In the binary form the body is JSON of `Inference-Header-Content-Length`
-bytes and then the tensors; a string is its length in 4 bytes, little-endian, and UTF-8.
+`scores` and `logits` FP32 [N, C]. In the binary form, the body is `Inference-Header-Content-Length` bytes of JSON,
+followed by the tensors; a string is its length in 4 bytes, little-endian, and its UTF-8.
 https://github.com/kserve/open-inference-protocol · Triton's binary tensor data extension
 """
 
 import struct
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,12 +19,12 @@ from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, NotFound, RequestError
 from serve.batching.ticket import Answer
 from serve.encoder import TextInput
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
 VERSION = "1"
-"""The one version that is served under any name."""
+"""The only version of the model."""
 OUTPUTS = ("label", "score", "scores", "logits")
 DEFAULT_OUTPUTS = OUTPUTS[:3]
 
@@ -41,7 +42,7 @@ class InputTensor(BaseModel):
 
 
 class RequestedOutput(BaseModel):
-    """One output that is asked for."""
+    """One requested output."""
 
     model_config = ConfigDict(strict=True)
 
@@ -50,7 +51,7 @@ class RequestedOutput(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """What `POST /v2/models/{name}/infer` takes."""
+    """Body of `POST /v2/models/{name}/infer`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -62,15 +63,14 @@ class InferRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
 
     def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
-        return Route(
-            method="GET",
-            path=path,
-            protocol=PROTOCOL,
-            handler=handler,
-            error_body=error_body,
-            summary=summary,
+        return route(
+            "GET",
+            path,
+            handler,
+            summary,
             response={"type": "object"},
             response_example=example,
             invalid_status=400,
@@ -79,20 +79,18 @@ def routes() -> list[Route]:
 
     found = [
         get("/v2", server_metadata, "The server", {"name": "rawloop", "version": "0.1.0", "extensions": []}),
-        get("/v2/health/live", live, "Whether the process lives", {"live": True}, is_public=True),
+        get("/v2/health/live", live, "Whether the process is alive", {"live": True}, is_public=True),
         get("/v2/health/ready", ready, "Whether to send traffic", {"ready": True}, is_public=True, statuses=(503,)),
     ]
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
             get(prefix, model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
             get(f"{prefix}/ready", model_ready, "Whether it answers", {"ready": True}, statuses=(404, 503)),
-            Route(
-                method="POST",
-                path=f"{prefix}/infer",
-                protocol=PROTOCOL,
-                handler=infer,
-                error_body=error_body,
-                summary="Classify, by the Open Inference Protocol",
+            route(
+                "POST",
+                f"{prefix}/infer",
+                infer,
+                "Classify, by the Open Inference Protocol",
                 request=InferRequest,
                 examples={"a batch": {"inputs": [INPUT_EXAMPLE]}},
                 response={"type": "object", "required": ["model_name", "outputs"]},
@@ -197,7 +195,7 @@ def _require_model(call: Call) -> Engine:
 
 
 def _split(call: Call) -> tuple[bytes, bytes]:
-    """Return the JSON part of a body, and its binary part."""
+    """Return the JSON part of the body, and its binary part."""
     length = call.headers.get(HEADER_LENGTH)
     if length is None:
         return call.body, b""
@@ -215,7 +213,7 @@ def _inputs(request: InferRequest, binary: bytes) -> list[TextInput]:
         if tensor.name not in ("text", "text_pair"):
             raise InvalidRequest(f"no input {tensor.name!r:.200}; expected text, and text_pair for pairs")
         if tensor.name in columns:
-            raise InvalidRequest(f"input {tensor.name} is given twice")
+            raise InvalidRequest(f"input {tensor.name} appears twice")
         if tensor.datatype != "BYTES":
             raise InvalidRequest(f"input {tensor.name}: datatype {tensor.datatype!r:.50}, expected BYTES")
         size = tensor.parameters.get("binary_data_size")
@@ -226,7 +224,7 @@ def _inputs(request: InferRequest, binary: bytes) -> list[TextInput]:
                 raise InvalidRequest(f"input {tensor.name}: binary_data_size {size!r:.50} does not fit the body")
             given, binary = _unpacked(tensor.name, binary[:size]), binary[size:]
         if tensor.shape not in ([len(given)], [len(given), 1]):
-            raise InvalidRequest(f"input {tensor.name}: shape {tensor.shape}, and {len(given)} texts in it")
+            raise InvalidRequest(f"input {tensor.name}: shape {tensor.shape}, but {len(given)} texts in it")
         columns[tensor.name] = given
     if binary:
         raise InvalidRequest(f"{len(binary)} bytes after the last tensor")
@@ -249,7 +247,7 @@ def _strings(tensor: InputTensor) -> list[str]:
 
 
 def _unpacked(name: str, packed: bytes) -> list[str]:
-    """Return strings of their packed form: lengths in 4 bytes, little-endian, before UTF-8."""
+    """Return the strings of a packed tensor."""
     texts, place = [], 0
     while place < len(packed):
         end = place + 4
@@ -266,13 +264,13 @@ def _unpacked(name: str, packed: bytes) -> list[str]:
 
 
 def _wanted_outputs(request: InferRequest) -> dict[str, bool]:
-    """Return output -> whether it goes back in binary form."""
+    """Return requested output -> whether it is returned in binary form."""
     default = request.parameters.get("binary_data_output") is True
     if not request.outputs:
         return dict.fromkeys(DEFAULT_OUTPUTS, default)
     unknown = [each.name for each in request.outputs if each.name not in OUTPUTS]
     if unknown:
-        raise InvalidRequest(f"no output {unknown[0]!r:.200}; there are {', '.join(OUTPUTS)}")
+        raise InvalidRequest(f"no output {unknown[0]!r:.200}; expected {', '.join(OUTPUTS)}")
     return {each.name: each.parameters.get("binary_data", default) is True for each in request.outputs}
 
 

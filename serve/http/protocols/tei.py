@@ -1,18 +1,19 @@
 """Text Embeddings Inference: `/predict`, `/tokenize`, `/info`, with its error bodies.
 
-Its inputs are told apart by their nesting: "a" and ["a"] are one text, ["a", "b"] is one pair,
+The nesting of its inputs says what they are: "a" and ["a"] are one text, ["a", "b"] is one pair,
 [["a"], ["b", "c"]] is a batch. https://huggingface.github.io/text-embeddings-inference/
 """
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
-from serve.encoder import TextInput, Truncation
-from serve.http.exchange import Call, Reply, Route, json_reply, parse_body
+from serve.encoder import TextInput, Truncation, num_characters
+from serve.http.routes import Call, Reply, Route, json_reply, parse_body
 
 PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
@@ -21,7 +22,7 @@ TextOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
 class PredictRequest(BaseModel):
-    """What `POST /predict` takes."""
+    """Body of `POST /predict`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -36,7 +37,7 @@ class PredictRequest(BaseModel):
 
 
 class TokenizeRequest(BaseModel):
-    """What `POST /tokenize` takes."""
+    """Body of `POST /tokenize`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -46,47 +47,42 @@ class TokenizeRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol; its /health and /metrics are in `serve.http.operations`."""
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     return [
-        Route(
-            method="POST",
-            path="/predict",
-            protocol=PROTOCOL,
-            handler=predict,
-            error_body=error_body,
-            summary="Classify, as Text Embeddings Inference does",
-            description="One text or pair gets a flat list of labels, highest score first; a batch a list of lists.",
+        route(
+            "POST",
+            "/predict",
+            predict,
+            "Classify, as Text Embeddings Inference does",
+            description="A flat list of labels for one text or pair, highest score first; a list of lists for a batch.",
             request=PredictRequest,
             examples={
                 "one text": {"inputs": "I loved it"},
-                "a pair": {"inputs": ["A man sleeps.", "Somebody is asleep."]},
+                "a pair": {"inputs": ["A man sleeps.", "Someone is asleep."]},
                 "a batch": {"inputs": [["I loved it"], ["I want my money back"]]},
             },
             response={"type": "array", "items": {"anyOf": [LABEL_SCORE, {"type": "array", "items": LABEL_SCORE}]}},
             response_example=[{"score": 0.98, "label": "positive"}, {"score": 0.02, "label": "negative"}],
             takes_time=True,
         ),
-        Route(
-            method="POST",
-            path="/tokenize",
-            protocol=PROTOCOL,
-            handler=tokenize,
-            error_body=error_body,
-            summary="Tokens of texts, without truncation",
-            description="Offsets count characters of the text as the model's cleaning leaves it. The texts of one "
-            "request together may be as long as one text of others.",
+        route(
+            "POST",
+            "/tokenize",
+            tokenize,
+            "Tokens of texts, without truncation",
+            description="Offsets count characters of the cleaned text. All texts of a request together may be as long "
+            "as one text on other routes.",
             request=TokenizeRequest,
             examples={"one text": {"inputs": "I loved it"}},
             response={"type": "array", "items": {"type": "array", "items": {"type": "object"}}},
             response_example=[[{"id": 3866, "text": "loved", "special": False, "start": 2, "stop": 7}]],
             takes_time=True,
         ),
-        Route(
-            method="GET",
-            path="/info",
-            protocol=PROTOCOL,
-            handler=info,
-            error_body=error_body,
-            summary="The model and the server's limits",
+        route(
+            "GET",
+            "/info",
+            info,
+            "The model and the server's limits",
             response={"type": "object", "required": ["model_id", "model_type", "max_input_length"]},
             response_example={"model_id": "tweet_sentiment", "provider": "CPUExecutionProvider"},
             statuses=(503,),
@@ -131,15 +127,15 @@ async def tokenize(call: Call) -> Reply:
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     engine = call.engine
     engine.require_within_limits(texts)
-    num_chars, most = sum(map(len, texts)), engine.limits.max_text_chars
+    num_chars, most = num_characters(tuple(texts)), engine.limits.max_text_chars
     if num_chars > most:
-        raise TooLarge(f"{num_chars:,} characters in all, and this route takes {most:,}; send fewer texts at a time")
+        raise TooLarge(f"{num_chars:,} characters in all, but this route takes {most:,}; send fewer texts at a time")
     special = request.add_special_tokens
     return json_reply(await engine.lister.rows(texts, TOKEN_FIELDS, timeout_s=call.timeout_s, special=special))
 
 
 async def info(call: Call) -> Reply:
-    """Answer `GET /info`: what TEI tells, and what is ours."""
+    """Answer `GET /info`: TEI's fields, and some of our own."""
     engine = call.engine
     facts, limits = engine.facts, engine.batcher.limits
     labels = {str(number): label for number, label in enumerate(facts.labels)}
@@ -167,18 +163,18 @@ async def info(call: Call) -> Reply:
             "provider": facts.provider,
             "takes_pairs": facts.takes_pairs,
             "max_queued_tokens": limits.max_queued_tokens,
-            "max_untokenized_inputs": limits.max_unencoded,
+            "max_untokenized_inputs": limits.max_untokenized,
         }
     )
 
 
 def _require_single_texts(inputs: Sequence[TextInput], is_batch: bool) -> None:
-    """Refuse pairs, which are most often two texts by somebody who knows another protocol."""
+    """Refuse pairs: most often they are two texts from someone used to another protocol."""
     index = next((index for index, each in enumerate(inputs) if not isinstance(each, str)), None)
     if index is not None:
         where = f"inputs.{index}: " if is_batch else "inputs: "
         raise InvalidRequest(
-            f'{where}["a", "b"] is one pair of texts in this protocol, and this model takes single texts; '
+            f'{where}["a", "b"] is one pair of texts in this protocol, but this model takes single texts; '
             'for two texts send [["a"], ["b"]]'
         )
 

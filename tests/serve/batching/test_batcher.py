@@ -1,4 +1,4 @@
-"""What a client can count on: its own answer, exactly once, or one clear refusal."""
+"""Every client gets its own answer exactly once, or one clear refusal."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ NUM_NARROW = 3
 
 
 class Bench:
-    """A batcher over fakes."""
+    """A batcher on fakes."""
 
     def __init__(self, num_narrow: int = NUM_NARROW, limits: BatchLimits | None = None, **options: Any) -> None:
         self.wide = FakeRunner()
@@ -136,7 +136,7 @@ def test_answers_keep_the_order_of_inputs_of_all_lengths() -> None:
     run(bench, scenario)
 
 
-def test_scores_lengths_and_truncation_are_told() -> None:
+def test_scores_lengths_and_truncation_are_reported() -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -163,7 +163,7 @@ def test_only_the_poisonous_input_fails() -> None:
     run(bench, scenario)
 
 
-def test_numbers_that_are_not_finite_fail_alone() -> None:
+def test_only_inputs_with_numbers_that_are_not_finite_fail() -> None:
     bench = Bench()
 
     class Broken(FakeRunner):
@@ -172,7 +172,7 @@ def test_numbers_that_are_not_finite_fail_alone() -> None:
             logits[logits[:, 0] == 5] = np.nan
             return logits
 
-    bench.batcher._wide.runner = Broken()
+    bench.batcher.workers.wide.runner = Broken()
 
     async def scenario() -> None:
         good, bad = await bench.submit("4", "5")
@@ -183,7 +183,7 @@ def test_numbers_that_are_not_finite_fail_alone() -> None:
 
 
 @pytest.mark.parametrize("bad", ["bad", "1 " * (MAX_LENGTH + 1)])
-def test_an_input_that_cannot_be_encoded_fails_alone_or_refuses_the_whole(bad: str) -> None:
+def test_an_input_that_cannot_be_encoded_fails_or_refuses_the_whole_request(bad: str) -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -235,8 +235,9 @@ def test_a_request_is_accepted_whole_or_refused_at_once() -> None:
 
 def test_a_queue_longer_than_the_timeout_is_refused_at_once() -> None:
     bench = Bench()
+    throughput = bench.batcher._admission.throughput
     for second in (0, 1):
-        bench.batcher._throughput.ran(10, 2, float(second), 1.0, others_wait=second == 0)  # ten tokens a second
+        throughput.ran(10, 2, float(second), 1.0, others_wait=second == 0)  # ten tokens a second
 
     async def scenario() -> None:
         bench.shut_gates()
@@ -252,7 +253,7 @@ def test_a_queue_longer_than_the_timeout_is_refused_at_once() -> None:
     run(bench, scenario)
 
 
-def test_an_expired_request_is_told_and_not_run() -> None:
+def test_an_expired_request_fails_and_is_not_run() -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -269,7 +270,7 @@ def test_an_expired_request_is_told_and_not_run() -> None:
     assert [batch.tolist() for batch in bench.wide.batches] == [[[1]], [[3]]]
 
 
-def test_a_request_whose_time_is_over_is_late_not_one_too_many() -> None:
+def test_a_request_without_time_left_is_late_not_overload() -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -280,11 +281,11 @@ def test_a_request_whose_time_is_over_is_late_not_one_too_many() -> None:
     assert not bench.wide.batches
 
 
-def test_the_canary_waits_for_no_lane() -> None:
+def test_the_canary_takes_the_shorter_queue_of_a_tokenizer() -> None:
     bench = Bench(num_narrow=0)
 
     async def scenario() -> None:
-        short, long = bench.batcher._lanes
+        short, long = bench.batcher._tokenizers
         short._num_in += 5  # as if five inputs waited for their tokens
         put = long.put
         given: list[str] = []
@@ -391,7 +392,7 @@ def test_closing_gives_up_on_a_session_that_never_returns() -> None:
         bench.shut_gates()
         stuck = asyncio.create_task(bench.submit("1"))
         await until(bench.wide.entered.is_set)
-        await until(lambda: bench.batcher.stalled_s() > 0.01)
+        await until(lambda: bench.batcher.workers.stalled_s() > 0.01)
         await bench.batcher.close(timeout_s=0.05)
         with pytest.raises(Unavailable):
             await stuck
@@ -413,7 +414,7 @@ def test_closing_leaves_the_event_loop_free() -> None:
         assert not closing.done(), "it waits for the threads elsewhere"
         bench.open_gates()
         await closing
-        assert not any(worker._thread.is_alive() for worker in bench.batcher._workers())
+        assert not any(worker._thread.is_alive() for worker in bench.batcher.workers)
 
     run(bench, scenario)
 

@@ -1,4 +1,4 @@
-"""Lists of tokens cost what tokenizing costs, and nobody waits for them longer than asked."""
+"""Listing tokens costs as much as tokenizing, and never takes longer than its timeout."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ NUM_TOKENS = 500
 
 
 class FakeTokenizer:
-    """One token a character; like the library's, it makes each list anew whenever it is asked for it.
+    """One token per character; like the library's, it builds each list anew at every access.
 
     There is no `encode`, during which the library lets no other thread of the process run.
     """
@@ -100,7 +100,7 @@ def test_a_list_that_takes_too_long_is_given_up_between_texts() -> None:
             await rows(lister, *"abcdef", timeout_s=0.02)
         encoder.gate.set()
         await rows(lister, "a")  # after what the thread was at
-        assert encoder.num_cleaned <= 2, "what nobody waits for is not tokenized"
+        assert encoder.num_cleaned <= 2, "what is not wanted any more is not tokenized"
         lister.close()
 
     asyncio.run(scenario())

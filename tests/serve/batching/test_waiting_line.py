@@ -15,7 +15,10 @@ from serve.batching.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine
 def make_items(lengths: list[int], *, is_privileged: bool = False) -> list[Item]:
     async def make() -> list[Item]:
         now = time.monotonic()
-        return [Item(Ticket(1, 60, is_privileged), 0, FakeEncoding((1,) * length), now) for length in lengths]
+        return [
+            Item(Ticket(["1"], 60, is_privileged=is_privileged), 0, FakeEncoding((1,) * length), now)
+            for length in lengths
+        ]
 
     return asyncio.run(make())
 
@@ -25,7 +28,7 @@ def make_items(lengths: list[int], *, is_privileged: bool = False) -> list[Item]
     max_rows=st.integers(1, 40),
     max_tokens=st.integers(1, 4096),
 )
-def test_batches_respect_limits_and_lose_nobody(lengths: list[int], max_rows: int, max_tokens: int) -> None:
+def test_batches_respect_limits_and_lose_no_input(lengths: list[int], max_rows: int, max_tokens: int) -> None:
     line, items = WaitingLine(), make_items(lengths)
     for item in items:
         line.add(item)
@@ -71,7 +74,7 @@ def test_a_long_text_does_not_drag_short_ones_along() -> None:
 
 
 @pytest.mark.parametrize("num_waiting", [10, 3 * WINDOW])
-def test_the_canary_waits_for_nobody(num_waiting: int) -> None:
+def test_the_canary_goes_first(num_waiting: int) -> None:
     line, (canary,) = WaitingLine(), make_items([5], is_privileged=True)
     for item in make_items([500] * num_waiting):
         line.add(item)
@@ -82,7 +85,7 @@ def test_the_canary_waits_for_nobody(num_waiting: int) -> None:
 
 
 @pytest.mark.parametrize("beyond_window", [0, 2 * WINDOW])
-def test_what_nobody_waits_for_is_not_run(beyond_window: int) -> None:
+def test_what_is_not_wanted_any_more_is_not_run(beyond_window: int) -> None:
     line, items = WaitingLine(), make_items([7] * (10 + beyond_window))
     for item in items:
         line.add(item)

@@ -187,8 +187,8 @@ def test_a_full_disk_is_told_with_the_file(
         patched.setattr(function, full)
         assert main(arguments) == 1
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/.out.csv.partial{named}: No space left on device; mend that, and a job that writes a file "
-        "goes on with --resume\n"
+        f"error: {tmp_path}/.out.csv.partial{named}: No space left on device; fix that; a job that writes a file "
+        "continues with --resume\n"
     )
     assert main([*arguments, "--resume"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "rows.csv"]

@@ -45,7 +45,7 @@ def server(bundle: Path) -> Iterator[LiveServer]:
 
 
 class Gated:
-    """A session that waits for its gate, and fails or dies at the sight of certain words."""
+    """A session that waits for its gate, and fails or dies on certain words."""
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
@@ -79,7 +79,7 @@ def gated(bundle: Path) -> Iterator[tuple[LiveServer, Gated]]:
         canary_interval_s=3600.0,
         stall_after_s=0.1,
     ) as live:
-        (worker,) = live.service.engine.batcher._workers()
+        (worker,) = live.service.engine.batcher.workers
         runner = Gated(worker.runner)
         worker.runner = runner
         yield live, runner
@@ -110,7 +110,7 @@ def test_a_body_that_is_too_large_is_refused_unread(server: LiveServer) -> None:
 
 
 def sent_in_part(live: LiveServer, body: bytes, *headers: str, length: int = 100) -> socket.socket:
-    """Return a connection on which a request was sent, but for the end of its body."""
+    """Return a connection on which a request was sent without the end of its body."""
     host, port = live.url.removeprefix("http://").split(":")
     client = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
     lines = ["POST /v1/classify HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
@@ -118,7 +118,7 @@ def sent_in_part(live: LiveServer, body: bytes, *headers: str, length: int = 100
     return client
 
 
-def test_a_body_that_does_not_come_is_given_up(server: LiveServer) -> None:
+def test_a_body_that_does_not_arrive_times_out(server: LiveServer) -> None:
     with sent_in_part(server, b"{", "X-Request-Timeout-Ms: 50") as client:
         answer = client.makefile("rb").read()  # until the server closes the connection
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -128,7 +128,7 @@ def test_a_body_that_does_not_come_is_given_up(server: LiveServer) -> None:
 def test_large_bodies_on_their_way_in_are_few_and_keep_out_no_small_ones(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.http.gateway.BODIES", 2)
+    monkeypatch.setattr("serve.http.gateway.MAX_LARGE_BODIES", 2)
     with live_server(bundle, max_payload_bytes=200_000) as live, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(sent_in_part(live, b" " * 150_000, length=200_000)) for _ in range(3)]
         (refused,), _, _ = select.select(clients, [], [], TIMEOUT_S)
@@ -160,13 +160,14 @@ def test_compressed_bodies_are_refused(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "soon", "1.5", "9" * 30])
-def test_a_timeout_that_is_none_is_refused(server: LiveServer, given: str) -> None:
+def test_a_malformed_timeout_is_refused(server: LiveServer, given: str) -> None:
     answer = server.post("/v1/classify", CLASSIFY, headers={"X-Request-Timeout-Ms": given})
     assert answer.status_code == 422
 
 
 def test_unknown_paths_and_methods(server: LiveServer) -> None:
     assert server.get("/nothing").json()["error_type"] == "NotFound"
+    assert server.post("/predict%0A", CLASSIFY).json()["error_type"] == "NotFound"
     wrong = server.get("/predict")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
@@ -178,7 +179,7 @@ def test_request_ids_come_back(server: LiveServer) -> None:
     assert made[0] != made[1]
 
 
-def test_a_mistake_of_ours_is_an_answer_too(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_answered_too(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.http.metrics.Metrics.text", lambda self: 1 / 0)
     answer = server.get("/metrics")
     assert answer.status_code == 500
@@ -203,7 +204,7 @@ def test_overload_is_refused_at_once(gated: tuple[LiveServer, Gated]) -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": "w1"}), ("/v1/explain", {"text": "w1"})])
-def test_tokens_for_people_are_listed_in_time_or_not_at_all(
+def test_tokens_are_listed_in_time_or_not_at_all(
     server: LiveServer, path: str, body: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
@@ -300,7 +301,7 @@ def test_a_canary_of_other_labels_turns_readiness_off(gated: tuple[LiveServer, G
     engine = live.service.engine
     engine.facts = dataclasses.replace(engine.facts, canary_logits=(9.0, 0.0))
     live.service._not_ready = "asked to look"
-    until(lambda: "3 scores, and 2 at export" in live.get("/health").json().get("error", ""))
+    until(lambda: "3 scores, but 2 at export" in live.get("/health").json().get("error", ""))
 
 
 def test_a_bundle_that_does_not_answer_its_canary_is_not_served(bundle: Path) -> None:
@@ -351,7 +352,7 @@ def test_keys(bundle: Path, tmp_path: Path) -> None:
         assert status("/v1/classify", authorization="Bearer newer") == 200
 
 
-def test_without_admin_keys_admin_is_shut(server: LiveServer) -> None:
+def test_without_admin_keys_admin_is_closed(server: LiveServer) -> None:
     assert server.post("/admin/reload", {}).status_code == 403
 
 
@@ -440,7 +441,7 @@ def test_an_explanation_that_a_reload_overtakes_is_answered(
         until(lambda: former.batcher.closed_because)
 
 
-def test_whatever_a_bundle_breaks_in_the_former_one_goes_on(
+def test_whatever_goes_wrong_in_a_new_bundle_the_old_one_stays(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with live_server(bundle, admin_keys=("chief",)) as live:
@@ -478,7 +479,7 @@ def asyncio_submit(live: LiveServer) -> Any:
     return asyncio.run_coroutine_threadsafe(live.service.stop(timeout_s=TIMEOUT_S), live.loop)
 
 
-# ---- what it tells
+# ---- metrics, documentation, logs
 
 
 def test_metrics_count_what_happened(bundle: Path) -> None:
@@ -582,7 +583,7 @@ def test_a_path_cannot_forge_a_line_of_the_log(bundle: Path, caplog: pytest.LogC
     assert "tiny%0A2026" in line
 
 
-def test_scores_do_not_depend_on_who_asks_at_the_same_time(server: LiveServer) -> None:
+def test_scores_do_not_depend_on_concurrent_requests(server: LiveServer) -> None:
     texts = [f"w{number} good" for number in range(40)]
     alone = [server.post("/predict", {"inputs": text}).json() for text in texts]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:

@@ -1,4 +1,4 @@
-"""Every text of an input is looked at, by a bounded number of parts."""
+"""Every text of an input is explained, with a bounded number of parts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_every_word_is_in_one_part_and_parts_are_few(counts: list[int], max_part
         assert covered == own
 
 
-def test_a_short_text_beside_a_long_one_is_looked_at() -> None:
+def test_a_short_text_next_to_a_long_one_gets_parts_too() -> None:
     parts = group_words(find_words(("w " * 255, "unhappy")), 128)
     assert [part.start for part in parts if part.sequence == 1] == [0]
 

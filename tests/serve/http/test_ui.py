@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(params=[(1280, 900, "light"), (390, 844, "dark")], ids=["desktop", "phone"])
 def page(request: pytest.FixtureRequest, browser: Any, server: LiveServer) -> Iterator[Any]:
-    """Return the page; nothing may go wrong in it, and no other address may be asked."""
+    """Return the page; it must have no errors and load nothing from other addresses."""
     width, height, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     opened = context.new_page()
@@ -104,7 +104,7 @@ def test_the_page_fits_its_window_and_can_be_used_by_keyboard(page: Any) -> None
     playwright.expect(page.locator("#submit")).to_be_enabled()
 
 
-def test_errors_are_told(browser: Any, tmp_path: Path) -> None:
+def test_errors_are_shown(browser: Any, tmp_path: Path) -> None:
     with live_server(save_served_bundle(tmp_path / "one"), api_keys=("right",)) as live:
         opened = browser.new_page()
         opened.goto(live.url + "/ui")

@@ -1,4 +1,4 @@
-"""Every wire protocol, by the client that people have or by the requests that its documents give."""
+"""Every wire protocol, with its usual client or the requests in its documentation."""
 
 import json
 import struct
@@ -100,7 +100,7 @@ def test_tei_what_the_model_was_not_trained_for_is_refused(server: LiveServer, p
 
 
 @pytest.mark.parametrize("inputs", [["w1", "w2"], [["w1"], ["w1", "w2"]]])
-def test_tei_tells_what_two_strings_are(server: LiveServer, inputs: Any) -> None:
+def test_tei_explains_what_two_strings_mean(server: LiveServer, inputs: Any) -> None:
     message = server.post("/predict", {"inputs": inputs}).json()["error"]
     assert "one pair of texts in this protocol" in message
     assert '[["a"], ["b"]]' in message
@@ -170,7 +170,7 @@ def test_inference_client(inference_client: Any, bundle: Path) -> None:
     np.testing.assert_allclose(sorted(each.score for each in sigmoid), sorted(expected), atol=1e-6)
 
 
-def test_inference_client_is_told_why(inference_client: Any) -> None:
+def test_inference_client_gets_the_reason(inference_client: Any) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     with pytest.raises(HfHubHTTPError) as refusal:
@@ -229,7 +229,7 @@ def test_triton_client_with_pairs(pair_server: LiveServer, pair_bundle: Path) ->
         np.testing.assert_allclose(result.as_numpy("scores"), true_scores(pair_bundle, list(PAIRS)), atol=1e-6)
 
 
-def test_triton_client_is_told_why(server: LiveServer) -> None:
+def test_triton_client_gets_the_reason(server: LiveServer) -> None:
     import tritonclient.http as triton
     from tritonclient.utils import InferenceServerException
 
@@ -280,7 +280,7 @@ def test_infinity(server: LiveServer, bundle: Path) -> None:
 # ---- our own
 
 
-def test_native_results_tell_what_the_model_saw(server: LiveServer, bundle: Path) -> None:
+def test_native_results_report_what_the_model_saw(server: LiveServer, bundle: Path) -> None:
     body = {"inputs": ["w1 good", {"text": LONG}], "logits": True}
     answer = server.post("/v1/classify", body).json()
     short, long = answer["results"]
@@ -293,7 +293,7 @@ def test_native_results_tell_what_the_model_saw(server: LiveServer, bundle: Path
     )
 
 
-def test_native_a_bad_input_fails_alone(server: LiveServer) -> None:
+def test_native_a_bad_input_does_not_affect_the_others(server: LiveServer) -> None:
     body = {"inputs": ["w1 good", LONG, {"text": "w1", "text_pair": "w2"}], "truncation": "error", "top_k": 1}
     answer = server.post("/v1/classify", body)
     good, long, pair = answer.json()["results"]

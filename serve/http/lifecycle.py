@@ -1,7 +1,7 @@
-"""What a running server is: the model that answers now, whether it can be trusted, and how it is replaced.
+"""Lifecycle of the served model: load, check by its canary, readiness, reload, stop.
 
-Readiness is earned: it is off until the canary was answered, and off again when a worker dies, a batch
-stalls, the canary is answered wrongly or the server is stopping.
+The server is not ready until the canary has been answered, nor after a worker died, a batch stalled or the canary got a
+wrong answer, until it is answered again; nor while the server is stopping.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.25
-"""How often stalls and closed batchers are looked for; costs nothing."""
+"""Time between checks for stalls and closed batchers, which cost nothing."""
 
 LoadEngine = Callable[[Path], Engine]
-"""Reads, verifies and loads a bundle. Runs in a thread, for it takes seconds; raises InputError."""
+"""Reads, verifies and loads a bundle. Runs in a thread, since it takes seconds; raises InputError."""
 
 
 class Service:
@@ -45,7 +45,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """Return the model that answers now.
+        """Return the current model.
 
         Raises:
             Unavailable: none is loaded.
@@ -56,16 +56,16 @@ class Service:
 
     @property
     def not_ready_because(self) -> str | None:
-        """Why no traffic should be sent here; None where it should."""
+        """Why no traffic should be sent here; None if it should."""
         return "the server is stopping" if self.is_draining else self._not_ready
 
     @property
     def is_broken(self) -> bool:
-        """Whether the model can never answer again, short of a reload."""
+        """Whether the model can never answer again without a reload."""
         return self._engine is not None and not self.is_draining and self._engine.batcher.closed_because is not None
 
     async def start(self) -> None:
-        """Load the model, check the canary, and keep watch from then on.
+        """Load the model, check the canary, and keep checking from then on.
 
         Raises:
             InputError: the bundle cannot be served, or does not answer its canary.
@@ -74,14 +74,14 @@ class Service:
         self._keep(self._watch())
 
     async def reload(self, folder: Path | None = None) -> None:
-        """Put a bundle in the place of the running one, and read the keys again; on any failure the former stay.
+        """Replace the current bundle, and read the keys again; on any failure the old ones stay.
 
         Raises:
-            InputError: the bundle is damaged, cannot be loaded or does not answer its canary; or so are the keys.
-            Conflict: another reload is under way.
+            InputError: the bundle is damaged, cannot be loaded or does not answer its canary; or the keys are bad.
+            Conflict: another reload is in progress.
         """
         if self._reloading.locked():
-            raise Conflict("a reload is under way; wait for it to end")
+            raise Conflict("a reload is in progress; wait for it to end")
         async with self._reloading:
             folder = folder or self.settings.bundle
             try:
@@ -91,7 +91,7 @@ class Service:
                 logger.error("reload of %s refused: %s", folder, error)
                 self.metrics.reload_ended("refused")
                 raise
-            except Exception as error:  # whatever a bundle can break in: the former one goes on
+            except Exception as error:  # whatever goes wrong in a new bundle, the old one stays
                 logger.exception("reload of %s refused", folder)
                 self.metrics.reload_ended("refused")
                 raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
@@ -100,7 +100,7 @@ class Service:
             logger.info("serving %s, version %s", folder, self.engine.facts.version)
 
     async def stop(self, timeout_s: float) -> None:
-        """Answer what was accepted and end."""
+        """Answer what was accepted, for `timeout_s` at most, and close the model."""
         self.is_draining = True
         for task in list(self._tasks):
             task.cancel()
@@ -108,7 +108,7 @@ class Service:
             await self._engine.close(timeout_s)
 
     def worker_died(self, error: BaseException) -> None:
-        """Turn readiness off until the canary is answered again; called in the dying thread."""
+        """Turn readiness off until the canary is answered again; called in the dying worker's thread."""
         self._worker_deaths += 1
         self._not_ready = f"a worker died ({type(error).__name__})"
         self.metrics.worker_died()
@@ -117,7 +117,7 @@ class Service:
         engine = await asyncio.to_thread(self._load, folder)
         try:
             await engine.check_canary(timeout_s=self.settings.canary_timeout_s)
-        except BaseException as error:  # also the end of the server: its threads and memory are given back
+        except BaseException as error:  # also when the server is stopped: free its threads and memory
             await engine.close(timeout_s=0.0)
             if isinstance(error, CanaryFailed):
                 raise InputError(f"{folder}: {error}") from error
@@ -125,18 +125,18 @@ class Service:
         former, self._engine = self._engine, engine
         self._not_ready = None
         self.metrics.model_serves(engine)
-        if former is not None:  # what it accepted, it answers
+        if former is not None:  # it still answers what it accepted
             self._keep(former.close(timeout_s=self.settings.max_request_timeout_ms / 1e3))
 
     async def _watch(self) -> None:
-        """Check the canary every so often, and at once where something looks wrong."""
+        """Check the canary at intervals, and at once if something looks wrong."""
         next_canary = time.monotonic() + self.settings.canary_interval_s
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             batcher = self.engine.batcher
             if batcher.closed_because is not None:
                 self._not_ready = batcher.closed_because
-            elif (stalled_s := batcher.stalled_s()) > self.settings.stall_after_s:
+            elif (stalled_s := batcher.workers.stalled_s()) > self.settings.stall_after_s:
                 self._not_ready = f"a batch has been running for {stalled_s:.1f} s"
             elif self._not_ready is not None or time.monotonic() >= next_canary:
                 await self._check_canary()
@@ -148,7 +148,7 @@ class Service:
         try:
             seconds = await engine.check_canary(self.settings.canary_timeout_s)
         except CanaryFailed as error:
-            if engine is self._engine:  # not replaced meanwhile
+            if engine is self._engine:  # it was not replaced meanwhile
                 logger.error("not ready: %s", error)
                 self._not_ready = str(error)
             return
@@ -158,7 +158,7 @@ class Service:
             self._not_ready = None
 
     def _keep(self, work: Awaitable[None]) -> None:
-        """Run something beside everything else; the event loop itself holds no reference to a task."""
+        """Run something in the background; the event loop itself holds no reference to a task."""
 
         async def run() -> None:
             await work

@@ -1,11 +1,11 @@
-"""The measured speed of a batcher is that of the clock, while there is work."""
+"""The throughput of a batcher is measured in wall-clock time, while there is work."""
 
 import pytest
 
-from serve.batching.throughput import Throughput
+from serve.batching.admission import Throughput
 
 
-def test_nothing_is_known_before_anybody_had_to_wait() -> None:
+def test_nothing_is_known_before_anything_had_to_wait() -> None:
     throughput = Throughput()
     throughput.ran(50, 5, 1.0, 0.1, others_wait=False)
     throughput.ran(50, 5, 9.0, 0.1, others_wait=False)
@@ -30,7 +30,7 @@ def test_a_machine_that_slows_down_is_noticed_within_seconds() -> None:
     assert throughput.tokens_per_s == pytest.approx(200, rel=0.15)
 
 
-def test_a_stall_is_forgotten_where_nobody_waits_any_more() -> None:
+def test_a_stall_is_forgotten_when_nothing_waits_any_more() -> None:
     throughput = Throughput()
     for tenth in range(20):
         throughput.ran(100, 1, 0.1 * tenth, 0.1, others_wait=True)
@@ -40,7 +40,7 @@ def test_a_stall_is_forgotten_where_nobody_waits_any_more() -> None:
     assert throughput.tokens_per_s == pytest.approx(1000)
 
 
-def test_a_slow_batch_that_nobody_waited_for_says_nothing() -> None:
+def test_a_slow_batch_with_nothing_waiting_is_ignored() -> None:
     throughput = Throughput()
     for tenth in range(20):
         throughput.ran(100, 1, 0.1 * tenth, 0.1, others_wait=tenth < 19)

@@ -1,4 +1,4 @@
-"""What a wire protocol sees of HTTP: a call comes in, a reply goes out; a route says which and documents it."""
+"""What a wire protocol is made of: routes, each with a handler from call to reply and its documentation."""
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,27 +10,27 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from serve.batching.engine import Engine
-    from serve.http.service import Service
+    from serve.http.lifecycle import Service
 
 JSON = "application/json"
 
 
 @dataclasses.dataclass(slots=True)
 class Call:
-    """One HTTP request, read whole."""
+    """One HTTP request with its whole body."""
 
     service: "Service"
     path_values: Mapping[str, str]
-    """What stands in the place of {names} in the route's path."""
+    """Value of each {name} in the route's path."""
     headers: Mapping[bytes, bytes]
-    """Lower-case names."""
+    """By lower-case name."""
     body: bytes
     timeout_s: float
-    """Time left for the answer, counted from the arrival."""
+    """Time left for the answer."""
 
     @property
     def engine(self) -> "Engine":
-        """Return the model that answers now.
+        """Return the current model.
 
         Raises:
             Unavailable: it is still being loaded.
@@ -40,7 +40,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes back."""
+    """One HTTP answer."""
 
     body: bytes
     status: int = 200
@@ -52,18 +52,19 @@ Handler = Callable[[Call], Awaitable[Reply]]
 ErrorBody = Callable[[RequestError], Any]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Route:
-    """A path, who answers it, and what `/docs` says of it."""
+    """A path with its handler, and what `/docs` says about it."""
 
     method: str
     path: str
-    protocol: str
-    """Name of the wire protocol, for metrics and as a heading in the documentation."""
     handler: Handler
     summary: str
+    _: dataclasses.KW_ONLY
+    protocol: str
+    """Name of the wire protocol: a label in metrics, a heading in the documentation."""
     error_body: ErrorBody
-    """How this protocol writes an error."""
+    """Writes an error as this protocol does."""
     description: str = ""
     request: "type[BaseModel] | None" = None
     """Model of the body; None for a GET."""
@@ -75,15 +76,15 @@ class Route:
     content_type: str = JSON
     """Of the answer."""
     statuses: tuple[int, ...] = ()
-    """Statuses that it may answer beside 200 and those of every route."""
+    """Statuses that it may return besides 200 and those of every route."""
     invalid_status: int = 422
-    """How this protocol answers what it cannot read."""
+    """This protocol's status for a malformed request."""
     is_public: bool = False
-    """Answered without an API key."""
+    """Needs no API key."""
     is_admin: bool = False
-    """Answered with an admin key alone."""
+    """Needs an admin key."""
     takes_time: bool = False
-    """Tokenizes or runs the model: subject to a deadline, and dropped when the client hangs up."""
+    """Tokenizes or runs the model: has a deadline, and is dropped when the client hangs up."""
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -97,7 +98,7 @@ def parse_body(model: "type[BaseModel]", body: bytes) -> Any:
     """Return the body as an instance of `model`.
 
     Raises:
-        InvalidRequest: it is not JSON or not as the model says; every problem is named with its place.
+        InvalidRequest: it is not JSON, or does not match the model; up to five problems are named with their place.
     """
     from pydantic import ValidationError
 
