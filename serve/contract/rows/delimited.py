@@ -62,9 +62,7 @@ def _rows(lines: "_Lines", delimiter: str, width: int, places: Sequence[int]) ->
             for fields in csv.reader(lines.feed(), delimiter=delimiter, strict=True):
                 num_lines = len(row)
                 if num_lines >= MIN_SWALLOWED_ROWS and _are_rows(row, delimiter, width):
-                    raise csv.Error(
-                        "each of these lines is a row of its own; if they are one text, write jsonl instead"
-                    )
+                    raise csv.Error("each of these lines is a row of its own; if they are one text, write jsonl")
                 place = first, first + num_lines - 1
                 if len(fields) == width:
                     values = pick(fields)
