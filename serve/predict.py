@@ -16,11 +16,12 @@ from serve.contract.classifier import Classifier
 from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
+from serve.contract.rows.file import ROW_FORMATS
+from serve.contract.rows.reader import LINES_COLUMN
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
 from serve.files.job import Job, Journal
 from serve.files.output import STDOUT
-from serve.files.rows import LINES_COLUMN, ROW_FORMATS, STDIN, row_format
-from serve.files.settings import JobSettings
+from serve.files.settings import STDIN, JobSettings, input_format
 from serve.pipeline import Pipeline
 from serve.predictor import Prediction, Predictor, open_pipeline
 
@@ -229,7 +230,7 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
         raise InputError(
             f"--text_pair_column {arguments.text_pair_column}: this classifier takes single texts; leave it out"
         )
-    form = arguments.input_format or row_format(arguments.file)
+    form = arguments.input_format or input_format(arguments.file)
     if form == "lines" and classifier.text_pair_column is not None:
         raise InputError(f"--file {arguments.file}: plain lines hold one text each, but this classifier takes pairs")
     own_column = LINES_COLUMN if form == "lines" else classifier.text_column

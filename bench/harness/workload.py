@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import InputError
+from serve.contract.rows.file import SUFFIXES, RowFile, row_format
+from serve.contract.rows.reader import LINES_COLUMN, open_rows
 from serve.contract.text import clean
 
 if TYPE_CHECKING:
@@ -123,32 +125,17 @@ def rows_of_file(path: Path, *, text_column: str) -> Workload:
     """Return the texts of a csv, tsv, jsonl or parquet file, or the lines of a .txt file; without labels.
 
     Raises:
-        InputError: the file cannot be read, or has no such column.
+        InputError: the file does not exist, is malformed or empty, or has no such column.
     """
-    if path.suffix == ".txt":
-        if not path.is_file():
-            raise InputError(f"--file {path}: no such file")
-        texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
-        import pandas
-
-        readers = {
-            ".csv": lambda: pandas.read_csv(path, keep_default_na=False, dtype=str),
-            ".tsv": lambda: pandas.read_csv(path, sep="\t", keep_default_na=False, dtype=str),
-            ".jsonl": lambda: pandas.read_json(path, lines=True, dtype=False),
-            ".parquet": lambda: pandas.read_parquet(path),
-        }
-        if path.suffix not in readers:
-            raise InputError(f"--file {path}: expected .txt, {', '.join(readers)}")
-        try:
-            table = readers[path.suffix]()
-        except (OSError, ValueError) as error:
-            raise InputError(f"--file {path}: cannot be read ({error})") from error
-        if text_column not in table.columns:
-            raise InputError(f"--file {path}: no column {text_column!r}; it has {', '.join(map(str, table.columns))}")
-        texts = [str(text) for text in table[text_column]]
+    name = f"--file {path}"
+    form = row_format(path, name, SUFFIXES)
+    file = RowFile(path=path, form=form, name=name, columns_help="Choose one with --text_column")
+    with open_rows(file, [LINES_COLUMN if form == "lines" else text_column]) as rows:
+        texts = [str(row.values[0]) for row in rows.all_good()]
+    if form == "lines":
+        texts = [line for line in texts if line.strip()]
     if not texts:
-        raise InputError(f"--file {path}: no rows")
+        raise InputError(f"{name}: no rows")
     return Workload(origin=path.name, texts=tuple(texts))
 
 

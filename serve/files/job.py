@@ -1,14 +1,15 @@
-"""Files in, files out: classify any number of rows in constant memory, and go on after an interruption.
+"""Files in, files out: classify any number of rows in constant memory, and resume after an interruption.
 
-Beside the output grow `.OUTPUT.partial`, the same of the rejected rows, and a journal of how far both reach. They are
-saved every few seconds, at the end of a chunk of rows. What comes after that is cut off by `--resume` and computed
-again in the same chunks, hence in the same batches: the output is the same, byte for byte.
+Next to the output grow `.OUTPUT.partial`, the same for rejected rows, and a journal with the size of both. They are
+saved every few seconds, at the end of a chunk of rows. `--resume` cuts off what comes after the last save and computes
+it again in the same chunks, hence in the same batches: the output is the same, byte for byte.
 """
 
 import contextlib
 import dataclasses
 import glob
 import itertools
+import json
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from pathlib import Path
 from serve.contract.errors import InputError
 from serve.contract.files import write_json
 from serve.contract.records import read_record
-from serve.encoder import TextInput
+from serve.contract.rows.reader import Rows, open_rows
+from serve.contract.rows.row import Malformed, Row
+from serve.encoder import TextInput, without_surrogates
 from serve.files.output import (
     STDOUT,
     StagedFile,
@@ -30,34 +33,33 @@ from serve.files.output import (
 from serve.files.progress import Progress
 from serve.files.rejects import Rejects, publish_rejects
 from serve.files.row_chunk import RowChunk, RowInputs, num_row_characters
-from serve.files.rows import STDIN, Rows, open_rows
-from serve.files.settings import JobSettings, journal_path
+from serve.files.settings import STDIN, JobSettings, journal_path
 from serve.files.table import Table
 from serve.pipeline import Answers, Pipeline, cut_into_chunks
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 SAVE_EVERY_S = 2.0
-"""About so much time [s] of work is done twice after a kill."""
+"""About this much work [s] is repeated after a kill."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Journal:
-    """How far a job has come; the content of `.OUTPUT.partial.json`."""
+    """Progress of a job; the content of `.OUTPUT.partial.json`."""
 
     job: dict[str, str]
-    """What makes its output what it is: input, model, settings."""
+    """What determines its output: input, model, settings."""
     num_rows: int = 0
-    """Rows of the input that are dealt with."""
+    """Rows of the input that are done."""
     num_rejected: int = 0
     num_rejected_lines: int = 0
-    """Lines of the file that these take; one each where it has none."""
+    """Lines of the file that these take; one each where it has no lines."""
     num_truncated: int = 0
     num_empty: int = 0
-    """Rows that were answered, with a text that is empty or white space."""
+    """Answered rows whose text is empty or white space."""
     output_bytes: int = 0
     rejects_bytes: int = 0
     complete: bool = False
-    """All rows are dealt with; what is left is to give the files their names."""
+    """All rows are done; only the files have to be renamed."""
     schema_version: int = JOURNAL_VERSION
 
 
@@ -66,8 +68,8 @@ class Job:
 
     Args:
         settings: what to read and write.
-        pipeline: what answers.
-        model: what makes the model's answers what they are; a job goes on with the same alone.
+        pipeline: the model.
+        model: what determines the model's answers; a job is only resumed with the same.
     """
 
     def __init__(self, settings: JobSettings, pipeline: Pipeline, model: dict[str, str]) -> None:
@@ -79,7 +81,7 @@ class Job:
         self._journal_path = journal_path(self._output)
 
     def run(self) -> tuple[Journal, Progress]:
-        """Classify all rows; return what came of them and how long it took.
+        """Classify all rows; return the finished journal and how long it took.
 
         Raises:
             InputError: the settings do not fit the file, or another job was interrupted here.
@@ -91,13 +93,9 @@ class Job:
         if not is_published:
             names = [settings.text_column, settings.text_pair_column, settings.id_column]
             needed = [name for name in names if name is not None]
-            with open_rows(
-                settings.file,
-                settings.input_format,
-                needed,
-                settings.keep_columns,
-                form_is_assumed=settings.format_is_assumed,
-            ) as rows:
+            with open_rows(settings.rows, needed, settings.keep_columns, repair=without_surrogates) as rows:
+                if settings.format_is_assumed:
+                    rows.values = _not_json(rows.values)
                 journal = self._classify(rows, journal, progress)
         if not self._to_stdout:
             publish_rejects(settings.rejects_path)
@@ -105,19 +103,19 @@ class Job:
         return journal, progress
 
     def _begin(self) -> Journal:
-        """Return the journal to go on from."""
+        """Return the journal to continue from."""
         fresh = Journal(job=self._identity)
         if self._to_stdout:
             return fresh
-        require_unwritten(self._output)  # first: the journal of a job that runs looks like one of a job that ended
+        require_unwritten(self._output)  # first: the journal of a running job looks like that of an interrupted one
         if not self._journal_path.exists():
             return fresh
         found = read_record(self._journal_path, Journal, JOURNAL_VERSION, made_by="python -m serve.predict")
         start_over = f"start over: rm {self._journal_path}"
         if not self._settings.resume:
             raise InputError(
-                f"--output {self._output}: a job was interrupted after {found.num_rows:,} rows; go on with --resume, "
-                f"or {start_over}"
+                f"--output {self._output}: a job was interrupted after {found.num_rows:,} rows; "
+                f"continue with --resume, or {start_over}"
             )
         changed = [
             f"{name} (was {found.job.get(name)}, is {self._identity.get(name)})"
@@ -129,13 +127,13 @@ class Job:
         return found
 
     def _announce(self, journal: Journal, progress: Progress) -> None:
-        """Say where the job begins, and what becomes of an output that is there."""
+        """Print where the job starts, and what happens to an existing output."""
         if journal.num_rows:
-            progress.say(f"going on after {journal.num_rows:,} rows")
+            progress.say(f"resuming after {journal.num_rows:,} rows")
         elif self._settings.resume:
             progress.say("--resume: no job was interrupted here; starting with the first row")
         if not self._to_stdout and self._output.exists():
-            progress.say(f"{self._output} is there already, and is replaced once all rows are done")
+            progress.say(f"{self._output} exists and will be replaced once all rows are done")
 
     def _classify(self, rows: Rows, journal: Journal, progress: Progress) -> Journal:
         """Write the answers to the rows after those of `journal`, and return the journal of the finished job."""
@@ -166,7 +164,7 @@ class Job:
                     output_bytes=output.size,
                     rejects_bytes=rejects.size,
                 )
-                progress.tell(journal.num_rows, rows.share_read())
+                progress.update(journal.num_rows, rows.share_read())
                 if time.monotonic() - saved_at >= SAVE_EVERY_S:
                     self._save(journal, output, rejects)
                     saved_at = time.monotonic()
@@ -177,7 +175,7 @@ class Job:
         return journal
 
     def _answered_chunks(self, rows: Rows, num_done: int) -> Iterator[tuple[RowChunk, Answers]]:
-        """Yield chunks of the rows after the first `num_done`, with the model's answers."""
+        """Yield chunks of the rows after the first `num_done`, with their answers."""
         settings = self._settings
         places = RowInputs(
             rows.columns.index(settings.text_column),
@@ -198,7 +196,7 @@ class Job:
 
     def _remove_journal(self) -> None:
         self._journal_path.unlink(missing_ok=True)
-        staged = f".{glob.escape(self._journal_path.name)}.*.tmp"  # of a process that was killed while it wrote one
+        staged = f".{glob.escape(self._journal_path.name)}.*.tmp"  # of a process killed while writing one
         for leftover in self._output.parent.glob(staged):
             leftover.unlink(missing_ok=True)
 
@@ -210,16 +208,34 @@ class Job:
                 write_json(self._journal_path, dataclasses.asdict(journal))
 
 
+def _not_json(rows: Iterator[Row | Malformed]) -> Iterator[Row | Malformed]:
+    """Yield plain lines, after checking that the first one is not a JSON object."""
+    first = next(rows, None)
+    if isinstance(first, Row) and _is_object(first.values[0]):
+        raise InputError(
+            "--file -: the first line is a JSON object, and standard input is read as plain lines by default; pass "
+            "--input_format jsonl, or --input_format lines to classify such lines as text"
+        )
+    return itertools.chain([] if first is None else [first], rows)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _input_identity(settings: JobSettings) -> dict[str, str]:
     if settings.file == STDIN or not Path(settings.file).is_file():
-        return {"input": settings.file}  # `open_rows` will say what is wrong
+        return {"input": settings.file}  # `open_rows` reports what is wrong
     path = Path(settings.file).resolve()
     status = path.stat()
     return {"input": str(path), "input's bytes": str(status.st_size), "input's change [ns]": str(status.st_mtime_ns)}
 
 
 def _settings_identity(settings: JobSettings) -> dict[str, str]:
-    """Return the settings that the output depends on, and the place of the rejects, which grow beside it."""
+    """Return the settings that determine the output, and the path of the rejects."""
     free = {"file", "output", "format_is_assumed", "rejects", "resume", "quiet"}
     rejects = "standard error" if settings.rejects_path is None else str(settings.rejects_path.resolve())
     named = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in free}

@@ -1,8 +1,8 @@
-"""What a job over a file writes: tables as csv, jsonl or parquet, appended chunk by chunk, whole or absent.
+"""What a job over a file writes: tables as csv, jsonl or parquet, appended chunk by chunk.
 
-Everything is appended to a hidden file beside the output, which is renamed once it is whole. A job that goes on
-cuts that file back to the size it had at the last save. Parquet cannot be continued, for its index stands at the end:
-such a job appends Arrow messages, and turns them into parquet when all are there.
+Everything is appended to a hidden file next to the output, which is renamed once complete. A resumed job cuts that
+file back to its size at the last save. Parquet cannot be continued, because its index comes last: such a job appends
+Arrow messages and converts them to parquet at the end.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from serve.contract.errors import InputError
 from serve.contract.files import flush_to_disk
-from serve.files.rows import import_pyarrow
+from serve.contract.rows.parquet import import_pyarrow
 
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
@@ -24,18 +24,18 @@ STDOUT = "-"
 ROW_GROUP_ROWS = 1 << 16
 ROW_GROUP_BYTES = 1 << 24
 Columns = Sequence[Sequence[Any]]
-"""The values of each column; all of one length."""
+"""The values of each column, all of the same length."""
 
 
 class StagedFile:
-    """A file that is appended to, and appears under its name when it is finished.
+    """A file that grows under a hidden name until it is published.
 
     Args:
         path: its final name.
-        size: bytes to keep of what an interrupted job left; 0 starts anew.
+        size: bytes to keep of what an interrupted job left; 0 to start over.
 
     Raises:
-        InputError: another process writes it, or less than `size` bytes are there.
+        InputError: another process writes it, or it has fewer than `size` bytes.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
@@ -47,7 +47,7 @@ class StagedFile:
             found = self._file.seek(0, os.SEEK_END)
             if found < size:
                 raise InputError(
-                    f"{self.staged}: has {found:,} bytes, expected at least {size:,}; it was changed since the job was "
+                    f"{self.staged}: has {found:,} bytes, expected at least {size:,}; it was changed after the job was "
                     "interrupted: remove it and start over"
                 )
             self._file.truncate(size)
@@ -62,19 +62,19 @@ class StagedFile:
         self.size += len(content)
 
     def flush(self) -> None:
-        """Wait until all that was appended is on the disk."""
+        """Wait until everything appended is on the disk."""
         with errors_name(self.staged):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Leave the file as it is, to go on later."""
+        """Leave the file as it is, to be continued later."""
         with errors_name(self.staged):
             self._file.close()
 
 
 class StandardOutput:
-    """Standard output as a file that is appended to; whoever reads it sees every chunk at once."""
+    """Standard output as a file to append to; every chunk is flushed."""
 
     size = 0
 
@@ -91,7 +91,7 @@ class StandardOutput:
 
 
 def staged_path(path: Path) -> Path:
-    """Return where a file grows until it is whole."""
+    """Return where a file grows until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -102,13 +102,13 @@ def require_unwritten(path: Path) -> None:
         InputError: one is.
     """
     if staged_path(path).exists():
-        with staged_path(path).open("ab") as file:  # some network file systems lock what is open for writing alone
+        with staged_path(path).open("ab") as file:  # some network file systems only lock files open for writing
             _lock(file, path)
 
 
 @contextlib.contextmanager
 def errors_name(path: Path | str) -> Iterator[None]:
-    """Let errors of writing say where: those of a full disk do not by themselves."""
+    """Add the file to errors of writing; those of a full disk do not name it."""
     try:
         yield
     except OSError as error:
@@ -116,7 +116,7 @@ def errors_name(path: Path | str) -> Iterator[None]:
 
 
 def publish(path: Path) -> None:
-    """Give a staged file its name. Doing it again does nothing."""
+    """Give a staged file its name. Calling it again does nothing."""
     if staged_path(path).exists():
         staged_path(path).replace(path)
         flush_to_disk(path.parent)
@@ -126,15 +126,15 @@ class TableFormat(Protocol):
     """How rows become bytes."""
 
     def begin(self) -> bytes:
-        """Return what stands before the rows."""
+        """Return what precedes the rows."""
         ...
 
     def rows(self, columns: Columns) -> bytes:
-        """Return some rows."""
+        """Return rows as bytes."""
         ...
 
     def finish(self, staged: Path, path: Path) -> None:
-        """Make a staged file with all the rows what it shall be, under its name. Doing it again is no harm."""
+        """Turn a staged file with all rows into the final one, under its name. Calling it again does nothing."""
         ...
 
 
@@ -155,8 +155,8 @@ class Delimited:
 
     def _text(self, rows: Any) -> bytes:
         lines = _WrittenLines()
-        # Python 3.11 quotes line breaks only of the kinds that its lines end in, and a bare "\r" without quotes ends
-        # the row for every reader: so lines end in both kinds first, and then in the one that they shall have.
+        # Python 3.11 only quotes the line breaks that its own lines end in, and an unquoted "\r" ends the row for every
+        # reader. So lines are written with "\r\n", which is then replaced.
         csv.writer(lines, delimiter=self._delimiter, lineterminator="\r\n").writerows(
             [_field(value) for value in row] for row in rows
         )
@@ -164,14 +164,14 @@ class Delimited:
 
 
 class _WrittenLines(list[str]):
-    """What a csv writer wrote, which writes line by line."""
+    """The lines that a csv writer wrote."""
 
     def write(self, line: str) -> None:
         self.append(line)
 
 
 class JsonLines:
-    """One object a row."""
+    """One JSON object per row."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -190,11 +190,11 @@ class JsonLines:
 
 
 class Parquet:
-    """Arrow messages that become parquet in the end.
+    """Arrow messages, converted to parquet at the end.
 
     Args:
         names: of the columns.
-        types: Arrow type of each column, or its name; None for text, which holds anything as JSON.
+        types: Arrow type of each column, or its name; None for text, with any other value as JSON.
     """
 
     def __init__(self, names: Sequence[str], types: Sequence[Any]) -> None:
@@ -227,12 +227,12 @@ class Parquet:
         staged.unlink()
 
     def _plain(self, kind: Any) -> Any:
-        """Return the type of a column; categories become their values, since each message has to stand alone."""
+        """Return the type of a column; categories become their values, because each message must be self-contained."""
         if kind is None:
             return self._arrow.string()
         if isinstance(kind, str):
             return self._arrow.type_for_alias(kind)
-        return self._without_categories(kind) if "dictionary<" in str(kind) else kind  # its name tells those inside
+        return self._without_categories(kind) if "dictionary<" in str(kind) else kind  # the name shows nested ones
 
     def _without_categories(self, kind: Any) -> Any:
         """Return a type with categories replaced by their values, at any depth."""
@@ -267,7 +267,7 @@ def output_format(path: str) -> OutputFormat:
 
 
 def _row_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
-    """Yield record batches together: a row group costs space in the file, and is held in memory while it is written."""
+    """Group record batches: a row group costs space in the file, and is held in memory while it is written."""
     group: list[Any] = []
     for batch in batches:
         group.append(batch)
@@ -279,7 +279,7 @@ def _row_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def _field(value: Any) -> Any:
-    """Return a value as csv holds it: what is neither text nor a number as JSON, null as nothing."""
+    """Return a value as csv holds it: lists and objects as JSON, null as nothing."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else value
@@ -293,7 +293,7 @@ def _text(value: Any) -> str | None:
 
 
 def _lock(file: Any, path: Path) -> None:
-    """Keep a second job from writing the same file; the lock ends with the process, however it ends."""
+    """Keep a second job from writing the same file; the lock ends with the process."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -301,4 +301,4 @@ def _lock(file: Any, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise InputError(f"{path}: another job is writing it; wait for that, or choose another name") from error
+        raise InputError(f"{path}: another job is writing it; wait for it, or choose another name") from error

@@ -1,4 +1,4 @@
-"""How a long job goes, on standard error: one line that is rewritten on a terminal, a line now and then elsewhere."""
+"""Progress of a long job on standard error: one line that is rewritten on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -8,11 +8,11 @@ TERMINAL_LINE_EVERY_S = 0.2
 
 
 class Progress:
-    """Tells how many rows are done.
+    """Prints how many rows are done.
 
     Args:
-        first_row: rows that were done before, by the job that this one continues.
-        quiet: say nothing.
+        first_row: rows done before, by the job that this one continues.
+        quiet: print nothing.
     """
 
     def __init__(self, first_row: int, *, quiet: bool) -> None:
@@ -25,19 +25,19 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Time since the job began or went on [s]."""
+        """Time since the job started or resumed [s]."""
         return time.monotonic() - self._began
 
     def rows_per_s(self, num_rows: int) -> float:
         return (num_rows - self._first_row) / max(self.seconds, 1e-9)
 
     def say(self, sentence: str) -> None:
-        """Say what is worth knowing before the first row."""
+        """Print a note before the first row."""
         if not self._quiet:
             print(sentence, file=sys.stderr)
 
-    def tell(self, num_rows: int, share: float | None) -> None:
-        """Tell of `num_rows` done and of the share of the file read, if it is time to."""
+    def update(self, num_rows: int, share: float | None) -> None:
+        """Print `num_rows` done and the share of the file read, if a line is due."""
         now = time.monotonic()
         every_s = TERMINAL_LINE_EVERY_S if self._on_terminal else PLAIN_LINE_EVERY_S
         if self._quiet or now - self._last_line < every_s:
@@ -54,7 +54,7 @@ class Progress:
         sys.stderr.flush()
 
     def end(self) -> None:
-        """Leave the terminal at the beginning of a line."""
+        """Clear the line on a terminal."""
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             self._width = 0

@@ -1,7 +1,7 @@
 """The rows of a job that have no answer, with the reason: one JSON object each.
 
-`row` counts the rows and `line` to `last_line` the lines of the file, both from 1: blank lines are no rows, and a row
-of csv may take several lines. `input` is the row's values; the raw text of one that could not be read.
+`row` counts rows, `line` and `last_line` count lines of the file, from 1: blank lines are not rows, and a row of csv
+may take several lines. `input` holds the row's values, or the raw text of a row that could not be read.
 """
 
 import json
@@ -14,7 +14,7 @@ from serve.files.row_chunk import Refusal
 
 
 class Rejects:
-    """A file of refused rows, as `.rejects.jsonl`; or standard error.
+    """A file of refused rows (`.rejects.jsonl`), or standard error.
 
     Args:
         path: None for standard error.
@@ -39,7 +39,7 @@ class Rejects:
             sys.stderr.write(lines)
 
     def flush(self) -> None:
-        """Wait until all is on the disk."""
+        """Wait until everything is on the disk."""
         if self._file is not None:
             self._file.flush()
 
@@ -61,7 +61,7 @@ class Rejects:
 
 
 def publish_rejects(path: Path | None) -> None:
-    """Give the staged file its name; an empty one goes, and with it what an earlier job left there."""
+    """Give the staged file its name; an empty one is removed, and so is the file of an earlier job."""
     if path is None:
         return
     staged = staged_path(path)

@@ -4,9 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from serve.contract.errors import InputError
+from serve.contract.rows.file import SUFFIXES, RowFile, RowFormat, row_format
 from serve.encoder import Truncation
 from serve.files.output import STDOUT, staged_path
-from serve.files.rows import STDIN, RowFormat
+
+STDIN = "-"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class JobSettings:
     """Path, or `-` for standard output."""
     input_format: RowFormat
     format_is_assumed: bool = False
-    """Nobody said the format: these are plain lines of standard input, unless they look like something else."""
+    """No format was given: standard input is read as plain lines, and refused if it begins with a JSON object."""
     text_column: str
     text_pair_column: str | None = None
     id_column: str | None = None
@@ -29,33 +31,33 @@ class JobSettings:
     all_scores: bool = False
     """Write the score of every label."""
     submission: bool = False
-    """Write id and label alone."""
+    """Write only id and label."""
     rejects: str | None = None
     """File of the rows without an answer; None for one named after the output."""
     truncation: Truncation | None = None
     """None for the classifier's side."""
     resume: bool = False
-    """Go on with what an interrupted job left."""
+    """Continue an interrupted job."""
     quiet: bool = False
 
     def __post_init__(self) -> None:
         problems = []
         if self.submission and (self.all_scores or self.keep_columns != ()):
-            problems.append("--submission writes id and label alone: leave out --all_scores and --keep_columns")
+            problems.append("--submission writes only id and label: leave out --all_scores and --keep_columns")
         if self.resume and STDIN in (self.file, self.output):
             problems.append("--resume needs files: standard input and output cannot be read again")
         for flag, name in (("--output", self.output), ("--rejects", self.rejects)):
             if name is None or name == STDOUT:
                 continue
             if Path(name).is_dir():
-                problems.append(f"{flag} {name}: is a folder; give a file's name")
+                problems.append(f"{flag} {name}: is a folder; pass a file name")
             elif not Path(name).parent.is_dir():
-                problems.append(f"{flag} {name}: no such folder as {Path(name).parent}; make it first")
+                problems.append(f"{flag} {name}: no such folder as {Path(name).parent}; create it first")
         if problems := problems or self._doubled_files():
             raise InputError("; ".join(problems))
 
     def _doubled_files(self) -> list[str]:
-        """Return what is wrong with files that are one and the same: writing one would destroy the other."""
+        """Return what is wrong where two files are the same: writing one would destroy the other."""
         output = None if self.output == STDOUT else Path(self.output)
         owners = {} if self.file == STDIN else {Path(self.file).resolve(): "--file"}
         problems = []
@@ -65,9 +67,20 @@ class JobSettings:
             written = [path, staged_path(path), *([journal_path(path)] if path == output else [])]
             if doubled := next((each for each in written if each.resolve() in owners), None):
                 other = owners[doubled.resolve()]
-                problems.append(f"{other} and {flag} must be different files: {doubled} would be written over")
+                problems.append(f"{other} and {flag} must be different files: {doubled} would be overwritten")
             owners |= {each.resolve(): flag for each in written}
         return problems
+
+    @property
+    def rows(self) -> RowFile:
+        """The file to classify."""
+        return RowFile(
+            path=None if self.file == STDIN else Path(self.file),
+            form=self.input_format,
+            name=f"--file {self.file}",
+            columns_help="Choose them with --text_column, --text_pair_column and --id_column",
+            use_form="pass --input_format {}",
+        )
 
     @property
     def rejects_path(self) -> Path | None:
@@ -78,5 +91,16 @@ class JobSettings:
 
 
 def journal_path(output: Path) -> Path:
-    """Return where a job that writes `output` notes how far it has come."""
+    """Return where a job that writes `output` records its progress."""
     return output.with_name(f".{output.name}.partial.json")
+
+
+def input_format(file: str) -> RowFormat:
+    """Return the format that a path's suffix names; plain lines for standard input.
+
+    Raises:
+        InputError: it names none.
+    """
+    if file == STDIN:
+        return "lines"
+    return row_format(Path(file), f"--file {file}", SUFFIXES, otherwise="; or pass --input_format")

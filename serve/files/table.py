@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.rows.reader import Rows
 from serve.files.output import Columns, Delimited, JsonLines, OutputFormat, Parquet, TableFormat
-from serve.files.rows import Rows
 from serve.files.settings import JobSettings
 
 
@@ -23,14 +23,14 @@ class AnsweredRows:
     """[N, C]"""
     truncated: list[bool]
     num_empty: int
-    """How many have a text that is empty or white space."""
+    """Rows whose text is empty or white space."""
 
 
 class Table:
     """Columns of the output: id, kept input columns, label, score, all scores if wanted, truncated.
 
-    A kept column that is named like one of the others is written as `input_NAME`, unless it is the id itself; where
-    the input has that name too, as `input_input_NAME`.
+    A kept column with the name of another one is written as `input_NAME`, or `input_input_NAME` where the input has
+    that name too; the id itself is not written twice.
 
     Args:
         rows: the input, for the names and types of its columns.
@@ -46,7 +46,7 @@ class Table:
         kept = [column for column in dict.fromkeys(wanted) if not (column == id_column == "id")]
         self._places = [rows.columns.index(column) for column in kept]
         self._score_names = [f"score_{label}" for label in labels] if settings.all_scores else []
-        kept_names = _names_beside(["id", "label", "score", "truncated", *self._score_names], kept)
+        kept_names = _free_names(["id", "label", "score", "truncated", *self._score_names], kept)
         self.names = ["id", "label"]
         if not settings.submission:
             self.names = ["id", *kept_names, "label", "score", *self._score_names, "truncated"]
@@ -55,7 +55,7 @@ class Table:
         self._kept_types = [rows.arrow_types.get(column) for column in kept]
 
     def format(self, name: OutputFormat) -> TableFormat:
-        """Return how this table becomes bytes."""
+        """Return the writer of this table's rows."""
         if name == "jsonl":
             return JsonLines(self.names)
         if name != "parquet":
@@ -79,8 +79,8 @@ class Table:
         return [*columns, rows.truncated]
 
 
-def _names_beside(own: Sequence[str], kept: Sequence[str]) -> list[str]:
-    """Return a name for each kept column that neither `own` nor another kept column has."""
+def _free_names(own: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """Return a name for each kept column that is not in `own` and not of another kept column."""
     taken = {*own, *kept}
     names = []
     for column in kept:
@@ -94,5 +94,5 @@ def _names_beside(own: Sequence[str], kept: Sequence[str]) -> list[str]:
 
 
 def _rounded(scores: NDArray[np.float64]) -> list[float]:
-    """Return probabilities to 6 significant digits, as people and diffs read them."""
+    """Return probabilities with 6 significant digits, for people and diffs."""
     return [float(f"{score:.6g}") for score in scores.tolist()]

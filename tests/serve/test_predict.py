@@ -218,7 +218,7 @@ def test_rejects_can_be_traced_to_their_lines(bundle: str, tmp_path: Path, capsy
     assert predict(bundle, "--file", tmp_path / "rows.jsonl", "--output", output) == 0
     (found,) = map(json.loads, (tmp_path / "out.csv.rejects.jsonl").read_text().splitlines())
     assert list(found) == ["row", "line", "last_line", "id", "reason", "input"]
-    assert list(found.values()) == [2, 3, 3, 2, "no column 'text'", '{"other": "x"}']
+    assert list(found.values()) == [2, 3, 3, 2, "no column 'text'; it has 'other'", '{"other": "x"}']
     (tmp_path / "rows.csv").write_text('text,id\ngood,1\n"a\n\nb",2,x\n')
     capsys.readouterr()
     assert predict(bundle, "--file", tmp_path / "rows.csv", "--output", output) == 0
@@ -259,7 +259,7 @@ def test_standard_input_and_output_work_in_a_pipe(bundle: str) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["id"], row["label"]) for row in rows][:2] == [(1, "positive"), (2, "negative")]
     assert [row["id"] for row in rows] == [1, 2, 4]
-    assert json.loads(done.stderr)["reason"] == "bytes that are not UTF-8"
+    assert json.loads(done.stderr)["reason"].startswith("bytes that are not UTF-8; convert the file")
 
 
 def test_standard_input_is_read_as_lines_with_a_note_and_not_as_json(bundle: str) -> None:
@@ -360,7 +360,10 @@ def test_texts_are_shown_as_json(bundle: str, capsys: Capture) -> None:
             "no column 'txt' (did you mean 'text'?)",
         ),
         (["--file", "rows.csv", "--output", "out.csv", "--text_pair_column", "label"], "takes single texts"),
-        (["--file", "rows.csv", "--output", "out.csv", "--submission", "--all_scores"], "--submission writes id and"),
+        (
+            ["--file", "rows.csv", "--output", "out.csv", "--submission", "--all_scores"],
+            "--submission writes only id and",
+        ),
         (["--file", "-", "--output", "out.csv", "--resume"], "--resume needs files"),
     ],
 )

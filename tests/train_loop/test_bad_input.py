@@ -91,14 +91,14 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         parquet_of(text=pa.array([], pa.string()), label=pa.array([], pa.string())),
         ["rows.parquet: no rows"],
     ),
-    "unknown type": ("rows.xlsx", GOOD, ["rows.xlsx: unknown type '.xlsx'", ".csv, .tsv, .jsonl, .parquet"]),
-    "no type": ("rows", GOOD, ["unknown type ''"]),
+    "unknown type": ("rows.xlsx", GOOD, ["rows.xlsx: unknown type '.xlsx'", ".csv, .tsv, .jsonl, .ndjson, .parquet"]),
+    "no type": ("rows", GOOD, ["rows: its name has no suffix that shows its type; expected one of .csv"]),
     "csv named parquet": ("rows.parquet", GOOD, ["rows.parquet: not a readable parquet file"]),
     "parquet cut off": ("rows.parquet", parquet_of(text=TEXTS, label=LABELS)[:-20], ["not a readable parquet file"]),
     "parquet damaged": (
         "rows.parquet",
         parquet_of(text=TEXTS, label=LABELS)[:30] + b"\xff" * 300 + parquet_of(text=TEXTS, label=LABELS)[330:],
-        ["rows.parquet: not a readable parquet file"],
+        ["rows.parquet: damaged after row 0"],
     ),
     "parquet named csv": ("rows.csv", parquet_of(text=TEXTS, label=LABELS), ["rows.csv: not UTF-8 at byte"]),
     "too many fields": (
@@ -110,9 +110,13 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "unclosed quote": (
         "rows.csv",
         b'text,label\ngood film,good\n"never closed,bad\n' + b"more,good\n" * 30,
-        ["rows.csv, line 3: not valid csv", "must be doubled"],
+        ["rows.csv, line 3: a double quote is not closed as it should be, up to line 33", "must be doubled"],
     ),
-    "quote inside": ("rows.csv", b'text,label\n"a "b" c",good\n', ["rows.csv, line 2: not valid csv"]),
+    "quote inside": (
+        "rows.csv",
+        b'text,label\n"a "b" c",good\n',
+        ["rows.csv, line 2: a double quote is not closed as it should be"],
+    ),
     "name twice": ("rows.csv", b"text,label,text\na,b,c\n", ["rows.csv, line 1: 'text' names several columns"]),
     "name twice in parquet": (
         "rows.parquet",
@@ -331,5 +335,5 @@ def test_the_command_itself_exits_with_2_and_shows_no_traceback(tmp_path: Path, 
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert f"error: {path}, line 2: not valid csv" in done.stderr
+    assert f"error: {path}, line 2: a double quote is not closed as it should be" in done.stderr
     assert not list((tmp_path / "runs").iterdir())

@@ -1,26 +1,28 @@
 """Where rows come from: Hub id, csv, tsv, jsonl, parquet, or a folder of them -> Arrow on disk.
 
-Files are checked line by line and written once into the datasets cache as Arrow, addressed by their
-content, so that millions of rows are memory-mapped and never a list in memory. The csv reader is
-Python's own: `load_dataset("csv")` turns the texts "None" and "NA" into nulls and names no line.
+Files are checked row by row and written once into the datasets cache as Arrow, addressed by their content, so that
+millions of rows are memory-mapped and never a list in memory. `load_dataset("csv")` is not used: it turns the texts
+"None" and "NA" into nulls and names no line.
 """
 
 import codecs
-import csv
-import difflib
 import hashlib
-import json
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError, first_line
+from serve.contract.rows.columns import require_columns
+from serve.contract.rows.file import TABLE_SUFFIXES, RowFile, require_file, row_format
+from serve.contract.rows.parquet import open_parquet
+from serve.contract.rows.reader import open_rows
+from serve.contract.rows.row import Values
 from train_loop.config import TrainConfig
 
 SPLITS = ("train", "validation", "test")
@@ -30,12 +32,13 @@ SPLIT_FILE_NAMES = {
     "test": ("test",),
 }
 ROWS_PER_BATCH = 10_000
-ARROW_FORMAT_VERSION = "1"
+ARROW_FORMAT_VERSION = "2"
 """Part of the cache's address; raise it when what is written changes."""
+COLUMNS_HELP = "Choose them with --text_column, --text_pair_column and --label_column"
 
 
 def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
-    """Return the splits that the source brings, each with the text columns and the label, as stored.
+    """Return the splits of the source, each with the text columns and the label, as stored.
 
     Raises:
         InputError: a file is absent, empty, malformed or lacks a column; a Hub id cannot be loaded.
@@ -52,21 +55,18 @@ def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
 
 
 def read_file(path: Path, columns: Sequence[str]) -> datasets.Dataset:
-    """Return the rows of one file, memory-mapped, with `columns` alone.
+    """Return the rows of one file, memory-mapped, with only `columns`.
 
     Raises:
         InputError: the file is absent, empty, of an unknown type, not UTF-8, malformed, or lacks a column.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: unknown type {path.suffix!r}; expected one of {', '.join(READERS)}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file (looked in {Path.cwd()})")
-    digest = _digest(path, text=reader is not _read_parquet)
-    address = hashlib.sha256("\0".join([ARROW_FORMAT_VERSION, path.suffix, digest, *columns]).encode())
+    file = RowFile(path=path, form=row_format(path, str(path)), name=str(path), columns_help=COLUMNS_HELP)
+    require_file(path, file.name)
+    digest = _digest(path, text=file.form != "parquet")
+    address = hashlib.sha256("\0".join([ARROW_FORMAT_VERSION, file.form, digest, *columns]).encode())
     cached = Path(datasets.config.HF_DATASETS_CACHE) / "rawloop" / f"{address.hexdigest()}.arrow"
     if not cached.is_file():
-        _write_arrow(cached, reader(path, columns))
+        _write_arrow(cached, _batches(file, columns))
     rows = datasets.Dataset.from_file(str(cached))
     if len(rows) == 0:
         raise InputError(f"{path}: no rows; expected at least a header and some labelled rows")
@@ -78,7 +78,7 @@ def _split_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for split, stems in SPLIT_FILE_NAMES.items():
         matches = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in READERS and path.stem.lower() in stems
+            path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.stem.lower() in stems
         )
         if len(matches) > 1:
             names = ", ".join(path.name for path in matches)
@@ -96,15 +96,15 @@ def _split_files(folder: Path) -> dict[str, Path]:
 def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets.Dataset]:
     name = config.dataset_name
     assert name is not None
-    if Path(name).suffix.lower() in READERS:
+    if Path(name).suffix.lower() in TABLE_SUFFIXES:
         raise InputError(f"--dataset_name {name}: that is a file's name; use --train_file {name}")
     try:
         loaded = datasets.load_dataset(name, config.dataset_config, revision=config.dataset_revision)
     except Exception as error:  # the Hub client, requests and datasets raise dozens of types here
         reason = first_line(error)
         raise InputError(
-            f"--dataset_name {name}: not a folder here, and the Hub did not give it ({reason}). Check the id "
-            "(namespace/name) and --dataset_config, the network, or give local files: "
+            f"--dataset_name {name}: not a folder here, and the Hub did not return it ({reason}). Check the id "
+            "(namespace/name), --dataset_config and the network, or pass local files: "
             "--dataset_name FOLDER or --train_file FILE"
         ) from error
     splits: dict[str, datasets.Dataset] = {}
@@ -113,11 +113,11 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
         if match is None:
             continue
         rows = loaded[match]
-        _require_columns(f"{name} ({match})", rows.column_names, columns)
+        require_columns(f"{name} ({match})", rows.column_names, columns, COLUMNS_HELP)
         rows = rows.select_columns(list(columns))
         if _is_unlabelled(rows, config.label_column):
             if is_main_process():
-                print(f"{name}: the {match} split has no labels on the Hub; it is left aside.", flush=True)
+                print(f"{name}: the {match} split has no labels on the Hub; it is ignored.", flush=True)
             continue
         splits[split] = rows
     if "train" not in splits:
@@ -126,34 +126,15 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
 
 
 def _is_unlabelled(rows: datasets.Dataset, label_column: str) -> bool:
-    """GLUE and others publish test rows with every label -1."""
+    """Whether every label is -1, as in the test rows of GLUE and others."""
     if not isinstance(rows.features[label_column], datasets.ClassLabel) or len(rows) == 0:
         return False
     column = rows.data.column(label_column)
     return bool(pa.compute.max(column).as_py() == -1)
 
 
-def _require_columns(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
-    doubled = [column for column in wanted if list(present).count(column) > 1]
-    if doubled:
-        raise InputError(
-            f"{where}: {', '.join(map(repr, doubled))} names several columns; rename or remove all but one"
-        )
-    missing = [column for column in wanted if column not in present]
-    if not missing:
-        return
-    hints = []
-    for column in missing:
-        near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
-        hints.append(f"{column!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    raise InputError(
-        f"{where}: no column {', '.join(hints)}; it has {', '.join(map(repr, present))}. "
-        "Name them by --text_column, --text_pair_column and --label_column"
-    )
-
-
 def _digest(path: Path, *, text: bool) -> str:
-    """Return the SHA-256 of a file; check on the way that a text file is UTF-8 and not empty."""
+    """Return the SHA-256 of a file; check that it is not empty and, if text, UTF-8."""
     digest = hashlib.sha256()
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
@@ -179,7 +160,7 @@ def _digest(path: Path, *, text: bool) -> str:
 
 
 def _write_arrow(cached: Path, batches: Iterator[pa.RecordBatch]) -> None:
-    """Write batches beside their final place and rename: another process sees all rows or none."""
+    """Write batches to a staged file and rename it: another process sees all rows or none."""
     cached.parent.mkdir(parents=True, exist_ok=True)
     staged = cached.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -193,131 +174,60 @@ def _write_arrow(cached: Path, batches: Iterator[pa.RecordBatch]) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        file = pq.ParquetFile(path)
-        _require_columns(str(path), file.schema_arrow.names, columns)
-        schema = pa.schema([file.schema_arrow.field(column).remove_metadata() for column in columns])
-        yield pa.RecordBatch.from_pylist([], schema=schema)
-        for batch in file.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
-            yield batch.select(list(columns)).cast(schema)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file ({error})") from error
+def _batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file, in at least one batch, which may be empty."""
+    if file.form == "parquet":
+        yield from _parquet_batches(file, columns)
+        return
+    kinds: list[type] = [] if file.form == "jsonl" else [str] * len(columns)
+    with open_rows(file, columns) as rows:
+        good = rows.all_good()
+        while True:
+            values, numbers = [], []  # kept without their rows, to save the garbage collector work
+            for row in itertools.islice(good, ROWS_PER_BATCH):
+                values.append(row.values)
+                numbers.append(row.lines[0] if row.lines else 0)
+            if file.form == "jsonl":
+                kinds = kinds or _json_kinds(values, len(columns))
+                _check_kinds(file.name, values, numbers, columns, kinds)
+            by_column = zip(*values, strict=True) if values else [()] * len(columns)
+            arrays = [pa.array(column, JSON_KINDS[kind]) for column, kind in zip(by_column, kinds, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, list(columns))
+            if len(values) < ROWS_PER_BATCH:
+                return
 
 
-def _read_delimited(delimiter: str) -> Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch]]:
-    def read(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        csv.field_size_limit(1 << 30)  # the default refuses texts over 128 KiB
-        schema = pa.schema([(column, pa.string()) for column in columns])
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            began = 1  # the line on which the row now read begins
-            try:
-                header = next(reader, [])
-                _require_columns(f"{path}, line 1", header, columns)
-                places = [header.index(column) for column in columns]
-                yield pa.RecordBatch.from_pylist([], schema=schema)
-                batch: list[list[str]] = []
-                began = reader.line_num + 1
-                for row in reader:
-                    if len(row) != len(header):
-                        if not row:  # a blank line, as many editors leave at the end
-                            began = reader.line_num + 1
-                            continue
-                        raise InputError(
-                            f"{path}, line {began}: expected {len(header)} fields, found {len(row)}; "
-                            f"a text with {delimiter!r} or line breaks in it needs double quotes around it"
-                        )
-                    batch.append([row[place] for place in places])
-                    if len(batch) == ROWS_PER_BATCH:
-                        yield _string_batch(batch, schema)
-                        batch = []
-                    began = reader.line_num + 1
-                if batch:
-                    yield _string_batch(batch, schema)
-            except csv.Error as error:
-                raise InputError(
-                    f"{path}, line {began}: not valid {path.suffix[1:]} ({error}); a double quote inside a quoted "
-                    'field must be doubled ("")'
-                ) from error
-
-    return read
-
-
-def _string_batch(rows: list[list[str]], schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays(
-        [pa.array(values, pa.string()) for values in zip(*rows, strict=True)], schema=schema
-    )
-
-
-def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    kinds: dict[str, type] | None = None
-    with path.open(encoding="utf-8-sig") as file:
-        batch: dict[int, dict[str, Any]] = {}  # by line number
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                batch[number] = _json_row(path, number, line, columns)
-            if len(batch) == ROWS_PER_BATCH:
-                kinds = kinds or _json_kinds(batch.values(), columns)
-                yield _json_batch(path, batch, kinds)
-                batch = {}
-        kinds = kinds or _json_kinds(batch.values(), columns)
-        yield _json_batch(path, batch, kinds)
-
-
-def _json_row(path: Path, number: int, line: str, columns: Sequence[str]) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}, line {number}: not JSON ({error}); expected one object per line") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-    _require_columns(f"{path}, line {number}", list(row), columns)
-    for column in columns:
-        try:
-            str(row[column]).encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{path}, line {number}: {column!r} holds half a surrogate pair, which is not text; "
-                "write the character itself, or both halves"
-            ) from error
-    return {column: row[column] for column in columns}
+def _parquet_batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    parquet = open_parquet(file, columns)
+    schema = pa.schema([field.remove_metadata() for field in parquet.schema])
+    yield pa.RecordBatch.from_pylist([], schema=schema)
+    for batch in parquet.batches(ROWS_PER_BATCH):
+        yield batch.cast(schema)
 
 
 JSON_KINDS = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
 
 
-def _json_kinds(rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> dict[str, type]:
-    """Take the type of each column from its first value; the checks of `data.py` judge whether it is a good one."""
-    kinds = {}
-    for column in columns:
-        first = next((row[column] for row in rows if row[column] is not None), "")
-        kinds[column] = type(first) if type(first) in JSON_KINDS else str
-    return kinds
+def _json_kinds(rows: Sequence[Values], num_columns: int) -> list[type]:
+    """Take the type of each column from its first value; `data.py` checks that it is a suitable one."""
+    firsts = [next((values[c] for values in rows if values[c] is not None), "") for c in range(num_columns)]
+    return [type(first) if type(first) in JSON_KINDS else str for first in firsts]
 
 
-def _json_batch(path: Path, batch: dict[int, dict[str, Any]], kinds: dict[str, type]) -> pa.RecordBatch:
-    for number, row in batch.items():
-        for column, kind in kinds.items():
-            if not _fits(row[column], kind):
+def _check_kinds(
+    name: str, rows: Sequence[Values], numbers: Sequence[int], columns: Sequence[str], kinds: Sequence[type]
+) -> None:
+    for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
+        for values, number in zip(rows, numbers, strict=True):
+            if not _fits(value := values[place], kind):
                 raise InputError(
-                    f"{path}, line {number}: expected {column!r} to be of type {kind.__name__}, found "
-                    f"{row[column]!r:.80}; make each column all strings or all whole numbers"
+                    f"{name}, line {number}: expected {column!r} to be of type {kind.__name__}, found "
+                    f"{value!r:.80}; make each column all strings or all whole numbers"
                 )
-    schema = pa.schema([(column, JSON_KINDS[kind]) for column, kind in kinds.items()])
-    return pa.RecordBatch.from_pylist(list(batch.values()), schema=schema)
 
 
 def _fits(value: Any, kind: type) -> bool:
-    """Tell whether a column of `kind` holds a JSON value unchanged; Arrow would cut 1.5 down to 1."""
+    """Whether a column of `kind` holds a JSON value unchanged; Arrow would cut 1.5 down to 1."""
     if kind is int:
         return value is None or (type(value) in (int, float) and -(2**63) <= value < 2**63 and value % 1 == 0)
     return value is None or type(value) is kind or (kind is float and type(value) is int)
-
-
-READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[pa.RecordBatch]]] = {
-    ".csv": _read_delimited(","),
-    ".tsv": _read_delimited("\t"),
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}

@@ -66,14 +66,14 @@ def interrupted(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = write_csv(tmp_path / "rows.csv", [[str(number), f"w{number % 60} good"] for number in range(100)])
     arguments = ["--bundle", str(bundle), "--file", str(rows), "--output", str(tmp_path / "out.csv")]
 
-    def tell(self: Progress, num_rows: int, share: float | None) -> None:
+    def update(self: Progress, num_rows: int, share: float | None) -> None:
         if num_rows > 32:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr("serve.pipeline.CHUNK_ROWS", 16)
         patched.setattr("serve.files.job.SAVE_EVERY_S", 0.0)
-        patched.setattr(Progress, "tell", tell)
+        patched.setattr(Progress, "update", update)
         assert main(arguments) == 130
     assert not (tmp_path / "out.csv").exists()
     return arguments
@@ -81,22 +81,22 @@ def interrupted(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_interrupted_job_is_not_started_over_unasked(interrupted: list[str], capsys: Capture) -> None:
     assert main(interrupted) == 2
-    assert "a job was interrupted after 32 rows; go on with --resume, or start over: rm" in capsys.readouterr().err
+    assert "a job was interrupted after 32 rows; continue with --resume, or start over: rm" in capsys.readouterr().err
 
 
 def test_a_job_that_runs_is_not_called_interrupted(interrupted: list[str], tmp_path: Path, capsys: Capture) -> None:
     other = StagedFile(tmp_path / "out.csv", (tmp_path / ".out.csv.partial").stat().st_size)
     for more in ([], ["--resume"]):
         assert main([*interrupted, *more]) == 2
-        assert "another job is writing it" in (told := capsys.readouterr().err)
-        assert "rm " not in told
+        assert "another job is writing it" in (error := capsys.readouterr().err)
+        assert "rm " not in error
     other.close()
     assert main([*interrupted, "--resume"]) == 0
 
 
-def test_resuming_goes_on_with_the_next_row(interrupted: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_resuming_continues_with_the_next_row(interrupted: list[str], tmp_path: Path, capsys: Capture) -> None:
     assert main([*interrupted, "--resume"]) == 0
-    assert capsys.readouterr().err.startswith("going on after 32 rows\n")
+    assert capsys.readouterr().err.startswith("resuming after 32 rows\n")
     assert [row["id"] for row in read_csv(tmp_path / "out.csv")] == [str(number) for number in range(1, 101)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "rows.csv"]
 
@@ -136,10 +136,10 @@ def test_resuming_where_nothing_was_interrupted_starts_at_the_first_row(
     output = tmp_path / "out.csv"
     arguments = ["--bundle", str(bundle), "--file", str(rows), "--output", str(output), "--resume"]
     started = "--resume: no job was interrupted here; starting with the first row\n"
-    for told in (started, f"{started}{output} is there already, and is replaced once all rows are done\n"):
+    for expected in (started, f"{started}{output} exists and will be replaced once all rows are done\n"):
         capsys.readouterr()
         assert main(arguments) == 0
-        assert capsys.readouterr().err.startswith(f"{told}1 rows")
+        assert capsys.readouterr().err.startswith(f"{expected}1 rows")
         assert len(read_csv(output)) == 1
 
 
@@ -174,7 +174,7 @@ def test_a_full_disk_loses_nothing(
 
 
 @pytest.mark.parametrize(("function", "named"), [("os.fsync", ""), ("serve.files.job.write_json", ".json")])
-def test_a_full_disk_is_told_with_the_file(
+def test_a_full_disk_is_reported_with_the_file(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, function: str, named: str
 ) -> None:
     rows = write_csv(tmp_path / "rows.csv", [["7", "good"]])

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import Phase, given, settings
 
 from serve.contract.errors import InputError
+from serve.contract.rows.file import TABLE_SUFFIXES
 from train_loop.config import TrainConfig
 from train_loop.rows import sources
-from train_loop.rows.sources import READERS, read_file, read_sources
+from train_loop.rows.sources import read_file, read_sources
 
 COLUMNS = ("text", "label")
 Rows = Sequence[tuple[str, str]]
@@ -55,7 +56,7 @@ def write_rows(path: Path, rows: Rows, header: Sequence[str] = COLUMNS) -> Path:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             writer.writerows([header, *rows])
-    elif path.suffix == ".jsonl":
+    elif path.suffix in (".jsonl", ".ndjson"):
         lines = [json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False) + "\n" for row in rows]
         path.write_bytes("".join(lines).encode())
     else:
@@ -69,7 +70,7 @@ def read(path: Path) -> list[tuple[str, str]]:
     return list(zip(rows["text"], rows["label"], strict=True))
 
 
-@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 @pytest.mark.parametrize("name", AWKWARD_TEXTS)
 def test_awkward_texts_survive_in_every_format(tmp_path: Path, suffix: str, name: str) -> None:
     rows = [("first", "a"), (AWKWARD_TEXTS[name], "b"), ("last", "c")]
@@ -79,11 +80,11 @@ def test_awkward_texts_survive_in_every_format(tmp_path: Path, suffix: str, name
 @settings(max_examples=25, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=12)] * 2), min_size=1))
 def test_all_formats_give_the_same_rows(tmp_path_factory: pytest.TempPathFactory, rows: Rows) -> None:
-    for suffix in READERS:
+    for suffix in TABLE_SUFFIXES:
         assert read(write_rows(tmp_path_factory.getbasetemp() / f"same{suffix}", rows)) == rows, suffix
 
 
-@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_rows_beyond_one_batch_keep_their_order(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "ROWS_PER_BATCH", 3)
     for num_rows in (3, 7, 9):
@@ -91,7 +92,7 @@ def test_rows_beyond_one_batch_keep_their_order(tmp_path: Path, suffix: str, mon
         assert read(write_rows(tmp_path / f"rows{num_rows}{suffix}", rows)) == rows
 
 
-@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_other_columns_in_any_order_are_left_out(tmp_path: Path, suffix: str) -> None:
     path = write_rows(
         tmp_path / f"rows{suffix}",
@@ -158,7 +159,7 @@ def test_rows_stay_on_disk(tmp_path: Path) -> None:
     assert [Path(file["filename"]).is_file() for file in rows.cache_files] == [True]
 
 
-@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_an_edited_file_with_the_same_name_size_and_time_is_read_again(tmp_path: Path, suffix: str) -> None:
     path = write_rows(tmp_path / f"rows{suffix}", [("good", "b")])
     before = path.stat()
@@ -172,7 +173,7 @@ def test_an_edited_file_with_the_same_name_size_and_time_is_read_again(tmp_path:
 def test_an_unchanged_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path / "rows.csv", [("once", "b")])
     first = read_file(path, COLUMNS)
-    monkeypatch.setitem(sources.READERS, ".csv", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(sources, "open_rows", lambda *_: pytest.fail("read again"))
     assert read_file(path, COLUMNS).cache_files == first.cache_files
     path.rename(tmp_path / "renamed.csv")
     assert read_file(tmp_path / "renamed.csv", COLUMNS)["text"] == ["once"]

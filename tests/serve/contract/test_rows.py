@@ -1,3 +1,4 @@
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve.contract.errors import InputError
-from serve.files.row import Malformed, Row
-from serve.files.rows import RowFormat, open_rows, row_format
+from serve.contract.rows.file import SUFFIXES, RowFile, RowFormat, row_format
+from serve.contract.rows.reader import Rows, open_rows
+from serve.contract.rows.row import NOT_UTF8, Malformed, Row
+from serve.encoder import without_surrogates
+
+
+def opened(
+    path: Path, needed: list[str], kept: list[str] | None, form: RowFormat | None = None
+) -> contextlib.AbstractContextManager[Rows]:
+    form = form or row_format(path, "--file", SUFFIXES)
+    file = RowFile(
+        path=path, form=form, name=f"--file {path}", columns_help="Choose", use_form="pass --input_format {}"
+    )
+    return open_rows(file, needed, kept, repair=without_surrogates)
 
 
 def read(path: Path, needed: list[str], kept: list[str] | None = None, form: RowFormat | None = None) -> list[Any]:
-    kept = [] if kept is None else kept
-    with open_rows(str(path), form or row_format(str(path)), needed, kept) as rows:
+    with opened(path, needed, [] if kept is None else kept, form) as rows:
         return [row.values if isinstance(row, Row) else row for row in rows.values]
 
 
@@ -26,7 +38,7 @@ def test_csv_gives_the_columns_asked_for_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'\xef\xbb\xbfid,text,more\r\n1,"a, ""b""\nc",x\r\n\r\n2,NA,\r\n')
     assert read(path, ["text", "id"]) == [('a, "b"\nc', "1"), ("NA", "2")]
-    with open_rows(str(path), "csv", ["text"], None) as rows:
+    with opened(path, ["text"], None) as rows:
         assert rows.columns == ("text", "id", "more")
 
 
@@ -34,19 +46,20 @@ def test_bad_csv_rows_are_told_and_the_next_ones_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'id,text\n1,good\n2\n3,a,b\n4,caf\xe9\n5,"x"y\n6,fine\n7,"open\n')
     rows = read(path, ["text"])
-    remedy = 'inside a quoted field a double quote must be doubled ("")'
+    quotes = "a text with ',' or line breaks in it needs double quotes around it"
+    remedy = 'a double quote inside a quoted field must be doubled ("")'
     assert reasons(rows) == [
         None,
-        "expected 2 fields, found 1",
-        "expected 2 fields, found 3",
-        "bytes that are not UTF-8",
+        f"expected 2 fields, found 1; {quotes}",
+        f"expected 2 fields, found 3; {quotes}",
+        NOT_UTF8,
         f"a double quote is not closed as it should be (',' expected after '\"'); {remedy}",
         None,
         f"a double quote is not closed as it should be (unexpected end of data); {remedy}",
     ]
     assert [row.lines for row in rows if isinstance(row, Malformed)] == [(3, 3), (4, 4), (5, 5), (6, 6), (8, 8)]
     assert rows[2].content == "3,a,b"
-    assert rows[3].content == "4,caf\ufffd"
+    assert rows[3].content == "4,caf\udce9"
     assert [rows[4].content, rows[6].content] == ['5,"x"y', '7,"open']
     assert rows[5] == ("fine",)
 
@@ -70,10 +83,11 @@ def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path, line: str,
 
 def test_a_row_of_several_lines_with_a_wrong_number_of_fields_is_refused_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
+    quotes = "a text with ',' or line breaks in it needs double quotes around it"
     path.write_bytes(b'text,id\r\n"a\r\nb",1,x\r\n\r\nc,2\r\n')
-    with open_rows(str(path), "csv", ["text"]) as rows:
+    with opened(path, ["text"], []) as rows:
         assert list(rows.values) == [
-            Malformed("expected 2 fields, found 3", '"a\r\nb",1,x', (2, 3)),
+            Malformed(f"expected 2 fields, found 3; {quotes}", '"a\r\nb",1,x', (2, 3)),
             Row(("c",), (5, 5)),
         ]
 
@@ -95,7 +109,7 @@ def test_plain_lines_are_texts_whatever_they_hold(tmp_path: Path) -> None:
         ("null\x00",),
         ("last",),
     ]
-    assert reasons(rows)[4] == "bytes that are not UTF-8"
+    assert reasons(rows)[4] == NOT_UTF8
 
 
 def test_jsonl_values_stay_what_they_are(tmp_path: Path) -> None:
@@ -107,10 +121,10 @@ def test_jsonl_values_stay_what_they_are(tmp_path: Path) -> None:
 def test_a_json_object_without_the_text_is_told_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"text": "a"}\n\n{"other":  "x"}\n')
-    with open_rows(str(path), "jsonl", ["text"]) as rows:
+    with opened(path, ["text"], []) as rows:
         assert list(rows.values) == [
             Row(("a",), (2, 2)),
-            Malformed("no column 'text'", '{"other":  "x"}', (4, 4)),
+            Malformed("no column 'text'; it has 'other'", '{"other":  "x"}', (4, 4)),
         ]
 
 
@@ -120,7 +134,7 @@ def test_bad_json_is_told_and_the_next_rows_read(tmp_path: Path) -> None:
     found = reasons(read(path, ["text"]))
     assert found[0] is not None
     assert found[0].startswith("not JSON (")
-    assert found[1:] == ["expected a JSON object, found list", None, "bytes that are not UTF-8", None]
+    assert found[1:] == ["expected a JSON object, found list", None, NOT_UTF8, None]
 
 
 def test_half_surrogates_in_json_become_what_can_be_written(tmp_path: Path) -> None:
@@ -132,9 +146,9 @@ def test_half_surrogates_in_json_become_what_can_be_written(tmp_path: Path) -> N
 def test_a_json_column_that_appears_later_is_told_where_all_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b", "late": 1}\n')
-    with open_rows(str(path), "jsonl", ["text"], None) as rows:
+    with opened(path, ["text"], None) as rows:
         values = list(rows.values)
-    assert reasons(values) == [None, "column late, which the first row has not: name the columns to keep"]
+    assert reasons(values) == [None, "column late, which the first row does not have: name the columns to keep"]
     assert read(path, ["text"]) == [("a",), ("b",)]
 
 
@@ -145,7 +159,7 @@ def test_parquet_gives_values_and_types(tmp_path: Path) -> None:
     )
     pq.write_table(table, path)
     assert read(path, ["text"], ["c", "n"]) == [("a", "x", 1), (None, "y", 2)]
-    with open_rows(str(path), "parquet", ["text"], None) as rows:
+    with opened(path, ["text"], None) as rows:
         assert rows.arrow_types["n"] == pa.int8()
         assert rows.share_read() == 0
         list(rows.values)
@@ -161,10 +175,10 @@ def test_parquet_gives_values_and_types(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"a": 1}\n', "no column 'text'; it has 'a'"),
         ("rows.parquet", b"no parquet", "not a readable parquet file"),
         ("rows.xlsx", b"", r"unknown type '\.xlsx'; expected one of \.csv"),
-        ("rows", b"", r"its name has no suffix that tells its type; expected one of \.csv"),
-        ("rows.csv", b"id;text\n", r"seems separated by ';': csv stands for commas here, .* convert it: python -c"),
-        ("rows.csv", b"id\ttext\n", r"seems separated by '\\t': give --input_format tsv"),
-        ("rows.tsv", b"id,text\n", r"seems separated by ',': give --input_format csv"),
+        ("rows", b"", r"its name has no suffix that shows its type; expected one of \.csv"),
+        ("rows.csv", b"id;text\n", r"seems separated by ';': csv means commas here, .* convert it: python -c"),
+        ("rows.csv", b"id\ttext\n", r"seems separated by '\\t': pass --input_format tsv"),
+        ("rows.tsv", b"id,text\n", r"seems separated by ',': pass --input_format csv"),
     ],
 )
 def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -179,9 +193,9 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder; give a file in it"):
-        row_format(str(tmp_path))
-    with pytest.raises(InputError, match="is a folder; give a file in it"):
+    with pytest.raises(InputError, match="is a folder; name one file in it"):
+        row_format(tmp_path, "--file")
+    with pytest.raises(InputError, match="is a folder; name one file in it"):
         read(tmp_path, ["text"], form="csv")
 
 

@@ -1,0 +1,143 @@
+"""Rows of csv and tsv files.
+
+After a misplaced quote every csv reader takes the following lines for part of one field, up to the next quote or the
+end of the file. Two signs show it: the quotes end in a syntax error, or a field of many lines consists of nothing but
+complete rows. In both cases only the line that the row begins on is malformed, and reading continues with the next
+line, so a stray quote costs one row. (Where the row really had line breaks, its other lines are read as rows as well;
+most are malformed for their number of fields.) A row with valid quotes and a wrong number of fields is malformed as a
+whole, with all its lines.
+"""
+
+import csv
+from collections import deque
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+
+from serve.contract.errors import InputError
+from serve.contract.rows.file import RowFile
+from serve.contract.rows.row import NOT_UTF8, Malformed, Row, is_not_utf8
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+MAX_FIELD_CHARACTERS = 1 << 24
+"""Longest field. An unclosed quote is followed this far, in memory."""
+MIN_SWALLOWED_ROWS = 10
+"""A field is suspected of swallowing rows from this many lines on: shorter texts look like rows by chance."""
+DOUBLE_IT = 'a double quote inside a quoted field must be doubled ("")'
+
+
+def delimited_rows(
+    text: Iterator[str], file: RowFile, needed: Sequence[str], kept: Sequence[str] | None
+) -> tuple[tuple[str, ...], Iterator[Row | Malformed]]:
+    """Return the columns, chosen from the header, and the rows.
+
+    Args:
+        text: lines with their ends.
+        file: to which they belong.
+        needed: columns that must be there.
+        kept: further columns; None for all that the header has.
+
+    Raises:
+        InputError: the header is not valid, or lacks a column.
+    """
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # csv's default refuses texts over 128 KiB
+    lines = _Lines(text)
+    delimiter = DELIMITERS[file.form]
+    try:
+        header = next(csv.reader(lines.feed(), delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        raise InputError(f"{file.name}, line 1: not a valid header ({error}); {DOUBLE_IT}") from error
+    if len(header) == 1 and header[0] not in needed:
+        _refuse_other_delimiter(file, header[0])
+    columns = file.choose(header, needed, kept, line=1)
+    return columns, _rows(lines, delimiter, len(header), [header.index(column) for column in columns])
+
+
+def _rows(lines: "_Lines", delimiter: str, width: int, places: Sequence[int]) -> Iterator[Row | Malformed]:
+    pick = itemgetter(*places) if len(places) > 1 else lambda fields: (fields[places[0]],)
+    row = lines.of_row
+    first = len(row) + 1  # line on which the next row begins; the header ends before it
+    while True:  # once, and again after each misplaced quote
+        row.clear()
+        try:
+            for fields in csv.reader(lines.feed(), delimiter=delimiter, strict=True):
+                num_lines = len(row)
+                if num_lines >= MIN_SWALLOWED_ROWS and _are_rows(row, delimiter, width):
+                    raise csv.Error("each of these lines is a row of its own; if they are one text, write jsonl")
+                place = first, first + num_lines - 1
+                if len(fields) == width:
+                    values = pick(fields)
+                    if not row[0].isascii() and is_not_utf8("".join(values)):
+                        yield Malformed(NOT_UTF8, _content(row), place)
+                    else:
+                        yield tuple.__new__(Row, (values, place))  # half the time of `Row(values, place)`
+                elif fields:  # a blank line is no row
+                    reason = (
+                        f"expected {width} fields, found {len(fields)}; a text with {delimiter!r} or line breaks in it "
+                        "needs double quotes around it"
+                    )
+                    yield Malformed(reason, _content(row), place)
+                first += num_lines
+                row.clear()
+            return
+        except csv.Error as error:
+            up_to = f", up to line {first + len(row) - 1:,}" if len(row) > 1 else ""
+            lines.give_back_all_but_first()
+            reason = f"a double quote is not closed as it should be{up_to} ({error}); {DOUBLE_IT}"
+            yield Malformed(reason, _content(row), (first, first))
+            first += 1
+
+
+class _Lines:
+    """Lines of a file for csv's reader; all but the first of the current row can be read again."""
+
+    def __init__(self, text: Iterator[str]) -> None:
+        self._text = text
+        self._again: deque[str] = deque()
+        self.of_row: list[str] = []
+        """Lines fed since the last `clear`."""
+
+    def feed(self) -> Iterator[str]:
+        """Yield lines. A new feed continues where the last one stopped; a reader that failed needs one."""
+        row, again = self.of_row, self._again
+        while again:
+            row.append(again.popleft())
+            yield row[-1]
+        for line in self._text:
+            row.append(line)
+            yield line
+
+    def give_back_all_but_first(self) -> None:
+        self._again.extendleft(reversed(self.of_row[1:]))
+        del self.of_row[1:]
+
+
+def _are_rows(lines: Sequence[str], delimiter: str, width: int) -> bool:
+    """Whether every line of a row, with its quotes taken literally, is a row with all fields and a first value."""
+    if width == 1:  # every line without a delimiter would be one
+        return False
+    rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    return all(len(fields) == width and fields[0] for fields in rows)
+
+
+def _content(row: Sequence[str]) -> str:
+    return "".join(row).rstrip("\r\n")
+
+
+def _refuse_other_delimiter(file: RowFile, header: str) -> None:
+    """Refuse a header of one field that another delimiter would split."""
+    found = max(";,\t|", key=header.count)
+    if found not in header:
+        return
+    form = next((form for form, delimiter in DELIMITERS.items() if delimiter == found), None)
+    if form is not None:
+        remedy = file.use_form.format(form)
+    else:
+        program = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{found}'))"
+        remedy = (
+            "csv means commas here, and tsv means tabs; convert it: "
+            f'python -c "{program}" < {file.path or "rows.csv"} > commas.csv'
+        )
+    raise InputError(
+        f"{file.name}: the header {header!r:.200} is a single field as {file.form}; it seems separated by {found!r}: "
+        f"{remedy}"
+    )

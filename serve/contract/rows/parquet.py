@@ -1,0 +1,82 @@
+"""Record batches of parquet files."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from serve.contract.errors import InputError
+from serve.contract.rows.file import RowFile
+
+BUFFER_BYTES = 1 << 20
+
+
+class OpenParquet:
+    """An open parquet file.
+
+    Args:
+        file: pyarrow's.
+        columns: to read, in order.
+        name: of the file, for messages.
+    """
+
+    def __init__(self, file: Any, columns: tuple[str, ...], name: str) -> None:
+        import pyarrow
+
+        self.columns = columns
+        self.schema = pyarrow.schema([file.schema_arrow.field(column) for column in columns])
+        """Arrow schema of the columns."""
+        self._file, self._name, self._errors = file, name, (pyarrow.ArrowException, OSError)
+        self._num_read = 0
+
+    def batches(self, num_rows: int) -> Iterator[Any]:
+        """Yield record batches of at most `num_rows` rows.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        columns = list(self.columns)
+        try:
+            for batch in self._file.iter_batches(num_rows, columns=columns):
+                yield batch.select(columns)
+                self._num_read += len(batch)
+        except self._errors as error:
+            raise InputError(f"{self._name}: damaged after row {self._num_read:,} ({error})") from error
+
+    def share_read(self) -> float:
+        """Return the share of the rows that was read so far."""
+        return self._num_read / max(1, int(self._file.metadata.num_rows))
+
+
+def open_parquet(file: RowFile, needed: Sequence[str], kept: Sequence[str] | None = ()) -> OpenParquet:
+    """Open a parquet file.
+
+    Args:
+        file: what to read.
+        needed: columns that must be there.
+        kept: further columns; None for all that the file has.
+
+    Raises:
+        InputError: pyarrow is missing, it is not a parquet file, or it lacks a column.
+    """
+    if file.path is None:
+        raise InputError(f"{file.name}: parquet cannot be read from a stream; pass its path")
+    pyarrow = import_pyarrow(file.name)
+    try:
+        # Read piece by piece: files of one row group of millions of rows are common.
+        opened = pyarrow.parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BUFFER_BYTES)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{file.name}: not a readable parquet file ({error})") from error
+    return OpenParquet(opened, file.choose(opened.schema_arrow.names, needed, kept), file.name)
+
+
+def import_pyarrow(what: str) -> Any:
+    """Return pyarrow with its parquet module; `what` needs it, for the message.
+
+    Raises:
+        InputError: it is not installed. Only parquet needs it.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f"{what}: parquet needs pyarrow ({error}); pip install 'rawloop[parquet]'") from error
+    return pyarrow

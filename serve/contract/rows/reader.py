@@ -1,0 +1,101 @@
+"""Opens a file of rows: csv, tsv, jsonl, parquet or plain lines, from a path or standard input.
+
+A row that cannot be read (bytes that are not UTF-8, broken JSON, a misplaced quote, a wrong number of fields) comes as
+`Malformed`, and the rows after it as usual.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.contract.errors import InputError
+from serve.contract.rows.delimited import delimited_rows
+from serve.contract.rows.file import RowFile, require_file
+from serve.contract.rows.json_lines import Repair, json_rows
+from serve.contract.rows.parquet import open_parquet
+from serve.contract.rows.row import NOT_UTF8, Malformed, Row, is_not_utf8
+
+LINES_COLUMN = "text"
+"""Name of the only column of plain lines."""
+PARQUET_ROWS = 512
+
+
+@dataclass
+class Rows:
+    """An open file of rows."""
+
+    file: RowFile
+    columns: tuple[str, ...]
+    """The chosen columns."""
+    values: Iterator[Row | Malformed]
+    """Each row, with its values of these columns. csv and tsv hold text; the others have types."""
+    share_read: Callable[[], float | None]
+    """Share of the file read so far; None where its size is unknown."""
+    arrow_types: dict[str, Any] = field(default_factory=dict)
+    """Column -> Arrow type, of a parquet file."""
+
+    def all_good(self) -> Iterator[Row]:
+        """Yield every row.
+
+        Raises:
+            InputError: a row is malformed.
+        """
+        for row in self.values:
+            if isinstance(row, Malformed):
+                raise InputError(f"{self.file.name}, line {row.lines[0]}: {row.reason}")
+            yield row
+
+
+@contextlib.contextmanager
+def open_rows(
+    file: RowFile, needed: Sequence[str], kept: Sequence[str] | None = (), *, repair: Repair | None = None
+) -> Iterator[Rows]:
+    """Open rows for reading once, from the first to the last.
+
+    Args:
+        file: what to read.
+        needed: columns that must be there.
+        kept: further columns; None for all that the file has.
+        repair: replaces half surrogate pairs in JSON strings; None makes such rows malformed.
+
+    Raises:
+        InputError: the file does not exist or lacks a column, or a parquet file is damaged.
+    """
+    if file.path is not None:
+        require_file(file.path, file.name)
+    if file.form == "parquet":
+        yield _parquet_rows(file, needed, kept)
+        return
+    size = 0 if file.path is None else file.path.stat().st_size
+    with open(0, "rb", closefd=False) if file.path is None else file.path.open("rb") as binary:
+        # Bytes that are not UTF-8 become lone surrogates, which mark the row that holds them. Plain lines end only at
+        # line feeds; csv's reader needs line ends as they are.
+        newline = {"lines": "\n", "jsonl": None}.get(file.form, "")
+        text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        if file.form == "lines":
+            columns, values = file.choose([LINES_COLUMN], needed, kept), _lines(text)
+        elif file.form == "jsonl":
+            columns, values = json_rows(text, file, needed, kept, repair)
+        else:
+            columns, values = delimited_rows(text, file, needed, kept)
+        yield Rows(file, columns, values, lambda: binary.tell() / size if size else None)
+
+
+def _lines(text: Iterable[str]) -> Iterator[Row | Malformed]:
+    for number, line in enumerate(text, start=1):
+        content = line.removesuffix("\n").removesuffix("\r")
+        lines = number, number
+        yield Malformed(NOT_UTF8, content, lines) if is_not_utf8(content) else Row((content,), lines)
+
+
+def _parquet_rows(file: RowFile, needed: Sequence[str], kept: Sequence[str] | None) -> Rows:
+    parquet = open_parquet(file, needed, kept)
+    values = (
+        Row(values, None)
+        for batch in parquet.batches(PARQUET_ROWS)
+        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    )
+    types = dict(zip(parquet.columns, parquet.schema.types, strict=True))
+    return Rows(file, parquet.columns, values, parquet.share_read, types)
