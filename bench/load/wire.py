@@ -1,27 +1,40 @@
-"""The bodies that classification servers take, and where the label stands in their answers."""
+"""The request bodies that classification servers take, and where their answers hold the label."""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
-from serve.contract.errors import InputError
-
-Text = str | tuple[str, str]
+from serve.encoder import TextInput
 
 
 @dataclasses.dataclass(frozen=True)
 class WireFormat:
-    """How a text is asked for, and answered."""
+    """How a server is asked for the label of a text."""
 
     path: str
     """Where such servers listen, for a URL that names none."""
-    body: Callable[[Text], Any]
-    """Text, or pair, -> JSON body of one request."""
+    body: Callable[[TextInput], Any]
+    """Text, or pair -> JSON body of one request."""
     label: Callable[[Any], str]
     """JSON answer -> predicted label."""
     takes_pairs: bool = False
+
+    def request_of(self, text: TextInput) -> bytes:
+        """Return the body of one request."""
+        return json.dumps(self.body(text)).encode()
+
+    def label_of(self, answer: bytes) -> str:
+        """Return the label of an answer.
+
+        Raises:
+            ValueError: the answer has another format.
+        """
+        try:
+            return self.label(json.loads(answer))
+        except (ValueError, LookupError, TypeError) as error:
+            start = answer[:80].decode(errors="replace")
+            raise ValueError(f"its answers do not have the format it was named with, such as: {start}") from error
 
 
 def _best(scores: list[dict[str, Any]]) -> str:
@@ -47,46 +60,3 @@ FORMATS = {
     ),
     "litserve": WireFormat("/predict", lambda text: {"input": text}, lambda answer: str(answer["label"])),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A server that listens."""
-
-    name: str
-    url: str
-    wire: WireFormat
-
-    def request_of(self, text: Text) -> bytes:
-        """Return the body of one request."""
-        return json.dumps(self.wire.body(text)).encode()
-
-    def label_of(self, answer: bytes) -> str:
-        """Return the label of an answer.
-
-        Raises:
-            ValueError: it is none of this format.
-        """
-        try:
-            return self.wire.label(json.loads(answer))
-        except (ValueError, LookupError, TypeError) as error:
-            said = answer[:80].decode(errors="replace")
-            raise ValueError(f"its answers are not of the format that it was named with, such as: {said}") from error
-
-
-def parse_target(text: str) -> Target:
-    """Return the target of `NAME=FORMAT@URL`.
-
-    Raises:
-        InputError: it has another form, or no such format.
-    """
-    name, _, rest = text.partition("=")
-    kind, _, url = rest.partition("@")
-    parts = urlsplit(url)
-    if not name or kind not in FORMATS or parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InputError(
-            f"--targets {text!r}: expected NAME=FORMAT@URL with one of {', '.join(FORMATS)}, such as "
-            "mine=tei@http://127.0.0.1:8080"
-        )
-    wire = FORMATS[kind]
-    return Target(name, url if parts.path not in ("", "/") else url.rstrip("/") + wire.path, wire)

@@ -1,4 +1,4 @@
-"""The contender that trains by transformers' Trainer, as its users set it up."""
+"""The contender that trains with transformers' Trainer, as it is commonly set up."""
 
 import contextlib
 import tempfile
@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from bench.harness.session import Message, Session
+from bench.harness.worker import Message, Session
 from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.model.pretrained import load_tokenizer
@@ -33,11 +33,11 @@ class HuggingFaceTrainer(PacedTraining):
     """transformers' Trainer.
 
     Args:
-        config: fields of our `TrainConfig`, from which model, rows and hyperparameters are taken.
+        config: fields of our `TrainConfig`: model, rows and hyperparameters.
         loss_after: optimizer steps after which the loss on held-out rows is taken.
         padding: `max_length` pads every row to the longest allowed; `batch` to the longest of its batch.
         group_by_length: batches of rows of similar length.
-        bf16: bf16 autocast; else float32.
+        bf16: bf16 autocast instead of float32.
     """
 
     def __init__(self, config: Message, loss_after: int, padding: str, group_by_length: bool, bf16: bool) -> None:
@@ -94,12 +94,8 @@ class HuggingFaceTrainer(PacedTraining):
 
     def _encode(self, split: Split, tokenizer: Any, max_length: int, *, padded: bool) -> Dataset:
         columns = [split.rows[name] for name in (self._config.text_column, self._config.text_pair_column) if name]
-        encoded = tokenizer(
-            *(list(column) for column in columns),
-            truncation=True,
-            max_length=max_length,
-            padding="max_length" if padded else False,
-        )
+        padding = "max_length" if padded else False
+        encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length, padding=padding)
         return Dataset.from_dict({**encoded, "labels": split.labels.tolist()})
 
     def _arguments(self, folder: str) -> TrainingArguments:
@@ -125,7 +121,7 @@ class HuggingFaceTrainer(PacedTraining):
 
 
 class Pace(TrainerCallback):
-    """Where the Trainer tells of its progress, and is stopped."""
+    """Stops the Trainer where it reports its progress."""
 
     def __init__(self, worker: HuggingFaceTrainer, session: Session | None) -> None:
         self._worker = worker

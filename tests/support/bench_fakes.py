@@ -7,7 +7,7 @@ import numpy as np
 from bench.harness.hardware import Machine
 from bench.harness.results import Contender, Measurement, Results
 from bench.harness.samples import Sample
-from bench.harness.session import ContenderWorker, NotAvailable
+from bench.harness.worker import ContenderWorker, NotAvailable
 
 MACHINE = Machine(
     processor="a processor",

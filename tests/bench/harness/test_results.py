@@ -28,7 +28,7 @@ def test_a_damaged_file_is_refused_with_all_that_is_wrong(tmp_path: Path) -> Non
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(InputError) as caught:
         read_results(tmp_path)
-    assert "measurements[0].samples[3].seconds must be positive, found -1" in str(caught.value)
+    assert "measurements[0].samples[3].seconds must be positive, and finite, found -1" in str(caught.value)
     assert "benchmark must be one of training, inference, load, quantization, found 'racing'" in str(caught.value)
 
 
@@ -41,7 +41,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 def test_results_that_contradict_themselves_are_refused() -> None:
     stranger = Measurement(contender="who", case="batch 32", unit="rows", samples=tuple(samples_at(1.0)))
-    with pytest.raises(InputError, match="'who', who is no contender"):
+    with pytest.raises(InputError, match="'who', which is not a contender"):
         results_of({"ours": 300.0}, measurements=(stranger,))
     twice = tuple(dataclasses.replace(stranger, contender="ours") for _ in range(2))
     with pytest.raises(InputError, match="was measured twice"):
@@ -69,7 +69,7 @@ def test_compare_shows_changed_facts_and_lonely_contenders() -> None:
     )
     _, facts, lonely = compare(before, after)
     assert facts.rows == (("ours, accuracy", "0.73", "0.71"),)
-    assert set(lonely.rows) == {("old, batch 32", "before alone"), ("new, batch 32", "after alone")}
+    assert set(lonely.rows) == {("old, batch 32", "before only"), ("new, batch 32", "after only")}
 
 
 def test_compare_refuses_results_of_different_work() -> None:
@@ -104,7 +104,7 @@ def test_the_compare_command_prints_a_table(tmp_path: Path, capsys: pytest.Captu
 
 def test_the_speed_table_has_rates_percentiles_and_ratios() -> None:
     table = speed_table(results_of({"ours": 300.0, "theirs": 100.0}, noise=0.0), "batch 32", "Speed")
-    assert table.columns == ("contender", "rows/s", "p50 ms", "p90 ms", "p99 ms", "ours is ... times", "so it is")
+    assert table.columns == ("contender", "rows/s", "p50 ms", "p90 ms", "p99 ms", "ours is ... times", "verdict")
     assert table.rows == (
         ("ours", "300.0", "2.00", "4.00", "4.00", "1", ""),
         ("theirs", "100.0", "2.00", "4.00", "4.00", "3.00 (3.00 to 3.00)", "faster"),

@@ -10,8 +10,9 @@ from tiny_runs import LABELS, save_tiny_run
 from bench.harness.arena import Entrant
 from bench.harness.results import read_results
 from bench.harness.workload import Workload, rows_of_run
+from bench.inference.classifying import read_own_bundle
 from bench.inference.contenders import peers, with_export
-from bench.inference.run import InferenceOptions, quality, read_own_bundle, run
+from bench.inference.run import InferenceOptions, quality, run
 from bench.inference.workers import ClassifierWorker
 from bench.quantization.run import quality as graph_quality
 from export.__main__ import main as export
@@ -39,7 +40,7 @@ class CountingWorker(ClassifierWorker):
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingWorker:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps(ROWS.as_json()), encoding="utf-8")
+    path.write_text(json.dumps(ROWS.inputs), encoding="utf-8")
     made = CountingWorker(rows_file=str(path), max_length=8)
     made.start()
     made.batches.clear()
@@ -151,7 +152,7 @@ def test_rows_come_from_the_sample_that_training_left(tiny_run: Path) -> None:
 
 
 def test_too_few_rows_are_told_before_anything_is_measured(tiny_run: Path) -> None:
-    with pytest.raises(InputError, match="60 rows, and 128 are needed; give smaller --batch_sizes"):
+    with pytest.raises(InputError, match="60 rows, and 128 are needed; use smaller --batch_sizes"):
         run(InferenceOptions(run=tiny_run), "")
     ROWS.require(6, "")
 

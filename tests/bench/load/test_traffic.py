@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import itertools
 import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from bench.harness.samples import percentile
 from bench.load import traffic
-from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, endlessly, keeps_bound, open_loop
+from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, keeps_bound, open_loop
 from bench.load.traffic import steady_lengths as lengths
 
 
@@ -47,7 +48,7 @@ def in_fake_time(monkeypatch: pytest.MonkeyPatch, work: Any, server: Callable[[]
     loop = FakeClockLoop()
     monkeypatch.setattr(traffic, "time", types.SimpleNamespace(perf_counter=loop.time))
     try:
-        bodies = keywords.pop("bodies", endlessly([b"{}"]))
+        bodies = keywords.pop("bodies", itertools.cycle([b"{}"]))
         return loop.run_until_complete(work(FakeServer(server), "", bodies, **keywords))
     finally:
         loop.close()

@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.harness.results import Measurement, read_results
 from bench.harness.samples import Sample
-from bench.harness.session import Message, Session
+from bench.harness.worker import Message, Session
 from bench.training.contenders import main_entrants, scaling_entrants
 from bench.training.pace import Finished, PacedTraining, StepClock, WorkMeter
 from bench.training.run import TrainingOptions, measure_passes, run, with_flops
@@ -160,21 +160,21 @@ def test_flops_count_real_tokens_and_the_ceiling_of_the_same_precision() -> None
 
 
 def test_the_entrants_differ_only_in_what_they_say() -> None:
-    options = TrainingOptions(run=Path("run"), processes=[1, 2, 64], micro_batches=[1, 4])
-    config = {"model_name": "m", "mixed_precision": "auto"}
-    settings = {e.name: dict(e.spec.settings) for e in main_entrants(options, config)}
+    config = {"model_name": "m", "mixed_precision": "auto", "batch_size": 16}
+    settings = {e.name: dict(e.spec.settings) for e in main_entrants(config, 50)}
     assert {name: values["loss_after"] for name, values in settings.items()} == dict.fromkeys(settings, 50)
     for name in ("Trainer best", "Trainer grouped fp32", "Trainer dynamic fp32", "Trainer padded fp32"):
         assert settings[name]["config"] == config
-    assert [e.name for e in scaling_entrants(options, config) if "micro" in e.name] == ["4 micro-batches"]
-    assert all(e.spec.num_processes < 64 for e in scaling_entrants(options, config))
+    scaled = scaling_entrants(config, 50, processes=[1, 2, 64], micro_batches=[1, 4], num_cores=2)
+    assert [e.name for e in scaled] == ["1 process", "2 processes", "4 micro-batches"]
+    assert [e.spec.num_processes for e in scaled] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"rows": 100}, "--rows 100 must be at least 200 batches"),
-        ({"micro_batches": [0]}, "must be 1 or more"),
+        ({"micro_batches": [0]}, "--micro_batches must be 1 or more each, found"),
         ({"threads": 0}, "--threads must be at least 1"),
         ({"cores": [9999]}, "this process may use"),
     ],
