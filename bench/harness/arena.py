@@ -4,9 +4,9 @@ import dataclasses
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from bench.harness.processes import ContenderAbsent, NeighbourWatch
+from bench.harness.processes import ContenderAbsent, NeighbourWatch, Running
 from bench.harness.results import Contender, Measurement
 from bench.harness.rounds import ContenderFailed, Limits, take_turns
 from serve.contract.errors import InputError
@@ -19,19 +19,6 @@ TWIN = " (again)"
 """How the name of a contender's twin ends."""
 
 Answer = dict[str, Any]
-
-
-class Running(Protocol):
-    """A contender that has been launched; it raises `ContenderFailed` where it cannot continue."""
-
-    def start(self) -> Mapping[str, float]:
-        """Wait until it has done its first piece of work; return facts such as `cold_start_s`."""
-
-    def call(self, verb: str, **arguments: Any) -> Answer:
-        """Have it do something and return the answer."""
-
-    def close(self) -> None:
-        """End it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,13 +51,7 @@ class Entrant:
 
 
 class Arena:
-    """Runs contenders and keeps the record of each.
-
-    Args:
-        entrants: who takes part; those that cannot run are recorded with the reason.
-        launch: launches what an entrant's `spec` describes.
-        console: where progress is printed.
-    """
+    """Runs the entrants, by launching what their `spec` describes, and keeps the record of each."""
 
     def __init__(self, entrants: Sequence[Entrant], launch: Callable[[Any], Running], console: "Console") -> None:
         self.answers: dict[str, dict[str, list[Answer]]] = {}

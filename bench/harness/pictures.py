@@ -15,10 +15,10 @@ Points = Sequence[tuple[float, float]]
 
 def draw_lines(
     path: Path,
+    title: str,
     lines: Mapping[str, Points],
     *,
     ours: Sequence[str],
-    title: str,
     x_label: str,
     y_label: str,
     log_y: bool = False,
@@ -49,10 +49,10 @@ def draw_lines(
 
 def draw_trade_off(
     path: Path,
+    title: str,
     points: Mapping[str, tuple[float, float]],
     *,
     ours: Sequence[str],
-    title: str,
     x_label: str,
     y_label: str,
 ) -> None:
@@ -71,11 +71,11 @@ def draw_trade_off(
 
 def draw_bars(
     path: Path,
+    title: str,
     bars: Mapping[str, float],
     intervals: Mapping[str, tuple[float, float]],
     *,
     ours: Sequence[str],
-    title: str,
     x_label: str,
 ) -> None:
     """Draw one horizontal bar a contender, with its interval, largest first."""
@@ -94,7 +94,7 @@ def draw_bars(
     figure.savefig(path)
 
 
-def draw_shares(path: Path, parts: Mapping[str, Mapping[str, float]], *, title: str, x_label: str) -> None:
+def draw_shares(path: Path, title: str, parts: Mapping[str, Mapping[str, float]], *, x_label: str) -> None:
     """Draw one stacked horizontal bar a contender: part -> amount."""
     figure, axes = _figure(title, x_label, "")
     names = list(parts)[::-1]

@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 from bench.harness.results import Status
@@ -43,64 +43,76 @@ class WorkerSpec:
     """More than one are started by torchrun and share the threads."""
 
 
-class ContenderProcess:
-    """A running worker; commands are methods of its class.
+class Running:
+    """A contender that runs, in a process with a log and a folder of its own, or elsewhere.
 
-    Args:
-        spec: what runs in it.
-        cores: cores it may use.
-        num_threads: threads it may use, over all its processes.
+    Whatever it does raises `ContenderFailed` where it cannot continue.
     """
 
-    def __init__(self, spec: WorkerSpec, *, cores: Sequence[int], num_threads: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="rawloop-bench-")  # 0700: no one else reaches the socket
-        address, file, self._log = (Path(self._folder.name) / name for name in ("socket", "spec.json", "log.txt"))
-        content = {"address": str(address), "worker": spec.worker, "settings": spec.settings}
-        file.write_text(json.dumps(content), encoding="utf-8")
-        command = [sys.executable, "-m"]
-        if spec.num_processes > 1:
-            command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(spec.num_processes), "-m"]
-        command += ["bench.harness.worker", str(file)]
-        self._began = time.perf_counter()
-        with Listener(str(address), "AF_UNIX") as listener:
-            threads = num_threads // spec.num_processes or 1
-            self._process = launch(command, self._log, cores=cores, num_threads=threads)
-            self._connection = self._accept(listener)
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="rawloop-bench-")  # 0700: no one else reaches its socket
+        self.folder = Path(self._folder.name)
+        self.log = self.folder / "log.txt"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.began = time.perf_counter()
+
+    def launch(
+        self,
+        command: Sequence[str],
+        *,
+        cores: Sequence[int],
+        num_threads: int,
+        new_session: bool = False,
+        **environment: str,
+    ) -> None:
+        """Start the process on some cores, with its threads set by the environment; OSError without its program."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+        root = str(Path(__file__).resolve().parents[2])
+        environment |= dict.fromkeys(THREAD_VARIABLES, str(num_threads))
+        environment |= {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
+
+        def stay_on_cores() -> None:
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, cores)
+
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=inherited | environment,
+                preexec_fn=stay_on_cores,
+                start_new_session=new_session,
+            )
 
     def start(self) -> dict[str, float]:
-        """Have it do its first piece of work."""
-        return self.call("start") | {"cold_start_s": time.perf_counter() - self._began}
+        """Wait until it has done its first piece of work; return facts such as `cold_start_s`."""
+        raise NotImplementedError
 
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer.
-
-        Raises:
-            ContenderAbsent: the contender cannot run here, as it says.
-            ContenderFailed: it raised or died.
-        """
-        try:
-            self._connection.send_bytes(json.dumps({"verb": verb, **arguments}).encode())
-            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
-        except (EOFError, ConnectionError) as error:
-            status = self._process.wait(timeout=10)
-            raise ContenderFailed(f"died with exit status {status}: {last_words(self._log)}") from error
-        if "error" in answer:
-            if answer["status"] == "not available":
-                raise ContenderAbsent("not available", answer["error"])
-            raise ContenderFailed(answer["error"])
-        return answer
+        """Have it do something and return the answer."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        """End the process."""
-        with contextlib.suppress(OSError):
-            self._connection.send_bytes(json.dumps({"verb": "close"}).encode())
-        self._connection.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Wait for the end of the process, and force it if need be."""
+        if self.process is not None:
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.send_signal(signal.SIGKILL)
+                self.process.wait()
         self._folder.cleanup()
+
+    def send_signal(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def last_words(self) -> str:
+        """Return the last lines of its output."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
 
     def __enter__(self) -> Self:
         return self
@@ -108,61 +120,59 @@ class ContenderProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+
+class ContenderProcess(Running):
+    """A running worker; commands are methods of its class. Its processes share `num_threads`."""
+
+    def __init__(self, spec: WorkerSpec, *, cores: Sequence[int], num_threads: int) -> None:
+        super().__init__()
+        address, file = str(self.folder / "socket"), self.folder / "spec.json"
+        content = {"address": address, "worker": spec.worker, "settings": spec.settings}
+        file.write_text(json.dumps(content), encoding="utf-8")
+        command = [sys.executable, "-m"]
+        if spec.num_processes > 1:
+            command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(spec.num_processes), "-m"]
+        command += ["bench.harness.worker", str(file)]
+        with Listener(address, "AF_UNIX") as listener:
+            self.launch(command, cores=cores, num_threads=num_threads // spec.num_processes or 1)
+            self._connection = self._accept(listener)
+
+    def start(self) -> dict[str, float]:
+        return self.call("start") | {"cold_start_s": time.perf_counter() - self.began}
+
+    def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        assert self.process is not None
+        try:
+            self._connection.send_bytes(json.dumps({"verb": verb, **arguments}).encode())
+            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionError) as error:
+            status = self.process.wait(timeout=10)
+            raise ContenderFailed(f"died with exit status {status}: {self.last_words()}") from error
+        if "error" in answer:
+            if answer["status"] == "not available":
+                raise ContenderAbsent("not available", answer["error"])
+            raise ContenderFailed(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(json.dumps({"verb": "close"}).encode())
+        self._connection.close()
+        super().close()
+
     def _accept(self, listener: Listener, timeout_s: float = 120.0) -> "Connection[Any, Any]":
+        assert self.process is not None
         # Listener.accept() has no timeout, and a worker that dies at import would never connect.
         socket = listener._listener._socket  # type: ignore[attr-defined]
         socket.settimeout(0.1)
         ends = time.monotonic() + timeout_s
-        while time.monotonic() < ends and self._process.poll() is None:
+        while time.monotonic() < ends and self.process.poll() is None:
             with contextlib.suppress(TimeoutError):
                 return listener.accept()
-        self._process.kill()
-        self._process.wait()
-        log = last_words(self._log)
-        self._folder.cleanup()
-        raise ContenderAbsent("failed", f"did not start: {log}")
-
-
-def launch(
-    command: Sequence[str],
-    log: Path,
-    *,
-    cores: Sequence[int],
-    num_threads: int,
-    more_environment: Mapping[str, str] = MappingProxyType({}),
-    new_session: bool = False,
-) -> "subprocess.Popen[bytes]":
-    """Start a process on some cores, with its threads set by the environment and its output in `log`.
-
-    Raises:
-        OSError: there is no such program.
-    """
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    root = str(Path(__file__).resolve().parents[2])
-    environment = inherited | dict.fromkeys(THREAD_VARIABLES, str(num_threads))
-    environment |= {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1", **more_environment}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
-
-    def stay_on_cores() -> None:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)
-
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            preexec_fn=stay_on_cores,
-            start_new_session=new_session,
-        )
-
-
-def last_words(log: Path) -> str:
-    """Return the last lines of a process's output."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
+        self.process.kill()
+        words = self.last_words()
+        super().close()
+        raise ContenderAbsent("failed", f"did not start: {words}")
 
 
 class NeighbourWatch:

@@ -60,12 +60,11 @@ def table_of(title: str, rows: Sequence[Mapping[str, str]], *, note: str = "") -
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture of the results."""
+    """A picture of the results; `draw` takes the path of its file and its title."""
 
     file: str
-    caption: str
-    draw: Callable[[Path], None]
-    """Draws it into the file of the given path."""
+    title: str
+    draw: Callable[[Path, str], None]
 
 
 def build_console() -> "Console":
@@ -107,7 +106,7 @@ def markdown(results: Results, tables: Sequence[Table], pictures: Sequence[Pictu
         "Work: " + "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in results.work.items()) + ".",
         *(f"**Warning:** {warning}" for warning in results.warnings),
         *(table.markdown() for table in tables),
-        *(f"![{picture.caption}]({picture.file})\n\n{picture.caption}" for picture in pictures),
+        *(f"![{picture.title}]({picture.file})\n\n{picture.title}" for picture in pictures),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -180,7 +179,7 @@ def cell(value: float | None, form: str = ",.1f") -> str:
 
 def _draw(picture: Picture, output: Path, console: "Console") -> bool:
     try:
-        picture.draw(output / picture.file)
+        picture.draw(output / picture.file, picture.title)
     except Exception as error:  # matplotlib raises many types; the figures are safe already
         console.print(f"warning: {picture.file} could not be drawn ({type(error).__name__}: {error})", markup=False)
         return False

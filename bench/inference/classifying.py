@@ -70,13 +70,9 @@ def measure_model(
 
 
 def judge(found: Labels, other: Labels | None, expected: Labels | None, true: Sequence[int] | None) -> dict[str, float]:
-    """Return accuracy, agreement with the reference, and flips, over the rows that both sides classified.
+    """Return accuracy, agreement with the reference's labels, and flips, over the rows that both sides classified.
 
-    Args:
-        found: a contender's labels.
-        other: its labels in batches of another size; a row with another label is a flip.
-        expected: the reference's labels.
-        true: the true labels.
+    Flips are rows with another label in `other`, the contender's labels in batches of another size.
     """
     seen = found >= 0
     facts = {}

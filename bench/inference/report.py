@@ -1,5 +1,7 @@
 """The tables and pictures of the inference benchmark."""
 
+from functools import partial
+
 from bench.harness.pictures import draw_lines, draw_trade_off
 from bench.harness.report import Picture, Table, cell, speed_table, table_of
 from bench.harness.results import Results
@@ -91,37 +93,30 @@ def inference_pictures(results: Results) -> list[Picture]:
         if "agreement" in results.contender(name).facts
     }
     by_length = {name: list(speeds.items()) for name, speeds in _speeds_by_length(results).items()}
+    latency, rate = "latency of a call, p50 [ms]", "rows/s"
     pictures = [
         Picture(
-            "latency_batch.png",
-            "Latency of a call against its rows, end to end",
-            lambda path: draw_lines(
-                path, latencies, ours=ours, title="Latency against batch size, end to end", x_label="rows of a call",
-                y_label="latency of a call, p50 [ms]", log_y=True, x_ticks=sizes,
+            "latency_batch.png", "Latency against batch size, end to end",
+            partial(
+                draw_lines, lines=latencies, ours=ours, x_label="rows of a call", y_label=latency, log_y=True,
+                x_ticks=sizes,
             ),
         ),
         Picture(
-            "throughput_latency.png",
-            "Throughput against latency; one point a batch size",
-            lambda path: draw_lines(
-                path, throughputs, ours=ours, title="Throughput against latency, one point a batch size",
-                x_label="latency of a call, p50 [ms]", y_label="rows/s",
+            "throughput_latency.png", "Throughput against latency, one point a batch size",
+            partial(draw_lines, lines=throughputs, ours=ours, x_label=latency, y_label=rate),
+        ),
+        Picture(
+            "trade_off.png", "Speed against agreement, batches of 32",
+            partial(
+                draw_trade_off, points=trade_off, ours=ours, x_label=rate, y_label="labels as PyTorch fp32 [%]"
             ),
         ),
         Picture(
-            "trade_off.png",
-            "Speed against agreement with PyTorch in float32",
-            lambda path: draw_trade_off(
-                path, trade_off, ours=ours, title="Speed against agreement, batches of 32", x_label="rows/s",
-                y_label="labels as PyTorch fp32 [%]",
-            ),
-        ),
-        Picture(
-            "lengths.png",
-            "Model alone at fixed lengths",
-            lambda path: draw_lines(
-                path, by_length, ours=ours, title="Model alone at fixed lengths, batches of 8",
-                x_label="tokens of a row", y_label="rows/s", log_y=True, x_ticks=lengths,
+            "lengths.png", "Model alone at fixed lengths, batches of 8",
+            partial(
+                draw_lines, lines=by_length, ours=ours, x_label="tokens of a row", y_label=rate, log_y=True,
+                x_ticks=lengths,
             ),
         ),
     ]  # fmt: skip

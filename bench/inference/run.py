@@ -25,14 +25,12 @@ from bench.harness.workload import Workload, rows_of_run
 from bench.inference.classifying import Labels, judge, measure_model, read_own_bundle, worker_settings
 from bench.inference.contenders import REFERENCE, ours, peers, with_export
 from bench.inference.report import inference_pictures, inference_tables
-from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.limits import POSITIVE
+from serve.encoder import Encoder
 from serve.session import resolve_device
 
 ALONE, BATCHED = "batch 1", "batch 32"
-LENGTH_BATCH = 8
-"""Rows of a batch of fixed length."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,43 +99,56 @@ def run(options: InferenceOptions, command: str) -> None:
         chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, dynamic, settings)], headline)
         with Arena(with_export(chosen, model, optimum), options.launch, console) as arena:
             arena.start()
-            measurements = [m for size in options.used_batch_sizes for m in measure_texts(arena, options, rows, size)]
-            only_model = [name for name in arena.alive if name != "pipeline"]  # PyTorch fp32 is its model alone
-            measurements += measure_model(
-                arena, options, "model alone, batch 32", batch_size=32, num_rows=len(rows),
-                num_parts=options.num_parts, min_seconds=0.0 if options.quick else 0.3, only=only_model,
-            )  # fmt: skip
-            measurements += [m for length in lengths for m in measure_length(arena, options, length, only_model)]
-            for name in arena.alive:
-                if (memory := arena.call(name, "memory")) is not None:
-                    arena.add_facts(name, {"peak_memory_mib": memory["peak_memory_mib"]})
-            for name, facts in quality(rows, labels_of(arena, options, len(rows))).items():
-                arena.add_facts(name, facts)
-            add_costs(arena, measurements, options.hourly_price)
+            measurements = measure(arena, options, rows, lengths)
+            add_facts(arena, options, rows, measurements)
             contenders, warnings = arena.records, arena.warnings()
+    encodings = Encoder.from_bundle(bundle).encode(rows.inputs)
     work: dict[str, Fact] = {
         "model": classifier.name,
         "rows": len(rows),
         "rows_digest": rows.digest,
         "split": options.split,
-        "mean_tokens_of_a_row": round(mean_tokens(bundle, rows), 2),
+        "mean_tokens_of_a_row": round(float(np.mean([encoding.num_tokens for encoding in encodings])), 2),
         "max_length": classifier.max_length,
     }
     results = results_of(options, command, work, headline, contenders, measurements, warnings)
     publish(results, inference_tables(results), inference_pictures(results), options.output, console)
 
 
+def measure(arena: Arena, options: InferenceOptions, rows: Workload, lengths: Sequence[int]) -> list[Measurement]:
+    """Measure texts end to end, then only the model: on the same rows, and at fixed lengths."""
+    measurements = [m for size in options.used_batch_sizes for m in measure_texts(arena, options, rows, size)]
+    only_model = [name for name in arena.alive if name != "pipeline"]  # PyTorch fp32 is its model alone
+    measurements += measure_model(
+        arena, options, "model alone, batch 32", batch_size=32, num_rows=len(rows),
+        num_parts=options.num_parts, min_seconds=0.0 if options.quick else 0.3, only=only_model,
+    )  # fmt: skip
+    for length in lengths:
+        arguments = {"batch_size": 8, "length": length, "min_seconds": 0.1}
+        measurements += arena.measure(
+            f"model alone, {length} tokens", "rows", options.limits(seconds=0.0), lambda *_, a=arguments: a,
+            verb="repeat_length", only=only_model,
+        )  # fmt: skip
+    return measurements
+
+
+def add_facts(arena: Arena, options: InferenceOptions, rows: Workload, measurements: Sequence[Measurement]) -> None:
+    """Add memory, quality and cost to the records of the contenders."""
+    for name in arena.alive:
+        if (memory := arena.call(name, "memory")) is not None:
+            arena.add_facts(name, {"peak_memory_mib": memory["peak_memory_mib"]})
+    for name, facts in quality(rows, labels_of(arena, options, len(rows))).items():
+        arena.add_facts(name, facts)
+    for m in measurements:
+        if m.case == BATCHED and options.hourly_price is not None:
+            cost = options.hourly_price / 3600 / median_rate(m.samples) * 1e6
+            arena.add_facts(m.contender, {"cost_of_a_million": cost})
+
+
 def max_positions(model: Path) -> int:
     """Return the most tokens that a model takes, by its config.json; one that states none takes any length."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     return int(config.get("max_position_embeddings", 10**9))
-
-
-def mean_tokens(bundle: Bundle, rows: Workload) -> float:
-    """Return the mean length of the rows [tokens], special tokens included."""
-    from serve.encoder import Encoder
-
-    return float(np.mean([encoding.num_tokens for encoding in Encoder.from_bundle(bundle).encode(rows.inputs)]))
 
 
 def measure_texts(arena: Arena, options: InferenceOptions, rows: Workload, size: int) -> list[Measurement]:
@@ -157,18 +168,6 @@ def measure_texts(arena: Arena, options: InferenceOptions, rows: Workload, size:
         }
 
     return arena.measure(f"batch {size}", "rows", Limits(min_repeats=options.num_parts, min_seconds=0.0), arguments)
-
-
-def measure_length(arena: Arena, options: InferenceOptions, length: int, names: Sequence[str]) -> list[Measurement]:
-    """Measure only the model at one fixed length."""
-    return arena.measure(
-        f"model alone, {length} tokens",
-        "rows",
-        options.limits(seconds=0.0),
-        lambda *_: {"batch_size": LENGTH_BATCH, "length": length, "min_seconds": 0.1},
-        verb="repeat_length",
-        only=names,
-    )
 
 
 def labels_of(arena: Arena, options: InferenceOptions, num_rows: int) -> dict[str, dict[str, Labels]]:
@@ -191,11 +190,3 @@ def quality(rows: Workload, labels: dict[str, dict[str, Labels]]) -> dict[str, d
         | judge(found, alone.get(name), batched.get(REFERENCE), rows.labels)
         for name, found in batched.items()
     }
-
-
-def add_costs(arena: Arena, measurements: Sequence[Measurement], hourly_price: float | None) -> None:
-    """Add the cost of a million texts at the speed of batches of 32, where a price was set."""
-    for measurement in measurements:
-        if hourly_price is not None and measurement.case == BATCHED:
-            cost = hourly_price / 3600 / median_rate(measurement.samples) * 1e6
-            arena.add_facts(measurement.contender, {"cost_of_a_million": cost})

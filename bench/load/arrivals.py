@@ -60,10 +60,6 @@ def highest_rate(holds: Callable[[float], bool], *, num_steps: int) -> tuple[flo
 
     Rates are in shares of a capacity. The first is 1; the next is halfway between the two bounds, or a quarter more
     where all held.
-
-    Args:
-        holds: whether a rate holds.
-        num_steps: rates to try; each halves the distance between the bounds.
     """
     low, high = 0.0, None
     rate = 1.0

@@ -1,5 +1,7 @@
 """The tables and pictures of the load benchmark."""
 
+from functools import partial
+
 from bench.harness.pictures import draw_lines
 from bench.harness.report import Picture, Table, cell, headline_cells, table_of
 from bench.harness.results import Measurement, Results
@@ -86,22 +88,17 @@ def load_pictures(results: Results) -> list[Picture]:
     for m in _open_measurements(results):
         curve.setdefault(m.contender, []).append((m.facts["offered_per_s"], percentile(m.latencies_ms, 99)))
     bound = float(results.work["p99_bound_ms"])
+    ticks = sorted({m.facts["clients"] for m in _closed_measurements(results)})
     pictures = [
         Picture(
-            "load_clients.png",
-            "Throughput against clients that wait for their answers",
-            lambda path: draw_lines(
-                path, throughput, ours=ours, title="Closed loop: throughput against clients", x_label="clients",
-                y_label="requests/s", x_ticks=sorted({m.facts["clients"] for m in _closed_measurements(results)}),
-            ),
+            "load_clients.png", "Closed loop: throughput against clients",
+            partial(draw_lines, lines=throughput, ours=ours, x_label="clients", y_label="requests/s", x_ticks=ticks),
         ),
         Picture(
-            "load_curve.png",
-            "p99 of latency against random arrivals",
-            lambda path: draw_lines(
-                path, curve, ours=ours, title="Load curve: latency against random arrivals",
-                x_label="requests offered a second", y_label="p99 of latency [ms]", log_y=True,
-                limit=(bound, f"bound: {bound:g} ms"),
+            "load_curve.png", "Load curve: latency against random arrivals",
+            partial(
+                draw_lines, lines=curve, ours=ours, x_label="requests offered a second",
+                y_label="p99 of latency [ms]", log_y=True, limit=(bound, f"bound: {bound:g} ms"),
             ),
         ),
     ]  # fmt: skip

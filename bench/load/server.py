@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.arena import Answer
-from bench.harness.processes import ContenderAbsent, last_words, launch
+from bench.harness.processes import ContenderAbsent, Running
 from bench.harness.rounds import ContenderFailed
-from bench.load.contenders import ServerSpec
+from bench.load.contenders import FORMATS, ServerSpec
 from bench.load.traffic import LoadGenerator, Traffic, ask, closed_loop, open_loop, steady_lengths
-from bench.load.wire import FORMATS
 from serve.contract.errors import first_line
 from serve.encoder import TextInput
 
@@ -31,7 +29,7 @@ NUM_CLOSED_TRIES = 3
 """Turns without any answer after which a server is dropped."""
 
 
-class Server:
+class Server(Running):
     """A server, the texts that are sent to it again and again, and the generator that sends them.
 
     Raises:
@@ -52,53 +50,44 @@ class Server:
         if not self.wire.takes_pairs and not isinstance(texts[0], str):
             raise ContenderAbsent("not available", f"the {spec.format} format has no pairs of texts")
         _require_installed(spec)
+        super().__init__()
         self.url = spec.url
         self._bodies = [self.wire.request_of(text) for text in texts]
         self._endless = itertools.cycle(self._bodies)
         self._generator = generator
         self._seen_ms: dict[int, list[float]] = {}  # number of clients -> latencies of the last turn
         self._timeout_s = timeout_s
-        self._folder = tempfile.TemporaryDirectory(prefix="rawloop-bench-")
-        self._log = Path(self._folder.name) / "log.txt"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._began = time.perf_counter()
         if spec.command:
-            port = _free_port()
+            port = str(_free_port())
             self.url = f"http://127.0.0.1:{port}{self.wire.path}"
-            try:
-                self._process = launch(
-                    [str(port) if word == "PORT" else word for word in spec.command],
-                    self._log,
-                    cores=cores,
-                    num_threads=num_threads,
-                    more_environment={"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
-                    new_session=True,  # peers start children of their own; all of them end together
-                )
+            command = [port if word == "PORT" else word for word in spec.command]
+            offline = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+            try:  # peers start children of their own; in a session, all of them end together
+                self.launch(command, cores=cores, num_threads=num_threads, new_session=True, **offline)
             except OSError as error:  # its module is installed, and its script is not
-                self._folder.cleanup()
+                self.close()
                 raise ContenderAbsent("not installed", str(error)) from error
 
     def start(self) -> dict[str, float]:
         """Wait until it answers a first request."""
         problem = "it never listened"
-        while time.perf_counter() < self._began + self._timeout_s:
-            if self._process is not None and self._process.poll() is not None:
-                raise ContenderAbsent("failed", f"did not start: {last_words(self._log)}")
+        while time.perf_counter() < self.began + self._timeout_s:
+            if self.process is not None and self.process.poll() is not None:
+                raise ContenderAbsent("failed", f"did not start: {self.last_words()}")
             request = urllib.request.Request(self.url, self._bodies[0], {"content-type": "application/json"})
             try:
                 with urllib.request.urlopen(request, timeout=20):
-                    return {} if self._process is None else {"cold_start_s": time.perf_counter() - self._began}
+                    return {} if self.process is None else {"cold_start_s": time.perf_counter() - self.began}
             except urllib.error.HTTPError as error:
                 problem = f"status {error.code}: {error.read()[:200].decode(errors='replace')}"
             except (OSError, http.client.HTTPException) as error:
                 problem = first_line(error)
-            if self._process is None:
+            if self.process is None:
                 break  # it should be running already
             time.sleep(0.1)
         raise ContenderAbsent("failed", f"{self.url} does not answer: {problem}")
 
     def call(self, verb: str, **arguments: Any) -> Answer:
-        """Do what one of the methods below does."""
         answer: Answer = getattr(self, verb)(**arguments)
         return answer
 
@@ -136,30 +125,29 @@ class Server:
 
     def memory(self) -> dict[str, float]:
         """Return the resident memory of the server and its children [MiB]; nothing where it runs elsewhere, or died."""
-        if self._process is None:
+        if self.process is None:
             return {}
         import psutil
 
         with contextlib.suppress(psutil.Error):  # it died
-            process = psutil.Process(self._process.pid)
+            process = psutil.Process(self.process.pid)
             family = (process, *process.children(recursive=True))
             return {"memory_mib": sum(each.memory_info().rss for each in family) / 2**20}
         return {}
 
     def close(self) -> None:
-        """Stop the server, with its children."""
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-        self._folder.cleanup()
+        if self.process is not None and self.process.poll() is None:
+            self.send_signal(signal.SIGTERM)
+        super().close()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the server and its children."""
+        if self.process is not None:
+            os.killpg(self.process.pid, number)
 
     def _queue_seconds(self) -> tuple[float, ...]:
         """Return the sums of `QUEUE_METRICS`; nothing of a server that is not ours."""
-        if self._process is None or self.wire is not FORMATS["native"]:
+        if self.process is None or self.wire is not FORMATS["native"]:
             return ()
         url = re.sub(r"(https?://[^/]+)/.*", r"\1/metrics", self.url)
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:

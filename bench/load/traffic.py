@@ -83,10 +83,7 @@ def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
     """Return how long [s] a closed loop warms up, and for how long its answers are then counted.
 
     The server is in its steady state once the slow ones of the first answers have come too; a stretch shorter than
-    they take would hold all of them, or none.
-
-    Args:
-        seen_ms: latencies of an earlier turn; without any, the turn is the shortest.
+    they take would hold all of them, or none. Without latencies of an earlier turn, the turn is the shortest.
     """
     if not seen_ms:
         return WARM_S, COUNTED_S

@@ -1,5 +1,7 @@
 """The table and the picture of the quantization benchmark."""
 
+from functools import partial
+
 from bench.harness.pictures import draw_trade_off
 from bench.harness.report import Picture, Table, cell, headline_cells, table_of
 from bench.harness.results import Results
@@ -43,11 +45,6 @@ def quantization_picture(results: Results) -> Picture:
         if "agreement" in results.contender(name).facts
     }
     ours = [contender.name for contender in results.contenders if contender.is_ours]
-    return Picture(
-        "quantization.png",
-        "Speed against agreement of the ways to 8 bits",
-        lambda path: draw_trade_off(
-            path, points, ours=ours, title="Ways to 8 bits, batches of 32", x_label="rows/s, model alone",
-            y_label="labels as PyTorch fp32 [%]",
-        ),
-    )  # fmt: skip
+    x_label, y_label = "rows/s, model alone", "labels as PyTorch fp32 [%]"
+    draw = partial(draw_trade_off, points=points, ours=ours, x_label=x_label, y_label=y_label)
+    return Picture("quantization.png", "Ways to 8 bits, batches of 32", draw)

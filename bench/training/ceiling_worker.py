@@ -13,12 +13,7 @@ LENGTHS = (16, 32, 64)
 
 
 class Ceiling(ContenderWorker):
-    """Measures the matrix product, and counts a model's operations.
-
-    Args:
-        model: folder of the model, or its Hub id.
-        num_labels: classes of its head.
-    """
+    """Measures the matrix product, and counts the operations of a model (a folder, or a Hub id)."""
 
     def __init__(self, model: str, num_labels: int) -> None:
         self._model = model

@@ -27,12 +27,7 @@ NEVER = 10**9
 
 
 class OurLoop(PacedTraining):
-    """Our training loop, as `train_loop/main.py` puts it together.
-
-    Args:
-        config: fields of `TrainConfig`.
-        loss_after: optimizer steps after which the loss on held-out rows is taken.
-    """
+    """Our training loop, as `train_loop/main.py` puts it together; `config` holds fields of `TrainConfig`."""
 
     def __init__(self, config: Message, loss_after: int) -> None:
         super().__init__(loss_after)

@@ -1,5 +1,7 @@
 """The tables and pictures of the training benchmark."""
 
+from functools import partial
+
 from bench.harness.pictures import draw_bars, draw_shares
 from bench.harness.report import Picture, Table, cell, headline_cells, table_of
 from bench.harness.results import Results
@@ -96,18 +98,10 @@ def training_pictures(results: Results) -> list[Picture]:
         for name, shares in _split_steps(results).items()
         if name in rates
     }
+    speed = partial(draw_bars, bars=rates, intervals=intervals, ours=ours, x_label="rows/s (median, 95 % interval)")
+    steps = partial(draw_shares, parts=parts, x_label="ms a row")
     pictures = [
-        Picture(
-            "training_speed.png",
-            "Training speed: rows/s, median with 95 % interval",
-            lambda path: draw_bars(
-                path, rates, intervals, ours=ours, title="Training speed", x_label="rows/s (median, 95 % interval)"
-            ),
-        ),
-        Picture(
-            "training_step.png",
-            "Time of one row, by the part of the step it is spent in",
-            lambda path: draw_shares(path, parts, title="Where the time of a row goes", x_label="ms a row"),
-        ),
+        Picture("training_speed.png", "Training speed", speed),
+        Picture("training_step.png", "Where the time of a row goes", steps),
     ]
     return pictures if parts else pictures[:1]

@@ -149,11 +149,8 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
         "model": source.model_name,
         "rows": options.rows,
         "rows_digest": data.fingerprint[:16],
-        "seed": options.seed,
-        "batch_size": options.batch_size,
-        "max_length": max_length,
+        **{name: config[name] for name in ("seed", "batch_size", "max_length", "learning_rate")},
         "mean_tokens_of_a_row": round(float(lengths["train"].mean()), 2),
-        "learning_rate": source.learning_rate,
         "optimizer": "AdamW",
         "loss_after_steps": options.loss_after,
     }

@@ -34,7 +34,6 @@ class HuggingFaceTrainer(PacedTraining):
 
     Args:
         config: fields of our `TrainConfig`: model, rows and hyperparameters.
-        loss_after: optimizer steps after which the loss on held-out rows is taken.
         padding: `max_length` pads every row to the longest allowed; `batch` to the longest of its batch.
         group_by_length: batches of rows of similar length.
         bf16: bf16 autocast instead of float32.

@@ -37,7 +37,7 @@ class FakeWorker(ContenderWorker):
 
     def repeat(self, round_number: int, rows: int) -> dict[str, Any]:
         if round_number == self.fails_in_round:
-            raise RuntimeError("the fake broke, as it was told to")
+            raise RuntimeError("the fake broke, as configured")
         seconds = rows / self.speed * float(np.exp(self.noise * self.random.standard_normal()))
         return {"amount": rows, "seconds": seconds, "latencies_ms": [1e3 * seconds]}
 

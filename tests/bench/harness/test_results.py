@@ -48,7 +48,7 @@ def test_results_that_contradict_themselves_are_refused() -> None:
         results_of({"ours": 300.0}, measurements=twice)
 
 
-def test_compare_finds_what_moved_and_what_did_not() -> None:
+def test_compare_finds_what_changed_and_what_did_not() -> None:
     before = results_of({"ours": 300.0, "theirs": 100.0}, seed=1)
     after = results_of({"ours": 450.0, "theirs": 101.0}, seed=11)
     (speeds,) = compare(before, after)
@@ -58,7 +58,7 @@ def test_compare_finds_what_moved_and_what_did_not() -> None:
     assert {row[0]: row[-1] for row in back.rows}["ours, batch 32"] == "slower"
 
 
-def test_compare_shows_changed_facts_and_lonely_contenders() -> None:
+def test_compare_shows_changed_facts_and_unmatched_contenders() -> None:
     before = results_of({"ours": 300.0, "old": 100.0})
     before = dataclasses.replace(
         before, contenders=tuple(dataclasses.replace(c, facts={"accuracy": 0.73}) for c in before.contenders)
@@ -111,7 +111,7 @@ def test_the_speed_table_has_rates_percentiles_and_ratios() -> None:
     )
 
 
-def test_the_json_line_holds_medians_intervals_and_who_is_missing() -> None:
+def test_the_json_line_holds_medians_intervals_and_what_is_missing() -> None:
     results = results_of({"ours": 300.0, "theirs": 100.0}, noise=0.0)
     absent = Contender(name="peer", description="", status="not installed", reason="needs peer")
     found = summary(dataclasses.replace(results, contenders=(*results.contenders, absent)))
@@ -138,8 +138,8 @@ def test_publishing_ends_with_one_json_line_and_writes_everything(
 ) -> None:
     results = results_of({"ours": 300.0, "theirs": 100.0}, warnings=("other processes kept 2.0 cores busy",))
     pictures = [
-        Picture("good.png", "a good one", lambda path: path.write_bytes(b"png") and None),
-        Picture("bad.png", "a bad one", lambda path: 1 / 0),  # type: ignore[arg-type, return-value]
+        Picture("good.png", "a good one", lambda path, _: path.write_bytes(b"png") and None),
+        Picture("bad.png", "a bad one", lambda *_: 1 / 0),  # type: ignore[arg-type, return-value]
     ]
     out = io.StringIO()
     publish(results, [speed_table(results, "batch 32", "Speed")], pictures, tmp_path, Console(file=out, width=200))

@@ -32,18 +32,18 @@ def test_a_measurement_without_end_ends() -> None:
     assert len(samples["A"]) == 7
 
 
-def test_a_contender_that_fails_is_told_and_the_others_go_on() -> None:
+def test_a_contender_that_fails_is_reported_and_the_others_continue() -> None:
     def repeat(name: str, number: int) -> tuple[float, float]:
         if name == "broken" and number == 2:
             raise ContenderFailed("out of memory")
         return 1.0, 1.0
 
-    told: list[tuple[str, str]] = []
+    failures: list[tuple[str, str]] = []
     samples = take_turns(
         ["broken", "good"],
         repeat,
         Limits(min_repeats=5, min_seconds=0.0),
-        lambda name, failure: told.append((name, str(failure))),
+        lambda name, failure: failures.append((name, str(failure))),
     )
-    assert told == [("broken", "out of memory")]
+    assert failures == [("broken", "out of memory")]
     assert {name: len(taken) for name, taken in samples.items()} == {"broken": 2, "good": 5}

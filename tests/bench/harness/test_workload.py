@@ -40,7 +40,7 @@ def test_rows_of_files(write_rows: Callable[..., Path], tmp_path: Path) -> None:
     assert rows_of_file(lines, text_column="text").texts == ("one", "two words")
 
 
-def test_a_file_that_cannot_be_used_is_named_with_the_way_out(write_rows: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_named_with_the_fix(write_rows: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no column 'message'; it has text, label"):
         rows_of_file(write_rows([("x", "y")]), text_column="message")
     with pytest.raises(InputError, match=r"no rows"):

@@ -121,7 +121,7 @@ def test_a_closed_loop_counts_only_the_stretch_and_leaves_nothing_unanswered(liv
     assert len(found.seen_ms) == len(seen)
 
 
-def test_a_server_that_is_not_there_fails_every_request() -> None:
+def test_an_absent_server_fails_every_request() -> None:
     found = with_session(open_loop, "http://127.0.0.1:9/", itertools.cycle([b"{}"]), rate=50.0, seconds=0.2, seed=0)
     assert set(found.statuses) == {FAILED}
     assert found.failed_share == 1.0
@@ -252,7 +252,7 @@ def test_a_server_is_started_on_a_free_port_and_stopped(tmp_path: Path) -> None:
     assert 200 not in found.statuses
 
 
-def test_a_server_that_dies_is_told_with_its_last_words() -> None:
+def test_a_server_that_dies_is_reported_with_its_last_words() -> None:
     dying = spec(sys.executable, "-c", "import sys; print('the model is nowhere'); sys.exit(1)", "PORT")
     with (
         launched(dying) as server,
@@ -287,17 +287,17 @@ def test_options_that_contradict_each_other_name_the_way_out(fields: dict[str, A
         LoadOptions(**fields)
 
 
-def test_a_bundle_that_is_not_there_is_told_before_texts_are_made(tmp_path: Path) -> None:
+def test_a_missing_bundle_is_reported_before_texts_are_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bundle.json: no such file"):
         read_texts(LoadOptions(bundle=tmp_path, lengths="64"))
 
 
-def test_a_run_may_be_there_for_its_rows_alone(tmp_path: Path) -> None:
+def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
     target = "x=tei@http://127.0.0.1:9"
     options = LoadOptions(run=tmp_path, targets=[target])
     assert options.served is None
     assert [entrant.name for entrant in server_entrants(options)] == ["LitServe", "infinity", "x"]
-    assert LoadOptions(run=tmp_path).served == tmp_path / "onnx"  # and its absence is told
+    assert LoadOptions(run=tmp_path).served == tmp_path / "onnx"  # and its absence is reported
     with pytest.raises(InputError, match="--lengths makes texts with a bundle's tokenizer"):
         LoadOptions(run=tmp_path, targets=[target], lengths="64")
     (tmp_path / "onnx").mkdir()
@@ -310,7 +310,7 @@ def test_a_server_without_its_script_is_not_installed() -> None:
     assert caught.value.status == "not installed"
 
 
-def test_two_servers_of_one_name_are_refused() -> None:
+def test_two_servers_with_the_same_name_are_refused() -> None:
     options = LoadOptions(file=Path("x.txt"), targets=["x=tei@http://a", "x=tei@http://b"])
     with pytest.raises(InputError, match="two servers have the same name"):
         server_entrants(options)

@@ -128,7 +128,7 @@ def test_a_request_that_is_never_answered_is_counted_as_failed(monkeypatch: pyte
     assert found.seconds == 1.0
 
 
-def test_turns_are_as_long_as_the_latencies_of_the_last_ask_for() -> None:
+def test_turns_are_as_long_as_the_last_latencies_require() -> None:
     assert lengths([]) == (0.3, 1.0)
     assert lengths([10.0] * 100) == (0.3, 1.0)
     assert lengths([700.0] * 100) == (1.4, 2.8)
@@ -145,7 +145,7 @@ def test_what_is_answered_after_the_last_arrival_takes_its_time(monkeypatch: pyt
     assert keeps_bound(slower, 100.0)
 
 
-def test_a_server_that_stops_answering_is_not_asked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stops_answering_gets_no_more_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
 
     async def answer() -> int:

@@ -57,12 +57,12 @@ def test_the_graphs_that_were_chosen_are_made_and_measured_and_no_others(
     assert json.loads(out.splitlines()[-1])["not_measured"].keys() == {unfused}
 
 
-def test_one_contender_can_be_measured_alone(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_single_contender_can_be_measured(tiny_run: Path, tmp_path: Path) -> None:
     run(QuantizationOptions(run=tiny_run, quick=True, contenders=[FP32], threads=1, output=tmp_path), "")
     assert read_results(tmp_path).headline == FP32
 
 
-def test_too_few_rows_are_told(tmp_path: Path) -> None:
+def test_too_few_rows_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--rows must be at least 32, found 20"):
         QuantizationOptions(run=tmp_path, rows=20)
     folder = save_tiny_run(tmp_path / "tiny", num_rows=20)

@@ -83,7 +83,7 @@ def test_losses_are_taken_after_the_same_number_of_steps_whatever_was_timed() ->
         assert answers[-1]["loss"] == 4.0
 
 
-def test_a_split_times_its_parts_alone() -> None:
+def test_a_split_times_only_its_parts() -> None:
     answers, _ = paced({"verb": "split", "steps": 2}, {"verb": "repeat", "steps": 1}, {"verb": "split", "steps": 1})
     for answer in (answers[0], answers[2]):
         assert 0 < answer["split"]["forward"] <= answer["seconds"]
@@ -159,7 +159,7 @@ def test_flops_count_real_tokens_and_the_ceiling_of_the_same_precision() -> None
     assert with_flops(measurement("rawloop fp32 (again)"), [1, 10, 2], ceilings).facts["ceiling_flop_per_s"] == 1000
 
 
-def test_the_entrants_differ_only_in_what_they_say() -> None:
+def test_the_entrants_differ_only_in_what_they_state() -> None:
     config = {"model_name": "m", "mixed_precision": "auto", "batch_size": 16}
     settings = {e.name: dict(e.spec.settings) for e in main_entrants(config, 50)}
     assert {name: values["loss_after"] for name, values in settings.items()} == dict.fromkeys(settings, 50)
@@ -207,7 +207,7 @@ def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
     assert (tmp_path / "out" / "training_speed.png").is_file()
 
 
-def test_too_few_rows_are_told(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
+def test_too_few_rows_are_reported(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(write_rows(labelled_rows(60)))))
     with pytest.raises(InputError, match="has 48 training rows; ask for fewer"):

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from bench.load.contenders import running_server
-from bench.load.wire import FORMATS
+from bench.load.contenders import FORMATS, running_server
 from serve.contract.errors import InputError
 
 
@@ -30,7 +29,7 @@ def test_an_answer_of_another_format_is_shown(answer: bytes) -> None:
         assert answer.decode() in str(caught.value)
 
 
-def test_pairs_go_as_the_formats_that_know_them_want() -> None:
+def test_pairs_are_sent_as_their_formats_require() -> None:
     assert FORMATS["native"].body(("a", "b")) == {"inputs": [{"text": "a", "text_pair": "b"}]}
     assert FORMATS["tei"].body(("a", "b")) == {"inputs": [("a", "b")]}
     assert [name for name, wire in FORMATS.items() if wire.takes_pairs] == ["native", "tei"]
