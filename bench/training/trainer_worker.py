@@ -4,7 +4,6 @@ import contextlib
 import tempfile
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
@@ -22,7 +21,6 @@ from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import Split, load_data
-from train_loop.steps.scoring import mean_cross_entropy
 
 MANY_PASSES = 10**6
 ROWS_OF_EVALUATION = 16
@@ -56,7 +54,6 @@ class HuggingFaceTrainer(PacedTraining):
             name: self._encode(split, tokenizer, max_length, padded=self._padding == "max_length" and name == "train")
             for name, split in data.splits.items()
         }
-        self._collate = DataCollatorWithPadding(tokenizer)
         set_seed(config.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
             config.model_name, num_labels=len(data.labels), ignore_mismatched_sizes=True
@@ -66,23 +63,15 @@ class HuggingFaceTrainer(PacedTraining):
                 model=model,
                 args=self._arguments(folder),
                 train_dataset=self._rows["train"],
-                data_collator=self._collate,
+                data_collator=DataCollatorWithPadding(tokenizer),
                 callbacks=[Pace(self, session)],
             )
             with contextlib.suppress(Finished):
                 self._trainer.train()
 
     def held_out_loss(self) -> float:
-        rows, model = self._rows["validation"], self._trainer.model
-        model.eval()
-        logits = []
-        with torch.no_grad():
-            for start in range(0, len(rows), ROWS_OF_EVALUATION):
-                batch = self._collate([rows[row] for row in range(start, min(start + ROWS_OF_EVALUATION, len(rows)))])
-                inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
-                logits.append(model(**inputs).logits.float().cpu())
-        model.train()
-        return mean_cross_entropy(torch.cat(logits).numpy(), np.array(rows["labels"]))
+        loss: float = self._trainer.evaluate(self._rows["validation"])["eval_loss"]
+        return loss
 
     def watch(self, session: Session | None) -> None:
         """Set up the instruments, once the Trainer has prepared everything."""
@@ -103,6 +92,7 @@ class HuggingFaceTrainer(PacedTraining):
             folder,
             num_train_epochs=MANY_PASSES,
             per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=ROWS_OF_EVALUATION,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.lr_schedule,
             weight_decay=config.weight_decay,
