@@ -4,15 +4,14 @@ import dataclasses
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+from rich.console import Console
 
 from bench.harness.processes import ContenderAbsent, NeighbourWatch, Running
 from bench.harness.results import Contender, Measurement
 from bench.harness.rounds import ContenderFailed, Limits, take_turns
 from serve.contract.errors import InputError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 REPORT_EVERY_S = 20.0
 TWIN = " (again)"
@@ -53,7 +52,7 @@ class Entrant:
 class Arena:
     """Runs the entrants, by launching what their `spec` describes, and keeps the record of each."""
 
-    def __init__(self, entrants: Sequence[Entrant], launch: Callable[[Any], Running], console: "Console") -> None:
+    def __init__(self, entrants: Sequence[Entrant], launch: Callable[[Any], Running], console: Console) -> None:
         self.answers: dict[str, dict[str, list[Answer]]] = {}
         """Case -> contender -> what it answered in each measured round."""
         self._entrants = entrants

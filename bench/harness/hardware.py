@@ -6,6 +6,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+import psutil
+
 from serve.contract.versions import installed_versions
 
 PACKAGES = (
@@ -53,8 +55,6 @@ def available_cores() -> tuple[int, ...]:
 
 def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
     """Return what the benchmark runs on."""
-    import psutil
-
     processor = _processor_facts()
     versions = installed_versions(PACKAGES)
     # nvidia-smi and not torch: torch would open a CUDA context in the process that only orchestrates.

@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from bench.harness.results import Status
 from bench.harness.rounds import ContenderFailed
 
@@ -194,8 +196,6 @@ class NeighbourWatch:
 
 def _cpu_seconds_of_others() -> float:
     """Return the processor time of the machine without this process and its descendants, ended ones included."""
-    import psutil
-
     times = psutil.cpu_times()
     # `guest` is part of `user`, and waiting for a disk is idle.
     seconds = float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))

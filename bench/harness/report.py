@@ -8,13 +8,13 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from bench.harness.results import RESULTS_FILE, Contender, Measurement, Results, write_results
 from bench.harness.samples import Ratio, median_rate, paired_ratio, percentile
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 REPORT_FILE = "results.md"
 
@@ -37,11 +37,8 @@ class Table:
             lines += ["", self.note]
         return "\n".join(lines)
 
-    def print(self, console: "Console") -> None:
+    def print(self, console: Console) -> None:
         """Print the table."""
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
         table = RichTable(title=self.title, title_justify="left", box=None, pad_edge=False, caption_justify="left")
         for place, column in enumerate(self.columns):
             table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
@@ -67,15 +64,13 @@ class Picture:
     draw: Callable[[Path, str], None]
 
 
-def build_console() -> "Console":
+def build_console() -> Console:
     """Return the console of the benchmarks; lines are not cut where the output is not a terminal."""
-    from rich.console import Console
-
     return Console(width=None if sys.stdout.isatty() else 220, soft_wrap=True)
 
 
 def publish(
-    results: Results, tables: Sequence[Table], pictures: Sequence[Picture], output: Path | None, console: "Console"
+    results: Results, tables: Sequence[Table], pictures: Sequence[Picture], output: Path | None, console: Console
 ) -> None:
     """Print the tables and the JSON line; with `output`, write results.json, results.md and the pictures.
 
@@ -177,7 +172,7 @@ def cell(value: float | None, form: str = ",.1f") -> str:
     return "" if value is None else format(value, form)
 
 
-def _draw(picture: Picture, output: Path, console: "Console") -> bool:
+def _draw(picture: Picture, output: Path, console: Console) -> bool:
     try:
         picture.draw(output / picture.file, picture.title)
     except Exception as error:  # matplotlib raises many types; the figures are safe already

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.harness.arena import Answer
 from bench.harness.processes import ContenderAbsent, Running
 from bench.harness.rounds import ContenderFailed
@@ -127,8 +129,6 @@ class Server(Running):
         """Return the resident memory of the server and its children [MiB]; nothing where it runs elsewhere, or died."""
         if self.process is None:
             return {}
-        import psutil
-
         with contextlib.suppress(psutil.Error):  # it died
             process = psutil.Process(self.process.pid)
             family = (process, *process.children(recursive=True))

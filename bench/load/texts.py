@@ -3,18 +3,15 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from bench.harness.workload import Workload, rows_of_file, rows_of_run
 from bench.load.options import LoadOptions
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 NUM_ROWS = 2000
 """Texts that are sent, again and again."""
@@ -30,8 +27,6 @@ def read_texts(options: LoadOptions) -> Workload:
     if options.file is not None:
         rows = rows_of_file(options.file, text_column=options.text_column)
     elif options.lengths is not None:
-        from tokenizers import Tokenizer
-
         assert options.served is not None
         read_bundle(options.served, verify=False)  # the tokenizer's own error would not say what is missing
         tokenizer = Tokenizer.from_file(str(options.served / "tokenizer.json"))
@@ -67,7 +62,7 @@ def draw_lengths(distribution: str, num_rows: int, seed: int) -> NDArray[np.int6
     raise InputError(f"--lengths {distribution}: expected {LENGTHS_FORM}, in tokens")
 
 
-def texts_of_lengths(tokenizer: "Tokenizer", lengths: Sequence[int], seed: int) -> Workload:
+def texts_of_lengths(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> Workload:
     """Return texts of exactly the given token counts, special tokens included, of words of the vocabulary.
 
     Raises:

@@ -10,15 +10,14 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import aiohttp
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 
 from bench.harness.samples import percentile
-
-if TYPE_CHECKING:
-    import aiohttp
 
 T = TypeVar("T")
 
@@ -92,7 +91,7 @@ def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
 
 
 async def closed_loop(
-    http: "aiohttp.ClientSession", url: str, bodies: Iterator[bytes], *, clients: int, warm_s: float, seconds: float
+    http: aiohttp.ClientSession, url: str, bodies: Iterator[bytes], *, clients: int, warm_s: float, seconds: float
 ) -> Traffic:
     """Keep `clients` asking; count the answers that arrive in the `seconds` after `warm_s`.
 
@@ -120,7 +119,7 @@ async def closed_loop(
 
 
 async def open_loop(
-    http: "aiohttp.ClientSession", url: str, bodies: Iterator[bytes], *, rate: float, seconds: float, seed: int
+    http: aiohttp.ClientSession, url: str, bodies: Iterator[bytes], *, rate: float, seconds: float, seed: int
 ) -> Traffic:
     """Send requests at random times and wait for all answers; latency counts from when a request was due.
 
@@ -146,7 +145,7 @@ async def open_loop(
     return traffic
 
 
-async def ask(http: "aiohttp.ClientSession", url: str, bodies: Sequence[bytes], *, clients: int) -> list[bytes | None]:
+async def ask(http: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], *, clients: int) -> list[bytes | None]:
     """Return the answer to each request, in order; None where there was none, or its status was not 200.
 
     After as many unanswered requests in a row as there are clients, the rest is not sent: each would cost the timeout.
@@ -178,16 +177,12 @@ class LoadGenerator:
     """Runs traffic in an event loop of its own."""
 
     def __init__(self) -> None:
-        import uvloop
-
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
     def run(self, traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:
         """Run one of the functions above over new connections: a server may have closed those of its last turn."""
 
         async def in_session() -> T:
-            import aiohttp
-
             connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
                 return await traffic(http, *arguments, **keywords)
@@ -199,10 +194,8 @@ class LoadGenerator:
         self._runner.close()
 
 
-async def _post(http: "aiohttp.ClientSession", url: str, body: bytes) -> tuple[int, bytes]:
+async def _post(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:
     """Return status and content of the answer; `FAILED` where there is none."""
-    import aiohttp
-
     try:
         async with http.post(url, data=body, headers={"content-type": "application/json"}) as response:
             return int(response.status), await response.read()

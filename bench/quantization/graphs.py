@@ -5,10 +5,11 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from bench.harness.processes import ContenderAbsent
 from bench.harness.workload import rows_of_run
@@ -16,9 +17,6 @@ from bench.inference.contenders import export_for_optimum
 from serve.contract.bundle import Bundle
 from serve.contract.errors import first_line
 from serve.encoder import Encoder
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 BLOCK = 32
 """Weights that share a scale in MatMulNBits."""
@@ -52,7 +50,7 @@ class Sources:
         return (encoder.pad([encoding]) for encoding in encoder.encode(rows.inputs))
 
 
-def make_graphs(sources: Sources, graphs: Mapping[str, Path], console: "Console") -> dict[str, str]:
+def make_graphs(sources: Sources, graphs: Mapping[str, Path], console: Console) -> dict[str, str]:
     """Make the `WAYS` among the graphs, name -> file; return name -> why it could not be made."""
     reasons = {}
     for name, make in WAYS.items():

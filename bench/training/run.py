@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from rich.console import Console
 
 from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
@@ -36,8 +37,6 @@ from serve.contract.errors import InputError
 from serve.contract.limits import AT_LEAST_1
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from train_loop.config import TrainConfig
     from train_loop.rows.data import Split
 
@@ -215,9 +214,7 @@ def measure_scaling(arena: Arena, options: TrainingOptions) -> list[Measurement]
     ]
 
 
-def measure_ceiling(
-    options: TrainingOptions, config: Answer, console: "Console"
-) -> tuple[dict[str, float], list[float]]:
+def measure_ceiling(options: TrainingOptions, config: Answer, console: Console) -> tuple[dict[str, float], list[float]]:
     """Return FLOP/s of the best matrix product by precision, and the FLOPs of a row as a + b T + c T^2; or nothing."""
     settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
     try:
