@@ -1,1 +1,1 @@
-"""Benchmarks of training, inference and load, beside what a user would pick instead: `python -m bench`."""
+"""Benchmarks of training, inference and load, next to what a user would pick instead: `python -m bench`."""

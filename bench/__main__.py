@@ -1,4 +1,4 @@
-"""Measure rawloop beside PyTorch and what a user would pick instead.
+"""Measure rawloop next to PyTorch and what a user would pick instead.
 
 python -m bench training  --run runs/latest --output benchmarks/training
 python -m bench inference --run runs/latest --output benchmarks/inference
@@ -8,8 +8,8 @@ python -m bench compare BEFORE.json AFTER.json
 """
 
 import argparse
-import dataclasses
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ COMMANDS = {
     "compare": "bench.harness.compare:CompareOptions",
 }
 """Command -> dataclass of its options; its module's `run(options, command)` does the work."""
-NEEDED = ("jsonargparse", "rich", "matplotlib", "psutil")
+NEEDED = ("jsonargparse", "rich", "matplotlib", "psutil", "aiohttp", "uvloop")
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
@@ -47,27 +47,20 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         module, _, name = place.partition(":")
         options[command] = getattr(importlib.import_module(module), name)
         subparser = jsonargparse.ArgumentParser(allow_abbrev=False)
-        _add_fields(subparser, options[command], positional=command == "compare")
+        if command == "compare":
+            for file in ("before", "after"):
+                subparser.add_argument(file, type=Path, help="results.json, or its folder")
+        else:
+            subparser.add_class_arguments(options[command], as_group=False)
         subcommands.add_subcommand(command, subparser, help=options[command].__doc__.splitlines()[0])
-    given = parser.parse_args(list(argv))
-    command = given.command
-    return COMMANDS[command].partition(":")[0], options[command](**vars(given[command]))
+    # jsonargparse wants `--quick true`
+    given = parser.parse_args([f"{word}=true" if word in ("--quick", "--self_check") else word for word in argv])
+    return COMMANDS[given.command].partition(":")[0], options[given.command](**vars(given[given.command]))
 
 
-def _add_fields(parser: Any, options: type, *, positional: bool) -> None:
-    """Add an argument for each field: a plain flag for a bool, where jsonargparse would want `--quick true`."""
-    import docstring_parser
-
-    fields = {field.name: field for field in dataclasses.fields(options)}
-    own = {name for name, field in fields.items() if field.type in (bool, "bool") or positional}
-    if not positional:
-        parser.add_class_arguments(options, as_group=False, skip=own)
-    for cls in reversed(options.__mro__[:-1]):
-        for described in docstring_parser.parse_from_object(cls).params:
-            if described.arg_name in own and positional:
-                parser.add_argument(described.arg_name, type=Path, help=described.description)
-            elif described.arg_name in own:
-                parser.add_argument(f"--{described.arg_name}", action="store_true", help=described.description)
+def command_line(argv: Sequence[str]) -> str:
+    """Return the command in a form that can be pasted."""
+    return shlex.join(["python", "-m", "bench", *argv])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,8 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(argv: list[str]) -> None:
-    from bench.harness.options import command_line
-
     module, options = parse(argv)
     importlib.import_module(module).run(options, command_line(argv))
 

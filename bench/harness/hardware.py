@@ -1,33 +1,20 @@
-"""What a benchmark ran on: processor, cores, GPU, versions, commit; and how fast its matrix product is."""
+"""What a benchmark ran on: processor, cores, GPU, versions, commit."""
 
 import dataclasses
-import importlib.metadata
 import os
 import platform
 import subprocess
-import time
 from pathlib import Path
-from typing import Literal
+
+import psutil
+
+from serve.contract.versions import installed_versions
 
 PACKAGES = (
-    "rawloop",
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "optimum",
-    "optimum-onnx",
-    "numpy",
-    "aiohttp",
-    "litserve",
-    "infinity-emb",
-)
+    "rawloop", "torch", "transformers", "accelerate", "datasets", "tokenizers", "onnxruntime", "onnxruntime-gpu",
+    "optimum", "optimum-onnx", "numpy", "aiohttp", "litserve", "infinity-emb",
+)  # fmt: skip
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp")
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +27,7 @@ class Machine:
     cores: tuple[int, ...]
     """Cores that contenders could use."""
     num_threads: int
-    """Threads that each contender was told to use."""
+    """Threads that each contender could use."""
     memory_gib: float
     gpu: str | None
     system: str
@@ -60,7 +47,7 @@ class Machine:
 
 
 def available_cores() -> tuple[int, ...]:
-    """Return the cores that this process may run on; how much of them it gets, `serve.contract.cores` knows."""
+    """Return the cores that this process may run on; `serve.contract.cores` knows how much of them it gets."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
@@ -68,62 +55,38 @@ def available_cores() -> tuple[int, ...]:
 
 def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
     """Return what the benchmark runs on."""
-    import psutil
-
-    flags = _processor_facts().get("flags", "").split()
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    processor = _processor_facts()
+    versions = installed_versions(PACKAGES)
+    # nvidia-smi and not torch: torch would open a CUDA context in the process that only orchestrates.
+    gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
     return Machine(
-        processor=_processor_facts().get("model name") or platform.processor() or platform.machine(),
-        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
+        processor=processor.get("model name") or platform.processor() or platform.machine(),
+        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in processor.get("flags", "").split()),
         cores=cores,
         num_threads=num_threads,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
-        gpu=_gpu_name(),
+        gpu=gpus[0] if gpus else None,
         system=f"{platform.system()} {platform.release()}",
-        python=platform.python_version(),
+        python=versions.pop("python"),
         versions=versions,
         commit=git_commit(Path(__file__).parent),
     )
 
 
 def git_commit(folder: Path) -> str:
-    """Return the commit that `folder` stands at, with `+changes` where tracked files differ from it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
+    """Return the commit of a folder, with `+changes` where tracked files differ from it; empty without git."""
+    git = ("git", "-C", str(folder))
+    if not (commit := _output_of(*git, "rev-parse", "HEAD")):
         return ""  # installed from a wheel
+    return commit + ("+changes" if _output_of(*git, "status", "--porcelain", "-uno") else "")
 
 
-def matmul_ceiling(precision: Precision, device: str, *, seconds: float = 1.0) -> float:
-    """Return the best FLOP/s that one large matrix product of torch reaches here.
-
-    The largest of several sizes: it is what a perfect program could reach, and nothing is padded into it.
-    """
-    import torch
-
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    best = 0.0
-    for size in (1024, 2048, 8192) if device == "cuda" else (512, 1024, 2048):
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(left)
-        torch.mm(left, right, out=out)
-        ends = time.perf_counter() + seconds / 3
-        while (began := time.perf_counter()) < ends:
-            torch.mm(left, right, out=out)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
-    return best
+def _output_of(*command: str) -> str:
+    """Return what a command prints; nothing where it fails or is not installed."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _processor_facts() -> dict[str, str]:
@@ -133,13 +96,3 @@ def _processor_facts() -> dict[str, str]:
     first = path.read_text(encoding="utf-8").partition("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _gpu_name() -> str | None:
-    # nvidia-smi and not torch: asking torch would open a CUDA context in the process that only orchestrates.
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return names[0] if names else None

@@ -1,26 +1,26 @@
-"""What every benchmark can be told."""
+"""Options of every benchmark, and the results they lead to."""
 
 import dataclasses
 import datetime
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, ClassVar
 
+from bench.harness.arena import Entrant
 from bench.harness.hardware import available_cores, describe_machine
 from bench.harness.processes import ContenderProcess, WorkerSpec
 from bench.harness.results import Benchmark, Contender, Fact, Measurement, Results
 from bench.harness.rounds import Limits
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-
-if TYPE_CHECKING:
-    from bench.harness.arena import Entrant
+from serve.contract.limits import AT_LEAST_1, NOT_NEGATIVE, out_of_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommonOptions:
     """Options of every benchmark."""
+
+    benchmark: ClassVar[Benchmark]
 
     output: Path | None = None
     """Folder for results.json, results.md and the pictures; null writes nothing."""
@@ -30,29 +30,35 @@ class CommonOptions:
     """Names of those to run, as the table shows them; null runs all."""
     self_check: bool = False
     """Run the headline contender twice, as two contenders: their ratio shows what the machine can tell apart."""
-    threads: int | None = None
+    threads: Annotated[int | None, AT_LEAST_1] = None
     """Threads of each contender; null takes one for each core, and no more than a container's quota grants."""
     cores: list[int] | None = None
     """Cores that contenders may use; null takes all that this process may."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seed of the rows that are drawn and of the arrival times."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"--threads must be at least 1, found {self.threads}")
-        if self.cores is not None and not set(self.cores) <= set(available_cores()):
-            problems.append(f"--cores {self.cores}: this process may use {list(available_cores())}")
-        if self.cores == []:
-            problems.append("--cores is empty; name one or more")
-        if self.contenders == []:
-            problems.append("--contenders is empty; name one or more, or leave it out")
-        if self.seed < 0:
-            problems.append(f"--seed must be 0 or more, found {self.seed}")
-        if self.output is not None and self.output.exists() and not self.output.is_dir():
-            problems.append(f"--output {self.output}: is a file; name a folder")
-        if problems:
+        if problems := [*out_of_range(self), *self.contradictions()]:
             raise InputError("\n".join(problems))
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what is wrong with the options besides values out of range.
+
+        Lists are checked here: jsonargparse takes `--contenders+=NAME` only where the field is not `Annotated`.
+        """
+        for name in ("cores", "contenders"):
+            if getattr(self, name) == []:
+                yield f"--{name} is empty; name one or more, or leave it out"
+        if self.cores is not None and not set(self.cores) <= set(available_cores()):
+            yield f"--cores {self.cores}: this process may use {list(available_cores())}"
+        if self.output is not None and self.output.exists() and not self.output.is_dir():
+            yield f"--output {self.output}: is a file; name a folder"
+
+    def too_small(self, *names: str) -> Iterator[str]:
+        """Yield which of these lists hold a number below 1."""
+        for name in names:
+            if min(getattr(self, name), default=1) < 1:
+                yield f"--{name} must be 1 or more each, found {getattr(self, name)}"
 
     @property
     def used_cores(self) -> tuple[int, ...]:
@@ -71,16 +77,12 @@ class CommonOptions:
         """Return how much to measure: 10 repeats and `seconds`, or a rough look."""
         return Limits(min_repeats=3, min_seconds=0.0) if self.quick else Limits(min_repeats=10, min_seconds=seconds)
 
-    def start(self, spec: WorkerSpec) -> ContenderProcess:
-        """Start a contender's process on the cores and with the threads asked for."""
+    def launch(self, spec: WorkerSpec) -> ContenderProcess:
+        """Launch the process of a contender."""
         return ContenderProcess(spec, cores=self.used_cores, num_threads=self.num_threads)
 
-    def choose(self, entrants: "list[Entrant]", headline: str) -> "list[Entrant]":
-        """Return the entrants asked for, with the headline's twin for a self-check.
-
-        Raises:
-            InputError: a name that no entrant has.
-        """
+    def choose(self, entrants: Sequence[Entrant], headline: str) -> list[Entrant]:
+        """Return the chosen entrants, with the headline's twin for a self-check."""
         names = [entrant.name for entrant in entrants]
         wanted = names if self.contenders is None else self.contenders
         if unknown := [name for name in wanted if name not in names]:
@@ -94,8 +96,6 @@ class CommonOptions:
 
 def results_of(
     options: CommonOptions,
-    *,
-    benchmark: Benchmark,
     command: str,
     work: dict[str, Fact],
     headline: str,
@@ -103,16 +103,12 @@ def results_of(
     measurements: Sequence[Measurement],
     warnings: Sequence[str],
 ) -> Results:
-    """Return results as of now, with the machine; where the headline was not measured, the first one stands for it.
-
-    Raises:
-        InputError: nothing was measured.
-    """
+    """Return results as of now, with the machine; the first contender replaces a headline that was not measured."""
     measured = [measurement.contender for measurement in measurements]
     if not measured:
         raise InputError(f"nothing was measured: {'; '.join(f'{each.name}: {each.reason}' for each in contenders)}")
     return Results(
-        benchmark=benchmark,
+        benchmark=options.benchmark,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
@@ -122,8 +118,3 @@ def results_of(
         measurements=tuple(measurements),
         warnings=tuple(warnings),
     )
-
-
-def command_line(argv: list[str]) -> str:
-    """Return the command as it would be pasted."""
-    return shlex.join(["python", "-m", "bench", *argv])

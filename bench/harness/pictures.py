@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-OURS = "#c2410c"
-"""Colour of what is ours; peers are greys and blues."""
-PEERS = ("#1f2937", "#2563eb", "#0891b2", "#64748b", "#7c3aed", "#94a3b8", "#0f766e", "#a1a1aa")
-OUR_SHADES = (OURS, "#f59e0b", "#b45309", "#dc2626")
+OUR_COLOURS = ("#c2410c", "#f59e0b", "#b45309", "#dc2626")
+PEER_COLOURS = ("#1f2937", "#2563eb", "#0891b2", "#64748b", "#7c3aed", "#94a3b8", "#0f766e", "#a1a1aa")
+PART_COLOURS = ("#94a3b8", "#2563eb", "#0f766e", "#f59e0b", "#7c3aed", "#cbd5e1")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 Points = Sequence[tuple[float, float]]
@@ -16,23 +15,19 @@ Points = Sequence[tuple[float, float]]
 
 def draw_lines(
     path: Path,
+    title: str,
     lines: Mapping[str, Points],
     *,
     ours: Sequence[str],
-    title: str,
     x_label: str,
     y_label: str,
-    log_x: bool = False,
     log_y: bool = False,
     x_ticks: Sequence[float] = (),
     limit: tuple[float, str] | None = None,
 ) -> None:
-    """Draw one line a contender; `limit` is a horizontal line with its name."""
+    """Draw one line a contender over a logarithmic x; `limit` is a horizontal line with its name."""
     figure, axes = _figure(title, x_label, y_label)
-    if log_x:
-        axes.set_xscale("log")
-    if log_y:
-        axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log" if log_y else "linear")
     for name, points in lines.items():
         x, y = zip(*points, strict=True)
         style = _style(name, list(lines), ours)
@@ -42,32 +37,26 @@ def draw_lines(
         axes.set_xticks(list(x_ticks), [f"{tick:g}" for tick in x_ticks])
         axes.minorticks_off()
     if limit is not None:
-        axes.axhline(limit[0], color="#dc2626", linestyle=":", linewidth=1.2)
-        axes.annotate(
-            limit[1],
-            (0.99, limit[0]),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            color="#dc2626",
-        )
+        height, name = limit
+        axes.axhline(height, color="#dc2626", linestyle=":", linewidth=1.2)
+        style = {"ha": "right", "va": "bottom", "fontsize": 8, "color": "#dc2626"}
+        axes.annotate(name, (0.99, height), xycoords=("axes fraction", "data"), **style)
     if not log_y:
         axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    figure.savefig(path)
 
 
 def draw_trade_off(
     path: Path,
+    title: str,
     points: Mapping[str, tuple[float, float]],
     *,
     ours: Sequence[str],
-    title: str,
     x_label: str,
     y_label: str,
 ) -> None:
-    """Draw one named point a contender: speed against how right it is."""
+    """Draw one named point a contender: speed against how often it is right."""
     figure, axes = _figure(title, x_label, y_label)
     axes.set_xscale("log")
     for name, (x, y) in points.items():
@@ -77,63 +66,58 @@ def draw_trade_off(
     axes.margins(0.12)
     if points:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    _save(figure, path)
+    figure.savefig(path)
 
 
 def draw_bars(
     path: Path,
+    title: str,
     bars: Mapping[str, float],
-    errors: Mapping[str, tuple[float, float]],
+    intervals: Mapping[str, tuple[float, float]],
     *,
     ours: Sequence[str],
-    title: str,
     x_label: str,
 ) -> None:
-    """Draw one horizontal bar a contender, with the ends of its interval, largest first."""
+    """Draw one horizontal bar a contender, with its interval, largest first."""
     figure, axes = _figure(title, x_label, "")
     names = sorted(bars, key=lambda name: bars[name])
     for place, name in enumerate(names):
-        low, high = errors.get(name, (bars[name], bars[name]))
+        low, high = intervals[name]
         spread = [[max(0.0, bars[name] - low)], [max(0.0, high - bars[name])]]
-        colour = OURS if name in ours else PEERS[3]
+        colour = OUR_COLOURS[0] if name in ours else PEER_COLOURS[3]
         axes.barh(place, bars[name], color=colour, height=0.62, xerr=spread, ecolor="#111827", capsize=3)
-        axes.annotate(
-            f"{bars[name]:,.0f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        style = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axes.annotate(f"{bars[name]:,.0f}", (high, place), **style)
     axes.set_yticks(range(len(names)), names)
     axes.margins(x=0.1)
     axes.grid(visible=False, axis="y")
-    _save(figure, path)
+    figure.savefig(path)
 
 
-def draw_shares(path: Path, parts: Mapping[str, Mapping[str, float]], *, title: str, x_label: str) -> None:
+def draw_shares(path: Path, title: str, parts: Mapping[str, Mapping[str, float]], *, x_label: str) -> None:
     """Draw one stacked horizontal bar a contender: part -> amount."""
     figure, axes = _figure(title, x_label, "")
     names = list(parts)[::-1]
     kinds = list(dict.fromkeys(kind for amounts in parts.values() for kind in amounts))
-    colours = ("#94a3b8", "#2563eb", "#0f766e", "#f59e0b", "#7c3aed", "#cbd5e1")
     left = [0.0] * len(names)
-    for kind, colour in zip(kinds, colours, strict=False):
+    for kind, colour in zip(kinds, PART_COLOURS, strict=False):
         widths = [parts[name].get(kind, 0.0) for name in names]
         axes.barh(range(len(names)), widths, left=left, label=kind, color=colour, height=0.62)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False, axis="y")
     axes.legend(fontsize=8, frameon=False, ncols=len(kinds), loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    _save(figure, path)
+    figure.savefig(path)
 
 
 def _figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
     # The object interface: pyplot would keep the figures, and choose a backend that may want a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
     axes.grid(visible=True, color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -141,7 +125,7 @@ def _figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
 
 
 def _use_plain_numbers(*axes: Any) -> None:
-    """Label logarithmic axes by 1, 2, 5, 10, ... and not by powers of ten."""
+    """Label logarithmic axes with 1, 2, 5, 10, ... instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for axis in axes:
@@ -152,15 +136,7 @@ def _use_plain_numbers(*axes: Any) -> None:
 
 
 def _style(name: str, names: Sequence[str], ours: Sequence[str]) -> dict[str, Any]:
-    """Return colour and marker of a contender: by its place in the alphabet among ours, or among the others.
-
-    So what is ours looks the same in every picture, whatever order it stands in.
-    """
-    kin = sorted(other for other in names if (other in ours) == (name in ours))
-    place = kin.index(name)
-    shades = OUR_SHADES if name in ours else PEERS
-    return {"color": shades[place % len(shades)], "marker": MARKERS[place % len(MARKERS)]}
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path)
+    """Return colour and marker by alphabetical place, among ours or among the others: the same in every picture."""
+    place = sorted(other for other in names if (other in ours) == (name in ours)).index(name)
+    colours = OUR_COLOURS if name in ours else PEER_COLOURS
+    return {"color": colours[place % len(colours)], "marker": MARKERS[place % len(MARKERS)]}

@@ -1,7 +1,4 @@
-"""`results.json`: everything that was measured, with what it was measured on.
-
-Raw samples stay in it, so that other statistics can be computed later and two files can be compared.
-"""
+"""`results.json`: every raw sample, and the machine it was measured on; two files can be compared."""
 
 import dataclasses
 from pathlib import Path
@@ -28,7 +25,7 @@ class Contender:
 
     name: str
     description: str
-    """What it is, with the settings that matter."""
+    """With the settings that matter."""
     is_ours: bool = False
     status: Status = "measured"
     reason: str = ""
@@ -39,7 +36,7 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What was timed of one contender in one case."""
+    """The timings of one contender in one case."""
 
     contender: str
     case: str
@@ -62,7 +59,7 @@ class Results:
     command: str
     machine: Machine
     work: dict[str, Fact]
-    """What was to be done; results of different work are not compared."""
+    """The task; results of different work are not compared."""
     headline: str
     """The contender that the others are compared with."""
     contenders: tuple[Contender, ...]
@@ -74,13 +71,9 @@ class Results:
     def __post_init__(self) -> None:
         require_valid(self, RESULTS_FILE)
         names = [contender.name for contender in self.contenders]
-        problems = [f"{name!r} stands twice among the contenders" for name in {n for n in names if names.count(n) > 1}]
-        problems += [
-            f"a measurement of {measurement.contender!r}, who is no contender"
-            for measurement in self.measurements
-            if measurement.contender not in names
-        ]
-        keys = [(measurement.contender, measurement.case) for measurement in self.measurements]
+        keys = [(m.contender, m.case) for m in self.measurements]
+        problems = [f"contender {name!r} is listed twice" for name in {n for n in names if names.count(n) > 1}]
+        problems += [f"a measurement of {name!r}, which is not a contender" for name, _ in keys if name not in names]
         problems += [f"{key} was measured twice" for key in {k for k in keys if keys.count(k) > 1}]
         if problems:
             raise InputError(f"{RESULTS_FILE}: " + "; ".join(sorted(problems)))
@@ -109,7 +102,7 @@ def read_results(path: Path) -> Results:
     """Read a `results.json`, or the one in a folder.
 
     Raises:
-        InputError: absent, not JSON, of a newer schema, or not what it should hold; all problems are named.
+        InputError: absent, not JSON, of a newer schema, or with invalid fields; all problems are named.
     """
     file = path / RESULTS_FILE if path.is_dir() else path
     return read_record(file, Results, RESULTS_SCHEMA_VERSION, made_by="python -m bench ... --output DIR")

@@ -1,19 +1,19 @@
 """Taking turns: every contender runs in every round, forwards in one and backwards in the next.
 
-A B C, C B A, A B C ...: a machine that slowly heats up or fills with other work then harms all alike.
+A B C, C B A, A B C ...: a machine that slowly heats up or gets busy then slows all alike.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from bench.harness.samples import Sample
 
-Repeat = Callable[[int], tuple[float, float]]
-"""Does the work of the given round and returns its amount and the seconds it took; warm-ups are rounds below 0."""
+Repeat = Callable[[str, int], tuple[float, float]]
+"""Does a contender's work of a round and returns its amount and its seconds; warm-ups are rounds below 0."""
 
 
 class ContenderFailed(RuntimeError):
-    """A contender could not go on; the others do."""
+    """A contender could not continue; the others do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,14 +26,12 @@ class Limits:
     warm_ups: int = 1
     """Untimed repeats of each contender before the first round."""
     max_repeats: int = 1000
-    """Rounds after which a measurement ends although a contender has too few seconds."""
+    """Rounds after which a measurement ends even if a contender has too few seconds."""
 
     def are_met(self, samples: Sequence[Sample]) -> bool:
         """Return whether a contender has been measured enough."""
-        if len(samples) >= self.max_repeats:
-            return True
         enough_time = sum(sample.seconds for sample in samples) >= self.min_seconds
-        return len(samples) >= self.min_repeats and enough_time
+        return len(samples) >= self.max_repeats or (len(samples) >= self.min_repeats and enough_time)
 
 
 def order_of_round(names: Sequence[str], number: int) -> list[str]:
@@ -42,21 +40,20 @@ def order_of_round(names: Sequence[str], number: int) -> list[str]:
 
 
 def take_turns(
-    contenders: Mapping[str, Repeat], limits: Limits, on_failure: Callable[[str, ContenderFailed], None]
+    names: Sequence[str], repeat: Repeat, limits: Limits, on_failure: Callable[[str, ContenderFailed], None]
 ) -> dict[str, list[Sample]]:
     """Measure contenders in turn until each has enough; return the samples of each.
 
-    A contender that has enough goes on with the others, so that every round holds all of them. One that
-    fails is told to `on_failure` and keeps what was measured of it.
+    Every round holds all contenders: those that have enough continue until the last one has. One that fails is
+    passed to `on_failure` and keeps its samples.
     """
-    samples: dict[str, list[Sample]] = {name: [] for name in contenders}
-    alive = list(contenders)
-
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    alive = list(names)
     number = -limits.warm_ups
     while number < 0 or any(not limits.are_met(samples[name]) for name in alive):
         for name in order_of_round(alive, number):
             try:
-                amount, seconds = contenders[name](number)
+                amount, seconds = repeat(name, number)
             except ContenderFailed as failure:
                 alive.remove(name)
                 on_failure(name, failure)

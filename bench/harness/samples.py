@@ -1,7 +1,4 @@
-"""Timed samples -> medians, percentiles, and ratios with bootstrap intervals.
-
-The statistics of every benchmark; numpy alone.
-"""
+"""The statistics of every benchmark: timed samples -> medians, percentiles, ratios with bootstrap intervals."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,10 +13,9 @@ from serve.contract.records import require_valid
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 ALIKE_WITHIN = 1.10
-"""An interval around 1 whose ends differ by at most this factor says that two things are alike."""
-
+"""Two things are alike if the interval of their ratio holds 1 and its ends differ by at most this factor."""
 MIN_ROUNDS = 6
-"""With fewer, all of them may fall on one side of 1 by chance alone, more often than one time in twenty."""
+"""With fewer, all of them fall on one side of 1 by chance more often than one time in twenty."""
 
 Verdict = Literal["faster", "slower", "alike", "too noisy to tell", "too few rounds to tell"]
 
@@ -29,7 +25,7 @@ class Sample:
     """One timed repeat."""
 
     round: Annotated[int, NOT_NEGATIVE]
-    """Round it was taken in; repeats of one round stood next to each other and had the same work."""
+    """Round it was taken in; repeats of one round followed each other and had the same work."""
     amount: Annotated[float, POSITIVE]
     """Work done, in the measurement's unit."""
     seconds: Annotated[float, POSITIVE]
@@ -52,11 +48,11 @@ class Ratio:
     low: float
     high: float
     num_rounds: int = MIN_ROUNDS
-    """From how many pairs it comes."""
+    """Rounds it was computed from."""
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval allows to say."""
+        """What the interval supports."""
         if self.num_rounds < MIN_ROUNDS:
             return "too few rounds to tell"
         if self.low > 1.0:
@@ -72,10 +68,9 @@ class Ratio:
 def percentile(values: ArrayLike, percent: float) -> float:
     """Return the smallest measured value that at least `percent` % of the values do not exceed.
 
-    No interpolation: the 99th percentile of ten values is the largest, not a number nobody measured.
+    Never interpolated: the 99th percentile of ten values is the largest.
     """
-    measured: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    return float(np.percentile(measured, percent, method="inverted_cdf"))
+    return float(np.percentile(np.asarray(values, dtype=np.float64), percent, method="inverted_cdf"))
 
 
 def median_rate(samples: Sequence[Sample]) -> float:
@@ -85,15 +80,13 @@ def median_rate(samples: Sequence[Sample]) -> float:
 
 def median_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of a median (Efron 1979, percentile method)."""
-    measured: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    medians = np.median(measured[_resamples(len(measured), seed)], axis=1)
-    return _interval(medians)
+    return _interval(_resampled_medians(np.asarray(values, dtype=np.float64), seed))
 
 
 def paired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, seed: int = 0) -> Ratio:
     """Return numerator's rate / denominator's: the median over the rounds that both have.
 
-    Pairing by round takes out what both suffered alike: the rows of the round, a slow spell of the machine.
+    Pairing by round takes out what slowed both alike: the rows of the round, a busy spell of the machine.
 
     Raises:
         ValueError: they share no round.
@@ -109,16 +102,16 @@ def paired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, 
 
 def unpaired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, seed: int = 0) -> Ratio:
     """Return the ratio of two median rates that were measured at different times."""
-    ours = np.array([sample.rate for sample in numerator])
-    others = np.array([sample.rate for sample in denominator])
-    upper = np.median(ours[_resamples(len(ours), seed)], axis=1)
-    lower = np.median(others[_resamples(len(others), seed + 1)], axis=1)
-    return Ratio(float(np.median(ours) / np.median(others)), *_interval(upper / lower), min(len(ours), len(others)))
+    ours, others = (np.array([sample.rate for sample in samples]) for samples in (numerator, denominator))
+    interval = _interval(_resampled_medians(ours, seed) / _resampled_medians(others, seed + 1))
+    return Ratio(float(np.median(ours) / np.median(others)), *interval, min(len(ours), len(others)))
 
 
-def _resamples(count: int, seed: int) -> NDArray[np.int64]:
-    """Return indices [RESAMPLES, count] drawn with replacement."""
-    return np.random.default_rng(seed).integers(0, count, size=(RESAMPLES, count))
+def _resampled_medians(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Return the medians [RESAMPLES] of draws with replacement."""
+    drawn = np.random.default_rng(seed).integers(0, len(values), size=(RESAMPLES, len(values)))
+    medians: NDArray[np.float64] = np.median(values[drawn], axis=1)
+    return medians
 
 
 def _interval(statistics: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,35 +1,79 @@
-"""The process of one contender: `python -m bench.harness.worker SPEC.json`, started by `processes.py`.
+"""The process of one contender: `python -m bench.harness.worker SPEC.json`, launched by `processes.py`.
 
-It connects to the socket named in the specification and answers one command after the other. Under
-torchrun, rank 0 alone speaks.
+It connects to the socket of the specification and answers commands, one JSON object each; under torchrun, only rank 0
+does.
 """
 
 import importlib
 import json
-import os
+import resource
 import sys
 import traceback
-from multiprocessing.connection import Client
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from typing import Any
 
-from bench.harness.session import ContenderWorker, NotAvailable, Session
+from serve.contract.command import is_main_process
 from serve.contract.errors import first_line
+
+Message = dict[str, Any]
+
+
+class NotAvailable(RuntimeError):
+    """The contender cannot run on this machine or in this environment; the message says why."""
+
+    status = "not available"
+
+
+class Session:
+    """The worker's end of the connection to the benchmark."""
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        self._connection = connection
+
+    def next_command(self) -> Message | None:
+        """Wait for a command; None when there are no more."""
+        try:
+            message: Message = json.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionResetError):  # the benchmark has gone
+            return None
+        return message if message["verb"] != "close" else None
+
+    def answer(self, **content: Any) -> None:
+        self._connection.send_bytes(json.dumps(content).encode())
+
+
+class ContenderWorker:
+    """What runs in a worker. A command calls the method of its verb, which returns a JSON object."""
+
+    def serve(self, session: Session | None) -> None:
+        """Answer commands until there are no more; only rank 0 has a session."""
+        assert session is not None, "a contender of several processes has a serve() of its own"
+        while (command := session.next_command()) is not None:
+            session.answer(**getattr(self, command.pop("verb"))(**command))
+
+    def memory(self) -> Message:
+        """Return the resident memory of this process, now and at its peak [MiB]."""
+        import psutil
+
+        return {
+            "memory_mib": psutil.Process().memory_info().rss / 2**20,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        }
 
 
 def main(argv: list[str]) -> int:
     """Run the contender of a specification; return the exit status."""
     spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    is_first = os.environ.get("RANK", "0") == "0"
-    session = Session(Client(spec["address"], "AF_UNIX")) if is_first else None
+    session = Session(Client(spec["address"], "AF_UNIX")) if is_main_process() else None
     try:
         module, _, name = spec["worker"].partition(":")
         worker: ContenderWorker = getattr(importlib.import_module(module), name)(**spec["settings"])
         worker.serve(session)
     except Exception as error:
         traceback.print_exc()
-        if session is not None:
-            status = "not available" if isinstance(error, NotAvailable) else "failed"
-            session.answer(error=first_line(error), status=status)
+        if session is not None:  # no isinstance: here NotAvailable is `__main__`'s, and not the worker's
+            session.answer(error=first_line(error), status=getattr(error, "status", "failed"))
         return 1
     return 0
 

@@ -1,15 +1,11 @@
-"""What contenders work on: seeded texts and token arrays, the same for all, told by a digest."""
+"""The rows that contenders classify: drawn by a seed, the same for all, identified by a digest."""
 
 import dataclasses
 import hashlib
-import math
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.contract.errors import InputError
 from serve.contract.rows.file import SUFFIXES, RowFile, row_format
@@ -17,9 +13,7 @@ from serve.contract.rows.reader import LINES_COLUMN, open_rows
 from serve.contract.text import clean
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-LENGTHS_FORM = "128 | uniform:LOW:HIGH | lognormal:MEDIAN:SIGMA"
+    from serve.encoder import TextInput
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,13 +21,13 @@ class Workload:
     """Rows to classify."""
 
     origin: str
-    """Where they come from, for people."""
+    """Where they come from, for messages."""
     texts: tuple[str, ...]
     """[N]"""
     pairs: tuple[str, ...] | None = None
     """Second texts [N], or None."""
     labels: tuple[int, ...] | None = None
-    """Class numbers [N] in the model's order, or None where they are not known."""
+    """Class numbers [N] in the model's order, or None where they are unknown."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -64,14 +58,15 @@ class Workload:
         """Refuse too few rows: parts of them would be empty, or a batch would hold a row twice.
 
         Raises:
-            InputError: says how many there are, how many are needed, and the way out.
+            InputError: there are fewer; the message ends with the way out.
         """
         if len(self) < num_rows:
             raise InputError(f"{self.origin}: {len(self)} rows, and {num_rows} are needed; {way_out}")
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what a contender's process needs of it."""
-        return {"texts": self.texts, "pairs": self.pairs}
+    @property
+    def inputs(self) -> "list[TextInput]":
+        """Texts or pairs [N], as encoders take them."""
+        return list(zip(self.texts, self.pairs, strict=True)) if self.pairs else list(self.texts)
 
 
 def rows_of_run(run: Path, split: str) -> Workload:
@@ -137,44 +132,3 @@ def rows_of_file(path: Path, *, text_column: str) -> Workload:
     if not texts:
         raise InputError(f"{name}: no rows")
     return Workload(origin=path.name, texts=tuple(texts))
-
-
-def draw_lengths(distribution: str, num_rows: int, seed: int) -> NDArray[np.int64]:
-    """Return token counts [N] drawn from `128`, `uniform:8:64` or `lognormal:30:0.6` (median, sigma).
-
-    Raises:
-        InputError: the distribution cannot be read.
-    """
-    random = np.random.default_rng(seed)
-    kind, *numbers = distribution.split(":")
-    try:
-        values = [float(number) for number in numbers]
-        if kind == "uniform" and len(values) == 2 and 1 <= values[0] <= values[1]:
-            return random.integers(int(values[0]), int(values[1]) + 1, num_rows)
-        if kind == "lognormal" and len(values) == 2 and values[0] >= 1 and values[1] >= 0:
-            drawn = random.lognormal(math.log(values[0]), values[1], num_rows)
-            return np.maximum(1, np.rint(drawn)).astype(np.int64)
-        if not numbers and int(kind) >= 1:
-            return np.full(num_rows, int(kind), dtype=np.int64)
-    except ValueError:
-        pass
-    raise InputError(f"--lengths {distribution}: expected {LENGTHS_FORM}, in tokens")
-
-
-def texts_of_lengths(tokenizer: "Tokenizer", lengths: Sequence[int], seed: int) -> Workload:
-    """Return texts of exactly the given token counts, special tokens included, of words of the vocabulary.
-
-    Raises:
-        InputError: a length is below that of one word, or the vocabulary has too few plain words.
-    """
-    num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    if min(lengths) <= num_special:
-        raise InputError(f"--lengths: the shortest text has {num_special + 1} tokens, found {min(lengths)}")
-    random = np.random.default_rng(seed)
-    candidates = sorted(word for word in tokenizer.get_vocab() if re.fullmatch(r"[a-z][a-z0-9]+", word))
-    # A word counts only if it is one token wherever it stands: among others, too.
-    words = [word for word in candidates if len(tokenizer.encode(f"{word} {word}", add_special_tokens=False)) == 2]
-    if len(words) < 10:
-        raise InputError("--lengths: this tokenizer has no plain words of one token; give texts by --file")
-    texts = [" ".join(random.choice(words, length - num_special)) for length in lengths]
-    return Workload(origin=f"made of {len(words):,} words of the vocabulary, seed {seed}", texts=tuple(texts))

@@ -1,4 +1,4 @@
-"""LitServe around a transformers pipeline, as its users write it; run by the Python that has LitServe.
+"""LitServe around a transformers pipeline, as commonly written; run by the Python that has LitServe.
 
 python litserve_server.py MODEL PORT
 """

@@ -1,71 +1,73 @@
-"""The load generator: clients that wait for their answers, and arrivals that wait for nobody.
+"""The load generator: clients that wait for their answers, and arrivals that do not.
 
-A closed loop has N clients, each of which sends when it was answered: it shows capacity. An open loop sends
-at random times (Poisson) whatever the server does, and counts latency from the time a request was due: it
-shows what users suffer, a queue included.
+In a closed loop, each of N clients sends its next request when the last was answered: it shows capacity. An open
+loop sends at random times (Poisson) whatever the server does, and counts latency from when a request was due: it
+shows what users wait, the queue included.
 """
 
 import asyncio
 import dataclasses
-import itertools
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
+import aiohttp
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 
 from bench.harness.samples import percentile
 
-if TYPE_CHECKING:
-    import aiohttp
-
 T = TypeVar("T")
-P = ParamSpec("P")
 
 REFUSED = (429, 503)
-"""Statuses by which a server says that it has too much to do."""
+"""Statuses of an overloaded server."""
 OK = 200
 FAILED = 0
-"""Stands for the status where there was no answer: refused connection, cut off, out of time."""
+"""In place of a status where there was no answer: connection refused or cut off, or timed out."""
 TIMEOUT_S = 30.0
 """Longest wait for an answer."""
 WARM_S, COUNTED_S = 0.3, 1.0
-"""Shortest start of a closed loop that is not counted, and shortest stretch that is."""
+"""Shortest warm-up of a closed loop, and shortest stretch that is counted."""
 
 
 @dataclasses.dataclass
 class Traffic:
-    """What came of the requests of one stretch."""
+    """The outcomes of the requests of one stretch."""
 
     seconds: float = 0.0
     """Length of the stretch in which answers were counted."""
     latencies_ms: list[float] = dataclasses.field(default_factory=list)
     """Of the answers with status 200."""
-    statuses: dict[int, int] = dataclasses.field(default_factory=dict)
+    statuses: Counter[int] = dataclasses.field(default_factory=Counter)
     """Status, or `FAILED` -> requests."""
     seen_ms: list[float] = dataclasses.field(default_factory=list)
-    """Latencies of all answers with status 200, those that came before or after the stretch too; closed loop alone."""
+    """Latencies of all answers with status 200, also before and after the stretch; closed loop only."""
     lags_ms: list[float] = dataclasses.field(default_factory=list)
-    """How late the generator itself was to send; open loop alone."""
+    """How late the generator itself was to send; open loop only."""
 
     def count(self, status: int, latency_ms: float) -> None:
-        self.statuses[status] = self.statuses.get(status, 0) + 1
+        self.statuses[status] += 1
         if status == OK:
             self.latencies_ms.append(latency_ms)
 
     @property
     def num_requests(self) -> int:
-        return sum(self.statuses.values())
+        return self.statuses.total()
 
     def share(self, *statuses: int) -> float:
         """Return the share of requests that got one of the statuses."""
-        return sum(self.statuses.get(status, 0) for status in statuses) / max(1, self.num_requests)
+        return sum(self.statuses[status] for status in statuses) / max(1, self.num_requests)
 
     @property
     def failed_share(self) -> float:
         """Share of requests that were neither answered nor refused."""
         return 1.0 - self.share(OK, *REFUSED) if self.num_requests else 0.0
+
+    def shares(self) -> dict[str, float]:
+        """Return the shares of requests that were refused, and that failed, as facts of a measurement."""
+        return {"refused_share": self.share(*REFUSED), "failed_share": self.failed_share}
 
 
 def arrival_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
@@ -79,11 +81,8 @@ def arrival_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]
 def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
     """Return how long [s] a closed loop warms up, and for how long its answers are then counted.
 
-    The server stands as it would for ever once the slow ones of the first answers have come too; and a stretch that is
-    shorter than they are would hold all of them, or none.
-
-    Args:
-        seen_ms: latencies of an earlier turn; none make the shortest turn, which shows them.
+    The server is in its steady state once the slow ones of the first answers have come too; a stretch shorter than
+    they take would hold all of them, or none. Without latencies of an earlier turn, the turn is the shortest.
     """
     if not seen_ms:
         return WARM_S, COUNTED_S
@@ -92,14 +91,13 @@ def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
 
 
 async def closed_loop(
-    http: "aiohttp.ClientSession", url: str, bodies: Iterator[bytes], *, clients: int, warm_s: float, seconds: float
+    http: aiohttp.ClientSession, url: str, bodies: Iterator[bytes], *, clients: int, warm_s: float, seconds: float
 ) -> Traffic:
-    """Let `clients` ask one after the other; count what comes in the `seconds` that follow on `warm_s`.
+    """Keep `clients` asking; count the answers that arrive in the `seconds` after `warm_s`.
 
-    Clients begin one after the other in the first half of the warm-up: all at once, they would stay in step. An answer
-    is counted by when it comes, whenever it was asked for, so that slow ones are counted in their share. What is under
-    way at the end is waited for. A request that fails is counted then too: one that is never answered would come in
-    no stretch.
+    Clients start one after the other in the first half of the warm-up: all at once, they would stay in step. An answer
+    is counted by when it arrives, so slow ones are counted in proportion. Requests under way at the end are waited for,
+    and counted if they fail: one that is never answered would otherwise fall into no stretch.
     """
     traffic = Traffic(seconds=seconds)
     began = time.perf_counter() + warm_s
@@ -121,11 +119,11 @@ async def closed_loop(
 
 
 async def open_loop(
-    http: "aiohttp.ClientSession", url: str, bodies: Iterator[bytes], *, rate: float, seconds: float, seed: int
+    http: aiohttp.ClientSession, url: str, bodies: Iterator[bytes], *, rate: float, seconds: float, seed: int
 ) -> Traffic:
     """Send requests at random times and wait for all answers; latency counts from when a request was due.
 
-    The stretch ends with the last answer: a server that falls behind answers some of it after the last was sent.
+    The stretch ends with the last answer, which a server that falls behind gives after the last request was sent.
     """
     traffic = Traffic(seconds=seconds)
     began = time.perf_counter()
@@ -147,11 +145,10 @@ async def open_loop(
     return traffic
 
 
-async def ask(http: "aiohttp.ClientSession", url: str, bodies: Sequence[bytes], *, clients: int) -> list[bytes | None]:
+async def ask(http: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], *, clients: int) -> list[bytes | None]:
     """Return the answer to each request, in order; None where there was none, or its status was not 200.
 
-    Where nothing answers as many requests in a row as there are clients, the rest is not asked: each would cost the
-    whole timeout.
+    After as many unanswered requests in a row as there are clients, the rest is not sent: each would cost the timeout.
     """
     answers: list[bytes | None] = [None] * len(bodies)
     jobs = iter(enumerate(bodies))
@@ -171,7 +168,7 @@ async def ask(http: "aiohttp.ClientSession", url: str, bodies: Sequence[bytes], 
 
 
 def keeps_bound(traffic: Traffic, p99_bound_ms: float) -> bool:
-    """Return whether every request was answered, and the 99th percentile of latency is within the bound."""
+    """Return whether every request was answered, with the 99th percentile of latency within the bound."""
     answered = traffic.share(OK) == 1.0 and bool(traffic.latencies_ms)
     return answered and percentile(traffic.latencies_ms, 99) <= p99_bound_ms
 
@@ -180,22 +177,12 @@ class LoadGenerator:
     """Runs traffic in an event loop of its own."""
 
     def __init__(self) -> None:
-        self._runner = asyncio.Runner(loop_factory=_fast_loop())
+        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
-    def run(
-        self,
-        traffic: Callable[Concatenate["aiohttp.ClientSession", P], Awaitable[T]],
-        *arguments: P.args,
-        **keywords: P.kwargs,
-    ) -> T:
-        """Return what comes of one of the functions above, over new connections.
-
-        A server may have closed those of its last turn.
-        """
+    def run(self, traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:
+        """Run one of the functions above over new connections: a server may have closed those of its last turn."""
 
         async def in_session() -> T:
-            import aiohttp
-
             connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
                 return await traffic(http, *arguments, **keywords)
@@ -207,28 +194,10 @@ class LoadGenerator:
         self._runner.close()
 
 
-def endlessly(bodies: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield the bodies again and again."""
-    return itertools.cycle(bodies)
-
-
-JSON = {"content-type": "application/json"}
-
-
-async def _post(http: "aiohttp.ClientSession", url: str, body: bytes) -> tuple[int, bytes]:
+async def _post(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:
     """Return status and content of the answer; `FAILED` where there is none."""
-    import aiohttp
-
     try:
-        async with http.post(url, data=body, headers=JSON) as response:
+        async with http.post(url, data=body, headers={"content-type": "application/json"}) as response:
             return int(response.status), await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError):
         return FAILED, b""
-
-
-def _fast_loop() -> Any:
-    try:
-        import uvloop
-    except ImportError:
-        return None  # asyncio's own
-    return uvloop.new_event_loop

@@ -1,60 +1,117 @@
-"""The same model as int8 graphs, by the ways that ONNX Runtime and Optimum offer."""
+"""The same model as int8 graphs, quantized in the ways that ONNX Runtime and Optimum offer."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
-from serve.encoder import Encoder, TextInput
+from bench.harness.processes import ContenderAbsent
+from bench.harness.workload import rows_of_run
+from bench.inference.contenders import export_for_optimum
+from serve.contract.bundle import Bundle
+from serve.contract.errors import first_line
+from serve.encoder import Encoder
 
 BLOCK = 32
 """Weights that share a scale in MatMulNBits."""
+NUM_CALIBRATION_ROWS = 300
 
 
-def dynamic_per_tensor(fused: Path, target: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What the graphs are made from."""
+
+    run: Path
+    seed: int
+    bundle: Bundle
+    folder: Path
+
+    @property
+    def fused(self) -> Path:
+        """Our float32 graph, with fused operators."""
+        return self.bundle.graph("fp32")
+
+    @functools.cached_property
+    def raw(self) -> Path:
+        """Optimum's float32 graph, as exported."""
+        return export_for_optimum(self.run / "model", self.folder / "raw") / "model.onnx"
+
+    @property
+    def calibration(self) -> Iterator[dict[str, NDArray[np.int64]]]:
+        """Arrays [1, T] of some training rows."""
+        encoder = Encoder.from_bundle(self.bundle)
+        rows = rows_of_run(self.run, "train").sample(NUM_CALIBRATION_ROWS, self.seed)
+        return (encoder.pad([encoding]) for encoding in encoder.encode(rows.inputs))
+
+
+def make_graphs(sources: Sources, graphs: Mapping[str, Path], console: Console) -> dict[str, str]:
+    """Make the `WAYS` among the graphs, name -> file; return name -> why it could not be made."""
+    reasons = {}
+    for name, make in WAYS.items():
+        if name not in graphs:
+            continue
+        console.print(f"making {name}", style="dim", highlight=False)
+        try:
+            logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
+            make(sources, graphs[name])
+        except ContenderAbsent as absent:
+            reasons[name] = str(absent)
+        except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
+            reasons[name] = f"could not be made ({type(error).__name__}: {first_line(error)})"
+        finally:
+            logging.disable(logging.NOTSET)
+    return reasons
+
+
+def dynamic_unfused(sources: Sources, target: Path) -> None:
+    """Quantize the unfused graph dynamically, as Optimum's ORTQuantizer does by default."""
+    _dynamic(sources.raw, target, {})
+
+
+def dynamic_per_tensor(sources: Sources, target: Path) -> None:
     """Quantize dynamically, one scale a weight matrix, on the fused graph."""
-    _dynamic(fused, target, per_channel=False, default_tensor_type=True)
+    import onnx
+
+    _dynamic(sources.fused, target, {"DefaultTensorType": onnx.TensorProto.FLOAT})
 
 
-def dynamic_per_channel(fused: Path, target: Path) -> None:
+def dynamic_per_channel(sources: Sources, target: Path) -> None:
     """Quantize dynamically as `python -m export --quantization dynamic` does."""
     from export.int8.dynamic import quantize_dynamically
 
-    quantize_dynamically(fused, target)
+    quantize_dynamically(sources.fused, target)
 
 
-def dynamic_unfused(raw: Path, target: Path) -> None:
-    """Quantize the unfused graph dynamically, as Optimum's ORTQuantizer does by default."""
-    _dynamic(raw, target, per_channel=False, default_tensor_type=False)
-
-
-def weights_in_blocks(fused: Path, target: Path) -> None:
-    """Quantize weights alone to 8 bits in blocks; products stay in float32 or as the kernel chooses."""
+def weights_in_blocks(sources: Sources, target: Path) -> None:
+    """Quantize only weights, to 8 bits in blocks; products stay in float32 or as the kernel chooses."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    quantizer = MatMulNBitsQuantizer(onnx.load(fused), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
+    graph = onnx.load(sources.fused)
+    quantizer = MatMulNBitsQuantizer(graph, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
     quantizer.process()
     quantizer.model.save_model_to_file(str(target))
 
 
-def static_qdq(raw: Path, target: Path, encoder: Encoder, inputs: Sequence[TextInput]) -> None:
+def static_qdq(sources: Sources, target: Path) -> None:
     """Quantize statically with QuantizeLinear and DequantizeLinear nodes, by ONNX Runtime's `quantize_static`."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Rows(CalibrationDataReader):  # type: ignore[misc]  # published without types
         def __init__(self) -> None:
-            self._arrays: Iterator[dict[str, NDArray[np.int64]]] = (
-                encoder.pad([each]) for each in encoder.encode(inputs)
-            )
+            self._arrays = sources.calibration
 
         def get_next(self) -> dict[str, NDArray[np.int64]] | None:
             return next(self._arrays, None)
 
     quantize_static(
-        raw,
+        sources.raw,
         target,
         Rows(),
         quant_format=QuantFormat.QDQ,
@@ -65,9 +122,17 @@ def static_qdq(raw: Path, target: Path, encoder: Encoder, inputs: Sequence[TextI
     )
 
 
-def _dynamic(source: Path, target: Path, *, per_channel: bool, default_tensor_type: bool) -> None:
-    import onnx
+def _dynamic(source: Path, target: Path, options: dict[str, Any]) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    options: dict[str, Any] = {"DefaultTensorType": onnx.TensorProto.FLOAT} if default_tensor_type else {}
-    quantize_dynamic(source, target, per_channel=per_channel, weight_type=QuantType.QInt8, extra_options=options)
+    quantize_dynamic(source, target, per_channel=False, weight_type=QuantType.QInt8, extra_options=options)
+
+
+WAYS: dict[str, Callable[[Sources, Path], None]] = {
+    "dynamic, unfused (Optimum's default)": dynamic_unfused,
+    "dynamic, fused, per tensor": dynamic_per_tensor,
+    "dynamic, fused, per channel": dynamic_per_channel,
+    "MatMulNBits, 8 bits, blocks of 32": weights_in_blocks,
+    "static QDQ, unfused": static_qdq,
+}
+"""Name of a graph -> how it is made."""

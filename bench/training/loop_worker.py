@@ -1,4 +1,4 @@
-"""The contender that trains by our loop."""
+"""The contender that trains with our loop."""
 
 import contextlib
 import tempfile
@@ -8,7 +8,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 
-from bench.harness.session import Message, Session
+from bench.harness.worker import Message, Session
 from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.loop import train
@@ -23,16 +23,11 @@ from train_loop.steps.loss import class_weights
 from train_loop.training import Training, build_training
 
 NEVER = 10**9
-"""Steps that are never reached: no evaluation and no checkpoint falls into what is timed."""
+"""Steps that are never reached: no evaluation and no checkpoint falls into a timed stretch."""
 
 
 class OurLoop(PacedTraining):
-    """Our training loop, as `train_loop/main.py` puts it together.
-
-    Args:
-        config: fields of `TrainConfig`.
-        loss_after: optimizer steps after which the loss on held-out rows is taken.
-    """
+    """Our training loop, as `train_loop/main.py` puts it together; `config` holds fields of `TrainConfig`."""
 
     def __init__(self, config: Message, loss_after: int) -> None:
         super().__init__(loss_after)
@@ -41,16 +36,13 @@ class OurLoop(PacedTraining):
     def serve(self, session: Session | None) -> None:
         """Train until there are no more commands."""
         with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
-            config = TrainConfig(
-                **self._config | {"output_dir": folder, "epochs": NEVER, "eval_every": NEVER, "log_every": NEVER}
-            )
-            self._training = self._build(config)
-            training = self._training
+            never = dict.fromkeys(("epochs", "eval_every", "log_every"), NEVER)
+            self._training = training = self._build(TrainConfig(**self._config | {"output_dir": folder} | never))
             model = training.accelerator.unwrap_model(training.model)
             clock = self.attach(session, model, training.accelerator.device)
             watch_accelerator(clock, training.accelerator, training.model, training.optimizer)
             clock.watch(StepFeed, "take", "data")
-            training.progress = PacedProgress(self)  # type: ignore[assignment]  # what the loop calls of it
+            training.progress = PacedProgress(self)  # type: ignore[assignment]  # the methods that the loop calls
             with contextlib.suppress(Finished):
                 train(training, TrainState())
 
@@ -63,9 +55,9 @@ class OurLoop(PacedTraining):
     def share(self, command: Message | None) -> Message | None:
         if self._training.accelerator.num_processes == 1:
             return command
-        told = [command]
-        broadcast_object_list(told)
-        return told[0]
+        commands = [command]
+        broadcast_object_list(commands)
+        return commands[0]
 
     def _build(self, config: TrainConfig) -> Training:
         accelerator = build_accelerator(config)
@@ -80,7 +72,7 @@ class OurLoop(PacedTraining):
 
 
 class PacedProgress:
-    """Stands where the loop tells of its progress, and stops it there."""
+    """Takes the place of the loop's progress reports, and stops the loop there."""
 
     def __init__(self, worker: OurLoop) -> None:
         self._worker = worker
@@ -94,7 +86,7 @@ class PacedProgress:
         self._worker.after_step()
 
     def after_evaluation(self, *_: Any, **__: Any) -> None:
-        raise AssertionError("no evaluation belongs into what is timed")
+        raise AssertionError("no evaluation belongs in a timed stretch")
 
     def note(self, text: str) -> None:
         print(text, flush=True)

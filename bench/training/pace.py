@@ -1,7 +1,7 @@
-"""Stops a training loop between optimizer steps, so that contenders can take turns; times and counts in between.
+"""Stops a training loop between optimizer steps, so that contenders can take turns; times and counts the steps.
 
-Ours and transformers' Trainer are watched by the same instruments: both call the model, and both update
-through an `Accelerator`.
+Our loop and transformers' Trainer have the same instruments: both call the model, and both update through an
+`Accelerator`.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.harness.session import ContenderWorker, Message, Session
+from bench.harness.worker import ContenderWorker, Message, Session
 
 PARTS = ("data", "forward", "backward", "clip", "optimizer")
 
@@ -22,7 +22,7 @@ class Finished(Exception):
 
 
 class WorkMeter:
-    """Counts what a model is given while it trains: rows, real tokens, and padded ones.
+    """Counts the input of a model while it trains: rows, real tokens, and padded ones.
 
     The sum of squared lengths is kept too: attention costs by the square of the length.
     """
@@ -44,69 +44,54 @@ class WorkMeter:
     def _count(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not model.training:
             return
-        lengths = keywords["attention_mask"].sum(1)  # [B], left on the device: nothing waits for it
+        lengths = keywords["attention_mask"].sum(1)  # [B], left on the device: no wait
         num_rows, width = keywords["input_ids"].shape
-        for name, value in zip(
-            self.NAMES,
-            (num_rows, lengths.sum(), (lengths * lengths).sum(), num_rows * width),
-            strict=True,
-        ):
+        counts = (num_rows, lengths.sum(), (lengths * lengths).sum(), num_rows * width)
+        for name, value in zip(self.NAMES, counts, strict=True):
             self._sums[name] = self._sums[name] + value
 
 
 class StepClock:
-    """Splits the time of steps into parts, where it is switched on.
+    """Splits the time of steps into parts, while it is on.
 
-    On a GPU each part waits for the device, so a split step is slower than a free one; it is taken apart
-    from the samples.
+    On a GPU each part waits for the device, so a split step is slower than a free one; samples are taken without it.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_on = False
-        self._seconds = dict.fromkeys(PARTS, 0.0)
         self._device = device
+        self._seconds: dict[str, float] | None = None
 
     def start(self) -> None:
-        """Begin to split."""
-        self._is_on = True
+        """Switch on."""
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     def stop(self) -> dict[str, float]:
-        """Return the seconds of each part since the start."""
-        self._is_on = False
-        return self._seconds
+        """Switch off and return the seconds of each part since the start."""
+        seconds, self._seconds = self._seconds, None
+        return seconds or {}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out what happens in the context."""
-        was_on, self._is_on = self._is_on, False
+        kept, self._seconds = self._seconds, None
         yield
-        self._is_on = was_on
+        self._seconds = kept
 
     def watch(self, owner: Any, method: str, part: str) -> None:
         """Time a method of an object (or of a class) as a part of the step."""
         original = getattr(owner, method)
 
         def timed(*arguments: Any, **keywords: Any) -> Any:
-            if not self._is_on:
+            if self._seconds is None:
                 return original(*arguments, **keywords)
-            with self.timing(part):
-                return original(*arguments, **keywords)
+            wait_for(self._device)
+            began = time.perf_counter()
+            result = original(*arguments, **keywords)
+            wait_for(self._device)
+            self._seconds[part] += time.perf_counter() - began
+            return result
 
         setattr(owner, method, timed)
-
-    @contextlib.contextmanager
-    def timing(self, part: str) -> Iterator[None]:
-        """Add the time of the context to a part."""
-        self._wait()
-        began = time.perf_counter()
-        yield
-        self._wait()
-        self._seconds[part] += time.perf_counter() - began
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 class PacedTraining(ContenderWorker):
@@ -128,16 +113,15 @@ class PacedTraining(ContenderWorker):
         self._answer_after: Callable[[], Message] = dict
 
     def attach(self, session: Session | None, model: nn.Module, device: torch.device) -> StepClock:
-        """Set up the instruments on the bare model; return the clock, to be given the parts it shall watch."""
+        """Set up the instruments on the bare model; return the clock, which is yet to watch its parts."""
         self._session = session
         self._device = device
-        self._model = model
         self._meter = WorkMeter(model)
         self._clock = StepClock(device)
         return self._clock
 
     def share(self, command: Message | None) -> Message | None:
-        """Tell all processes what the first one was told."""
+        """Return the first process's command in all processes."""
         return command
 
     def held_out_loss(self) -> float:
@@ -145,28 +129,7 @@ class PacedTraining(ContenderWorker):
         raise NotImplementedError
 
     def begin(self) -> None:
-        """Wait for the first steps to be asked for."""
-        self._take_commands()
-
-    def after_step(self) -> None:
-        """Count a step; at the end of those asked for, answer, and wait for more."""
-        self._num_done += 1
-        self._num_left -= 1
-        if self._num_done == self.loss_after:
-            paused = time.perf_counter()
-            with self._clock.paused():
-                self.loss = self.held_out_loss()
-            self._began += time.perf_counter() - paused
-        if self._num_left > 0:
-            return
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        seconds = time.perf_counter() - self._began
-        self._answer(amount=self._meter.read()["tokens"], seconds=seconds, **self._answer_after())
-        self._take_commands()
-
-    def _take_commands(self) -> None:
-        """Answer commands until one asks for steps."""
+        """Wait until steps are asked for, answering other commands."""
         while True:
             command = self.share(self._session.next_command() if self._session is not None else None)
             if command is None:
@@ -184,6 +147,28 @@ class PacedTraining(ContenderWorker):
                 case _:
                     self._answer(**self.memory())
 
+    def after_step(self) -> None:
+        """Count a step; at the end of those asked for, answer, and wait for more."""
+        self._num_done += 1
+        self._num_left -= 1
+        if self._num_done == self.loss_after:
+            paused = time.perf_counter()
+            with self._clock.paused():
+                self.loss = self.held_out_loss()
+            self._began += time.perf_counter() - paused
+        if self._num_left > 0:
+            return
+        wait_for(self._device)
+        seconds = time.perf_counter() - self._began
+        self._answer(amount=self._meter.read()["tokens"], seconds=seconds, **self._answer_after())
+        self.begin()
+
+    def memory(self) -> Message:
+        """Return the peak memory so far [MiB]: the device's allocations on a GPU, the resident set on a CPU."""
+        if self._device.type == "cuda":
+            return {"peak_memory_mib": torch.cuda.max_memory_allocated(self._device) / 2**20}
+        return {"peak_memory_mib": super().memory()["peak_memory_mib"]}
+
     def _go(self, steps: int, answer: Callable[[], Message]) -> None:
         """Let the loop do some steps; `answer` is called after them."""
         self._num_left = steps
@@ -195,11 +180,11 @@ class PacedTraining(ContenderWorker):
         if self._session is not None:
             self._session.answer(**content)
 
-    def memory(self) -> Message:
-        """Return the peak memory so far [MiB]: the device's allocations on a GPU, the resident set on a CPU."""
-        if self._device.type == "cuda":
-            return {"peak_memory_mib": torch.cuda.max_memory_allocated(self._device) / 2**20}
-        return {"peak_memory_mib": super().memory()["peak_memory_mib"]}
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def watch_accelerator(clock: StepClock, accelerator: Any, model: nn.Module, optimizer: Any) -> None:

@@ -1,20 +1,21 @@
-"""Training: our loop beside transformers' Trainer, on the same model, rows, batch size, optimizer and precision.
+"""Training: our loop next to transformers' Trainer, on the same model, rows, batch size, optimizer and precision.
 
     python -m bench training --run runs/latest --output benchmarks/training
 
-Between repeats a contender waits in the middle of its run, so that all take turns. What is timed is real
-tokens a second: repeats hold different rows, and that of rows a second would follow their lengths. Rows a
-second are tokens a second over the mean length of all rows, which is what a whole epoch gives.
+Between repeats a contender waits in the middle of its run, so that all take turns. The timed unit is real tokens a
+second: repeats hold different rows, whose lengths would decide the rows a second. Rows a second are tokens a second
+over the mean length of all rows, as of a whole epoch.
 """
 
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from rich.console import Console
 
 from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
@@ -25,7 +26,6 @@ from bench.harness.rounds import ContenderFailed
 from bench.training.contenders import (
     OURS,
     QUICK_SPLITS,
-    QUICK_STEPS_OF_REPEAT,
     SPLIT_STEPS,
     STEPS_OF_REPEAT,
     has_bf16,
@@ -34,42 +34,42 @@ from bench.training.contenders import (
 )
 from bench.training.report import SCALING, TRAINING, training_pictures, training_tables
 from serve.contract.errors import InputError
+from serve.contract.limits import AT_LEAST_1
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from train_loop.config import TrainConfig
     from train_loop.rows.data import Split
 
-HELD_OUT_ROWS = 500
+HELD_OUT_ROWS, QUICK_HELD_OUT_ROWS = 500, 100
 MIN_BATCHES = 200
-"""Fewer, and the Trainer would sort less than 50 batches together: worse than its users have it."""
+"""With fewer, the Trainer would sort less than 50 batches together: worse than in real use."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions(CommonOptions):
-    """Training: our loop beside transformers' Trainer."""
+    """Training: our loop next to transformers' Trainer."""
+
+    benchmark = "training"
 
     run: Path
-    """Run directory, or a recipe's YAML file: its model, rows, lengths and learning rate are taken."""
+    """Run directory, or a recipe's YAML file: its model, rows, lengths and learning rate are used."""
     rows: int = 3200
     """Training rows, drawn by the seed."""
-    batch_size: int = 16
+    batch_size: Annotated[int, AT_LEAST_1] = 16
     """Rows of an optimizer step."""
     processes: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
     """Numbers of processes to scale over; those above the number of cores are left out."""
     micro_batches: list[int] = dataclasses.field(default_factory=lambda: [2, 4])
-    """Numbers of forward passes to cut a step into, beside one."""
+    """Numbers of forward passes to cut a step into, besides one."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size < 1 or self.rows < MIN_BATCHES * self.batch_size:
-            raise InputError(
-                f"--rows {self.rows} must be at least {MIN_BATCHES} batches of --batch_size {self.batch_size}: of "
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        yield from self.too_small("processes", "micro_batches")
+        if self.rows < MIN_BATCHES * self.batch_size:
+            yield (
+                f"--rows {self.rows} must be at least {MIN_BATCHES} batches of --batch_size {self.batch_size}: with "
                 "fewer, the Trainer groups rows by length less well than it can"
             )
-        if any(number < 1 for number in (*self.processes, *self.micro_batches)):
-            raise InputError(f"--processes {self.processes} and --micro_batches {self.micro_batches} must be 1 or more")
 
     @property
     def loss_after(self) -> int:
@@ -78,43 +78,33 @@ class TrainingOptions(CommonOptions):
 
 
 def run(options: TrainingOptions, command: str) -> None:
-    """Measure, print and write.
-
-    Raises:
-        InputError: the run cannot be read, or an option does not fit.
-    """
+    """Measure, print and write."""
     console = build_console()
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         console.print("reading the rows", style="dim")
         config, work = prepare(options, Path(folder))
-        entrants = options.choose(list(main_entrants(options, config)), OURS)
-        with Arena(entrants, options.start, console) as arena:
+        entrants = options.choose(main_entrants(config, options.loss_after), OURS)
+        with Arena(entrants, options.launch, console) as arena:
             arena.start()
             measurements = measure_passes(arena, options)
-            warnings = arena.warnings()
-            contenders = arena.records
+            contenders, warnings = arena.records, arena.warnings()
         has_scaling = not options.quick and bool(options.processes or options.micro_batches)
         if has_scaling and OURS in {entrant.name for entrant in entrants}:
-            with Arena(list(scaling_entrants(options, config)), options.start, console) as arena:
+            scaled = scaling_entrants(
+                config, options.loss_after, options.processes, options.micro_batches, options.num_cores
+            )
+            with Arena(scaled, options.launch, console) as arena:
                 arena.start()
                 measurements += measure_scaling(arena, options)
                 contenders += arena.records
         ceilings, row_flops = measure_ceiling(options, config, console)
-    results = results_of(
-        options,
-        benchmark="training",
-        command=command,
-        work=work,
-        headline=OURS,
-        contenders=contenders,
-        measurements=[with_flops(m, row_flops, ceilings) for m in measurements],
-        warnings=warnings,
-    )
+    measurements = [with_flops(m, row_flops, ceilings) for m in measurements]
+    results = results_of(options, command, work, OURS, contenders, measurements, warnings)
     publish(results, training_tables(results), training_pictures(results), options.output, console)
 
 
 def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, Any]]:
-    """Write the drawn rows into files and return the contenders' configuration and what the work is.
+    """Write the drawn rows into files; return the contenders' configuration and the description of the work.
 
     Raises:
         InputError: the run or recipe cannot be read, or has too few rows.
@@ -131,9 +121,9 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
     if len(data.train) < options.rows:
         raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
     random = np.random.default_rng(options.seed)
-    chosen = {"train": options.rows, "validation": HELD_OUT_ROWS if not options.quick else 100}
     lengths = {}
-    for name, count in chosen.items():
+    num_held_out = QUICK_HELD_OUT_ROWS if options.quick else HELD_OUT_ROWS
+    for name, count in {"train": options.rows, "validation": num_held_out}.items():
         split = data.splits[name]
         rows = np.sort(random.permutation(len(split))[:count])
         _write_rows(folder / f"{name}.jsonl", split.take(rows, name=name, origin=""), source, data.labels)
@@ -150,7 +140,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
         "max_length": max_length,
         "batch_size": options.batch_size,
         "learning_rate": source.learning_rate,
-        "lr_schedule": "constant",  # of no end: contenders stop when enough was measured
+        "lr_schedule": "constant",  # contenders stop when enough was measured
         "warmup_ratio": 0.0,
         "seed": options.seed,
         "eval_max_tokens_per_forward": 2048,  # few, so that training decides the peak of memory
@@ -159,11 +149,8 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
         "model": source.model_name,
         "rows": options.rows,
         "rows_digest": data.fingerprint[:16],
-        "seed": options.seed,
-        "batch_size": options.batch_size,
-        "max_length": max_length,
+        **{name: config[name] for name in ("seed", "batch_size", "max_length", "learning_rate")},
         "mean_tokens_of_a_row": round(float(lengths["train"].mean()), 2),
-        "learning_rate": source.learning_rate,
         "optimizer": "AdamW",
         "loss_after_steps": options.loss_after,
     }
@@ -183,16 +170,12 @@ def _write_rows(path: Path, split: "Split", source: "TrainConfig", labels: tuple
 
 def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
     """Measure all contenders in turn, then the split of a step, the loss, and memory."""
-    steps_of_repeat = QUICK_STEPS_OF_REPEAT if options.quick else STEPS_OF_REPEAT
-    work: dict[str, list[Answer]] = {}
 
     def steps(name: str, number: int) -> Answer:
-        return {"steps": steps_of_repeat[name.removesuffix(TWIN)] if number >= 0 else 2}
+        usual = STEPS_OF_REPEAT[name.removesuffix(TWIN)]
+        return {"steps": 2 if number < 0 else max(2, usual // 4) if options.quick else usual}
 
-    def keep_work(name: str, _: int, answer: Answer) -> None:
-        work.setdefault(name, []).append(answer["work"] | {"seconds": answer["seconds"]})
-
-    measured = arena.measure(TRAINING, "tokens", options.limits(), steps, on_answer=keep_work)
+    measured = arena.measure(TRAINING, "tokens", options.limits(), steps)
     for name in arena.alive:
         if not options.quick or name in QUICK_SPLITS:
             add_split(arena, name)
@@ -200,7 +183,7 @@ def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
         memory = arena.call(name, "memory")
         if loss is not None and memory is not None:
             arena.add_facts(name, memory | {"held_out_loss": loss["loss"]})
-    return [dataclasses.replace(m, facts=_totals(work[m.contender])) for m in measured]
+    return [dataclasses.replace(m, facts=_total_work(arena.answers[TRAINING][m.contender])) for m in measured]
 
 
 def add_split(arena: Arena, name: str) -> None:
@@ -212,7 +195,9 @@ def add_split(arena: Arena, name: str) -> None:
         arena.add_facts(name, {f"{part}_share": share for part, share in shares.items()})
 
 
-def _totals(work: Sequence[Answer]) -> dict[str, float]:
+def _total_work(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the sums of what was counted, and of the seconds."""
+    work = [answer["work"] | {"seconds": answer["seconds"]} for answer in answers]
     return {name: float(sum(part[name] for part in work)) for name in work[0]}
 
 
@@ -222,30 +207,25 @@ def measure_scaling(arena: Arena, options: TrainingOptions) -> list[Measurement]
     amount = float(steps * options.batch_size)
     measured = arena.measure(SCALING, "rows", options.limits(seconds=0.0), lambda *_: {"steps": steps})
     for name in arena.alive:
-        if (memory := arena.call(name, "memory")) is not None:
-            arena.add_facts(name, memory)
-    # The first process counts its own share alone; the plan says what all of them did.
+        arena.add_facts(name, arena.call(name, "memory") or {})
+    # The first process counts only its own share; the plan determines the rows of all processes.
     return [
         dataclasses.replace(m, samples=tuple(dataclasses.replace(s, amount=amount) for s in m.samples))
         for m in measured
     ]
 
 
-def measure_ceiling(
-    options: TrainingOptions, config: Answer, console: "Console"
-) -> tuple[dict[str, float], list[float]]:
+def measure_ceiling(options: TrainingOptions, config: Answer, console: Console) -> tuple[dict[str, float], list[float]]:
     """Return FLOP/s of the best matrix product by precision, and the FLOPs of a row as a + b T + c T^2; or nothing."""
     settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
-    spec = WorkerSpec(worker="bench.inference.ceiling_worker:Ceiling", settings=settings)
     try:
-        with options.start(spec) as worker:
+        with options.launch(WorkerSpec(worker="bench.training.ceiling_worker:Ceiling", settings=settings)) as worker:
             precisions = ["fp32", *(["bf16"] if has_bf16() else [])]
             ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
-            coefficients: list[float] = worker.call("flops_of_row")["coefficients"]
-    except ContenderFailed as failure:  # what was measured before is not lost to this
+            return ceilings, worker.call("flops_of_row")["coefficients"]
+    except ContenderFailed as failure:  # the measurements so far are kept
         console.print(f"warning: no FLOP/s: {failure}", style="yellow", highlight=False, markup=False)
         return {}, []
-    return ceilings, coefficients
 
 
 def with_flops(measurement: Measurement, row_flops: Sequence[float], ceilings: dict[str, float]) -> Measurement:

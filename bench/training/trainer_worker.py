@@ -1,10 +1,9 @@
-"""The contender that trains by transformers' Trainer, as its users set it up."""
+"""The contender that trains with transformers' Trainer, as it is commonly set up."""
 
 import contextlib
 import tempfile
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
@@ -17,12 +16,11 @@ from transformers import (
     set_seed,
 )
 
-from bench.harness.session import Message, Session
+from bench.harness.worker import Message, Session
 from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import Split, load_data
-from train_loop.steps.scoring import mean_cross_entropy
 
 MANY_PASSES = 10**6
 ROWS_OF_EVALUATION = 16
@@ -33,11 +31,10 @@ class HuggingFaceTrainer(PacedTraining):
     """transformers' Trainer.
 
     Args:
-        config: fields of our `TrainConfig`, from which model, rows and hyperparameters are taken.
-        loss_after: optimizer steps after which the loss on held-out rows is taken.
+        config: fields of our `TrainConfig`: model, rows and hyperparameters.
         padding: `max_length` pads every row to the longest allowed; `batch` to the longest of its batch.
         group_by_length: batches of rows of similar length.
-        bf16: bf16 autocast; else float32.
+        bf16: bf16 autocast instead of float32.
     """
 
     def __init__(self, config: Message, loss_after: int, padding: str, group_by_length: bool, bf16: bool) -> None:
@@ -57,7 +54,6 @@ class HuggingFaceTrainer(PacedTraining):
             name: self._encode(split, tokenizer, max_length, padded=self._padding == "max_length" and name == "train")
             for name, split in data.splits.items()
         }
-        self._collate = DataCollatorWithPadding(tokenizer)
         set_seed(config.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
             config.model_name, num_labels=len(data.labels), ignore_mismatched_sizes=True
@@ -67,23 +63,15 @@ class HuggingFaceTrainer(PacedTraining):
                 model=model,
                 args=self._arguments(folder),
                 train_dataset=self._rows["train"],
-                data_collator=self._collate,
+                data_collator=DataCollatorWithPadding(tokenizer),
                 callbacks=[Pace(self, session)],
             )
             with contextlib.suppress(Finished):
                 self._trainer.train()
 
     def held_out_loss(self) -> float:
-        rows, model = self._rows["validation"], self._trainer.model
-        model.eval()
-        logits = []
-        with torch.no_grad():
-            for start in range(0, len(rows), ROWS_OF_EVALUATION):
-                batch = self._collate([rows[row] for row in range(start, min(start + ROWS_OF_EVALUATION, len(rows)))])
-                inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
-                logits.append(model(**inputs).logits.float().cpu())
-        model.train()
-        return mean_cross_entropy(torch.cat(logits).numpy(), np.array(rows["labels"]))
+        loss: float = self._trainer.evaluate(self._rows["validation"])["eval_loss"]
+        return loss
 
     def watch(self, session: Session | None) -> None:
         """Set up the instruments, once the Trainer has prepared everything."""
@@ -94,12 +82,8 @@ class HuggingFaceTrainer(PacedTraining):
 
     def _encode(self, split: Split, tokenizer: Any, max_length: int, *, padded: bool) -> Dataset:
         columns = [split.rows[name] for name in (self._config.text_column, self._config.text_pair_column) if name]
-        encoded = tokenizer(
-            *(list(column) for column in columns),
-            truncation=True,
-            max_length=max_length,
-            padding="max_length" if padded else False,
-        )
+        padding = "max_length" if padded else False
+        encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length, padding=padding)
         return Dataset.from_dict({**encoded, "labels": split.labels.tolist()})
 
     def _arguments(self, folder: str) -> TrainingArguments:
@@ -108,6 +92,7 @@ class HuggingFaceTrainer(PacedTraining):
             folder,
             num_train_epochs=MANY_PASSES,
             per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=ROWS_OF_EVALUATION,
             learning_rate=config.learning_rate,
             lr_scheduler_type=config.lr_schedule,
             weight_decay=config.weight_decay,
@@ -125,7 +110,7 @@ class HuggingFaceTrainer(PacedTraining):
 
 
 class Pace(TrainerCallback):
-    """Where the Trainer tells of its progress, and is stopped."""
+    """Stops the Trainer where it reports its progress."""
 
     def __init__(self, worker: HuggingFaceTrainer, session: Session | None) -> None:
         self._worker = worker

@@ -5,9 +5,10 @@ import pytest
 from places import ROOT
 
 import bench.__main__
-from bench.__main__ import COMMANDS, main, parse
-from bench.harness.hardware import available_cores, describe_machine, git_commit, matmul_ceiling
-from bench.harness.options import CommonOptions, command_line
+from bench.__main__ import COMMANDS, command_line, main, parse
+from bench.harness.hardware import available_cores, describe_machine, git_commit
+from bench.harness.options import CommonOptions
+from bench.training.ceiling_worker import matmul_ceiling
 
 
 def test_every_command_has_help_that_names_its_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from bench.harness.hardware import Machine
 from bench.harness.results import Contender, Measurement, Results
 from bench.harness.samples import Sample
-from bench.harness.session import ContenderWorker, NotAvailable
+from bench.harness.worker import ContenderWorker, NotAvailable
 
 MACHINE = Machine(
     processor="a processor",
@@ -37,7 +37,7 @@ class FakeWorker(ContenderWorker):
 
     def repeat(self, round_number: int, rows: int) -> dict[str, Any]:
         if round_number == self.fails_in_round:
-            raise RuntimeError("the fake failed as configured")
+            raise RuntimeError("the fake broke, as configured")
         seconds = rows / self.speed * float(np.exp(self.noise * self.random.standard_normal()))
         return {"amount": rows, "seconds": seconds, "latencies_ms": [1e3 * seconds]}
 

@@ -64,7 +64,7 @@ def test_a_contender_of_known_speed_is_reported_at_that_speed(
     assert ratio.verdict == "faster"
 
 
-def test_a_contender_beside_itself_shows_no_difference(measured: tuple[Arena, dict[str, Measurement]]) -> None:
+def test_a_contender_next_to_itself_shows_no_difference(measured: tuple[Arena, dict[str, Measurement]]) -> None:
     _, found = measured
     ratio = paired_ratio(found["fast"].samples, found["fast (again)"].samples)
     assert ratio.low <= 1.0 <= ratio.high
@@ -85,13 +85,13 @@ def test_what_cannot_run_is_named_with_the_reason(measured: tuple[Arena, dict[st
     assert records["unable"] == ("not available", "needs a machine that does not exist")
     assert records["mistyped"][0] == "failed"
     assert "no attribute 'NoSuchWorker'" in records["mistyped"][1]
-    assert records["breaks"] == ("failed", "the fake failed as configured")
+    assert records["breaks"] == ("failed", "the fake broke, as configured")
     assert len(found["breaks"].samples) == 2  # what was measured before is kept
     assert records["fast"] == ("measured", "")
     assert arena.alive == ["fast", "slow", "fast (again)"]
 
 
-def test_facts_of_the_start_stand_in_the_record(measured: tuple[Arena, dict[str, Measurement]]) -> None:
+def test_facts_of_the_start_are_in_the_record(measured: tuple[Arena, dict[str, Measurement]]) -> None:
     arena, _ = measured
     facts = arena.records[0].facts
     assert facts["loaded_memory_mib"] == 20.0
@@ -106,7 +106,7 @@ def test_a_worker_has_its_own_process_with_the_threads_and_cores_asked_for() -> 
     assert len({os.getpid(), *(environment["pid"] for environment in environments)}) == 3
 
 
-def test_a_worker_that_dies_is_told_with_its_last_words() -> None:
+def test_a_worker_that_dies_is_reported_with_its_last_words() -> None:
     with Arena([fake("mortal", speed=1.0)], start, Console(file=io.StringIO())) as arena:
         arena.start()
         assert arena.call("mortal", "die") is None
@@ -124,7 +124,7 @@ def test_closing_ends_every_process() -> None:
         os.kill(pid, 0)
 
 
-def test_where_nobody_can_run_the_reasons_are_told() -> None:
+def test_where_no_contender_can_run_the_reasons_are_reported() -> None:
     absent = Entrant(name="absent", description="", spec=WorkerSpec(worker="x:Y"), needs=("no_such_package",))
     with (
         Arena([absent], start, Console(file=io.StringIO())) as arena,

@@ -15,15 +15,12 @@ def test_three_contenders_run_forwards_and_backwards() -> None:
 def test_every_round_holds_every_contender_until_the_slowest_measured_has_enough() -> None:
     calls: list[tuple[str, int]] = []
 
-    def contender(name: str, seconds: float) -> object:
-        def repeat(number: int) -> tuple[float, float]:
-            calls.append((name, number))
-            return 10.0, seconds
-
-        return repeat
+    def repeat(name: str, number: int) -> tuple[float, float]:
+        calls.append((name, number))
+        return 10.0, {"slow": 4.0, "fast": 2.0}[name]
 
     limits = Limits(min_repeats=3, min_seconds=10.0, warm_ups=1)
-    samples = take_turns({"slow": contender("slow", 4.0), "fast": contender("fast", 2.0)}, limits, pytest.fail)  # type: ignore[dict-item, arg-type]
+    samples = take_turns(["slow", "fast"], repeat, limits, pytest.fail)
     assert calls[:6] == [("fast", -1), ("slow", -1), ("slow", 0), ("fast", 0), ("fast", 1), ("slow", 1)]
     assert {name: len(taken) for name, taken in samples.items()} == {"slow": 5, "fast": 5}  # 5 x 2 s is 10 s
     assert [sample.round for sample in samples["fast"]] == [0, 1, 2, 3, 4]
@@ -31,21 +28,22 @@ def test_every_round_holds_every_contender_until_the_slowest_measured_has_enough
 
 def test_a_measurement_without_end_ends() -> None:
     limits = Limits(min_repeats=1, min_seconds=1e9, warm_ups=0, max_repeats=7)
-    samples = take_turns({"A": lambda _: (1.0, 1e-6)}, limits, pytest.fail)
+    samples = take_turns(["A"], lambda *_: (1.0, 1e-6), limits, pytest.fail)
     assert len(samples["A"]) == 7
 
 
-def test_a_contender_that_fails_is_told_and_the_others_go_on() -> None:
-    def broken(number: int) -> tuple[float, float]:
-        if number == 2:
+def test_a_contender_that_fails_is_reported_and_the_others_continue() -> None:
+    def repeat(name: str, number: int) -> tuple[float, float]:
+        if name == "broken" and number == 2:
             raise ContenderFailed("out of memory")
         return 1.0, 1.0
 
-    told: list[tuple[str, str]] = []
+    failures: list[tuple[str, str]] = []
     samples = take_turns(
-        {"broken": broken, "good": lambda _: (1.0, 1.0)},
+        ["broken", "good"],
+        repeat,
         Limits(min_repeats=5, min_seconds=0.0),
-        lambda name, failure: told.append((name, str(failure))),
+        lambda name, failure: failures.append((name, str(failure))),
     )
-    assert told == [("broken", "out of memory")]
+    assert failures == [("broken", "out of memory")]
     assert {name: len(taken) for name, taken in samples.items()} == {"broken": 2, "good": 5}

@@ -52,7 +52,7 @@ def test_a_ratio_interval_holds_the_true_ratio_about_as_often_as_it_says() -> No
     assert 180 <= held <= 200  # 95 % of 200 is 190
 
 
-def test_pairing_takes_out_what_both_suffered() -> None:
+def test_pairing_takes_out_what_slowed_both() -> None:
     slow_spells = [1.0, 1.0, 5.0, 1.0, 9.0, 1.0, 2.0, 7.0, 1.0, 3.0]
     ours = [Sample(round=n, amount=100, seconds=0.5 * spell) for n, spell in enumerate(slow_spells)]
     others = [Sample(round=n, amount=100, seconds=1.0 * spell) for n, spell in enumerate(slow_spells)]

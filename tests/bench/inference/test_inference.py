@@ -10,8 +10,9 @@ from tiny_runs import LABELS, save_tiny_run
 from bench.harness.arena import Entrant
 from bench.harness.results import read_results
 from bench.harness.workload import Workload, rows_of_run
+from bench.inference.classifying import read_own_bundle
 from bench.inference.contenders import peers, with_export
-from bench.inference.run import InferenceOptions, quality, read_own_bundle, run
+from bench.inference.run import InferenceOptions, quality, run
 from bench.inference.workers import ClassifierWorker
 from bench.quantization.run import quality as graph_quality
 from export.__main__ import main as export
@@ -39,7 +40,7 @@ class CountingWorker(ClassifierWorker):
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingWorker:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps(ROWS.as_json()), encoding="utf-8")
+    path.write_text(json.dumps(ROWS.inputs), encoding="utf-8")
     made = CountingWorker(rows_file=str(path), max_length=8)
     made.start()
     made.batches.clear()
@@ -88,7 +89,7 @@ def test_rows_that_no_part_holds_are_not_judged() -> None:
     assert quality(ROWS, labels)["ours"] == {"rows_judged": 4, "accuracy": 1.0}
 
 
-def test_a_row_that_the_reference_or_the_lone_call_never_saw_is_no_disagreement() -> None:
+def test_a_row_missed_by_the_reference_or_the_lone_call_is_no_disagreement() -> None:
     labels = {
         "batch 32": {"PyTorch fp32": np.array([0, 1, 0, -1, -1, -1]), "ours": np.array([0, 1, 1, 1, 0, 1])},
         "batch 1": {"ours": np.array([0, 0, -1, -1, -1, -1])},
@@ -150,13 +151,13 @@ def test_rows_come_from_the_sample_that_training_left(tiny_run: Path) -> None:
     assert rows.labels == tuple(number % len(LABELS) for number in range(60))
 
 
-def test_too_few_rows_are_told_before_anything_is_measured(tiny_run: Path) -> None:
-    with pytest.raises(InputError, match="60 rows, and 128 are needed; give smaller --batch_sizes"):
+def test_too_few_rows_are_reported_before_anything_is_measured(tiny_run: Path) -> None:
+    with pytest.raises(InputError, match="60 rows, and 128 are needed; use smaller --batch_sizes"):
         run(InferenceOptions(run=tiny_run), "")
     ROWS.require(6, "")
 
 
-def test_what_is_asked_for_twice_is_measured_once() -> None:
+def test_what_is_requested_twice_is_measured_once() -> None:
     options = InferenceOptions(run=Path("run"), lengths=[16, 64, 16], batch_sizes=[8, 1, 8])
     assert options.used_lengths == [16, 64]
     assert options.used_batch_sizes == [1, 8, 32]
@@ -166,7 +167,7 @@ def entrants(folder: Path) -> list[Entrant]:
     return list(peers(folder, folder / "optimum", {}))
 
 
-def test_a_model_that_optimum_cannot_export_costs_its_pipeline_alone(
+def test_a_model_that_optimum_cannot_export_loses_only_its_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from optimum.onnxruntime import ORTModelForSequenceClassification
@@ -188,7 +189,7 @@ def test_without_torch_its_contenders_are_named_as_not_installed(
     assert all("torch" in entrant.missing for entrant in entrants(tmp_path))
 
 
-def test_an_error_without_a_message_is_told_by_its_class() -> None:
+def test_an_error_without_a_message_is_reported_by_its_class() -> None:
     assert first_line(ValueError("")) == "ValueError"
     assert first_line(RuntimeError("  one\ntwo")) == "one"
 

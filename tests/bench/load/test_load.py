@@ -1,4 +1,6 @@
 import asyncio
+import contextlib
+import itertools
 import json
 import sys
 import threading
@@ -12,11 +14,14 @@ import pytest
 
 from bench.harness.processes import ContenderAbsent
 from bench.harness.results import read_results
-from bench.load import traffic, trial
-from bench.load.rate_search import highest_rate, majority
-from bench.load.run import LoadOptions, choose_servers, read_texts, run, server_specs
-from bench.load.servers import Server, ServerSpec
-from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, endlessly, open_loop
+from bench.load import arrivals, traffic
+from bench.load.arrivals import highest_rate, majority
+from bench.load.contenders import ServerSpec, server_entrants
+from bench.load.options import LoadOptions
+from bench.load.run import run
+from bench.load.server import Server
+from bench.load.texts import read_texts
+from bench.load.traffic import FAILED, LoadGenerator, Traffic, arrival_times, ask, closed_loop, open_loop
 from serve.contract.errors import InputError
 
 LISTENER = """
@@ -98,7 +103,7 @@ def test_arrivals_come_at_the_rate_asked_for_and_by_the_seed() -> None:
 
 def test_an_open_loop_sends_everything_that_is_due_and_counts_each_answer(live: tuple[str, list[str]]) -> None:
     url, seen = live
-    bodies = endlessly([body("a good"), body("refuse me bad")])
+    bodies = itertools.cycle([body("a good"), body("refuse me bad")])
     found = with_session(open_loop, url, bodies, rate=200.0, seconds=0.3, seed=0)
     assert found.num_requests == len(seen) == len(arrival_times(200.0, 0.3, 0))
     assert found.share(429) == pytest.approx(0.5, abs=0.02)
@@ -109,15 +114,15 @@ def test_an_open_loop_sends_everything_that_is_due_and_counts_each_answer(live: 
 
 def test_a_closed_loop_counts_only_the_stretch_and_leaves_nothing_unanswered(live: tuple[str, list[str]]) -> None:
     url, seen = live
-    found = with_session(closed_loop, url, endlessly([body("a good")]), clients=3, warm_s=0.1, seconds=0.2)
+    found = with_session(closed_loop, url, itertools.cycle([body("a good")]), clients=3, warm_s=0.1, seconds=0.2)
     assert 0 < found.num_requests < len(seen)
     assert found.seconds == 0.2
     assert set(found.statuses) == {200}
     assert len(found.seen_ms) == len(seen)
 
 
-def test_a_server_that_is_not_there_fails_every_request() -> None:
-    found = with_session(open_loop, "http://127.0.0.1:9/", endlessly([b"{}"]), rate=50.0, seconds=0.2, seed=0)
+def test_an_absent_server_fails_every_request() -> None:
+    found = with_session(open_loop, "http://127.0.0.1:9/", itertools.cycle([b"{}"]), rate=50.0, seconds=0.2, seed=0)
     assert set(found.statuses) == {FAILED}
     assert found.failed_share == 1.0
     assert found.latencies_ms == []
@@ -137,7 +142,7 @@ def test_shares_of_no_traffic_are_zero() -> None:
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"COUNTED_S": 0.05, "WARM_S": 0.02}.items():
         monkeypatch.setattr(traffic, name, value)
-    monkeypatch.setattr(trial, "QUICK_OPEN_S", 0.1)
+    monkeypatch.setattr(arrivals, "QUICK_OPEN_S", 0.1)
 
 
 def test_the_whole_load_test_against_a_server_that_runs_already(
@@ -180,7 +185,7 @@ def test_a_server_that_cannot_be_measured_costs_the_others_nothing(
         "once": "failed", "mine": "measured", "twin": "measured", "mistaken": "failed"
     }  # fmt: skip
     assert records["once"].reason == "answered none of 2 texts"
-    assert "not of the format that it was named with, such as: {" in records["mistaken"].reason
+    assert "do not have the format it was named with, such as: {" in records["mistaken"].reason
     cases = json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]
     assert "headline_is_times" in cases["1 client"]["twin"]
     assert cases["open loop, 50% of capacity"]["twin"].keys() == {"requests_per_s"}
@@ -225,40 +230,45 @@ def test_one_glitch_decides_nothing(said: list[bool], holds: bool, num_tries: in
 
 
 def spec(*command: str, needs: str = "") -> ServerSpec:
-    return ServerSpec(name="x", description="", format="litserve", command=command, needs=needs)
+    return ServerSpec(format="litserve", command=command, needs=needs)
 
 
-def start(server: ServerSpec) -> Server:
-    return Server(server, cores=[0], num_threads=1, first_body=b'{"input": "x"}', timeout_s=20)
+@contextlib.contextmanager
+def launched(server: ServerSpec) -> Iterator[Server]:
+    with contextlib.closing(LoadGenerator()) as generator:
+        found = Server(server, ["x"], generator, cores=[0], num_threads=1, timeout_s=20)
+        with contextlib.closing(found):
+            yield found
 
 
 def test_a_server_is_started_on_a_free_port_and_stopped(tmp_path: Path) -> None:
     script = tmp_path / "listener.py"
     script.write_text(LISTENER, encoding="utf-8")
-    server = start(spec(sys.executable, str(script), "PORT"))
-    try:
-        assert server.cold_start_s is not None
-        assert server.memory_mib() is not None
-        answers = with_session(ask, server.target.url, [b'{"input": "x"}'], clients=1)
-        assert server.target.wire.label(json.loads(answers[0])) == "good"
-    finally:
-        server.close()
-    found = with_session(open_loop, server.target.url, endlessly([b"{}"]), rate=20.0, seconds=0.1, seed=3)
+    with launched(spec(sys.executable, str(script), "PORT")) as server:
+        assert server.start()["cold_start_s"] > 0
+        assert server.memory()["memory_mib"] > 0
+        assert server.labels(num_texts=1)["labels"] == ["good"]
+    found = with_session(open_loop, server.url, itertools.cycle([b"{}"]), rate=20.0, seconds=0.1, seed=3)
     assert 200 not in found.statuses
 
 
-def test_a_server_that_dies_is_told_with_its_last_words() -> None:
-    with pytest.raises(ContenderAbsent, match="did not start: the model is nowhere") as caught:
-        start(spec(sys.executable, "-c", "import sys; print('the model is nowhere'); sys.exit(1)", "PORT"))
+def test_a_server_that_dies_is_reported_with_its_last_words() -> None:
+    dying = spec(sys.executable, "-c", "import sys; print('the model is nowhere'); sys.exit(1)", "PORT")
+    with (
+        launched(dying) as server,
+        pytest.raises(ContenderAbsent, match="did not start: the model is nowhere") as caught,
+    ):
+        server.start()
     assert caught.value.status == "failed"
 
 
 def test_a_peer_that_is_not_installed_is_named_as_such() -> None:
-    with pytest.raises(ContenderAbsent, match="has no module_of_nobody") as caught:
-        start(spec(sys.executable, "-m", "module_of_nobody", needs="module_of_nobody"))
+    absent = spec(sys.executable, "-m", "no_such_module", needs="no_such_module")
+    with pytest.raises(ContenderAbsent, match="has no no_such_module") as caught, launched(absent):
+        pass
     assert caught.value.status == "not installed"
-    with pytest.raises(ContenderAbsent, match="/python has no litserve"):
-        start(spec("/no-such-python", needs="litserve"))
+    with pytest.raises(ContenderAbsent, match="/python has no litserve"), launched(spec("/x/peer", needs="litserve")):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -266,8 +276,8 @@ def test_a_peer_that_is_not_installed_is_named_as_such() -> None:
     [
         ({"targets": ["x=tei@http://h"]}, "no texts to send"),
         ({"file": Path("x.txt")}, "no server"),
-        ({"lengths": "64", "targets": ["x=tei@http://h"]}, "--lengths makes texts by a bundle's tokenizer"),
-        ({"run": Path("r"), "clients": [0]}, "--clients must be 1 or more"),
+        ({"lengths": "64", "targets": ["x=tei@http://h"]}, "--lengths makes texts with a bundle's tokenizer"),
+        ({"run": Path("r"), "clients": [0]}, "--clients must be 1 or more each"),
         ({"run": Path("r"), "p99_bound_ms": 0.0}, "--p99_bound_ms must be positive"),
         ({"run": Path("r"), "file": Path("f"), "lengths": "5"}, "both say what is sent"),
     ],
@@ -277,30 +287,30 @@ def test_options_that_contradict_each_other_name_the_way_out(fields: dict[str, A
         LoadOptions(**fields)
 
 
-def test_a_bundle_that_is_not_there_is_told_before_texts_are_made(tmp_path: Path) -> None:
+def test_a_missing_bundle_is_reported_before_texts_are_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bundle.json: no such file"):
         read_texts(LoadOptions(bundle=tmp_path, lengths="64"))
 
 
-def test_a_run_may_be_there_for_its_rows_alone(tmp_path: Path) -> None:
+def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
     target = "x=tei@http://127.0.0.1:9"
     options = LoadOptions(run=tmp_path, targets=[target])
     assert options.served is None
-    assert [spec.name for spec in server_specs(options)] == ["LitServe", "infinity", "x"]
-    assert LoadOptions(run=tmp_path).served == tmp_path / "onnx"  # and its absence is told
-    with pytest.raises(InputError, match="--lengths makes texts by a bundle's tokenizer"):
+    assert [entrant.name for entrant in server_entrants(options)] == ["LitServe", "infinity", "x"]
+    assert LoadOptions(run=tmp_path).served == tmp_path / "onnx"  # and its absence is reported
+    with pytest.raises(InputError, match="--lengths makes texts with a bundle's tokenizer"):
         LoadOptions(run=tmp_path, targets=[target], lengths="64")
     (tmp_path / "onnx").mkdir()
     assert options.served == tmp_path / "onnx"
 
 
 def test_a_server_without_its_script_is_not_installed() -> None:
-    with pytest.raises(ContenderAbsent, match="no_such_server") as caught:
-        start(spec("/bin/no_such_server"))
+    with pytest.raises(ContenderAbsent, match="no_such_server") as caught, launched(spec("/bin/no_such_server")):
+        pass
     assert caught.value.status == "not installed"
 
 
-def test_two_servers_of_one_name_are_refused() -> None:
+def test_two_servers_with_the_same_name_are_refused() -> None:
     options = LoadOptions(file=Path("x.txt"), targets=["x=tei@http://a", "x=tei@http://b"])
-    with pytest.raises(InputError, match="two servers of one name"):
-        choose_servers(options, list(server_specs(options)))
+    with pytest.raises(InputError, match="two servers have the same name"):
+        server_entrants(options)

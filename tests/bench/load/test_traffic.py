@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import itertools
 import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from bench.harness.samples import percentile
 from bench.load import traffic
-from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, endlessly, keeps_bound, open_loop
+from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, keeps_bound, open_loop
 from bench.load.traffic import steady_lengths as lengths
 
 
@@ -47,7 +48,7 @@ def in_fake_time(monkeypatch: pytest.MonkeyPatch, work: Any, server: Callable[[]
     loop = FakeClockLoop()
     monkeypatch.setattr(traffic, "time", types.SimpleNamespace(perf_counter=loop.time))
     try:
-        bodies = keywords.pop("bodies", endlessly([b"{}"]))
+        bodies = keywords.pop("bodies", itertools.cycle([b"{}"]))
         return loop.run_until_complete(work(FakeServer(server), "", bodies, **keywords))
     finally:
         loop.close()
@@ -127,7 +128,7 @@ def test_a_request_that_is_never_answered_is_counted_as_failed(monkeypatch: pyte
     assert found.seconds == 1.0
 
 
-def test_turns_are_as_long_as_the_latencies_of_the_last_ask_for() -> None:
+def test_turns_are_as_long_as_the_last_latencies_require() -> None:
     assert lengths([]) == (0.3, 1.0)
     assert lengths([10.0] * 100) == (0.3, 1.0)
     assert lengths([700.0] * 100) == (1.4, 2.8)
@@ -144,7 +145,7 @@ def test_what_is_answered_after_the_last_arrival_takes_its_time(monkeypatch: pyt
     assert keeps_bound(slower, 100.0)
 
 
-def test_a_server_that_stops_answering_is_not_asked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stops_answering_gets_no_more_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
 
     async def answer() -> int:

@@ -7,8 +7,10 @@ from tiny_runs import save_tiny_run
 
 from bench.harness.processes import ContenderAbsent
 from bench.harness.results import read_results
+from bench.quantization import graphs
 from bench.quantization import run as quantization
-from bench.quantization.run import FP32, OURS, WAYS, QuantizationOptions, run
+from bench.quantization.graphs import WAYS
+from bench.quantization.run import FP32, OURS, QuantizationOptions, run
 from export.__main__ import main as export
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
@@ -30,7 +32,7 @@ def test_the_graphs_that_were_chosen_are_made_and_measured_and_no_others(
     def cannot(*_: object) -> Path:
         raise ContenderAbsent("not available", "Optimum cannot export this model: xlnet")
 
-    monkeypatch.setattr(quantization, "export_for_optimum", cannot)
+    monkeypatch.setattr(graphs, "export_for_optimum", cannot)
     unfused, _, per_channel, *_ = WAYS
     options = QuantizationOptions(
         run=tiny_run, quick=True, contenders=["PyTorch fp32", OURS, per_channel, unfused], self_check=True,
@@ -55,17 +57,17 @@ def test_the_graphs_that_were_chosen_are_made_and_measured_and_no_others(
     assert json.loads(out.splitlines()[-1])["not_measured"].keys() == {unfused}
 
 
-def test_one_contender_can_be_measured_alone(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_single_contender_can_be_measured(tiny_run: Path, tmp_path: Path) -> None:
     run(QuantizationOptions(run=tiny_run, quick=True, contenders=[FP32], threads=1, output=tmp_path), "")
     assert read_results(tmp_path).headline == FP32
 
 
-def test_too_few_rows_are_told(tmp_path: Path) -> None:
+def test_too_few_rows_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--rows must be at least 32, found 20"):
         QuantizationOptions(run=tmp_path, rows=20)
     folder = save_tiny_run(tmp_path / "tiny", num_rows=20)
     assert export(["--run", str(folder), "--variants", "fp32"]) == 0
-    with pytest.raises(InputError, match="20 rows, and 32 are needed; take a run with more held-out rows"):
+    with pytest.raises(InputError, match="20 rows, and 32 are needed; use a run with more held-out rows"):
         run(QuantizationOptions(run=folder), "")
 
 

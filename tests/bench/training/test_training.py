@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.harness.results import Measurement, read_results
 from bench.harness.samples import Sample
-from bench.harness.session import Message, Session
+from bench.harness.worker import Message, Session
 from bench.training.contenders import main_entrants, scaling_entrants
 from bench.training.pace import Finished, PacedTraining, StepClock, WorkMeter
 from bench.training.run import TrainingOptions, measure_passes, run, with_flops
@@ -84,7 +84,7 @@ def test_losses_are_taken_after_the_same_number_of_steps_whatever_was_timed() ->
         assert answers[-1]["loss"] == 4.0
 
 
-def test_a_split_times_its_parts_alone() -> None:
+def test_a_split_times_only_its_parts() -> None:
     answers, _ = paced({"verb": "split", "steps": 2}, {"verb": "repeat", "steps": 1}, {"verb": "split", "steps": 1})
     for answer in (answers[0], answers[2]):
         assert 0 < answer["split"]["forward"] <= answer["seconds"]
@@ -160,22 +160,22 @@ def test_flops_count_real_tokens_and_the_ceiling_of_the_same_precision() -> None
     assert with_flops(measurement("rawloop fp32 (again)"), [1, 10, 2], ceilings).facts["ceiling_flop_per_s"] == 1000
 
 
-def test_the_entrants_differ_only_in_what_they_say() -> None:
-    options = TrainingOptions(run=Path("run"), processes=[1, 2, 64], micro_batches=[1, 4])
-    config = {"model_name": "m", "mixed_precision": "auto"}
-    settings = {e.name: dict(e.spec.settings) for e in main_entrants(options, config)}
+def test_the_entrants_differ_only_in_what_they_state() -> None:
+    config = {"model_name": "m", "mixed_precision": "auto", "batch_size": 16}
+    settings = {e.name: dict(e.spec.settings) for e in main_entrants(config, 50)}
     assert {name: values["loss_after"] for name, values in settings.items()} == dict.fromkeys(settings, 50)
     for name in ("Trainer best", "Trainer grouped fp32", "Trainer dynamic fp32", "Trainer padded fp32"):
         assert settings[name]["config"] == config
-    assert [e.name for e in scaling_entrants(options, config) if "micro" in e.name] == ["4 micro-batches"]
-    assert all(e.spec.num_processes < 64 for e in scaling_entrants(options, config))
+    scaled = scaling_entrants(config, 50, processes=[1, 2, 64], micro_batches=[1, 4], num_cores=2)
+    assert [e.name for e in scaled] == ["1 process", "2 processes", "4 micro-batches"]
+    assert [e.spec.num_processes for e in scaled] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"rows": 100}, "--rows 100 must be at least 200 batches"),
-        ({"micro_batches": [0]}, "must be 1 or more"),
+        ({"micro_batches": [0]}, "--micro_batches must be 1 or more each, found"),
         ({"threads": 0}, "--threads must be at least 1"),
         ({"cores": [9999]}, "this process may use"),
     ],
@@ -208,7 +208,7 @@ def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
     assert (tmp_path / "out" / "training_speed.png").is_file()
 
 
-def test_too_few_rows_are_told(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
+def test_too_few_rows_are_reported(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(write_rows(labelled_rows(60)))))
     with pytest.raises(InputError, match="has 48 training rows; ask for fewer"):

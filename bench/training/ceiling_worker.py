@@ -1,35 +1,28 @@
-"""What the machine could do at best, and what a row costs in operations: measured in a process of its own."""
+"""What the machine could reach at best, and how many operations a row takes: in a process of its own."""
+
+import time
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from bench.harness.hardware import matmul_ceiling
-from bench.harness.session import ContenderWorker, Message
+from bench.harness.worker import ContenderWorker, Message
 
 LENGTHS = (16, 32, 64)
 """Three lengths [tokens] determine  a + b T + c T^2  exactly."""
 
 
 class Ceiling(ContenderWorker):
-    """Measures the matrix product, and counts a model's operations.
-
-    Args:
-        model: folder of the model, or its Hub id.
-        num_labels: classes of its head.
-    """
+    """Measures the matrix product, and counts the operations of a model (a folder, or a Hub id)."""
 
     def __init__(self, model: str, num_labels: int) -> None:
         self._model = model
         self._num_labels = num_labels
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def start(self) -> Message:
-        return {}
 
     def ceilings(self, precisions: list[str], seconds: float) -> Message:
         """Return the FLOP/s of the best large matrix product by precision."""
-        return {name: matmul_ceiling(name, self._device, seconds=seconds) for name in precisions}  # type: ignore[arg-type]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return {name: matmul_ceiling(name, device, seconds=seconds) for name in precisions}
 
     def flops_of_row(self) -> Message:
         """Return a, b, c of  FLOPs = a + b T + c T^2  of one row of T tokens, forward and backward.
@@ -47,3 +40,20 @@ class Ceiling(ContenderWorker):
             counts.append(float(counter.get_total_flops()))
         powers = torch.tensor([[1.0, t, t * t] for t in LENGTHS], dtype=torch.float64)
         return {"coefficients": torch.linalg.solve(powers, torch.tensor(counts, dtype=torch.float64)).tolist()}
+
+
+def matmul_ceiling(precision: str, device: str, *, seconds: float) -> float:
+    """Return the best FLOP/s of one large matrix product of torch, over several sizes."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    best = 0.0
+    for size in (1024, 2048, 8192) if device == "cuda" else (512, 1024, 2048):
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        torch.mm(left, right, out=out)
+        ends = time.perf_counter() + seconds / 3
+        while (began := time.perf_counter()) < ends:
+            torch.mm(left, right, out=out)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2.0 * size**3 / (time.perf_counter() - began))
+    return best

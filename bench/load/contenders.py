@@ -1,0 +1,153 @@
+"""The servers that take part in the load benchmark: ours, peers, and those that run already; and their formats."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.harness.arena import Entrant
+from bench.load.options import LoadOptions
+from serve.contract.bundle import read_bundle
+from serve.contract.errors import InputError
+from serve.encoder import TextInput
+from serve.session import resolve_device
+
+LITSERVE_SCRIPT = Path(__file__).with_name("litserve_server.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class WireFormat:
+    """How a server is asked for the label of a text."""
+
+    path: str
+    """Where such servers listen, for a URL that names none."""
+    body: Callable[[TextInput], Any]
+    """Text, or pair -> JSON body of one request."""
+    label: Callable[[Any], str]
+    """JSON answer -> predicted label."""
+    takes_pairs: bool = False
+
+    def request_of(self, text: TextInput) -> bytes:
+        """Return the body of one request."""
+        return json.dumps(self.body(text)).encode()
+
+    def label_of(self, answer: bytes) -> str:
+        """Return the label of an answer.
+
+        Raises:
+            ValueError: the answer has another format.
+        """
+        try:
+            return self.label(json.loads(answer))
+        except (ValueError, LookupError, TypeError) as error:
+            start = answer[:80].decode(errors="replace")
+            raise ValueError(f"its answers do not have the format it was named with, such as: {start}") from error
+
+
+def _best(scores: list[dict[str, Any]]) -> str:
+    return str(max(scores, key=lambda entry: entry["score"])["label"])
+
+
+FORMATS = {
+    "native": WireFormat(
+        "/v1/classify",
+        lambda text: {"inputs": [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}]},
+        lambda answer: str(answer["results"][0]["label"]),
+        takes_pairs=True,
+    ),
+    "tei": WireFormat(
+        "/predict",
+        lambda text: {"inputs": text if isinstance(text, str) else [text]},
+        lambda answer: _best(answer if isinstance(answer[0], dict) else answer[0]),
+        takes_pairs=True,
+    ),
+    "hf": WireFormat("/", lambda text: {"inputs": text}, lambda answer: _best(answer[0])),
+    "infinity": WireFormat(
+        "/classify", lambda text: {"model": "m", "input": [text]}, lambda answer: _best(answer["data"][0])
+    ),
+    "litserve": WireFormat("/predict", lambda text: {"input": text}, lambda answer: str(answer["label"])),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerSpec:
+    """A server that the benchmark starts, or one that runs already."""
+
+    format: str
+    """Key of `FORMATS`."""
+    command: tuple[str, ...] = ()
+    """The word PORT is replaced by the port; empty for a server that runs already."""
+    url: str = ""
+    """Of a server that runs already."""
+    needs: str = ""
+    """Module that the command's Python must have."""
+
+
+def server_entrants(options: LoadOptions) -> list[Entrant]:
+    """Return the servers to measure.
+
+    Raises:
+        InputError: the bundle cannot be read, a target cannot be parsed, or two servers have the same name.
+    """
+    entrants = [*_own_servers(options), *_peers(options), *map(running_server, options.targets)]
+    names = [entrant.name for entrant in entrants]
+    if len(set(names)) < len(names):
+        raise InputError(f"--targets: two servers have the same name among {names}; name them differently")
+    return entrants
+
+
+def _own_servers(options: LoadOptions) -> Iterator[Entrant]:
+    if options.served is None:
+        return
+    default = read_bundle(options.served).default_variant(resolve_device("auto"))
+    for variant in dict.fromkeys([default, "fp32"]):
+        flags = ("--bundle", str(options.served.resolve()), "--variant", variant, "--threads", str(options.num_threads))
+        command = (sys.executable, "-m", "serve", *flags, "--port", "PORT", "--log_level", "warning")
+        yield Entrant(
+            name=f"rawloop {variant}",
+            description=f"python -m serve, {variant}",
+            is_ours=True,
+            spec=ServerSpec(format="native", command=command),
+        )
+
+
+def _peers(options: LoadOptions) -> Iterator[Entrant]:
+    if options.run is None:
+        return
+    model = str((options.run / "model").resolve())
+    python = str(options.litserve_python or sys.executable)
+    yield Entrant(
+        name="LitServe",
+        description="LitServe around transformers' pipeline, float32, batches of 32, 5 ms",
+        spec=ServerSpec(format="litserve", command=(python, str(LITSERVE_SCRIPT), model, "PORT"), needs="litserve"),
+    )
+    script = str(Path(options.infinity_python or sys.executable).parent / "infinity_emb")
+    flags = ("--model-id", model, "--engine", "torch", "--device", "cpu", "--port", "PORT")
+    command = (script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer")
+    yield Entrant(
+        name="infinity",
+        description="infinity_emb v2 --engine torch, float32",
+        spec=ServerSpec(format="infinity", command=command, needs="infinity_emb"),
+    )
+
+
+def running_server(target: str) -> Entrant:
+    """Return the server of `NAME=FORMAT@URL`.
+
+    Raises:
+        InputError: the target cannot be parsed, or there is no such format.
+    """
+    name, _, rest = target.partition("=")
+    kind, _, url = rest.partition("@")
+    parts = urlsplit(url)
+    if not name or kind not in FORMATS or parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(
+            f"--targets {target!r}: expected NAME=FORMAT@URL with one of {', '.join(FORMATS)}, such as "
+            "mine=tei@http://127.0.0.1:8080"
+        )
+    if parts.path in ("", "/"):
+        url = url.rstrip("/") + FORMATS[kind].path
+    return Entrant(name=name, description=f"{kind} at {url}", spec=ServerSpec(format=kind, url=url))

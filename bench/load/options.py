@@ -1,0 +1,65 @@
+"""Options of the load benchmark."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from bench.harness.options import CommonOptions
+from serve.contract.limits import POSITIVE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadOptions(CommonOptions):
+    """Load: live servers under many clients."""
+
+    benchmark = "load"
+
+    run: Path | None = None
+    """Run directory: its held-out rows are sent, peers serve its model, and ours serves RUN/onnx."""
+    bundle: Path | None = None
+    """Bundle to serve; null takes RUN/onnx, or none where --targets are named and there is no RUN/onnx."""
+    file: Path | None = None
+    """File with texts to send instead of the run's rows."""
+    text_column: str = "text"
+    """Column of --file with the text."""
+    lengths: str | None = None
+    """Send made-up texts of these lengths [tokens]: 128, uniform:8:64 or lognormal:30:0.6; needs a bundle."""
+    split: str = "validation"
+    """Split of the run whose rows are sent."""
+    targets: list[str] = dataclasses.field(default_factory=list)
+    """Servers that run already: NAME=FORMAT@URL; formats are native, tei, hf, infinity and litserve."""
+    litserve_python: Path | None = None
+    """Python that has LitServe; null takes this one."""
+    infinity_python: Path | None = None
+    """Python that has infinity_emb; null takes this one."""
+    clients: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
+    """Numbers of clients of the closed loop."""
+    p99_bound_ms: Annotated[float, POSITIVE] = 100.0
+    """Find the highest rate at which the 99th percentile of latency stays within this bound."""
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        yield from self.too_small("clients")
+        if not self.clients:
+            yield "--clients is empty; name one or more numbers, or leave it out"
+        if self.run is None and self.file is None and self.lengths is None:
+            yield "no texts to send: set --run RUN, --file FILE or --lengths lognormal:30:0.6"
+        if self.file is not None and self.lengths is not None:
+            yield "--file and --lengths both say what is sent; set one"
+        if self.lengths is not None and self.served is None:
+            yield "--lengths makes texts with a bundle's tokenizer; set --bundle DIR, or send --file FILE"
+        if self.run is None and self.bundle is None and not self.targets:
+            yield "no server: set --run RUN, --bundle DIR or --targets+=NAME=FORMAT@URL"
+
+    @property
+    def served(self) -> Path | None:
+        """Bundle that our server serves."""
+        if self.bundle is not None or self.run is None:
+            return self.bundle
+        own = self.run / "onnx"
+        return own if own.exists() or not self.targets else None
+
+    @property
+    def used_clients(self) -> list[int]:
+        return [1, 32] if self.quick else sorted(set(self.clients))
