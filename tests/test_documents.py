@@ -1,7 +1,9 @@
 """The documents are true: their commands parse, the files they name exist."""
 
+import ast
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from places import ROOT
@@ -52,6 +54,23 @@ def test_the_files_that_documents_name_exist(document: str) -> None:
     named = set(re.findall(r"`((?:bench|export|train_loop|serve|tests|recipes|docs|\.ci|examples)/[\w./]+\w)`", text))
     missing = [name for name in sorted(named) if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_the_architecture_lists_every_file_by_its_own_first_line() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    missing = [
+        line
+        for package in ("bench", "export", "serve", "train_loop")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if path.name != "__init__.py"
+        and (line := f"| `{path.relative_to(ROOT).as_posix()}` | {first_line_of(path)} |") not in text
+    ]
+    assert not missing
+
+
+def first_line_of(module: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n")[0].rstrip(".").replace("|", "\\|")
 
 
 def test_the_launcher_reads_accelerate_config(monkeypatch: pytest.MonkeyPatch) -> None:
