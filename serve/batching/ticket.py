@@ -61,6 +61,11 @@ class Ticket:
         is_privileged: never refused for lack of room, and run before all others.
     """
 
+    __slots__ = (
+        *("closed", "deadline", "future", "inputs", "is_privileged"),
+        *("loop", "outcomes", "remaining", "truncation", "whole"),
+    )
+
     def __init__(
         self,
         inputs: Sequence[TextInput],
