@@ -8,15 +8,15 @@ micro-batches changes speed and memory, never what is learned (promise T1).
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from train_loop.config import LengthGrouping
+
 Rows = NDArray[np.int64]
 Run = tuple[int, int]
 """A micro-batch: rows[start:end] of its step."""
-LengthGrouping = Literal["window", "batch", "none"]
 
 WINDOW_BATCHES = 50
 """Batches per window of similar lengths: enough to remove nearly all padding, few enough to stay random."""
