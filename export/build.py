@@ -35,8 +35,8 @@ from serve.contract.bundle import VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, first_line
+from serve.contract.field_limits import Limit, out_of_range
 from serve.contract.files import staged_folder
-from serve.contract.limits import Limit, out_of_range
 from serve.encoder import Encoder
 from serve.session import Session
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: arrays [B, T] int64 -> logits [B, C] float32.
+"""ONNX Runtime: arrays [B, T] int64 -> logits [B, C] float32, on the provider asked for or not at all.
 
 Any number of threads may run a session at once. On a CPU there are two kinds: a wide session spreads each run over the
 cores, which is fastest for a single text; a narrow one computes each run in the calling thread, and with one such

@@ -51,7 +51,9 @@ def test_the_readme_is_short() -> None:
 )
 def test_the_files_that_documents_name_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:bench|export|train_loop|serve|tests|recipes|docs|\.ci|examples)/[\w./]+\w)`", text))
+    named = set(
+        re.findall(r"`((?:bench|export|train_loop|serve|tests|recipes|docs|\.ci|examples)/[\w./]+[\w/])`", text)
+    )
     missing = [name for name in sorted(named) if not (ROOT / name).exists()]
     assert not missing
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from serve.contract.errors import InputError
-from serve.contract.limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
+from serve.contract.field_limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
 from serve.contract.text import CleaningMode
 
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]

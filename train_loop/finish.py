@@ -14,7 +14,7 @@ from train_loop.findings.results import finite_metrics, print_results, write_res
 from train_loop.machine.processes import on_main_process
 from train_loop.model.card import push_to_hub, render_model_card
 from train_loop.model.folder import write_model
-from train_loop.rows.samples import write_samples
+from train_loop.rows.export_samples import write_samples
 from train_loop.run.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
 from train_loop.run.directory import RECORDED_PACKAGES, RunDirectory
 from train_loop.training import Training

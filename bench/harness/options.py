@@ -13,7 +13,7 @@ from bench.harness.results import Benchmark, Contender, Fact, Measurement, Resul
 from bench.harness.rounds import Limits
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.contract.limits import AT_LEAST_1, NOT_NEGATIVE, out_of_range
+from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE, out_of_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

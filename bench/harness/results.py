@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from bench.harness.hardware import Machine
 from bench.harness.samples import Sample
 from serve.contract.errors import InputError
+from serve.contract.field_limits import NOT_EMPTY
 from serve.contract.files import write_json
-from serve.contract.limits import NOT_EMPTY
 from serve.contract.records import read_record, require_valid
 
 RESULTS_FILE = "results.json"

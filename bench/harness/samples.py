@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from serve.contract.limits import NOT_NEGATIVE, POSITIVE
+from serve.contract.field_limits import NOT_NEGATIVE, POSITIVE
 from serve.contract.records import require_valid
 
 RESAMPLES = 10_000

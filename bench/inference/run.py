@@ -26,7 +26,7 @@ from bench.inference.classifying import Labels, judge, measure_model, read_own_b
 from bench.inference.contenders import REFERENCE, ours, peers, with_export
 from bench.inference.report import inference_pictures, inference_tables
 from serve.contract.classifier import read_classifier
-from serve.contract.limits import POSITIVE
+from serve.contract.field_limits import POSITIVE
 from serve.encoder import Encoder
 from serve.session import resolve_device
 

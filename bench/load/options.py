@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bench.harness.options import CommonOptions
-from serve.contract.limits import POSITIVE
+from serve.contract.field_limits import POSITIVE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ from bench.quantization.report import quantization_picture, quantization_table
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.errors import InputError
+from serve.contract.field_limits import Limit
 from serve.contract.labels import scores_from_logits
-from serve.contract.limits import Limit
 
 FP32, OURS = "fp32, fused", "ours: static, smoothed"
 BATCH_SIZES = (1, 8, 32)

@@ -34,7 +34,7 @@ from bench.training.contenders import (
 )
 from bench.training.report import SCALING, TRAINING, training_pictures, training_tables
 from serve.contract.errors import InputError
-from serve.contract.limits import AT_LEAST_1
+from serve.contract.field_limits import AT_LEAST_1
 
 if TYPE_CHECKING:
     from train_loop.config import TrainConfig

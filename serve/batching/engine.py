@@ -10,7 +10,7 @@ from typing import Any
 from serve.batching.batcher import Batcher
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer, Outcome
-from serve.batching.tokens import TokenLister
+from serve.batching.token_listing import TokenLister
 from serve.contract.classifier import Classifier
 from serve.encoder import TextInput, Truncation, num_characters
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier, read_classifier
 from serve.contract.errors import InputError
+from serve.contract.field_limits import FRACTION, NOT_EMPTY, NOT_NEGATIVE, Limit
 from serve.contract.files import damage_of, sha256_of_file, write_json
-from serve.contract.limits import FRACTION, NOT_EMPTY, NOT_NEGATIVE, Limit
 from serve.contract.records import read_record, require_valid
 
 BUNDLE_FILE = "bundle.json"

@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
+from serve.contract.field_limits import AT_LEAST_1, POSITIVE, Limit
 from serve.contract.files import write_json
 from serve.contract.labels import ProblemType
-from serve.contract.limits import AT_LEAST_1, POSITIVE, Limit
 from serve.contract.records import read_record, require_valid
 from serve.contract.text import CleaningMode
 

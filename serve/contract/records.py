@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from serve.contract.errors import InputError
-from serve.contract.limits import limits_of
+from serve.contract.field_limits import limits_of
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from serve.contract.errors import InputError
-from serve.contract.limits import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
+from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
 
 PREFIX = "RAWLOOP_"
 KEYS = ("api_keys", "api_keys_file", "admin_keys")

@@ -1,4 +1,4 @@
-"""The Accelerator of a run: device, processes, trackers, and the precision that the hardware supports."""
+"""The Accelerator of a run: device, processes, and the precision that the hardware supports."""
 
 import ctypes
 import datetime

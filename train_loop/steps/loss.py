@@ -1,11 +1,11 @@
-"""Weighted cross-entropy with the exact global denominator; label smoothing; focal loss.
+"""Class weights, and the numerator of the weighted loss: cross-entropy, label smoothing, focal loss.
 
 The loss of one optimizer step is  sum_i w[y_i] * l_i / sum_i w[y_i]  over ALL rows i of the step.
 torch's own weighted mean divides by the sum of weights of its micro-batch, and accumulation and DDP
 then average those ratios: a row's weight depends on the rows that share its micro-batch, and at one row
 per micro-batch the weights cancel out (pytorch issue 72047). Here a micro-batch yields only the
-numerator. The plan knows every label, so the denominator is exact without communication; since DDP and
-FSDP average gradients over P processes, the numerator is multiplied by P.
+numerator; loop.py divides it by the exact denominator, which the plan knows without communication. Since DDP and
+FSDP average gradients over P processes, the loop multiplies by P.
 """
 
 from collections.abc import Mapping

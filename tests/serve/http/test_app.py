@@ -20,7 +20,7 @@ import requests
 from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
 from tiny_bundles import VOCABULARY
 
-from serve.batching import tokens
+from serve.batching import token_listing
 from serve.contract.bundle import read_bundle, write_manifest
 from serve.contract.errors import InputError
 from serve.http.logs import JsonFormatter
@@ -208,7 +208,7 @@ def test_tokens_are_listed_in_time_or_not_at_all(
     server: LiveServer, path: str, body: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("serve.batching.tokens.list_tokens", lambda *_, **__: gate.wait(TIMEOUT_S) and [])
+    monkeypatch.setattr("serve.batching.token_listing.list_tokens", lambda *_, **__: gate.wait(TIMEOUT_S) and [])
     late = server.post(path, body, headers={"X-Request-Timeout-Ms": "30"})
     gate.set()
     assert late.status_code == 408
@@ -422,13 +422,13 @@ def test_reload_under_load_fails_no_request(bundle: Path, other_bundle: Path, tm
 def test_an_explanation_that_a_reload_overtakes_is_answered(
     bundle: Path, other_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, real = threading.Event(), tokens.list_tokens
+    gate, real = threading.Event(), token_listing.list_tokens
 
     def held(*arguments: Any, **options: Any) -> Any:
         assert gate.wait(TIMEOUT_S)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(tokens, "list_tokens", held)
+    monkeypatch.setattr(token_listing, "list_tokens", held)
     with live_server(bundle, admin_keys=("chief",)) as live:
         former = live.service.engine
         explained = in_background(lambda: live.post("/v1/explain", {"text": "w1 good"}))

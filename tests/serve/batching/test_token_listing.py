@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve.batching.request_errors import DeadlineExceeded, InferenceFailed, Overloaded
-from serve.batching.tokens import MAX_PENDING, TokenLister, list_tokens
+from serve.batching.token_listing import MAX_PENDING, TokenLister, list_tokens
 
 NUM_TOKENS = 500
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from train_loop.config import TrainConfig
 from train_loop.rows.data import Data, Split
-from train_loop.rows.samples import stratified_sample, write_samples
+from train_loop.rows.export_samples import stratified_sample, write_samples
 
 
 def skewed(num_rows: int, name: str = "train") -> Split:
