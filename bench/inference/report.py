@@ -59,7 +59,7 @@ def _overview(results: Results) -> Table:
 
 
 def _speeds_by_length(results: Results) -> dict[str, dict[int, float]]:
-    """Return contender -> length -> rows/s of the model alone."""
+    """Return contender -> length -> rows/s of the model without tokenization."""
     speeds: dict[str, dict[int, float]] = {}
     for contender in results.contenders:
         for length in _lengths(results):
