@@ -13,9 +13,18 @@ import sys
 import time
 from pathlib import Path
 
+import transformers
+
+# Imported before the fork, so that children start at once.
+import train_loop.evaluation
+import train_loop.finish
+import train_loop.loop
+import train_loop.rows.summary  # noqa: F401
 from train_loop.main import main
 
 TIMEOUT_S = 120
+
+transformers.BertForSequenceClassification  # noqa: B018 - transformers imports it when it is first named
 
 
 def start(arguments: list[str]) -> int:
