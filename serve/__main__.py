@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit status: 0 stopped, 1 broken, 2 bad input."""
     from serve.contract.command import given_arguments, run_command
 
-    return run_command(lambda: _serve(given_arguments(argv)), needs=NEEDED, extra="cpu,server] or [gpu,server")
+    return run_command(lambda: _serve(given_arguments(argv)), needs=NEEDED, extra="cpu,server")
 
 
 def _serve(argv: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(
         lambda: run(given_arguments(argv)),
         needs=("onnxruntime",),
-        extra="cpu] or [gpu",
+        extra="cpu",
         interrupted="interrupted; a job that writes a file continues with --resume",
         after_os_error="fix that; a job that writes a file continues with --resume",
     )

@@ -31,7 +31,8 @@ def run_command(
         after_os_error: remedy for a full disk, or for a file that cannot be read or written.
     """
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
-        return _fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'", 2)
+        on_gpu = " (for a GPU: gpu instead of cpu)" if "cpu" in extra.split(",") else ""
+        return _fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'{on_gpu}", 2)
     try:
         return work() or 0
     except InputError as error:
