@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -138,7 +139,9 @@ def test_labels_the_model_was_trained_on_are_not_suspected(finished: Path, capsy
 def test_the_command_runs_as_a_module_on_several_processes(finished: Path, tmp_path: Path, num_processes: int) -> None:
     launcher = [sys.executable, "-m"]
     if num_processes > 1:
-        launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}", "-m"]
+        with socket.create_server(("127.0.0.1", 0)) as probe:  # --standalone would look up `localhost`
+            address = ["--master_addr=127.0.0.1", f"--master_port={probe.getsockname()[1]}"]
+        launcher += ["torch.distributed.run", *address, f"--nproc_per_node={num_processes}", "-m"]
     # With FSDP's RAM-efficient loading, transformers would leave the second process with uninitialized weights.
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     done = subprocess.run(
