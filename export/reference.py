@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from export.rows import LabelledRows
 from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
 from serve.contract.text import clean
 from serve.encoder import TextInput, length_sorted_batches
 
@@ -29,7 +30,13 @@ class Reference:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._classifier = classifier
-        self._model: Any = AutoModelForSequenceClassification.from_pretrained(model_folder).float().eval()
+        model, info = AutoModelForSequenceClassification.from_pretrained(model_folder, output_loading_info=True)
+        if strange := [*info["missing_keys"], *info["unexpected_keys"]]:
+            raise InputError(
+                f"{model_folder}: its weights are not those of a finished run ({', '.join(strange[:3])}); restore "
+                "them, or train again from this folder: --model_name"
+            )
+        self._model: Any = model.float().eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)
         self.labels = tuple(self._model.config.id2label[index] for index in range(self._model.config.num_labels))
         self.vocabulary_size = int(self._model.config.vocab_size)

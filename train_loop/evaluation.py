@@ -182,13 +182,11 @@ def _logits(
     splits: dict[str, Split],
     console: Console,
 ) -> dict[str, NDArray[np.float32]]:
-    from transformers import AutoModelForSequenceClassification
-
+    from train_loop.model.weights import load_finished_model
     from train_loop.steps.feed import Collator
     from train_loop.steps.scoring import predict_logits
 
-    attention = "eager" if accelerator.device.type == "cpu" else None  # as in training (pretrained.py)
-    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", attn_implementation=attention)
+    model = load_finished_model(folder / "model", accelerator.device)
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
     found: dict[str, NDArray[np.float32]] = {}
     for name, split in splits.items():

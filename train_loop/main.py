@@ -30,7 +30,8 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.machine.device import build_accelerator
-    from train_loop.model.pretrained import fitting_precision, load_model, load_tokenizer
+    from train_loop.model.pretrained import fitting_precision, load_tokenizer
+    from train_loop.model.weights import fit_to_tokenizer, load_model
     from train_loop.rows.data import class_counts, load_data
     from train_loop.rows.summary import print_data
     from train_loop.run.directory import open_run, require_writable
@@ -50,7 +51,9 @@ def run(argv: Sequence[str]) -> None:
     weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
 
     set_seed(config.seed)  # the new head is drawn from it, alike on every process
-    model = load_model(config, data.labels, accelerator.device)
+    report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
+    model = load_model(config, data.labels, accelerator.device, report)
+    fit_to_tokenizer(model, tokenizer, report)
     with open_run(config, accelerator) as run_directory:
         training = build_training(config, accelerator, model, tokenizer, data, weights, run_directory, console)
         print_run(console, training)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from train_loop.config import TrainConfig
 from train_loop.machine.device import precision_name, shard_by_layer
 from train_loop.machine.processes import on_main_process
-from train_loop.model.pretrained import freeze_unused_parameters
+from train_loop.model.weights import freeze_unused_parameters
 from train_loop.rows.data import Data, Split
 from train_loop.run.checkpoint import CheckpointStore, Identity, TrainState
 from train_loop.run.directory import RunDirectory

@@ -13,7 +13,8 @@ from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.loop import train
 from train_loop.machine.device import build_accelerator
-from train_loop.model.pretrained import load_model, load_tokenizer
+from train_loop.model.pretrained import load_tokenizer
+from train_loop.model.weights import load_model
 from train_loop.rows.data import class_counts, load_data
 from train_loop.run.checkpoint import TrainState
 from train_loop.run.directory import open_run

@@ -28,7 +28,7 @@ def run_command(
         needs: modules that must be installed.
         extra: the extra of the distribution that installs them.
         interrupted: message after Ctrl-C.
-        after_os_error: remedy for a full disk, or for a file that cannot be read or written.
+        after_os_error: remedy for a full disk or another failure of the system, but for missing permissions.
     """
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
         on_gpu = " (for a GPU: gpu instead of cpu)" if "cpu" in extra.split(",") else ""
@@ -49,7 +49,9 @@ def run_command(
         if error.errno is None:  # from a library, such as the Hub's client: its traceback is needed
             raise
         where = "" if error.filename is None else f"{error.filename}: "
-        return _fail(f"{where}{error.strerror or error}; {after_os_error}", 1)
+        is_forbidden = isinstance(error, PermissionError)
+        remedy = "let your user read and write it (ls -l shows who may)" if is_forbidden else after_os_error
+        return _fail(f"{where}{error.strerror or error}; {remedy}", 1)
 
 
 def given_arguments(argv: Sequence[str] | None) -> list[str]:

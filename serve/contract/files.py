@@ -73,11 +73,23 @@ def staged_folder(final: Path) -> Iterator[Path]:
     staged.mkdir(parents=True)
     try:
         yield staged
+        _open_to_all_that_the_umask_allows(staged)
         flush_folder(staged)
         replace_folder(staged, final)
         flush_to_disk(final.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _open_to_all_that_the_umask_allows(folder: Path) -> None:
+    """Give every file the permissions of a new one: safetensors lets only the owner read what it writes."""
+    probe = folder / ".permissions"
+    probe.touch()
+    permissions = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | permissions)
 
 
 def replace_folder(staged: Path, final: Path) -> None:

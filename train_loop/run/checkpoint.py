@@ -164,9 +164,10 @@ class CheckpointStore:
         except (OSError, SafetensorError) as error:
             newest, _ = self.newest_valid()
             kept = f"the checkpoint {newest.name} stays usable" if newest else "there is no older checkpoint"
+            remedy = "Make the folder writable" if isinstance(error, PermissionError) else "Free some disk space"
             raise InputError(
                 f"{final}: the checkpoint of step {state.step} could not be written ({error}); {kept}. "
-                "Free some disk space, then continue with --resume"
+                f"{remedy}, then continue with --resume"
             ) from error
         self._prune(state)
         return final

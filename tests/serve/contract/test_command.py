@@ -28,6 +28,11 @@ def failing(error: BaseException) -> Any:
         (Stopped("Stopped by SIGTERM"), 143, "Stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "Stopped."),
         (OSError(errno.ENOSPC, "No space left", "out.csv"), 1, "error: out.csv: No space left; make room"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out.csv"),
+            1,
+            "error: out.csv: Permission denied; let your user read and write it (ls -l shows who may)",
+        ),
     ],
 )
 def test_an_error_is_one_message_and_an_exit_status(

@@ -90,6 +90,24 @@ def test_a_folder_replaces_another(tmp_path: Path) -> None:
     assert content_of(tmp_path) == {"final": "new"}
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_of_a_folder_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    previous = os.umask(umask)
+    try:
+        with files.staged_folder(tmp_path / "model") as staged:
+            (staged / "config.json").write_text("{}")
+            (staged / "model.safetensors").touch(0o600)  # as safetensors writes it
+            (staged / "run.sh").touch(0o700)
+    finally:
+        os.umask(previous)
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert found == {
+        "config.json": 0o666 & ~umask,
+        "model.safetensors": 0o666 & ~umask,
+        "run.sh": 0o700 | 0o666 & ~umask,
+    }
+
+
 def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged, final = make_folder(tmp_path / "staged", "new"), make_folder(tmp_path / "final", "old")
     rename = Path.rename

@@ -32,12 +32,11 @@ from train_loop.model import pretrained as model_module
 from train_loop.model.pretrained import (
     PACKAGED_MODEL_SHA256,
     fitting_precision,
-    freeze_unused_parameters,
-    load_model,
     load_tokenizer,
     max_length_of,
     resolve_model,
 )
+from train_loop.model.weights import freeze_unused_parameters, load_model
 
 # torch deprecates what transformers still imports for DeBERTa and ModernBERT.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

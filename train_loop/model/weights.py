@@ -1,0 +1,265 @@
+"""The encoder's weights and its classification head, loaded: only the head may be new."""
+
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from serve.contract.errors import InputError
+from train_loop.config import TrainConfig
+from train_loop.model.pretrained import load_model_config, not_found, resolve_model
+
+WRAPPERS = ("_orig_mod.", "module.")
+"""Prefixes that torch.compile and DistributedDataParallel add to the names of weights."""
+POOLER = "pooler"
+"""Part of the encoder that belongs to the head: models pretrained on masked words lack it, so it may be new."""
+NUM_NAMED = 3
+"""Weights that a message names."""
+Report = Callable[[str], None]
+
+
+def load_model(
+    config: TrainConfig, labels: tuple[str, ...], device: torch.device, report: Report = lambda line: None
+) -> PreTrainedModel:
+    """Return the encoder with its classification head, on the CPU, in float32.
+
+    A head for the same labels is kept, in the order of `labels`; otherwise its last layer is new. Seed before calling:
+    torch's generator initializes it. `device` is where the model will train; `report` gets what happened to the head.
+
+    Raises:
+        InputError: the model cannot be found, has no sequence classification class, or its encoder's weights are not
+            those that its config.json describes.
+    """
+    model_config = load_model_config(config)
+    head_labels = tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
+    model_config.num_labels = len(labels)
+    model_config.id2label = dict(enumerate(labels))
+    model_config.label2id = {label: index for index, label in enumerate(labels)}
+    model_config.problem_type = "single_label_classification"
+    if config.dropout is not None:
+        _set_dropout(model_config, config.dropout)
+    source, revision = resolve_model(config.model_name, config.model_revision)
+    options = {
+        "config": model_config,
+        "dtype": torch.float32,  # master weights; autocast casts them to half precision
+        # On a CPU, torch's fused attention takes a slower path with dropout or a mask: 5 to 15 % of a step.
+        "attn_implementation": "eager" if device.type == "cpu" else None,
+        "ignore_mismatched_sizes": True,  # replaces a head for another number of labels
+        "output_loading_info": True,
+    }
+    try:
+        if (weights := _unwrapped_weights(Path(source))) is None:
+            model, info = AutoModelForSequenceClassification.from_pretrained(source, revision=revision, **options)
+        else:
+            model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(model_config)]
+            model, info = model_class.from_pretrained(None, state_dict=weights, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise not_found(config, error) from error
+    assert isinstance(model, PreTrainedModel)
+    _require_encoder(config.model_name, model, info)
+    name, layer = last_layer(model)
+    is_new = any(key.startswith(f"{name}.") for key in (*info["missing_keys"], *info["mismatched_keys"]))
+    report(_settle_head(layer, () if is_new else head_labels, labels, model_config))
+    return model
+
+
+def load_finished_model(folder: Path, device: torch.device) -> PreTrainedModel:
+    """Return the model of a run's `model/`, in float32.
+
+    Raises:
+        InputError: the folder has other weights than a run left there.
+    """
+    # Attention as in training; see `load_model`.
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, attn_implementation="eager" if device.type == "cpu" else None, output_loading_info=True
+    )
+    if strange := [key for kind in ("missing_keys", "unexpected_keys") for key in info[kind]]:
+        raise InputError(
+            f"{folder}: its weights are not those of a finished run ({', '.join(strange[:NUM_NAMED])}); restore them, "
+            "or train again from this folder: --model_name"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def last_layer(model: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """Return the name of the layer that computes the logits, and the layer."""
+    encoder = f"{model.base_model_prefix}."
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(encoder)
+    ]
+    return layers[-1]
+
+
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: Report) -> None:
+    """Make a model and a tokenizer agree on tokens and padding; `report` gets what was changed.
+
+    Tokens that the embedding lacks get new rows. The padding side becomes the one on which padding does not change the
+    model's answers: position embeddings count from the first token, padding or not.
+
+    Raises:
+        InputError: padding changes the answers on either side.
+    """
+    num_tokens, num_rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    if num_tokens > num_rows:
+        model.resize_token_embeddings(num_tokens)
+        report(f"Embedding: {num_tokens - num_rows} new rows, for tokens that only the tokenizer has.")
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
+    side = tokenizer.padding_side
+    if padding_changes_answers(model, tokenizer, side):
+        other = "left" if side == "right" else "right"
+        if padding_changes_answers(model, tokenizer, other):
+            raise InputError(
+                "--model_name: the model's answers change with padding on either side; pad_token_id is "
+                f"{model.config.pad_token_id} in its config.json and {tokenizer.pad_token_id} in its tokenizer: make "
+                "them equal, or choose another model"
+            )
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = other
+        report(f"Padding: on the {other}, because padding on the {side} changes this model's answers.")
+
+
+@torch.inference_mode()
+def padding_changes_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, side: str) -> bool:
+    """Whether the logits of a short row change with padding on a side."""
+    special = set(tokenizer.all_special_ids)
+    ids = [token for token in range(min(model.get_input_embeddings().num_embeddings, 64)) if token not in special][:4]
+    filler = [tokenizer.pad_token_id] * 4
+    rows = [(ids, [1] * len(ids))]
+    rows += [(filler + ids, [0] * 4 + rows[0][1])] if side == "left" else [(ids + filler, rows[0][1] + [0] * 4)]
+    was_training = model.training
+    model.eval()
+    alone, padded = (
+        model(input_ids=torch.tensor([row]), attention_mask=torch.tensor([mask])).logits for row, mask in rows
+    )
+    model.train(was_training)
+    return bool((alone - padded).abs().max() > 1e-3 * alone.abs().max())
+
+
+def freeze_unused_parameters(
+    model: PreTrainedModel, input_names: Collection[str] = ("input_ids", "attention_mask", "token_type_ids")
+) -> list[str]:
+    """Freeze parameters that get no gradient, and return their names (XLNet's `mask_emb`).
+
+    DDP would wait for their gradients forever. They are found by one backward pass over a short row with the
+    inputs of training, the tokenizer's `model_input_names`: XLNet uses its segment parameters only with
+    token_type_ids.
+    """
+    was_training = model.training
+    model.eval()
+    tokens = torch.full((1, 4), int(model.config.pad_token_id or 0) + 1, device=model.device)
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "token_type_ids": torch.zeros_like(tokens),
+    }
+    accepted = inspect.signature(model.forward).parameters
+    model(**{name: inputs[name] for name in input_names if name in accepted}).logits.sum().backward()
+    unused = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.requires_grad_(False)
+            unused.append(name)
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    return unused
+
+
+def _settle_head(
+    layer: nn.Linear, head_labels: Sequence[str], labels: tuple[str, ...], model_config: PretrainedConfig
+) -> str:
+    """Put the rows of a loaded head into the order of `labels`, or draw new ones; return what was done.
+
+    `head_labels` are empty if the head is new already.
+    """
+    unnamed = tuple(label.removeprefix("LABEL_") for label in head_labels)  # transformers' name of class 3: LABEL_3
+    own = unnamed if set(unnamed) == set(labels) else tuple(head_labels)
+    if own and set(own) == set(labels):
+        order = torch.tensor([own.index(label) for label in labels])
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight[order])
+            if layer.bias is not None:
+                layer.bias.copy_(layer.bias[order])
+        return f"Head: kept, as it is for the same {len(labels)} labels."
+    if own:
+        nn.init.normal_(layer.weight, std=getattr(model_config, "initializer_range", 0.02))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+        named = ", ".join(own[:NUM_NAMED]) + (", ..." if len(own) > NUM_NAMED else "")
+        return f"Head: new; the model's is for other labels ({named}); to keep it, give its config.json your id2label."
+    return f"Head: new, for {len(labels)} labels."
+
+
+def _require_encoder(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Check that the encoder has all its weights, and no others."""
+    encoder, prefix = model.base_model, f"{model.base_model_prefix}."
+    parts = {part for part, _ in (*encoder.named_children(), *encoder.named_parameters(recurse=False))}
+    buffers = {buffer.rsplit(".", 1)[-1] for buffer, _ in encoder.named_buffers()}  # older files hold position_ids
+
+    def is_strange(key: str) -> bool:
+        path = key.removeprefix(prefix).split(".")
+        return path[0] in parts - {POOLER} and path[-1] not in buffers
+
+    found = {
+        "missing from its file": [
+            key for key in info["missing_keys"] if key.startswith(prefix) and not key.startswith(prefix + POOLER)
+        ],
+        "of another shape": [key for key in info["mismatched_keys"] if key.startswith(prefix)],
+        "unknown to the model": [key for key in info["unexpected_keys"] if is_strange(key)],
+    }
+    problems = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:NUM_NAMED])}{', ...' if len(keys) > NUM_NAMED else ''})"
+        for what, keys in found.items()
+        if keys
+    ]
+    if problems:
+        raise InputError(
+            f"--model_name {name}: the encoder's weights are not those that its config.json describes: "
+            f"{'; '.join(problems)}. Training would start from random numbers there: restore the config.json that was "
+            "saved with these weights, or save the weights again with save_pretrained"
+        )
+
+
+def _unwrapped_weights(folder: Path) -> dict[str, Tensor] | None:
+    """Return the weights of a folder under their own names, if they were saved from within a wrapper."""
+    if (file := folder / "model.safetensors").is_file():
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+        read: Callable[[], dict[str, Tensor]] = lambda: load_file(file)  # noqa: E731
+    elif (file := folder / "pytorch_model.bin").is_file():
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        names, read = list(loaded), lambda: loaded
+    else:
+        return None
+    if not any(name.startswith(WRAPPERS) for name in names):
+        return None
+    weights = {}
+    for name, tensor in read().items():
+        while name.startswith(WRAPPERS):
+            name = name.partition(".")[2]
+        weights[name] = tensor
+    return weights
+
+
+def _set_dropout(model_config: Any, dropout: float) -> None:
+    """Set every dropout probability of a configuration: numbers named `*dropout*`."""
+    for name, value in list(vars(model_config).items()):
+        if "dropout" in name and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(model_config, name, dropout)
+    if hasattr(model_config, "classifier_dropout"):
+        model_config.classifier_dropout = dropout
