@@ -37,6 +37,7 @@ from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, first_line
 from serve.contract.field_limits import Limit, out_of_range
 from serve.contract.files import staged_folder
+from serve.contract.telemetry import switch_off_telemetry
 from serve.encoder import Encoder
 from serve.session import Session
 
@@ -109,6 +110,7 @@ def export_bundle(
         InputError: the held-out rows prove nothing, the architecture cannot be exported, the float32 graph is wrong,
             or another export is writing the same bundle. `output` is left as it was.
     """
+    switch_off_telemetry()
     progress = Progress(console)
     _check_held_out(held_out, train, progress)
     with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:

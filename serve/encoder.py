@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,7 +134,16 @@ class Encoder:
     def encode_each(
         self, inputs: Sequence[TextInput], truncation: Truncation | None = None
     ) -> list[Encoding | ItemError]:
-        """Return the encoding of each input, or why it has none: a bad input does not affect the others."""
+        """Return the encoding of each input, or why it has none: a bad input does not affect the others.
+
+        Raises:
+            InputError: no such truncation.
+        """
+        if truncation not in (None, *get_args(Truncation)):
+            raise InputError(
+                f"truncation {truncation!r:.80}: expected 'right', 'left' or 'error'; leave it out to truncate as in "
+                "training"
+            )
         outcomes: list[Encoding | ItemError | None] = [None] * len(inputs)
         good: list[int] = []
         texts: list[TextInput] = []

@@ -5,6 +5,7 @@ narrow session, longest first. In a stream of chunks, the next ones are tokenize
 that is done with one chunk continues with the next.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +71,7 @@ class Pipeline:
         self.sessions = sessions
         self.variant = variant
         self.max_tokens_per_batch = max_tokens_per_batch or TOKENS_PER_BATCH[sessions.device]
+        self._process = os.getpid()
         # Their threads start when they are first needed.
         self._workers = ThreadPoolExecutor(sessions.num_workers, "rawloop-run")
         self._tokenizing = ThreadPoolExecutor(1, "rawloop-tokenize")
@@ -79,7 +81,9 @@ class Pipeline:
 
         Raises:
             ItemError: one of them cannot be encoded; raised for the first, before the model runs.
+            InputError: this is a fork of the process that created the pipeline.
         """
+        self._require_own_process()
         return self._start(self.encoder.encode(inputs, truncation), is_one_of_many=False).wait()
 
     def answer_chunks(
@@ -89,6 +93,7 @@ class Pipeline:
 
         `chunks` is read in the thread that iterates over the answers.
         """
+        self._require_own_process()
         started: deque[Future[_Chunk]] = deque()
         try:
             for chunk in chunks:
@@ -107,6 +112,15 @@ class Pipeline:
         self._tokenizing.shutdown(cancel_futures=True)
         self._workers.shutdown(cancel_futures=True)
         self.sessions.close()
+
+    def _require_own_process(self) -> None:
+        """Refuse to wait for threads that stayed in the parent."""
+        if os.getpid() != self._process:
+            raise InputError(
+                f"this predictor was created in process {self._process}, and its threads do not survive a fork: create "
+                "it in each child (the initializer of a pool, gunicorn's post_fork), or pass it there as an argument: "
+                "pickled, it loads anew"
+            )
 
     def _start_chunk(self, inputs: Sequence[TextInput], truncation: Truncation | None) -> "_Chunk":
         return self._start(self.encoder.encode_each(inputs, truncation), is_one_of_many=True)

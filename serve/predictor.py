@@ -5,11 +5,12 @@ with Predictor("runs/latest/onnx") as predictor:
     print(prediction.label, prediction.score)
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,8 @@ class Prediction:
 class Predictor:
     """A classifier, ready for use. Any number of threads may call it at once.
 
-    Create it after forking: neither ONNX Runtime's threads nor CUDA survive a fork.
+    Pickled, it travels as its folder and arguments and loads where it arrives. Create it after forking, or send it to
+    the child: neither ONNX Runtime's threads nor CUDA survive a fork.
 
     Args:
         bundle: a folder written by `python -m export`.
@@ -75,16 +77,17 @@ class Predictor:
         verify: bool = True,
         cuda_graphs: bool = False,
     ) -> None:
-        self.pipeline = open_pipeline(
-            Path(bundle),
-            device,
-            variant,
-            num_threads=num_threads,
-            max_tokens_per_batch=max_tokens_per_batch,
-            max_length=max_length,
-            verify=verify,
-            cuda_graphs=cuda_graphs,
-        )
+        self._arguments = {
+            "device": device,
+            "variant": variant,
+            "num_threads": num_threads,
+            "max_tokens_per_batch": max_tokens_per_batch,
+            "max_length": max_length,
+            "verify": verify,
+            "cuda_graphs": cuda_graphs,
+        }
+        self._bundle = Path(bundle).absolute()
+        self.pipeline = open_pipeline(self._bundle, **self._arguments)
         self.classifier = self.pipeline.encoder.classifier
         self.labels = self.classifier.labels
         self.variant = self.pipeline.variant
@@ -165,6 +168,9 @@ class Predictor:
     def close(self) -> None:
         """Free threads and memory once current work is done. Closing twice does nothing."""
         self.pipeline.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), **self._arguments), (self._bundle,)
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from serve.contract.bundle import DeviceName
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
+from serve.contract.telemetry import switch_off_telemetry
 from serve.device_buffers import DeviceBuffers
 
 PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -194,6 +195,7 @@ def _load(graph: Path, device: DeviceName, num_threads: int, spinning: bool, cud
 
 
 def _onnxruntime() -> Any:
+    switch_off_telemetry()
     try:
         import onnxruntime  # here: it takes 0.1 s, and reading a bundle does not need it
     except ImportError as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -124,6 +123,8 @@ def record_activations(
     `advance` gets the number of rows done. The probe, a copy of the graph that also outputs the layers' inputs, is
     written into `folder` and removed.
     """
+    import onnxruntime  # here: after the caller has switched off its telemetry
+
     names = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
     probe = onnx.ModelProto()
     probe.CopyFrom(model)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from serve.contract.errors import InputError, WorkStopped
+from serve.contract.telemetry import switch_off_telemetry
 
 
 def run_command(
@@ -30,6 +31,7 @@ def run_command(
         interrupted: message after Ctrl-C.
         after_os_error: remedy for a full disk or another failure of the system, but for missing permissions.
     """
+    switch_off_telemetry()
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
         on_gpu = " (for a GPU: gpu instead of cpu)" if "cpu" in extra.split(",") else ""
         return _fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'{on_gpu}", 2)

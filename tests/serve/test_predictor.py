@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -357,3 +359,71 @@ def test_the_example_routes_messages(bundle: Path) -> None:
     )
     assert [line.split("\t")[0] for line in output.stdout.splitlines()] == ["positive", "a person", "a person"]
     assert "CPUExecutionProvider" in output.stderr
+
+
+FORKED = """
+import os, sys, threading
+from serve import InputError, Predictor
+
+predictor = Predictor(sys.argv[1], num_threads=2)
+predictor(["good"] * 40)  # starts its threads
+if (child := os.fork()) == 0:
+    threading.Timer(30, os._exit, [3]).start()
+    for ask in (lambda: predictor("good"), lambda: predictor(["good"] * 40), lambda: list(predictor.stream(["good"]))):
+        try:
+            ask()
+        except InputError as error:
+            assert "create it in each child" in str(error), error
+        else:
+            os._exit(1)
+    predictor.close()
+    with Predictor(sys.argv[1], num_threads=2) as own:  # the way out
+        own(["good"] * 40)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_is_refused_with_the_way_out_instead_of_waiting_forever(bundle: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bundle)]
+    assert subprocess.run(command, cwd=ROOT, timeout=120, check=False).returncode == 0
+
+
+def test_a_pickled_predictor_loads_where_it_arrives(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.parent)
+    with Predictor(bundle.name, num_threads=1, max_length=6, verify=False) as predictor:
+        text = " ".join(WORDS[:10])
+        expected = predictor(text)
+        packed = pickle.dumps(predictor)
+        monkeypatch.chdir("/")
+        assert len(packed) < 1_000
+        with pickle.loads(packed) as arrived:
+            assert arrived(text) == expected
+            assert arrived.pipeline.encoder.max_length == 6
+            assert arrived.pipeline.sessions.num_threads == 1
+
+
+def test_a_predictor_that_arrives_without_its_bundle_says_so(bundle: Path, tmp_path: Path) -> None:
+    with Predictor(shutil.copytree(bundle, tmp_path / "bundle")) as predictor:
+        packed = pickle.dumps(predictor)
+    shutil.rmtree(tmp_path / "bundle")
+    with pytest.raises(InputError, match=str(tmp_path / "bundle")):
+        pickle.loads(packed)
+
+
+@pytest.mark.parametrize("truncation", [True, False, "Left", 512])
+def test_an_unknown_truncation_is_refused_in_one_sentence(predictor: Predictor, truncation: Any) -> None:
+    for inputs in ("good", ["good"], ["good"] * 600):
+        with pytest.raises(InputError, match=rf"truncation {truncation!r}: expected 'right', 'left' or 'error'; leave"):
+            predictor(inputs, truncation=truncation)
+
+
+def test_onnx_runtime_loads_with_its_telemetry_switched_off(bundle: Path, tmp_path: Path) -> None:
+    """Otherwise it leaves a device id in the home folder, and looks up a host for its events."""
+    code = "import sys; from serve import Predictor; print(Predictor(sys.argv[1])('good').label)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code, str(bundle)], cwd=ROOT, env=environment, check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == []
