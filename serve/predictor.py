@@ -77,7 +77,7 @@ class Predictor:
         verify: bool = True,
         cuda_graphs: bool = False,
     ) -> None:
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "device": device,
             "variant": variant,
             "num_threads": num_threads,

@@ -15,6 +15,7 @@ from train_loop.findings.audit import Finding, contradictions, duplicate_finding
 from train_loop.findings.calibration import Calibration
 from train_loop.findings.intervals import Interval, count_intervals, row_intervals
 from train_loop.findings.metrics import (
+    Counts,
     Ranking,
     Reliability,
     confusion_matrix,
@@ -67,11 +68,6 @@ class SplitMetrics:
         return {
             "metrics": {name: _finite(value) for name, value in self.values.items()},
             "intervals": {name: [_finite(low), _finite(high)] for name, (low, high) in self.intervals.items()},
-            "per_class": {
-                label: {name: _finite(value) for name, value in values.items()}
-                for label, values in self.per_class.items()
-            },
-            "confusion_matrix": self.matrix.tolist(),
         }
 
 
@@ -174,7 +170,7 @@ def measure(predictions: Predictions, seed: int) -> SplitMetrics:
     rows = {"log_loss": row_log_losses(probabilities, labels), "brier_score": row_brier_scores(probabilities, labels)}
     uncalibrated = scores_from_logits(predictions.logits)
     before, after = reliability(uncalibrated, labels), reliability(probabilities, labels)
-    values = {name: float(value) for name, value in count_metrics(matrix).items()}
+    values = {name: float(value) for name, value in count_metrics(Counts.of(matrix)).items()}
     values |= {name: float(losses.mean()) for name, losses in rows.items()}
     values |= {
         "roc_auc": mean_over_defined(areas[:, 0]),

@@ -7,12 +7,14 @@ of counts cost nothing per row.
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.metrics import Floats, Matrix, Ranking, count_metrics, mean_over_defined
+from train_loop.findings.metrics import Counts, Floats, Matrix, Ranking, count_metrics, mean_over_defined
 
 NUM_RESAMPLES = 1_000
 MIN_RESAMPLES = 200
-MAX_RANKED_CELLS = 1_000_000_000
-"""Most rows x classes x resamples of rank metrics: about half a minute on one core."""
+MAX_RANKED_CELLS = 400_000_000
+"""Most rows x classes x resamples of rank metrics: about a quarter of a minute on one core."""
+CELLS_PER_RANKING = 2_000
+"""What one ranking costs besides its rows, in cells."""
 CHUNK = 50
 """Resampled matrices in memory at a time."""
 
@@ -26,27 +28,40 @@ def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
     does in the metric itself, a perfect classifier's interval would lie below 1.
     """
     generator = np.random.default_rng(seed)
-    rows = int(matrix.sum())
-    shares = matrix.ravel() / max(1, rows)
-    samples: dict[str, list[NDArray[np.float64]]] = {}
+    num_rows, given = int(matrix.sum()), Counts.of(matrix)
+    true, predicted = np.nonzero(matrix)  # of a thousand classes, few pairs are ever confused
+    shares = matrix[true, predicted] / max(1, num_rows)
+    samples: dict[str, list[Floats]] = {}
     for start in range(0, NUM_RESAMPLES, CHUNK):
-        count = min(CHUNK, NUM_RESAMPLES - start)
-        drawn = generator.multinomial(rows, shares, size=count).reshape(count, *matrix.shape)
+        size = min(CHUNK, NUM_RESAMPLES - start)
+        cells = generator.multinomial(num_rows, shares, size=size)  # [size, K]
+        drawn = Counts(
+            _by_class(cells * (true == predicted), true, len(matrix)),
+            _by_class(cells, true, len(matrix)),
+            _by_class(cells, predicted, len(matrix)),
+        )
         for name, values in count_metrics(drawn).items():
             if name.startswith("macro_"):
-                values = values * (_num_averaged(name, matrix) / np.maximum(_num_averaged(name, drawn), 1))
+                values = values * (_num_averaged(name, given) / np.maximum(_num_averaged(name, drawn), 1))
             samples.setdefault(name, []).append(values)
     return {name: _interval(np.concatenate(values)) for name, values in samples.items()}
 
 
-def _num_averaged(name: str, matrix: Matrix) -> NDArray[np.int64]:
-    """Return the number of classes over which a macro average of matrices [..., C, C] is defined: [...].
+def _by_class(cells: NDArray[np.int64], classes: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """Add up the cells [R, K] of each class: [R, C]."""
+    places = np.arange(len(cells))[:, None] * num_classes + classes
+    sums = np.bincount(places.ravel(), weights=cells.ravel(), minlength=len(cells) * num_classes)
+    return sums.reshape(len(cells), num_classes).astype(np.int64)
+
+
+def _num_averaged(name: str, counts: Counts) -> NDArray[np.int64]:
+    """Return the number of classes over which a macro average is defined: [...].
 
     Recall needs a true row of the class; precision and F1 need a true or a predicted one.
     """
-    has_rows = matrix.sum(axis=-1) > 0
+    has_rows = counts.true > 0
     if name != "macro_recall":
-        has_rows |= matrix.sum(axis=-2) > 0
+        has_rows |= counts.predicted > 0
     count: NDArray[np.int64] = has_rows.sum(axis=-1)
     return count
 
@@ -58,7 +73,7 @@ def row_intervals(row_values: dict[str, Floats], rankings: list[Ranking], seed: 
     """
     generator = np.random.default_rng(seed)
     num_rows = len(next(iter(row_values.values())))
-    num_ranked = MAX_RANKED_CELLS // (num_rows * max(1, len(rankings)))
+    num_ranked = MAX_RANKED_CELLS // ((num_rows + CELLS_PER_RANKING) * max(1, len(rankings)))
     with_ranks = bool(rankings) and num_ranked >= MIN_RESAMPLES
     num_resamples = int(np.clip(num_ranked, MIN_RESAMPLES, NUM_RESAMPLES))
     samples: dict[str, list[float]] = {name: [] for name in row_values}

@@ -37,24 +37,42 @@ def confusion_matrix(predictions: NDArray[np.integer], references: NDArray[np.in
     return np.bincount(cells, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
 
 
-def precision_recall_f1(matrix: Matrix) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return precision, recall and F1 of each class for matrices [..., C, C]: [..., C] float64 each."""
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
-    predicted, true = matrix.sum(axis=-2), matrix.sum(axis=-1)
-    return _ratio(hits, predicted), _ratio(hits, true), _ratio(2 * hits, predicted + true)
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """The row counts of each class that metrics are computed from; arrays are [..., C]."""
+
+    hits: NDArray[np.integer]
+    """Rows of the class that were predicted as it."""
+    true: NDArray[np.integer]
+    predicted: NDArray[np.integer]
+
+    @classmethod
+    def of(cls, matrix: Matrix) -> "Counts":
+        """Return the counts of confusion matrices [..., C, C]."""
+        return cls(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2))
 
 
-def count_metrics(matrix: Matrix) -> dict[str, NDArray[np.float64]]:
-    """Return metric -> value for confusion matrices [..., C, C]: [...] float64 each."""
-    precision, recall, f1 = precision_recall_f1(matrix)
-    true, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+def precision_recall_f1(counts: Counts) -> tuple[Floats, Floats, Floats]:
+    """Return precision, recall and F1 of each class: [..., C] float64 each."""
+    hits = counts.hits.astype(np.float64)
+    return (
+        _ratio(hits, counts.predicted),
+        _ratio(hits, counts.true),
+        _ratio(2 * hits, counts.predicted + counts.true),
+    )
+
+
+def count_metrics(counts: Counts) -> dict[str, Floats]:
+    """Return metric -> value: [...] float64 each."""
+    precision, recall, f1 = precision_recall_f1(counts)
+    true = counts.true
     rows = true.sum(axis=-1)
-    hits = np.trace(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    hits = counts.hits.sum(axis=-1).astype(np.float64)
     shares = true / np.maximum(rows, 1)[..., None]
     metrics = {
         "accuracy": _ratio(hits, rows),
         "balanced_accuracy": _ratio(recall.sum(axis=-1), (true > 0).sum(axis=-1)),
-        "matthews_correlation": _matthews_correlation(hits, true, predicted, rows),
+        "matthews_correlation": _matthews_correlation(hits, true, counts.predicted, rows),
     }
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         metrics[f"macro_{name}"] = values.mean(axis=-1)
@@ -63,7 +81,7 @@ def count_metrics(matrix: Matrix) -> dict[str, NDArray[np.float64]]:
 
 
 def _matthews_correlation(
-    hits: NDArray[np.float64], true: Matrix, predicted: Matrix, rows: NDArray[np.int64]
+    hits: Floats, true: NDArray[np.integer], predicted: NDArray[np.integer], rows: NDArray[np.integer]
 ) -> NDArray[np.float64]:
     """Gorodkin 2004: the correlation of true and predicted classes; 0 if either is constant."""
     truth, guess, total = (counts.astype(np.float64) for counts in (true, predicted, rows))  # squares overflow int64
@@ -96,7 +114,7 @@ class _ConfusionMetric(evaluate.Metric):
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         matrix = confusion_matrix(np.asarray(predictions), np.asarray(references), self._num_classes)
-        values = count_metrics(matrix)
+        values = count_metrics(Counts.of(matrix))
         return {name: float(values[name]) for name in self.names}
 
 
@@ -132,7 +150,7 @@ def classification_metrics(num_classes: int) -> evaluate.CombinedEvaluations:
 
 def per_class(matrix: Matrix, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Return label -> precision, recall, f1 and support."""
-    precision, recall, f1 = precision_recall_f1(matrix)
+    precision, recall, f1 = precision_recall_f1(Counts.of(matrix))
     support = matrix.sum(axis=1)
     return {
         label: {

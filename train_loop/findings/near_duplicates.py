@@ -6,6 +6,7 @@ are streamed, and each candidate is confirmed by its exact Jaccard similarity.
 
 import dataclasses
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 THRESHOLD = 0.7
@@ -15,13 +16,15 @@ NUM_PERMUTATIONS = 64
 BANDS = (16, 4)
 """Bands x rows of the index: it finds texts of similarity 0.7 with probability 99 %, of 0.8 with 99.99 %."""
 ROWS_PER_BATCH = 1_000
+MAX_COMPARED = 100
+"""Training rows that a held-out row is compared with: rows made from one template are near duplicates of thousands."""
 
 Texts = Callable[[], Iterable[tuple[str, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class NearDuplicate:
-    """A held-out row and the training row most like it."""
+    """A held-out row and the training row most like it, of the first MAX_COMPARED candidates."""
 
     row: int
     train_row: int
@@ -45,13 +48,18 @@ def near_duplicates(held_out: Texts, train: Texts) -> list[NearDuplicate]:
             index.insert(first + place, signature, check_duplication=False)
             grams[first + place] = sets[place]
     best: dict[int, NearDuplicate] = {}
+    num_compared: Counter[int] = Counter()
     for first, texts in _batches(train()):
         sets = [_ngrams(text) for text in texts]
         for place, signature in enumerate(_signatures(sets)):
             for row in index.query(signature):
-                similarity = len(sets[place] & grams[row]) / len(sets[place] | grams[row])
+                num_shared = len(sets[place] & grams[row])
+                similarity = num_shared / (len(sets[place]) + len(grams[row]) - num_shared)
                 if similarity >= THRESHOLD and (row not in best or similarity > best[row].similarity):
                     best[row] = NearDuplicate(row, first + place, similarity)
+                num_compared[row] += 1
+                if num_compared[row] == MAX_COMPARED or similarity == 1.0:
+                    index.remove(row)
     return sorted(best.values(), key=lambda duplicate: (-duplicate.similarity, duplicate.row))
 
 

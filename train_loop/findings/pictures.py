@@ -21,6 +21,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#0
 DASHES = ("-", "--", "-.", ":")
 MAX_PRINTED_CLASSES = 20
 """Larger confusion matrices have no numbers, but a list of the most confused pairs next to them."""
+MAX_NAMED_CLASSES = 150
+"""The axes of larger ones have class numbers."""
 MAX_CURVES = 7
 """With more classes, only the curves of the worst are drawn."""
 MAX_CURVE_POINTS = 2_000
@@ -67,7 +69,10 @@ def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) ->
     figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.5 if is_large else 0.8)
     names = [_short(label) for label in labels]
     size = 10 if num_classes <= 12 else 8 if not is_large else max(3.5, min(7.0, 500 / num_classes))
-    axes.set_xticks(range(num_classes), names, rotation=45 if not is_large else 90, fontsize=size)
+    if num_classes <= MAX_NAMED_CLASSES:
+        axes.set_xticks(range(num_classes), names, rotation=45 if not is_large else 90, fontsize=size)
+        axes.set_yticks(range(num_classes), names, fontsize=size)
+    unit = "" if num_classes <= MAX_NAMED_CLASSES else " (class number, from 0)"
     if not is_large:
         for tick in axes.get_xticklabels():
             tick.set_horizontalalignment("right")
@@ -76,8 +81,7 @@ def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) ->
             ink = "black" if shares[row, column] > 0.6 else "white"
             text = f"{shares[row, column]:.0%}\n{matrix[row, column]:,}"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size - 1)
-    axes.set_yticks(range(num_classes), names, fontsize=size)
-    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion matrix · {title}")
+    axes.set(xlabel=f"predicted{unit}", ylabel=f"true{unit}", title=f"Confusion matrix · {title}")
     return figure
 
 

@@ -1,9 +1,11 @@
 """`results/`: the assessment of a model, as files for people and for programs."""
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,7 @@ from train_loop.findings.pictures import draw_all
 from train_loop.findings.predictions import write_misclassified, write_predictions
 from train_loop.findings.report import render_report
 
+CLASS_METRICS = ("precision", "recall", "f1", "support", "roc_auc", "average_precision")
 SHOWN_METRICS = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
 
 
@@ -29,6 +32,8 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
         write_bytes(staged / "classification_report.txt", _classification_reports(assessment).encode())
         write_predictions(staged / "predictions.csv", main)
         write_misclassified(staged / "misclassified.csv", main)
+        _write_classes(staged / "classes.csv", assessment)
+        _write_confusion(staged / "confusion.csv", assessment)
         write_audit(staged / "data_audit.csv", assessment.findings, main.text_columns)
         problems = draw_all(staged, assessment.metrics[assessment.headline], main.labels, title, log)
         assessment.warnings.extend(problems)
@@ -106,6 +111,28 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
             for name, found in assessment.predictions.items()
         },
     }
+
+
+def _write_classes(path: Path, assessment: Assessment) -> None:
+    """Write the metrics of each class of each split; undefined ones are empty."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["split", "label", *CLASS_METRICS])
+        for split, found in assessment.metrics.items():
+            for label, values in found.per_class.items():
+                numbers = (values[name] for name in CLASS_METRICS)
+                table.writerow([split, label, *("" if math.isnan(number) else f"{number:.6g}" for number in numbers)])
+
+
+def _write_confusion(path: Path, assessment: Assessment) -> None:
+    """Write the confusion matrix of each split, cell by cell, without empty ones."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["split", "true", "predicted", "rows"])
+        for split, found in assessment.metrics.items():
+            labels = assessment.predictions[split].labels
+            for true, predicted in np.argwhere(found.matrix).tolist():
+                table.writerow([split, labels[true], labels[predicted], found.matrix[true, predicted]])
 
 
 def _classification_reports(assessment: Assessment) -> str:

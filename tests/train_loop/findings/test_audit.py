@@ -1,6 +1,8 @@
 import csv
+from collections import Counter
 from pathlib import Path
 
+import datasketch
 import numpy as np
 import pytest
 from held_out import predictions_of, split_of
@@ -18,7 +20,7 @@ from train_loop.findings.audit import (
     worst_first,
     write_audit,
 )
-from train_loop.findings.near_duplicates import THRESHOLD, near_duplicates
+from train_loop.findings.near_duplicates import MAX_COMPARED, THRESHOLD, near_duplicates
 
 
 def planted_errors(seed: int, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.int64], set[int]]:
@@ -97,6 +99,24 @@ def test_pairs_in_the_opposite_order_are_not_duplicates() -> None:
     swapped = [(second, first) for first, second in pairs]
     assert near_duplicates(lambda: pairs, lambda: swapped) == []
     assert len(near_duplicates(lambda: pairs, lambda: pairs)) == 1
+
+
+def test_rows_made_from_one_template_are_compared_with_a_bounded_number_of_training_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: Counter[int] = Counter()
+
+    class Index(datasketch.MinHashLSH):
+        def query(self, signature: object) -> list[int]:
+            found: list[int] = super().query(signature)
+            compared.update(found)
+            return found
+
+    monkeypatch.setattr(datasketch, "MinHashLSH", Index)
+    texts = [(f"please look into order {number} as soon as you can, thank you very much",) for number in range(600)]
+    found = near_duplicates(lambda: texts[:20], lambda: texts[20:])
+    assert len(found) == 20
+    assert max(compared.values()) <= MAX_COMPARED
 
 
 def test_contradictions_name_both_rows() -> None:

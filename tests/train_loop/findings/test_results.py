@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import re
@@ -14,7 +15,9 @@ from train_loop.findings.results import print_results, write_results
 from train_loop.model.card import render_model_card
 
 FILES = {
+    "classes.csv",
     "classification_report.txt",
+    "confusion.csv",
     "confusion_matrix.png",
     "data_audit.csv",
     "metrics.json",
@@ -67,8 +70,30 @@ def test_metrics_json_is_complete_and_strict_json(tmp_path: Path) -> None:
     for metric in ("accuracy", "balanced_accuracy", "macro_f1", "matthews_correlation", "log_loss", "roc_auc"):
         low, high = test["intervals"][metric]
         assert low <= test["metrics"][metric] <= high
-    assert np.sum(test["confusion_matrix"]) == 60
-    assert test["per_class"]["bad"]["support"] == 20
+    assert set(test) == {"rows", "origin", "truncated_rows", "metrics", "intervals"}  # nothing that grows with classes
+
+
+def test_figures_of_classes_are_tables(tmp_path: Path) -> None:
+    assessment = assessed(classes=2)  # the third class has no rows
+    write_results(tmp_path / "results", assessment, None)
+    tables = {}
+    for name in ("classes", "confusion"):
+        with (tmp_path / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            tables[name] = [row for row in csv.DictReader(file) if row.pop("split") == "test"]
+    assert [row["label"] for row in tables["classes"]] == list(LABELS)
+    assert [row["support"] for row in tables["classes"]] == ["30", "30", "0"]
+    assert [row["roc_auc"] == "" for row in tables["classes"]] == [False, False, True]
+    for row in tables["classes"]:
+        hits = [int(cell["rows"]) for cell in tables["confusion"] if cell["true"] == cell["predicted"] == row["label"]]
+        assert float(row["recall"]) == pytest.approx(sum(hits) / max(1, int(row["support"])), abs=1e-6)
+    assert sum(int(cell["rows"]) for cell in tables["confusion"]) == 60
+
+
+def test_the_axes_of_a_very_large_confusion_matrix_have_numbers() -> None:
+    labels = tuple(f"class {number}" for number in range(pictures.MAX_NAMED_CLASSES + 1))
+    figure = pictures.confusion_matrix_figure(np.eye(len(labels), dtype=np.int64), labels, "test")
+    assert len(figure.axes[0].get_xticks()) < 20
+    assert figure.axes[0].get_xlabel() == "predicted (class number, from 0)"
 
 
 def test_the_report_is_harmless_whatever_the_texts_hold(tmp_path: Path) -> None:
