@@ -59,7 +59,6 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
             push_to_hub(run.model, config.push_to_hub, training.progress.note)
 
     on_main_process(accelerator, examine_and_write)
-    accelerator.end_training()
     console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)
     console.print(f"Export it: python -m export --run {os.path.relpath(run.path)}", highlight=False, markup=False)
 

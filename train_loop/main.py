@@ -36,6 +36,7 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.rows.summary import print_data
     from train_loop.run.directory import open_run, require_writable
     from train_loop.run.progress import build_console
+    from train_loop.run.trackers import running_trackers
     from train_loop.steps.loss import class_weights
     from train_loop.training import build_training, print_run, restore
 
@@ -54,12 +55,16 @@ def run(argv: Sequence[str]) -> None:
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
     model = load_model(config, data.labels, accelerator.device, report)
     fit_to_tokenizer(model, tokenizer, report)
-    with open_run(config, accelerator) as run_directory:
+    with (
+        open_run(config, accelerator) as run_directory,
+        running_trackers(config, accelerator, run_directory, console.print),
+    ):
         training = build_training(config, accelerator, model, tokenizer, data, weights, run_directory, console)
         print_run(console, training)
         state = restore(training)
         train(training, state)
         finish(training, state, run_directory, console)
+    accelerator.end_training()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

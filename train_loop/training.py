@@ -1,4 +1,4 @@
-"""Everything the loop needs, assembled: model, optimizer, data, class weights, checkpoints, trackers."""
+"""Everything the loop needs, assembled: model, optimizer, data, class weights, checkpoints."""
 
 import dataclasses
 import math
@@ -127,7 +127,6 @@ def build_training(
         # torch renamed the option; Accelerate does not pass the new name yet.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         prepared, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    _start_trackers(config, accelerator, run)
     if accelerator.is_main_process:
         run.write_record(
             device=str(accelerator.device),
@@ -193,11 +192,3 @@ def print_run(console: Console, training: Training) -> None:
     for name, value in rows.items():
         table.add_row(name, Text(value))
     console.print(table, highlight=False)
-
-
-def _start_trackers(config: TrainConfig, accelerator: Accelerator, run: RunDirectory) -> None:
-    if not config.trackers:
-        return
-    accelerator.project_configuration.project_dir = str(run.path)
-    accelerator.project_configuration.logging_dir = str(run.logs)
-    accelerator.init_trackers("rawloop", config={name: str(value) for name, value in vars(config).items()})

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from serve.contract.files import write_bytes
+from train_loop.run.trackers import log_to_trackers
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -159,7 +160,8 @@ class Progress:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
-        self._accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        log_to_trackers(self._accelerator, named, step, self.note)
 
 
 def build_console(*, quiet: bool = False) -> Console:

@@ -18,6 +18,7 @@ class FakeAccelerator(SimpleNamespace):
 
     def __init__(self, *, is_main_process: bool = True) -> None:
         super().__init__(is_main_process=is_main_process, device=torch.device("cpu"), logged=[])
+        self.trackers = [SimpleNamespace(name="fake", log=self.log)] if is_main_process else []
 
     def log(self, values: dict[str, float], step: int) -> None:
         self.logged.append((step, values))

@@ -1,0 +1,119 @@
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from train_loop.config import TrainConfig
+from train_loop.loop import NonFiniteLoss
+from train_loop.run.interrupt import Interrupted
+from train_loop.run.trackers import log_to_trackers, running_trackers
+
+
+class Tracker:
+    """A tracker whose server may be down at any time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_down = False
+        self.logged: list[int] = []
+        self.ended: list[str] = []
+        self.run = SimpleNamespace(finish=lambda exit_code: self.ended.append(f"exit code {exit_code}"))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self.is_down:
+            raise ConnectionError("no route to host\nand more")
+        self.logged.append(step)
+
+    def finish(self) -> None:
+        if self.is_down:
+            raise ConnectionError("no route to host")
+        self.ended.append("finished")
+
+
+class FakeAccelerator(SimpleNamespace):
+    """Starts trackers by name, like Accelerator; those in `down` fail."""
+
+    def __init__(self, *names: str, down: tuple[str, ...] = ()) -> None:
+        super().__init__(log_with=list(names), trackers=[], is_main_process=True, down=down)
+        self.project_configuration = SimpleNamespace()
+
+    def init_trackers(self, project: str, config: dict[str, str]) -> None:
+        (name,) = self.log_with
+        self.trackers = [Tracker(name)]
+        if name in self.down:
+            raise ConnectionError("no route to host")
+
+
+def run_with(accelerator: FakeAccelerator, work: Callable[[], None] = lambda: None) -> list[str]:
+    """Do some work with trackers, and return what was reported."""
+    lines: list[str] = []
+    run: Any = SimpleNamespace(path=Path("run"), logs=Path("run/logs"))
+    with running_trackers(TrainConfig(train_file="rows.csv"), accelerator, run, lines.append):  # type: ignore[arg-type]
+        work()
+    return [line for line in lines if not line.startswith("Starting tracker")]
+
+
+DROPPED = "Tracker mlflow failed and gets nothing more (no route to host). logs/metrics.jsonl has every number."
+
+
+def test_a_tracker_that_cannot_start_is_dropped_and_the_others_go_on() -> None:
+    accelerator = FakeAccelerator("mlflow", "tensorboard", down=("mlflow",))
+    assert run_with(accelerator, lambda: log_to_trackers(accelerator, {"loss": 1.0}, 1, print)) == [DROPPED]
+    assert accelerator.log_with == ["mlflow", "tensorboard"]
+
+
+def test_a_tracker_that_fails_later_is_dropped_and_the_others_go_on() -> None:
+    accelerator, lines = FakeAccelerator("mlflow", "tensorboard"), []
+
+    def work() -> None:
+        broken, sound = accelerator.trackers
+        for step in (1, 2, 3):
+            broken.is_down = step >= 2
+            log_to_trackers(accelerator, {"loss": 1.0}, step, lines.append)
+        assert (broken.logged, sound.logged) == ([1], [1, 2, 3])
+
+    assert run_with(accelerator, work) == []
+    assert lines == [DROPPED]
+
+
+def test_a_tracker_that_cannot_finish_costs_no_finished_run() -> None:
+    accelerator = FakeAccelerator("mlflow")
+
+    def work() -> None:
+        accelerator.trackers[0].is_down = True
+
+    assert run_with(accelerator, work) == [DROPPED]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, "finished"),
+        (NonFiniteLoss("the loss is NaN"), "FAILED"),
+        (ValueError("a bug"), "FAILED"),
+        (Interrupted(15, 7, Path("run")), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_trackers_know_how_a_run_ended(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | None, status: str
+) -> None:
+    accelerator, ended = FakeAccelerator("mlflow", "wandb", "tensorboard"), []
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(end_run=ended.append))
+    trackers: list[Tracker] = []
+
+    def work() -> None:
+        trackers.extend(accelerator.trackers)
+        if error is not None:
+            raise error
+
+    with contextlib.nullcontext() if error is None else pytest.raises(type(error)):
+        run_with(accelerator, work)
+    mlflow, wandb, tensorboard = trackers
+    assert mlflow.ended + ended == [status]
+    assert wandb.ended == (["finished"] if error is None else ["exit code 1"])
+    assert tensorboard.ended == ["finished"]
