@@ -44,6 +44,9 @@ RESUME_FLAGS = {
 }
 """Flags allowed with --resume: those another machine may need, and those that do not affect the weights."""
 
+LENGTH_FLAGS = {"epochs", "max_steps"}
+"""Flags allowed with --resume, to train longer, if the learning rate of the run stays constant."""
+
 
 def _parser(*, exit_on_error: bool = True) -> Any:
     # Imported here: the other commands do not need it.
@@ -70,8 +73,8 @@ def _parser(*, exit_on_error: bool = True) -> Any:
 def parse_config(argv: Sequence[str]) -> TrainConfig:
     """Return the configuration of a command line: flags over `--config` files over defaults.
 
-    `--resume RUN` reads the run's own file and allows only RESUME_FLAGS. Exits with status 2 on an unknown flag or a
-    value of another type, as argparse does.
+    `--resume RUN` reads the run's own file and allows only RESUME_FLAGS and, if its learning rate is constant,
+    LENGTH_FLAGS. Exits with status 2 on an unknown flag or a value of another type, as argparse does.
 
     Raises:
         InputError: a file cannot be read, or fields contradict each other.
@@ -86,12 +89,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     given = parser.parse_args(list(argv))
     files = [_recipe(name) for name in given.pop("config") or []]
     if given["resume"] is not None:
-        changed = sorted(flags - RESUME_FLAGS)
-        if changed:
-            raise InputError(
-                f"--resume continues a run as it was; {', '.join('--' + name for name in changed)} cannot change. "
-                f"Leave them out, or start a new run. What can change: {', '.join(sorted(RESUME_FLAGS - {'resume'}))}"
-            )
+        _require_resumable(flags, Path(given["resume"]))
         files = [Path(given["resume"]) / CONFIG_FILE]
     fields: dict[str, Any] = {}
     for path in files:
@@ -103,6 +101,23 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     from_files = parser.parse_object(fields)
     parser.set_defaults({name: from_files[name] for name in fields})
     return _as_config(parser.parse_args(list(argv)))
+
+
+def _require_resumable(flags: set[str], run: Path) -> None:
+    """Check that the flags next to --resume may change."""
+    if changed := sorted(flags - RESUME_FLAGS - LENGTH_FLAGS):
+        raise InputError(
+            f"--resume continues a run as it was; {', '.join('--' + name for name in changed)} cannot change. "
+            f"Leave them out, or start a new run. What can change: {', '.join(sorted(RESUME_FLAGS - {'resume'}))}"
+        )
+    longer = sorted(flags & LENGTH_FLAGS)
+    if longer and (config := read_config(run / CONFIG_FILE)).lr_schedule != "constant":
+        name = "" if config.run_name is None else " --run_name NEW_NAME"
+        raise InputError(
+            f"--resume continues a run as it was; {', '.join('--' + name for name in longer)} cannot change, because "
+            f"its {config.lr_schedule} learning rate ends at 0 after the planned steps. To train longer, start "
+            f"from its model: --config {run / CONFIG_FILE} --model_name {run / 'model'}{name} --epochs MORE"
+        )
 
 
 def read_config(path: Path) -> TrainConfig:

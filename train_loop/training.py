@@ -15,7 +15,8 @@ from rich.text import Text
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from train_loop.config import TrainConfig
+from train_loop.command_line import read_config, write_yaml
+from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.machine.device import precision_name, shard_by_layer
 from train_loop.machine.processes import on_main_process
 from train_loop.model.weights import freeze_unused_parameters
@@ -25,7 +26,7 @@ from train_loop.run.directory import RunDirectory
 from train_loop.run.progress import Progress
 from train_loop.steps.dropout import MaskSource, replace_dropout
 from train_loop.steps.feed import Collator
-from train_loop.steps.optimizer import build_optimizer
+from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import Evaluation, evaluate_logits, predict_logits
 
@@ -145,7 +146,12 @@ def build_training(
         tokenizer=tokenizer,
         data=data,
         class_weights=torch.tensor(weights, dtype=dtype, device=accelerator.device),
-        checkpoints=CheckpointStore(run.checkpoints, config.keep_checkpoints, identity),
+        checkpoints=CheckpointStore(
+            run.checkpoints,
+            config.keep_checkpoints,
+            identity,
+            num_warmup_updates(num_steps, config) if config.lr_schedule == "constant" else None,
+        ),
         progress=Progress(run.logs, accelerator, console, num_steps=num_steps, log_every=config.log_every),
         num_steps=num_steps,
         dropout_masks=masks,
@@ -169,8 +175,17 @@ def restore(training: Training) -> TrainState:
         training.progress.note("No usable checkpoint yet: starting from the first step.")
         return TrainState()
     state = training.checkpoints.restore(newest, training.accelerator, training.model, training.optimizer)
+    on_main_process(training.accelerator, lambda: _record_length(training))
     training.progress.note(f"Continuing from {newest.name}, {training.num_steps - state.step:,} steps to go.")
     return state
+
+
+def _record_length(training: Training) -> None:
+    """Write the length of a run that was resumed to train longer into its configuration."""
+    path, config = training.checkpoints.folder.parent / CONFIG_FILE, training.config
+    recorded = read_config(path)
+    if (longer := dataclasses.replace(recorded, epochs=config.epochs, max_steps=config.max_steps)) != recorded:
+        write_yaml(path, longer)
 
 
 def print_run(console: Console, training: Training) -> None:

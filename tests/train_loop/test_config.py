@@ -289,7 +289,7 @@ def test_only_the_main_process_announces_the_quickstart(
     assert len(capsys.readouterr().out.splitlines()) == lines
 
 
-@pytest.mark.parametrize("flag", ["--epochs=1", "--train_file=b.csv", "--config=r.yaml", "--class_weights.a=2"])
+@pytest.mark.parametrize("flag", ["--batch_size=1", "--train_file=b.csv", "--config=r.yaml", "--class_weights.a=2"])
 def test_resume_refuses_what_would_change_the_run(tmp_path: Path, flag: str) -> None:
     write_yaml(tmp_path / CONFIG_FILE, TrainConfig(train_file="a.csv"))
     with pytest.raises(InputError, match="--resume continues a run as it was") as caught:

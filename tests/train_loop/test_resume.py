@@ -17,6 +17,8 @@ from labelled_rows import labelled_rows
 from places import ROOT, SUPPORT
 from tiny_models import save_tiny_model
 
+from train_loop.command_line import read_config
+
 NUM_KILLS = 22
 
 
@@ -245,3 +247,45 @@ def test_a_runs_config_reproduces_the_run(tmp_path: Path, argv: list[str]) -> No
     assert main(["--config", str(runs / "first" / "config.yaml"), "--run_name=second"]) == 0
     assert weights_hash(runs / "first") == weights_hash(runs / "second")
     assert os.path.islink(runs / "latest")
+
+
+def test_a_run_at_a_constant_rate_is_resumed_to_train_longer_as_if_planned_so(tmp_path: Path, argv: list[str]) -> None:
+    argv = [*argv, "--batch_size=64", "--lr_schedule=constant", "--warmup_ratio=0"]  # 3 steps an epoch
+    assert main([*argv, "--epochs=2", "--run_name=straight"]) == 0
+    assert main([*argv, "--epochs=1", "--run_name=longer"]) == 0
+    longer = tmp_path / "runs" / "longer"
+    assert main(["--resume", str(longer), "--epochs=2"]) == 0
+    assert newest_weights_hash(longer) == newest_weights_hash(tmp_path / "runs" / "straight")
+    recorded = read_config(longer / "config.yaml")
+    assert (recorded.epochs, recorded.resume) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "longer", "reason"),
+    [
+        (
+            ["--lr_schedule=constant", "--warmup_ratio=0.5"],
+            "8",
+            "not of 16, whose longer warm-up is not over",
+        ),
+        (["--lr_schedule=constant"], "1", "not of 2; resume with the same --epochs"),
+    ],
+)
+def test_a_length_that_the_schedule_does_not_permit_is_refused(
+    tmp_path: Path, argv: list[str], flags: list[str], longer: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, "--batch_size=64", "--epochs=2", "--run_name=r", *flags]) == 0
+    assert main(["--resume", str(tmp_path / "runs" / "r"), f"--epochs={longer}"]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_the_way_to_train_longer_after_a_decaying_rate_works(
+    tmp_path: Path, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, "--batch_size=64", "--epochs=1", "--run_name=r"]) == 0
+    assert main(["--resume", str(tmp_path / "runs" / "r"), "--epochs=2"]) == 2
+    message = capsys.readouterr().err
+    assert "--epochs cannot change, because its linear learning rate ends at 0" in message
+    advice = message.split("start from its model: ")[1].replace("NEW_NAME", "again").replace("MORE", "1")
+    assert main(advice.split()) == 0
+    assert "Head: kept" in capsys.readouterr().out

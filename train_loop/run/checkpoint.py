@@ -86,12 +86,14 @@ class CheckpointStore:
         folder: `checkpoints/` of the run.
         keep: newest ones to keep, in addition to the best.
         identity: what they belong to.
+        extends_after: update from which on a run may be resumed with more steps; None: never.
     """
 
-    def __init__(self, folder: Path, keep: int, identity: Identity) -> None:
+    def __init__(self, folder: Path, keep: int, identity: Identity, extends_after: int | None = None) -> None:
         self.folder = folder
         self.keep = keep
         self.identity = identity
+        self.extends_after = extends_after
 
     def save(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, state: TrainState) -> Path:
         """Write a checkpoint of `state.step`; call on all processes.
@@ -126,9 +128,10 @@ class CheckpointStore:
 
         def read() -> TrainState:
             content = json.loads((path / STATE_FILE).read_text())
-            self._require_same(path, content["identity"])
             content["state"].pop("max_tokens_per_forward", None)  # saved by older versions; it depends on the machine
-            return TrainState(**content["state"])
+            state = TrainState(**content["state"])
+            self._require_same(path, content["identity"], state.num_updates)
+            return state
 
         state = on_main_process(accelerator, read)
         load_model_tensors(accelerator, model, path / MODEL_FILE)
@@ -182,7 +185,7 @@ class CheckpointStore:
             if path not in protected:
                 _remove(path)
 
-    def _require_same(self, path: Path, found: dict[str, Any]) -> None:
+    def _require_same(self, path: Path, found: dict[str, Any], num_updates: int) -> None:
         expected = json.loads(json.dumps(dataclasses.asdict(self.identity)))
         if found["labels"] != expected["labels"]:
             raise InputError(
@@ -200,12 +203,19 @@ class CheckpointStore:
                 f"({found['parameters'].get(names[0])} there, {expected['parameters'].get(names[0])} here). "
                 "Resume with the model of the run's config.yaml, or start a new run"
             )
-        for name, what in (("data_fingerprint", "rows"), ("num_steps", "optimizer steps")):
-            if found[name] != expected[name]:
-                raise InputError(
-                    f"{path}: the checkpoint is of other {what} ({name} {found[name]} there, {expected[name]} here), "
-                    "so its next rows are unknown; restore the data, or start a new run"
-                )
+        if found["data_fingerprint"] != expected["data_fingerprint"]:
+            raise InputError(
+                f"{path}: the checkpoint is of other rows (data_fingerprint {found['data_fingerprint']} there, "
+                f"{expected['data_fingerprint']} here), so its next rows are unknown; restore the data, or start a new "
+                "run"
+            )
+        before, now = found["num_steps"], expected["num_steps"]
+        if now < before or (now > before and (self.extends_after is None or num_updates < self.extends_after)):
+            why = "" if self.extends_after is None or now < before else ", whose longer warm-up is not over yet"
+            raise InputError(
+                f"{path}: the checkpoint is of a run of {before:,} optimizer steps, not of {now:,}{why}; resume with "
+                "the same --epochs and --max_steps, or start a new run"
+            )
 
 
 def damage(path: Path) -> str | None:

@@ -21,7 +21,7 @@ def learning_rate_at(update: int, num_updates: int, config: TrainConfig) -> floa
     to 0 just after the last update, or stays constant.
     """
     peak = config.learning_rate
-    num_warmup = math.ceil(config.warmup_ratio * num_updates - 1e-9)  # 0.07 * 100 is slightly above 7
+    num_warmup = num_warmup_updates(num_updates, config)
     if update < num_warmup:
         return peak * (update + 1) / num_warmup
     done = min(1.0, (update - num_warmup) / max(1, num_updates - num_warmup))
@@ -30,6 +30,11 @@ def learning_rate_at(update: int, num_updates: int, config: TrainConfig) -> floa
     if config.lr_schedule == "cosine":
         return peak * 0.5 * (1.0 + math.cos(math.pi * done))
     return peak
+
+
+def num_warmup_updates(num_updates: int, config: TrainConfig) -> int:
+    """Return the number of updates over which the learning rate rises."""
+    return math.ceil(config.warmup_ratio * num_updates - 1e-9)  # 0.07 * 100 is slightly above 7
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
