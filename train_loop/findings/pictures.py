@@ -9,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 
 from train_loop.findings.assessment import SplitMetrics
 from train_loop.findings.metrics import NUM_BINS, Ranking, most_confused
@@ -30,7 +33,10 @@ DOTS_PER_INCH = 130
 
 
 def draw_all(folder: Path, metrics: SplitMetrics, labels: tuple[str, ...], title: str, log: Path | None) -> list[str]:
-    """Draw every plot into `folder`; return one line for each that failed. `log` is the run's metrics.jsonl."""
+    """Draw every plot into `folder`; return one line for each that failed, and for missing fonts.
+
+    `log` is the run's metrics.jsonl.
+    """
     pictures: dict[str, Callable[[], Figure]] = {
         "confusion_matrix.png": lambda: confusion_matrix_figure(metrics.matrix, labels, title),
         "roc.png": lambda: roc_figure(metrics, labels, title),
@@ -39,17 +45,45 @@ def draw_all(folder: Path, metrics: SplitMetrics, labels: tuple[str, ...], title
     }
     if log is not None and log.is_file():
         pictures["training.png"] = lambda: training_figure(log)
+    families, absent = _fonts_for("".join((*labels, title)))
     problems = []
+    if absent:
+        problems.append(
+            f"No installed font has {' '.join(absent[:10])}, so pictures show boxes in their place; install one "
+            "(Debian: fonts-noto-cjk for Chinese, Japanese and Korean), then run train_loop.evaluation again."
+        )
     for name, draw in pictures.items():
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)  # emoji in labels
+            with warnings.catch_warnings(), matplotlib.rc_context({"font.family": families}):
+                warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)  # named above
                 figure = draw()
                 FigureCanvasAgg(figure)
                 figure.savefig(folder / name, dpi=DOTS_PER_INCH, bbox_inches="tight")
         except Exception as error:  # of any type; one failing plot must not cost the other results
             problems.append(f"{name} could not be drawn ({type(error).__name__}: {error})")
     return problems
+
+
+def _fonts_for(text: str) -> tuple[list[str], list[str]]:
+    """Return font families that together have the characters of a text, and the characters that no font has."""
+    usual = matplotlib.rcParams["font.sans-serif"][0]
+    absent = {character for character in text if character.isprintable()}
+    absent -= _characters_of(font_manager.findfont(usual))
+    families = [usual]
+    for font in font_manager.fontManager.ttflist if absent else []:
+        if found := absent & _characters_of(font.fname):
+            families.append(font.name)
+            absent -= found
+        if not absent:
+            break
+    return families, sorted(absent)
+
+
+def _characters_of(font: str) -> set[str]:
+    try:
+        return set(map(chr, FT2Font(font).get_charmap()))
+    except (OSError, RuntimeError):  # removed since matplotlib listed it, or of a kind that it cannot draw
+        return set()
 
 
 def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) -> Figure:

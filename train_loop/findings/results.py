@@ -24,7 +24,8 @@ SHOWN_METRICS = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation",
 def write_results(folder: Path, assessment: Assessment, log: Path | None) -> list[str]:
     """Write every file of `folder` atomically: a reader finds the old results or the new ones, never a mixture.
 
-    Returns one line for each plot that failed; the rest is written regardless. `log` is the run's metrics.jsonl.
+    Returns one line for each plot that failed, and for missing fonts; the rest is written regardless. `log` is the
+    run's metrics.jsonl.
     """
     main = assessment.predictions[assessment.headline]
     title = f"{assessment.headline}, {len(main.split):,} rows"
