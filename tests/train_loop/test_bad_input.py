@@ -18,6 +18,8 @@ from places import ROOT
 
 from train_loop.main import main
 
+pytestmark = pytest.mark.usefixtures("pictureless")
+
 Files = dict[str, bytes]
 Refused = Callable[..., str]
 

@@ -80,6 +80,7 @@ def test_any_labelled_file_is_evaluated_with_its_own_columns(
     assert found["splits"]["new rows"]["rows"] == 20  # type: ignore[index]
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         assert [row["message"] for row in csv.DictReader(file)] == [text for text, _ in labelled_rows(20)]
+    assert (finished / "results" / "training.png").is_file()
     assert not (folder / "training.png").exists()
 
 

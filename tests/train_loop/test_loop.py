@@ -14,6 +14,8 @@ from train_loop import loop
 from train_loop.main import main
 from train_loop.run.checkpoint import TrainState
 
+pytestmark = pytest.mark.usefixtures("pictureless")
+
 
 @pytest.fixture
 def argv(tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path]) -> list[str]:

@@ -19,6 +19,8 @@ from tiny_models import save_tiny_model
 
 from train_loop.command_line import read_config
 
+pytestmark = pytest.mark.usefixtures("pictureless")
+
 NUM_KILLS = 22
 
 

@@ -39,7 +39,10 @@ from train_loop.model.pretrained import (
 from train_loop.model.weights import freeze_unused_parameters, load_model
 
 # torch deprecates what transformers still imports for DeBERTa and ModernBERT.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("pictureless"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
 
 CPU = torch.device("cpu")
 LABELS = ("bad", "good", "so, so")

@@ -1,0 +1,9 @@
+import pytest
+
+
+@pytest.fixture(scope="module")
+def pictureless() -> "pytest.Generator[None]":
+    """Leave the pictures of finished runs out: they take more than half of a tiny run. Others look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train_loop.findings.results.draw_all", lambda *_: [])
+        yield
