@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from serve.batching.request_errors import RequestError
@@ -110,6 +110,13 @@ class Route:
     """Needs an admin key."""
     takes_time: bool = False
     """Tokenizes or runs the model: has a deadline, and is dropped when the client hangs up."""
+
+
+def one_by_one(values: Iterable[Any]) -> list[Any]:
+    """Return values for `json_reply`, each written already: written at once, many would stop all other threads."""
+    import orjson  # extra `server`
+
+    return [orjson.Fragment(orjson.dumps(each)) for each in values]
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

@@ -17,7 +17,7 @@ from serve.batching.ticket import Answer
 from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
 from serve.http.protocols.tei import LABEL_SCORE
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "huggingface"
 
@@ -92,7 +92,7 @@ async def infer(call: Call) -> Reply:
 
 
 def _reply(engine: Engine, answers: Sequence[Answer], parameters: Parameters) -> Reply:
-    return json_reply([engine.ranked(_values(each, parameters), parameters.top_k) for each in answers])
+    return json_reply(one_by_one(engine.ranked(_values(each, parameters), parameters.top_k) for each in answers))
 
 
 def _require_max_length(asked: int | None, served: int) -> None:

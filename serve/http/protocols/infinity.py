@@ -15,7 +15,7 @@ from serve.batching.engine import Engine
 from serve.batching.request_errors import NotFound, RequestError
 from serve.batching.ticket import Answer
 from serve.http.protocols.tei import LABEL_SCORE
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"
@@ -97,7 +97,7 @@ def _reply(engine: Engine, answers: Sequence[Answer], request: ClassifyRequest) 
     return json_reply(
         {
             "object": "classify",
-            "data": [engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers],
+            "data": one_by_one(engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers),
             "model": engine.facts.name,
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
             "id": f"infinity-{uuid.uuid4()}",

@@ -11,7 +11,7 @@ from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Outcome
 from serve.encoder import TextInput
 from serve.http.explanation import explain
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "native"
 
@@ -110,7 +110,7 @@ def _reply(engine: Engine, outcomes: Sequence[Outcome], request: ClassifyRequest
     answers = [each for each in outcomes if isinstance(each, Answer)]
     body = {
         "model": _short_facts(engine.facts),
-        "results": [_result(engine, outcome, request) for outcome in outcomes],
+        "results": one_by_one(_result(engine, outcome, request) for outcome in outcomes),
         "queue_ms": round(1e3 * max((each.queue_s for each in answers), default=0.0), 3),
         "inference_ms": round(1e3 * max((each.inference_s for each in answers), default=0.0), 3),
     }

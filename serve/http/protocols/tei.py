@@ -16,7 +16,7 @@ from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer
 from serve.batching.token_listing import Token, as_rows
 from serve.encoder import TextInput, Truncation, num_characters
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
@@ -111,7 +111,7 @@ async def predict(call: Call) -> Reply:
 
 
 def _reply(engine: Engine, answers: Sequence[Answer], request: PredictRequest, is_batch: bool) -> Reply:
-    predictions = [engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers]
+    predictions = one_by_one(engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers)
     headers = {
         "x-compute-tokens": str(sum(each.num_tokens for each in answers)),
         "x-queue-time": str(round(1e3 * max(each.queue_s for each in answers))),

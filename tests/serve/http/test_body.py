@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import threading
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer, live_server, save_served_bundle
 
+from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, TooLarge
 from serve.encoder import without_surrogates
 from serve.http.body import inflated, num_values, without_lone_surrogates
@@ -174,6 +177,7 @@ def test_other_encodings_are_refused_with_those_that_are_not(server: LiveServer)
         (gzip.compress(b"{}") + gzip.compress(b"{}"), "bytes follow"),
         (gzip.compress(b'{"inputs": "w1"}')[:-8] + bytes(8), "not gzip"),
     ],
+    ids=["not gzip", "empty", "cut", "two files", "wrong checksum"],
 )
 def test_damaged_gzip_is_refused(server: LiveServer, body: bytes, complaint: str) -> None:
     answer = post_gzip(server, "/predict", body)
@@ -201,3 +205,31 @@ def test_a_body_of_the_largest_size_may_be_compressed() -> None:
         inflated(gzip.compress(body), 999)
     with pytest.raises(InvalidRequest):
         inflated(gzip.compress(body) + b"x", 1_000)
+
+
+# ---- long replies
+
+
+def test_a_long_reply_is_not_written_on_the_event_loop(
+    tmp_path: Path, server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 texts and 1,000 labels are a quarter of a second of work."""
+    threads: list[str] = []
+    ranked = Engine.ranked
+
+    def seen(*arguments: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return ranked(*arguments)
+
+    monkeypatch.setattr(Engine, "ranked", seen)
+    bundle = save_served_bundle(tmp_path / "wide", labels=[f"class {number}" for number in range(300)])
+    with live_server(bundle) as wide:
+        for live, expected in ((server, {"live-server"}), (wide, {"another"})):
+            for path in ("/v1/classify", "/predict", "/", "/classify"):
+                texts: list[Any] = ["w1 good"] * 20
+                texts = [[text] for text in texts] if path == "/predict" else texts
+                answer = live.post(path, {"input" if path == "/classify" else "inputs": texts}).json()
+                rows = answer.get("data") or answer["results"] if isinstance(answer, dict) else answer
+                assert len(rows) == 20
+            assert {"live-server" if name == "live-server" else "another" for name in threads} == expected
+            threads.clear()
