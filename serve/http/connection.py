@@ -29,7 +29,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._head_bytes = 0
-        self._num_unfinished = 0  # bytes that came since the parser last completed something
+        self._num_unfinished = 0  # bytes since a head began or ended, or a part of a body came
         self._head_timer: TimerHandle | None = None
         self._end_timer: TimerHandle | None = None
         self._is_in_head = False
@@ -94,7 +94,7 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
+        self._count(len(name) + len(value) + len(": \r\n"))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -148,8 +148,7 @@ class Connection(HttpToolsProtocol):
         return self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
 
     def _count(self, num_bytes: int) -> None:
-        self._num_unfinished = 0
-        self._head_bytes += num_bytes + len(": \r\n")
+        self._head_bytes += num_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
             self._is_too_large = True
             raise HeadTooLarge
