@@ -30,10 +30,14 @@ class TooLarge(RequestError):
 
 
 class UnsupportedEncoding(RequestError):
-    """A compressed body."""
+    """A body that is compressed, but not by gzip."""
 
     status = 415
     kind = "Validation"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"accept-encoding": "gzip, identity"}
 
 
 class NotFound(RequestError):

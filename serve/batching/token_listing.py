@@ -5,15 +5,16 @@ import dataclasses
 import logging
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serve.batching.request_errors import DeadlineExceeded, InferenceFailed, Overloaded
 
 if TYPE_CHECKING:
     from serve.encoder import Encoder, TextInput
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 16
@@ -60,6 +61,11 @@ def list_tokens(encoder: "Encoder", given: "TextInput", *, special: bool = True)
     return tokens
 
 
+def as_rows(tokens: Sequence[Token], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Return each token as a dictionary of some of its fields."""
+    return [{name: getattr(each, name) for name in fields} for each in tokens]
+
+
 class TokenLister:
     """A thread that lists tokens, one request after the other, each within its time."""
 
@@ -69,10 +75,15 @@ class TokenLister:
         self.num_pending = 0
         """Requests that are not answered yet."""
 
-    async def rows(
-        self, inputs: "Sequence[TextInput]", fields: Sequence[str], *, timeout_s: float, special: bool = True
-    ) -> list[list[dict[str, Any]]]:
-        """Return the tokens of each input, with these fields of `Token`. Cancelling stops after the current text.
+    async def look_into(
+        self,
+        inputs: "Sequence[TextInput]",
+        make: Callable[[list[list[Token]]], T],
+        *,
+        timeout_s: float,
+        special: bool = True,
+    ) -> T:
+        """Return what `make` makes of the tokens of each input, in the thread. Cancelling stops after the current text.
 
         Raises:
             Overloaded: too many requests wait.
@@ -83,14 +94,13 @@ class TokenLister:
             raise Overloaded("overloaded: too many requests are waiting for lists of tokens", 1.0)
         is_over = threading.Event()
 
-        def work() -> list[list[dict[str, Any]]]:
+        def work() -> T:
             lists = []
             for text in inputs:
                 if is_over.is_set():
-                    break
-                tokens = list_tokens(self._encoder, text, special=special)
-                lists.append([{name: getattr(each, name) for name in fields} for each in tokens])
-            return lists
+                    raise TimeoutError
+                lists.append(list_tokens(self._encoder, text, special=special))
+            return make(lists)
 
         self.num_pending += 1
         try:

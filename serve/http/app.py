@@ -43,7 +43,7 @@ EXAMPLES = {
         OwnDeadlineExceeded("The time allowed by X-Request-Timeout-Ms is over, or the body did not arrive in time"),
         Conflict("Another reload is under way"),
         TooLarge("More bytes, inputs, characters or tokens than this server takes"),
-        UnsupportedEncoding("A compressed body"),
+        UnsupportedEncoding("A body that is compressed, but not by gzip"),
         InvalidRequest("The request is malformed, or not what the model takes"),
         InferenceFailed("The model failed on an input"),
         Overloaded("Overloaded; Retry-After says when to try again", 1.0),
@@ -62,7 +62,12 @@ def build_app(service: Service) -> App:
     from serve.http import operations
     from serve.http.protocols import huggingface, infinity, native, open_inference, tei
 
-    api = FastAPI(title="rawloop", version=version("rawloop"), description=DESCRIPTION)
+    api = FastAPI(
+        title="rawloop",
+        version=version("rawloop"),
+        description=DESCRIPTION,
+        redirect_slashes=False,  # it would send clients to whatever host their request names
+    )
     routes = [
         route for each in (native, tei, huggingface, open_inference, infinity, operations) for route in each.routes()
     ]
@@ -176,6 +181,7 @@ def _add_refusals(api: "FastAPI") -> None:
         refusal: RequestError
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "")
+            allowed = {"GET": "GET, HEAD"}.get(allowed, allowed)  # the gateway answers HEAD like GET
             refusal = WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
         else:
             refusal = NotFound("no such path; /docs lists them")

@@ -8,6 +8,7 @@ from typing import Any
 
 from serve.batching.engine import Engine
 from serve.batching.ticket import Answer
+from serve.batching.token_listing import Token, as_rows
 from serve.encoder import TextInput, num_characters
 
 MAX_PARTS = 128
@@ -38,12 +39,12 @@ async def explain(engine: Engine, given: TextInput, *, timeout_s: float) -> dict
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     engine.require_within_limits([given])
-    (tokens,) = await engine.lister.rows([given], TOKEN_FIELDS, timeout_s=timeout_s)
     texts = (given,) if isinstance(given, str) else given
-    words = find_words(texts)
-    if not all(token["kept"] for token in tokens):
-        words = [_nearest(each, engine.facts.max_length, engine.facts.classifier.truncation_side) for each in words]
-    parts = group_words(words, _max_parts(engine, texts, len(tokens)))
+
+    def look(lists: list[list[Token]]) -> tuple[list[dict[str, Any]], list[Part]]:
+        return as_rows(lists[0], TOKEN_FIELDS), _find_parts(engine, texts, lists[0])
+
+    tokens, parts = await engine.lister.look_into([given], look, timeout_s=timeout_s)
     variants = [given, *(_without(texts, part) for part in parts)]
     outcomes = await engine.classify(variants, timeout_s=deadline - loop.time(), made_here=True)
     answer, *occluded = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
@@ -68,6 +69,13 @@ async def explain(engine: Engine, given: TextInput, *, timeout_s: float) -> dict
         "truncated": answer.truncated,
         "inference_ms": round(1e3 * answer.inference_s, 3),
     }
+
+
+def _find_parts(engine: Engine, texts: tuple[str, ...], tokens: Sequence[Token]) -> list[Part]:
+    words = find_words(texts)
+    if not all(token.kept for token in tokens):
+        words = [_nearest(each, engine.facts.max_length, engine.facts.classifier.truncation_side) for each in words]
+    return group_words(words, _max_parts(engine, texts, len(tokens)))
 
 
 def find_words(texts: tuple[str, ...]) -> list[list[Part]]:

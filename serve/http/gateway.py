@@ -27,6 +27,7 @@ from serve.batching.request_errors import (
     TooLarge,
     UnsupportedEncoding,
 )
+from serve.http.body import inflated
 from serve.http.lifecycle import Service
 from serve.http.routes import Call, Reply, Route, json_reply
 
@@ -40,6 +41,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
+ENCODINGS = (b"identity", b"gzip", b"x-gzip")
 MAX_LARGE_BODIES = 32
 """Bodies of the largest size that may be on their way in at once."""
 FREE_BYTES = 65_536
@@ -68,6 +70,7 @@ class Gateway:
 
     def _find(self, method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
         """Return the route of a request, and the values of the {names} in its path."""
+        method = "GET" if method == "HEAD" else method
         route = self._routes.get((method, path))
         if route is not None:
             return route, {}
@@ -87,9 +90,10 @@ class Gateway:
             elif not route.is_public:
                 self._service.keys.require_client(headers)
             timeout_s = self._timeout_s(headers)
-            body = await self._body(headers, receive, timeout_s) if route.method == "POST" else b""
-            time_left_s = timeout_s - (time.perf_counter() - began)
-            call = Call(self._service, path_values, headers, body, time_left_s)
+            call = Call(self._service, path_values, headers, b"", timeout_s)
+            if route.method == "POST":
+                call.body = await self._body(headers, receive, timeout_s)
+                call.timeout_s -= time.perf_counter() - began
             reply = await (_while_connected(route.handler(call), receive) if route.takes_time else route.handler(call))
         except RequestError as error:
             if isinstance(error, DeadlineExceeded) and TIMEOUT_HEADER in headers:
@@ -104,7 +108,7 @@ class Gateway:
         if self._service.settings.access_log:
             access_logger.info(
                 "%s %s %d in %.1f ms",
-                route.method,
+                scope["method"],
                 scope["raw_path"].decode("ascii", "backslashreplace"),  # undecoded: a decoded one may hold a newline
                 reply.status,
                 1e3 * seconds,
@@ -141,14 +145,16 @@ class Gateway:
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, timeout_s: float) -> bytes:
         """Return the body; refuse it as soon as it is known to be too large, or after `timeout_s` seconds."""
         limit = self._service.settings.max_payload_bytes
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise UnsupportedEncoding("compressed bodies are not accepted; send it uncompressed")
+        encoding = headers.get(b"content-encoding", b"identity").lower()
+        if encoding not in ENCODINGS:
+            raise UnsupportedEncoding("this server takes gzip and uncompressed bodies; send it as one of these")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
             raise TooLarge(f"{int(length):,} bytes, but this server takes {limit:,}; send it in parts")
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._received(receive, limit)
+                body = await self._received(receive, limit)
+                return body if encoding == b"identity" else await asyncio.to_thread(inflated, body, limit)
         except TimeoutError:
             raise OwnDeadlineExceeded("the request's time was over before its body had arrived") from None
 

@@ -5,6 +5,7 @@ wrong answer, until it is answered again; nor while the server is stopping.
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -123,6 +124,8 @@ class Service:
                 raise InputError(f"{folder}: {error}") from error
             raise
         former, self._engine = self._engine, engine
+        if former is not None:  # clients go on asking for the name that they know
+            engine.facts = dataclasses.replace(engine.facts, name=former.facts.name)
         self._not_ready = None
         self.metrics.model_serves(engine)
         if former is not None:  # it still answers what it accepted

@@ -35,6 +35,11 @@ def load_engine(
     bundle = read_bundle(folder)
     device = resolve_device(settings.device)
     variant = choose_variant(bundle, device, settings.variant or "auto")
+    if settings.model_name is None and "/" in bundle.classifier.name:
+        raise InputError(
+            f"{folder}: its name, {bundle.classifier.name}, has a slash, which cannot stand in the path "
+            "/v2/models/NAME; start the server with another --model_name"
+        )
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)
     pool = SessionPool(bundle.graph(variant), device=device, num_threads=settings.threads)
     num_narrow = _num_narrow(device, settings.narrow_workers, pool.num_workers)

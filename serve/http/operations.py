@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
 from serve.http.protocols.tei import error_body  # /health is one of its routes
-from serve.http.routes import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply
 
 PROTOCOL = "operations"
 PAGE = "ui.html"
@@ -26,7 +26,9 @@ class ReloadRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    bundle: str | None = Field(default=None, description="Folder of the bundle; null for the one of --bundle.")
+    bundle: str | None = Field(
+        default=None, max_length=4_096, description="Folder of the bundle; null for the one of --bundle."
+    )
 
 
 def routes() -> list[Route]:
@@ -58,7 +60,7 @@ def routes() -> list[Route]:
 
 async def reload(call: Call) -> Reply:
     """Answer `POST /admin/reload`."""
-    request: ReloadRequest = parse_body(ReloadRequest, call.body or b"{}")
+    request: ReloadRequest = await call.read(ReloadRequest, call.body or b"{}")
     try:
         await call.service.reload(Path(request.bundle) if request.bundle else None)
     except InputError as error:

@@ -1,10 +1,11 @@
 """What a wire protocol is made of: routes, each with a handler from call to reply and its documentation."""
 
+import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from serve.batching.request_errors import InvalidRequest, RequestError
+from serve.batching.request_errors import RequestError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from serve.http.lifecycle import Service
 
 JSON = "application/json"
+SMALL_BYTES = 65_536
+"""Bodies up to this size are read on the event loop, in a millisecond or two; longer ones in a thread."""
+FEW_VALUES = 2_000
+"""Replies with up to so many values are written on the event loop, in a millisecond or two; longer ones in a thread."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -27,6 +32,26 @@ class Call:
     body: bytes
     timeout_s: float
     """Time left for the answer."""
+
+    async def read(self, model: "type[BaseModel]", body: bytes | None = None) -> Any:
+        """Return the body, or this part of it, as an instance of `model`, and let go of the body.
+
+        Raises:
+            InvalidRequest, TooLarge: see `serve.http.body.read_json`.
+        """
+        from serve.http.body import read_json  # it needs the extra `server`
+
+        body, self.body = self.body if body is None else body, b""  # not kept while the request waits
+        max_inputs = self.service.settings.max_inputs
+        if len(body) <= SMALL_BYTES:
+            return read_json(model, body, max_inputs)
+        return await asyncio.to_thread(read_json, model, body, max_inputs)
+
+    async def write(self, reply: Callable[[], "Reply"], num_answers: int) -> "Reply":
+        """Return what `reply` makes of so many answers, each with a value for every label."""
+        if num_answers * len(self.engine.facts.labels) <= FEW_VALUES:
+            return reply()
+        return await asyncio.to_thread(reply)
 
     @property
     def engine(self) -> "Engine":
@@ -87,26 +112,15 @@ class Route:
     """Tokenizes or runs the model: has a deadline, and is dropped when the client hangs up."""
 
 
+def one_by_one(values: Iterable[Any]) -> list[Any]:
+    """Return values for `json_reply`, each written already: written at once, many would stop all other threads."""
+    import orjson  # extra `server`
+
+    return [orjson.Fragment(orjson.dumps(each)) for each in values]
+
+
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     """Return a JSON reply."""
     import orjson  # extra `server`
 
     return Reply(orjson.dumps(value), status, JSON, headers or {})
-
-
-def parse_body(model: "type[BaseModel]", body: bytes) -> Any:
-    """Return the body as an instance of `model`.
-
-    Raises:
-        InvalidRequest: it is not JSON, or does not match the model; up to five problems are named with their place.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}"
-            for each in error.errors(include_url=False, include_context=False, include_input=False)[:5]
-        )
-        raise InvalidRequest(problems) from None

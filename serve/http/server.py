@@ -8,9 +8,12 @@ reloads the bundle.
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
+import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 0.25
 BACKLOG = 4096
 """Connections that may wait to be accepted."""
+MAX_FILES = 65_536
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open; longer than load balancers do, so that they close first."""
 
@@ -40,8 +44,19 @@ def run_server(settings: "ServeSettings") -> int:
     """
     import uvloop  # extra `server`
 
+    # The event loop waits up to this long, several times a request, for a thread that runs Python: not for 5 ms.
+    sys.setswitchinterval(0.001)
+    _allow_many_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
+
+
+def _allow_many_connections() -> None:
+    """Raise the soft limit of open files, commonly 1,024: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _serve(settings: "ServeSettings") -> int:
@@ -58,6 +73,8 @@ async def _serve(settings: "ServeSettings") -> int:
         is_forced = False
         try:
             await service.start()  # before the port listens: no one should connect to what cannot answer
+            gc.collect()
+            gc.freeze()  # else each full collection, of which long replies cause some, looks at every import: 40 ms
             server = uvicorn.Server(_uvicorn_config(build_app(service), settings))
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # see _handle_signals
             with _address_errors(settings):
@@ -80,10 +97,12 @@ async def _serve(settings: "ServeSettings") -> int:
 def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
     import uvicorn
 
+    from serve.http.connection import Connection
+
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn spells the same types differently
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",  # the service has already started
         log_config=None,

@@ -125,6 +125,11 @@ class ServeSettings:
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 problems.append(f"--{name}: no such file: {path}")
+        if self.model_name and "/" in self.model_name:
+            problems.append(
+                f"--model_name {self.model_name}: a name with a slash cannot stand in the path /v2/models/NAME; "
+                f"write {self.model_name.strip('/').replace('/', '-') or 'a name'}"
+            )
         if self.request_timeout_ms > self.max_request_timeout_ms:
             problems.append(
                 f"--request_timeout_ms {self.request_timeout_ms} is more than "

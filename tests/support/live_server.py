@@ -16,6 +16,7 @@ from serve.batching.engine import Engine
 from serve.contract.bundle import read_bundle, write_manifest
 from serve.encoder import Encoder
 from serve.http.app import build_app
+from serve.http.connection import Connection
 from serve.http.lifecycle import Service
 from serve.http.loading import load_engine
 from serve.http.metrics import Metrics
@@ -44,6 +45,8 @@ class LiveServer:
     url: str
     service: Service
     loop: asyncio.AbstractEventLoop
+    connections: set[Any]
+    """Those that are open."""
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=TIMEOUT_S, **options)
@@ -62,8 +65,10 @@ class LiveServer:
 
 
 @contextlib.contextmanager
-def live_server(bundle: Path, *, load: Callable[[Path], Engine] | None = None, **settings: Any) -> Iterator[LiveServer]:
-    """Serve a bundle until the block ends; `load` replaces `load_engine`."""
+def live_server(
+    bundle: Path, *, load: Callable[[Path], Engine] | None = None, idle_s: float = 75, **settings: Any
+) -> Iterator[LiveServer]:
+    """Serve a bundle until the block ends; `load` replaces `load_engine`, idle connections end after `idle_s`."""
     started = threading.Event()
     state: dict[str, Any] = {}
 
@@ -80,10 +85,11 @@ def live_server(bundle: Path, *, load: Callable[[Path], Engine] | None = None, *
                     build_app(service),
                     port=0,
                     loop="none",
-                    http="httptools",
+                    http=Connection,
                     ws="none",
                     lifespan="off",
                     log_config=None,
+                    timeout_keep_alive=idle_s,  # type: ignore[arg-type]  # a fraction works as well
                     access_log=False,
                 )
             )
@@ -93,7 +99,10 @@ def live_server(bundle: Path, *, load: Callable[[Path], Engine] | None = None, *
                 await asyncio.sleep(0.005)
             port = server.servers[0].sockets[0].getsockname()[1]
             state.update(
-                server=server, live=LiveServer(f"http://127.0.0.1:{port}", service, asyncio.get_running_loop())
+                server=server,
+                live=LiveServer(
+                    f"http://127.0.0.1:{port}", service, asyncio.get_running_loop(), server.server_state.connections
+                ),
             )
             started.set()
             await serving

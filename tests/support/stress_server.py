@@ -1,8 +1,8 @@
 """Stress a running server and check every answer; takes minutes, so it is not part of the test suite.
 
 python -m serve --bundle BUNDLE --port 8000 --request-timeout-ms 1000
-python tests/stress_server.py soak --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 600
-python tests/stress_server.py overload --url http://127.0.0.1:8000 --bundle BUNDLE --texts rows.parquet --seconds 60
+python tests/support/stress_server.py soak --url URL --bundle BUNDLE --texts rows.parquet --seconds 600
+python tests/support/stress_server.py overload --url URL --bundle BUNDLE --texts rows.parquet --seconds 60
 
 `soak`: random lengths and protocols, 5 % malformed, 5 % disconnects, 1 % oversized, 2 % long texts to /tokenize and
 /v1/explain; each text's scores are known, so that a swapped answer is noticed. `overload`: four times the request rate

@@ -11,24 +11,35 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.batching.request_errors import RequestError
+from serve.batching.engine import Engine
+from serve.batching.request_errors import InvalidRequest, RequestError
 from serve.batching.ticket import Answer
+from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
 from serve.http.protocols.tei import LABEL_SCORE
-from serve.http.routes import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "huggingface"
 
 
 class Parameters(BaseModel):
-    """Optional parameters."""
+    """Optional parameters; what has no effect here is refused."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
         default=None, description="null and softmax: the model's calibrated probabilities; none: its logits."
     )
     top_k: int | None = Field(default=None, ge=1, description="Labels to return; null for all.")
+    truncation: Literal[True, False, "longest_first", "do_not_truncate"] | None = Field(
+        default=None, description="false and do_not_truncate refuse inputs that are too long; others truncate them."
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="Any length from the model's own on, which is what inputs are truncated to."
+    )
+    padding: Literal[True, False, "longest", "max_length", "do_not_pad"] | None = Field(
+        default=None, description="Changes no answer."
+    )
 
 
 class InferenceRequest(BaseModel):
@@ -36,7 +47,7 @@ class InferenceRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    inputs: str | TextOrPair | Annotated[list[str | TextOrPair], Field(min_length=1)]
+    inputs: str | TextOrPair | Annotated[list[str | TextOrPair], Field(min_length=1, fail_fast=True)]
     parameters: Parameters | None = None
 
 
@@ -69,12 +80,27 @@ def error_body(error: RequestError) -> dict[str, str]:
 
 async def infer(call: Call) -> Reply:
     """Answer `POST /`."""
-    request: InferenceRequest = parse_body(InferenceRequest, call.body)
+    request: InferenceRequest = await call.read(InferenceRequest)
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     parameters = request.parameters or Parameters()
     engine = call.engine
-    answers = await engine.answers([as_input(each) for each in given], timeout_s=call.timeout_s)
-    return json_reply([engine.ranked(_values(each, parameters), parameters.top_k) for each in answers])
+    _require_max_length(parameters.max_length, engine.facts.max_length)
+    truncation: Truncation | None = "error" if parameters.truncation in (False, "do_not_truncate") else None
+    inputs = [as_input(each) for each in given]
+    answers = await engine.answers(inputs, timeout_s=call.timeout_s, truncation=truncation)
+    return await call.write(partial(_reply, engine, answers, parameters), len(answers))
+
+
+def _reply(engine: Engine, answers: Sequence[Answer], parameters: Parameters) -> Reply:
+    return json_reply(one_by_one(engine.ranked(_values(each, parameters), parameters.top_k) for each in answers))
+
+
+def _require_max_length(asked: int | None, served: int) -> None:
+    if asked is not None and asked < served:
+        raise InvalidRequest(
+            f"parameters.max_length: this server truncates all inputs at {served} tokens; leave it out, or start the "
+            f"server with --max_length {asked}"
+        )
 
 
 def _values(answer: Answer, parameters: Parameters) -> Sequence[float]:

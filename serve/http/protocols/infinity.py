@@ -5,14 +5,17 @@ https://michaelfeil.eu/infinity
 
 import time
 import uuid
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve.batching.engine import Engine
 from serve.batching.request_errors import NotFound, RequestError
+from serve.batching.ticket import Answer
 from serve.http.protocols.tei import LABEL_SCORE
-from serve.http.routes import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"
@@ -23,7 +26,7 @@ class ClassifyRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    input: Annotated[list[str], Field(min_length=1)]
+    input: Annotated[list[str], Field(min_length=1, fail_fast=True)]
     model: str = Field(default=ANY_MODEL, description="Name of the served model, or this default for any.")
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
 
@@ -81,16 +84,20 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 async def classify(call: Call) -> Reply:
     """Answer `POST /classify`."""
-    request: ClassifyRequest = parse_body(ClassifyRequest, call.body)
+    request: ClassifyRequest = await call.read(ClassifyRequest)
     engine = call.engine
     if request.model not in (ANY_MODEL, engine.facts.name):
         raise NotFound(f"no model {request.model!r:.200}; this server has {engine.facts.name!r}")
     answers = await engine.answers(request.input, timeout_s=call.timeout_s)
+    return await call.write(partial(_reply, engine, answers, request), len(answers))
+
+
+def _reply(engine: Engine, answers: Sequence[Answer], request: ClassifyRequest) -> Reply:
     num_tokens = sum(each.num_tokens for each in answers)
     return json_reply(
         {
             "object": "classify",
-            "data": [engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers],
+            "data": one_by_one(engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers),
             "model": engine.facts.name,
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
             "id": f"infinity-{uuid.uuid4()}",

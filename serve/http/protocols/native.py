@@ -1,5 +1,6 @@
 """rawloop's own protocol: pairs and batches cannot be confused, and each input has its own outcome."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Outcome
 from serve.encoder import TextInput
 from serve.http.explanation import explain
-from serve.http.routes import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "native"
 
@@ -30,7 +31,7 @@ class ClassifyRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     inputs: list[str | TextOrPair] = Field(
-        min_length=1, description="Each is a text, or an object with a text or a pair."
+        min_length=1, fail_fast=True, description="Each is a text, or an object with a text or a pair."
     )
     top_k: int | None = Field(default=None, ge=1, description="Labels to return for each input; null for all.")
     truncation: Literal["right", "left", "error"] | None = Field(
@@ -98,14 +99,18 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 async def classify(call: Call) -> Reply:
     """Answer `POST /v1/classify`."""
-    request: ClassifyRequest = parse_body(ClassifyRequest, call.body)
+    request: ClassifyRequest = await call.read(ClassifyRequest)
     inputs = [as_input(each) for each in request.inputs]
     engine = call.engine
     outcomes = await engine.classify(inputs, timeout_s=call.timeout_s, truncation=request.truncation, whole=False)
+    return await call.write(partial(_reply, engine, outcomes, request), len(outcomes))
+
+
+def _reply(engine: Engine, outcomes: Sequence[Outcome], request: ClassifyRequest) -> Reply:
     answers = [each for each in outcomes if isinstance(each, Answer)]
     body = {
         "model": _short_facts(engine.facts),
-        "results": [_result(engine, outcome, request) for outcome in outcomes],
+        "results": one_by_one(_result(engine, outcome, request) for outcome in outcomes),
         "queue_ms": round(1e3 * max((each.queue_s for each in answers), default=0.0), 3),
         "inference_ms": round(1e3 * max((each.inference_s for each in answers), default=0.0), 3),
     }
@@ -117,7 +122,7 @@ async def classify(call: Call) -> Reply:
 
 async def explain_call(call: Call) -> Reply:
     """Answer `POST /v1/explain`."""
-    request: ExplainRequest = parse_body(ExplainRequest, call.body)
+    request: ExplainRequest = await call.read(ExplainRequest)
     engine = call.engine
     explanation = await explain(engine, as_input(request), timeout_s=call.timeout_s)
     return json_reply({"model": _short_facts(engine.facts), **explanation})

@@ -10,16 +10,16 @@ import struct
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.engine import Engine
-from serve.batching.request_errors import InvalidRequest, NotFound, RequestError
+from serve.batching.request_errors import InvalidRequest, NotFound, RequestError, TooLarge
 from serve.batching.ticket import Answer
 from serve.encoder import TextInput
-from serve.http.routes import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply
 
 PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
@@ -35,7 +35,7 @@ class InputTensor(BaseModel):
     model_config = ConfigDict(strict=True)
 
     name: str
-    shape: list[int]
+    shape: list[int] = Field(fail_fast=True)
     datatype: str
     data: list[Any] | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -56,8 +56,8 @@ class InferRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     id: str | None = None
-    inputs: list[InputTensor] = Field(min_length=1)
-    outputs: list[RequestedOutput] | None = None
+    inputs: list[InputTensor] = Field(fail_fast=True, min_length=1)
+    outputs: Annotated[list[RequestedOutput], Field(fail_fast=True)] | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -160,11 +160,16 @@ async def model_metadata(call: Call) -> Reply:
 
 async def infer(call: Call) -> Reply:
     """Answer `POST /v2/models/{name}/infer`."""
-    engine = _require_model(call)
+    _require_model(call)
     header, binary = _split(call)
-    request: InferRequest = parse_body(InferRequest, header)
+    request: InferRequest = await call.read(InferRequest, header)
+    engine = _require_model(call)  # a reload may have replaced it meanwhile
     wanted = _wanted_outputs(request)
-    answers = await engine.answers(_inputs(request, binary), timeout_s=call.timeout_s)
+    answers = await engine.answers(_inputs(request, binary, engine.limits.max_inputs), timeout_s=call.timeout_s)
+    return await call.write(partial(_reply, engine, answers, request, wanted), len(answers))
+
+
+def _reply(engine: Engine, answers: Sequence[Answer], request: InferRequest, wanted: Mapping[str, bool]) -> Reply:
     outputs, tensors = [], []
     for name, is_binary in wanted.items():
         shape, values = _output(name, engine, answers)
@@ -206,7 +211,7 @@ def _split(call: Call) -> tuple[bytes, bytes]:
     return call.body[: int(length)], call.body[int(length) :]
 
 
-def _inputs(request: InferRequest, binary: bytes) -> list[TextInput]:
+def _inputs(request: InferRequest, binary: bytes, max_inputs: int) -> list[TextInput]:
     """Return the texts, or pairs, of the input tensors."""
     columns: dict[str, list[str]] = {}
     for tensor in request.inputs:
@@ -222,9 +227,9 @@ def _inputs(request: InferRequest, binary: bytes) -> list[TextInput]:
         else:
             if type(size) is not int or not 0 <= size <= len(binary):
                 raise InvalidRequest(f"input {tensor.name}: binary_data_size {size!r:.50} does not fit the body")
-            given, binary = _unpacked(tensor.name, binary[:size]), binary[size:]
+            given, binary = _unpacked(tensor.name, binary[:size], max_inputs), binary[size:]
         if tensor.shape not in ([len(given)], [len(given), 1]):
-            raise InvalidRequest(f"input {tensor.name}: shape {tensor.shape}, but {len(given)} texts in it")
+            raise InvalidRequest(f"input {tensor.name}: shape {tensor.shape!s:.200}, but {len(given)} texts in it")
         columns[tensor.name] = given
     if binary:
         raise InvalidRequest(f"{len(binary)} bytes after the last tensor")
@@ -246,10 +251,13 @@ def _strings(tensor: InputTensor) -> list[str]:
     return flat
 
 
-def _unpacked(name: str, packed: bytes) -> list[str]:
+def _unpacked(name: str, packed: bytes, max_inputs: int) -> list[str]:
     """Return the strings of a packed tensor."""
-    texts, place = [], 0
+    texts: list[str] = []
+    place = 0
     while place < len(packed):
+        if len(texts) == max_inputs:
+            raise TooLarge(f"input {name}: more than {max_inputs} texts, the most of a request; send fewer at a time")
         end = place + 4
         if end <= len(packed):
             end += struct.unpack_from("<I", packed, place)[0]

@@ -11,14 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
+from serve.batching.ticket import Answer
+from serve.batching.token_listing import Token, as_rows
 from serve.encoder import TextInput, Truncation, num_characters
-from serve.http.routes import Call, Reply, Route, json_reply, parse_body
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
 
-TextOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
+TextOrPair = Annotated[list[str], Field(min_length=1, fail_fast=True, json_schema_extra={"maxItems": 2})]
+"""`read_inputs` refuses more than two, and says what to send instead."""
 
 
 class PredictRequest(BaseModel):
@@ -26,7 +30,7 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    inputs: str | TextOrPair | Annotated[list[TextOrPair], Field(min_length=1)]
+    inputs: str | TextOrPair | Annotated[list[TextOrPair], Field(min_length=1, fail_fast=True)]
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
     truncate: bool | None = Field(
         default=None, description="false refuses inputs that are too long; null truncates them."
@@ -41,7 +45,7 @@ class TokenizeRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    inputs: str | Annotated[list[str], Field(min_length=1)]
+    inputs: str | Annotated[list[str], Field(min_length=1, fail_fast=True)]
     add_special_tokens: bool = True
 
 
@@ -97,13 +101,17 @@ def error_body(error: RequestError) -> dict[str, str]:
 
 async def predict(call: Call) -> Reply:
     """Answer `POST /predict`."""
-    request: PredictRequest = parse_body(PredictRequest, call.body)
+    request: PredictRequest = await call.read(PredictRequest)
     inputs, is_batch = read_inputs(request.inputs)
     engine = call.engine
     if not engine.facts.takes_pairs:
         _require_single_texts(inputs, is_batch)
     answers = await engine.answers(inputs, timeout_s=call.timeout_s, truncation=_truncation(request))
-    predictions = [engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers]
+    return await call.write(partial(_reply, engine, answers, request, is_batch), len(answers))
+
+
+def _reply(engine: Engine, answers: Sequence[Answer], request: PredictRequest, is_batch: bool) -> Reply:
+    predictions = one_by_one(engine.ranked(each.logits if request.raw_scores else each.scores) for each in answers)
     headers = {
         "x-compute-tokens": str(sum(each.num_tokens for each in answers)),
         "x-queue-time": str(round(1e3 * max(each.queue_s for each in answers))),
@@ -113,17 +121,27 @@ async def predict(call: Call) -> Reply:
 
 
 def read_inputs(inputs: str | list[str] | list[list[str]]) -> tuple[list[TextInput], bool]:
-    """Return texts and pairs in their order, and whether they are a batch."""
+    """Return texts and pairs in their order, and whether they are a batch.
+
+    Raises:
+        InvalidRequest: a list of more than two texts, as someone used to another protocol would send a batch.
+    """
     if isinstance(inputs, str):
         return [inputs], False
-    if isinstance(inputs[0], str):
-        return [_text_or_pair(inputs)], False
-    return [_text_or_pair(each) for each in inputs], True
+    is_batch = not isinstance(inputs[0], str)
+    lists: Any = inputs if is_batch else [inputs]
+    index = next((index for index, each in enumerate(lists) if len(each) > 2), None)
+    if index is not None:
+        raise InvalidRequest(
+            f"inputs{f'.{index}' if is_batch else ''}: {len(lists[index])} texts in one list, which is one text or one "
+            'pair in this protocol; for several texts send [["a"], ["b"], ["c"]]'
+        )
+    return [_text_or_pair(each) for each in lists], is_batch
 
 
 async def tokenize(call: Call) -> Reply:
     """Answer `POST /tokenize`."""
-    request: TokenizeRequest = parse_body(TokenizeRequest, call.body)
+    request: TokenizeRequest = await call.read(TokenizeRequest)
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     engine = call.engine
     engine.require_within_limits(texts)
@@ -131,7 +149,11 @@ async def tokenize(call: Call) -> Reply:
     if num_chars > most:
         raise TooLarge(f"{num_chars:,} characters in all, but this route takes {most:,}; send fewer texts at a time")
     special = request.add_special_tokens
-    return json_reply(await engine.lister.rows(texts, TOKEN_FIELDS, timeout_s=call.timeout_s, special=special))
+
+    def reply(lists: list[list[Token]]) -> Reply:
+        return json_reply([as_rows(tokens, TOKEN_FIELDS) for tokens in lists])
+
+    return await engine.lister.look_into(texts, reply, timeout_s=call.timeout_s, special=special)
 
 
 async def info(call: Call) -> Reply:

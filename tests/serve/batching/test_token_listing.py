@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve.batching.request_errors import DeadlineExceeded, InferenceFailed, Overloaded
-from serve.batching.token_listing import MAX_PENDING, TokenLister, list_tokens
+from serve.batching.token_listing import MAX_PENDING, Token, TokenLister, as_rows, list_tokens
 
 NUM_TOKENS = 500
 
@@ -74,7 +74,10 @@ def test_the_librarys_lists_are_made_once_not_for_every_token() -> None:
 
 
 def rows(lister: TokenLister, *texts: str, timeout_s: float = 30.0) -> Any:
-    return lister.rows(texts, ("text", "start"), timeout_s=timeout_s)
+    def make(lists: list[list[Token]]) -> Any:
+        return [as_rows(tokens, ("text", "start")) for tokens in lists]
+
+    return lister.look_into(texts, make, timeout_s=timeout_s)
 
 
 def test_rows_have_the_fields_that_are_asked_for() -> None:

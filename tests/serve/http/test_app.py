@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import select
+import shutil
 import socket
 import threading
 import time
@@ -21,7 +22,8 @@ from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
 from tiny_bundles import VOCABULARY
 
 from serve.batching import token_listing
-from serve.contract.bundle import read_bundle, write_manifest
+from serve.contract.bundle import read_bundle, record_files, write_manifest
+from serve.contract.classifier import write_classifier
 from serve.contract.errors import InputError
 from serve.http.logs import JsonFormatter
 
@@ -155,10 +157,6 @@ def test_too_many_inputs_and_too_long_texts_are_refused(server: LiveServer) -> N
     assert (in_all.status_code, "1,001 characters in all" in in_all.json()["error"]) == (413, True)
 
 
-def test_compressed_bodies_are_refused(server: LiveServer) -> None:
-    assert server.post("/predict", CLASSIFY, headers={"Content-Encoding": "gzip"}).status_code == 415
-
-
 @pytest.mark.parametrize("given", ["0", "-1", "soon", "1.5", "9" * 30])
 def test_a_malformed_timeout_is_refused(server: LiveServer, given: str) -> None:
     answer = server.post("/v1/classify", CLASSIFY, headers={"X-Request-Timeout-Ms": given})
@@ -170,6 +168,24 @@ def test_unknown_paths_and_methods(server: LiveServer) -> None:
     assert server.post("/predict%0A", CLASSIFY).json()["error_type"] == "NotFound"
     wrong = server.get("/predict")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert server.post("/health", CLASSIFY).headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/predict/", "/health/", "/v1/classify/"])
+def test_a_slash_at_the_end_is_another_path_and_no_one_is_sent_elsewhere(server: LiveServer, path: str) -> None:
+    answer = server.post(path, CLASSIFY, headers={"Host": "elsewhere.example"}, allow_redirects=False)
+    assert (answer.status_code, answer.json()["error_type"]) == (404, "NotFound")
+    assert "location" not in answer.headers
+
+
+def test_head_is_answered_like_get_without_the_body(server: LiveServer) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    gets = [path.format(name="tiny", version="1") for path, methods in paths.items() if "get" in methods]
+    assert {"/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"} < set(gets)
+    for path in [*gets, "/docs", "/openapi.json"]:
+        answer = requests.head(server.url + path, timeout=TIMEOUT_S)
+        assert (answer.status_code, answer.content) == (200, b""), path
+        assert int(answer.headers["content-length"]) > 0
 
 
 def test_request_ids_come_back(server: LiveServer) -> None:
@@ -417,6 +433,40 @@ def test_reload_under_load_fails_no_request(bundle: Path, other_bundle: Path, tm
         assert set(statuses) == {200}
         assert labels == {"positive", "yes"}
         assert 'rawloop_reloads_total{result="refused"} 3.0' in live.get("/metrics").text
+
+
+def _with_name(bundle: Path, folder: Path, name: str) -> Path:
+    given = read_bundle(bundle)
+    shutil.copytree(bundle, folder)
+    write_classifier(folder, dataclasses.replace(given.classifier, name=name))
+    write_manifest(folder, dataclasses.replace(given.manifest, files=record_files(folder)))
+    return folder
+
+
+@pytest.mark.parametrize("name", [None, "sentiment"])
+def test_the_served_name_outlives_a_reload(bundle: Path, other_bundle: Path, name: str | None) -> None:
+    """A run's name holds the time of its training: clients that know the old one go on."""
+    renamed = _with_name(other_bundle, other_bundle.parent / f"for {name}", "20260101T000000_other")
+    served = name or "tiny"
+    with live_server(bundle, admin_keys=("chief",), model_name=name) as live:
+        chief = {"authorization": "Bearer chief"}
+        done = live.post("/admin/reload", {"bundle": str(renamed)}, headers=chief)
+        assert (done.status_code, done.json()["name"]) == (200, served)
+        assert live.service.engine.facts.folder == renamed
+        assert live.get(f"/v2/models/{served}").json()["name"] == served
+        assert live.post("/classify", {"input": ["w1"], "model": served}).json()["model"] == served
+        assert live.get("/v1/model").json()["name"] == served
+        assert f'name="{served}"' in live.get("/metrics").text
+    with live_server(renamed) as live:
+        assert live.get("/v1/model").json()["name"] == "20260101T000000_other"
+
+
+def test_a_bundle_whose_name_no_path_can_hold_is_refused(bundle: Path, tmp_path: Path) -> None:
+    folder = _with_name(bundle, tmp_path / "named", "org/model")
+    with pytest.raises(InputError, match="--model_name"), live_server(folder):
+        pass
+    with live_server(folder, model_name="org-model") as live:
+        assert live.get("/v2/models/org-model").status_code == 200
 
 
 def test_an_explanation_that_a_reload_overtakes_is_answered(

@@ -51,6 +51,7 @@ def test_values_are_read_by_their_kind() -> None:
         (["--bundle", "b", "--device", "tpu"], {}, "'auto', 'cpu' or 'cuda'"),
         (["--bundle", "b", "--tls_cert", "/nowhere.pem"], {}, "go together"),
         (["--bundle", "b", "--tls_cert", "/nowhere.pem", "--tls_key", "/nowhere.pem"], {}, "no such file"),
+        (["--bundle", "b", "--model_name", "a/b"], {}, "--model_name a/b: a name with a slash .* write a-b"),
         (["--bundle", "b", "--max_queued_tokens", "0"], {}, "--max_queued_tokens must be at least 1, found 0"),
         (["--bundle", "b", "--drain_delay_s", "nan"], {}, "0 or more"),
         (["--bundle", "b", "--drain_timeout_s", "inf"], {}, "finite"),

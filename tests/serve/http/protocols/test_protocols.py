@@ -1,6 +1,7 @@
 """Every wire protocol, with its usual client or the requests in its documentation."""
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,17 @@ def test_tei_explains_what_two_strings_mean(server: LiveServer, inputs: Any) -> 
     assert "tuple" not in message
 
 
+@pytest.mark.parametrize("inputs", [["a", "b", "c"], [["a"], ["a", "b", "c"]]])
+def test_tei_says_how_to_send_three_texts(server: LiveServer, inputs: Any) -> None:
+    """As its own server, which takes lists of one or two strings, it refuses them."""
+    answer = server.post("/predict", {"inputs": inputs})
+    assert answer.status_code == 422
+    message = answer.json()["error"]
+    assert message.startswith("inputs.1: 3 texts" if isinstance(inputs[0], list) else "inputs: 3 texts")
+    assert message.endswith('send [["a"], ["b"], ["c"]]')
+    assert server.post("/predict", {"inputs": [["a"], ["b"], ["c"]]}).status_code == 200
+
+
 def test_tei_raw_scores_are_logits(server: LiveServer, bundle: Path) -> None:
     answer = server.post("/predict", {"inputs": "w1 good", "raw_scores": True})
     np.testing.assert_allclose(by_label(answer.json()), true_logits(bundle, ["w1 good"])[0], atol=1e-6)
@@ -176,6 +188,28 @@ def test_inference_client_gets_the_reason(inference_client: Any) -> None:
     with pytest.raises(HfHubHTTPError) as refusal:
         inference_client.text_classification("w1", top_k=0)
     assert "top_k" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "complaint"),
+    [
+        ({"truncation": True, "max_length": 16, "padding": True}, 200, ""),
+        ({"truncation": "longest_first", "max_length": 512, "padding": "max_length"}, 200, ""),
+        ({"truncation": None, "max_length": None, "padding": None}, 200, ""),
+        ({"truncation": False}, 422, "32 tokens, more than the 16"),
+        ({"truncation": "do_not_truncate"}, 422, "32 tokens, more than the 16"),
+        ({"truncation": "only_first"}, 422, "should be True, False, 'longest_first' or 'do_not_truncate'"),
+        ({"max_length": 8}, 422, "truncates all inputs at 16 tokens; .* --max_length 8"),
+        ({"return_all_scores": True}, 422, "return_all_scores: .* not permitted"),
+    ],
+)
+def test_hugging_face_parameters_have_an_effect_or_are_refused(
+    server: LiveServer, parameters: dict[str, Any], status: int, complaint: str
+) -> None:
+    answer = server.post("/", {"inputs": LONG, "parameters": parameters})
+    assert answer.status_code == status
+    if complaint:
+        assert re.search(complaint, answer.json()["error"])
 
 
 def test_hugging_face_batches_and_pairs(server: LiveServer, pair_server: LiveServer, bundle: Path) -> None:
@@ -263,6 +297,14 @@ def test_damaged_binary_tensors_are_refused(server: LiveServer, binary: bytes, s
 
 
 # ---- infinity
+
+
+def test_a_binary_tensor_of_too_many_texts_is_refused_unread(server: LiveServer) -> None:
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 1_800_000}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(header))}
+    answer = server.post("/v2/models/tiny/infer", data=header + bytes(1_800_000), headers=headers)
+    assert (answer.status_code, "more than 256 texts" in answer.json()["error"]) == (413, True)
 
 
 def test_infinity(server: LiveServer, bundle: Path) -> None:
