@@ -28,7 +28,7 @@ ESCAPE = re.compile(
 
 
 def inflated(compressed: bytes, max_bytes: int) -> bytes:
-    """Return the content of a gzip file; stop inflating at `max_bytes`.
+    """Return the content of gzip; stop inflating at `max_bytes`.
 
     Raises:
         InvalidRequest: it is damaged, or more follows it.
@@ -62,10 +62,10 @@ def read_json(model: "type[BaseModel]", body: bytes, max_inputs: int) -> Any:
         try:
             return model.model_validate_json(body)
         except ValidationError as error:
-            mended = without_lone_surrogates(body) if _problems(error)[0]["type"] == "json_invalid" else body
-            if mended == body:
+            repaired = without_lone_surrogates(body) if _problems(error)[0]["type"] == "json_invalid" else body
+            if repaired == body:
                 raise
-            return model.model_validate_json(mended)
+            return model.model_validate_json(repaired)
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}"[:MAX_PROBLEM_CHARS]

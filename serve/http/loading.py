@@ -37,7 +37,7 @@ def load_engine(
     variant = choose_variant(bundle, device, settings.variant or "auto")
     if settings.model_name is None and "/" in bundle.classifier.name:
         raise InputError(
-            f"{folder}: its name, {bundle.classifier.name}, has a slash, which cannot stand in the path "
+            f"{folder}: its name, {bundle.classifier.name}, has a slash, which cannot be part of the path "
             "/v2/models/NAME; start the server with another --model_name"
         )
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)

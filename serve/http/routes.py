@@ -17,7 +17,7 @@ JSON = "application/json"
 SMALL_BYTES = 65_536
 """Bodies up to this size are read on the event loop, in a millisecond or two; longer ones in a thread."""
 FEW_VALUES = 2_000
-"""Replies with up to so many values are written on the event loop, in a millisecond or two; longer ones in a thread."""
+"""Replies with up to this many values are written on the event loop, in a millisecond or two; others in a thread."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,7 +48,7 @@ class Call:
         return await asyncio.to_thread(read_json, model, body, max_inputs)
 
     async def write(self, reply: Callable[[], "Reply"], num_answers: int) -> "Reply":
-        """Return what `reply` makes of so many answers, each with a value for every label."""
+        """Return what `reply` makes of this many answers, each with a value for every label."""
         if num_answers * len(self.engine.facts.labels) <= FEW_VALUES:
             return reply()
         return await asyncio.to_thread(reply)

@@ -127,7 +127,7 @@ class ServeSettings:
                 problems.append(f"--{name}: no such file: {path}")
         if self.model_name and "/" in self.model_name:
             problems.append(
-                f"--model_name {self.model_name}: a name with a slash cannot stand in the path /v2/models/NAME; "
+                f"--model_name {self.model_name}: a name with a slash cannot be part of the path /v2/models/NAME; "
                 f"write {self.model_name.strip('/').replace('/', '-') or 'a name'}"
             )
         if self.request_timeout_ms > self.max_request_timeout_ms:
