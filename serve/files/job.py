@@ -89,6 +89,7 @@ class Job:
         settings = self._settings
         journal = self._begin()
         progress = Progress(journal.num_rows, quiet=settings.quiet)
+        note = ""
         is_published = journal.complete and not staged_path(self._output).exists()
         if not is_published:
             names = [settings.text_column, settings.text_pair_column, settings.id_column]
@@ -97,9 +98,12 @@ class Job:
                 if settings.format_is_assumed:
                     rows.values = _not_json(rows.values)
                 journal = self._classify(rows, journal, progress)
+                note = str(rows.joined)
         if not self._to_stdout:
             publish_rejects(settings.rejects_path)
             self._remove_journal()
+        if note:
+            progress.say(f"--file {settings.file}: {note}")
         return journal, progress
 
     def _begin(self) -> Journal:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError, first_line
+from serve.contract.files import write_bytes
 from serve.contract.rows.columns import require_columns
 from serve.contract.rows.file import TABLE_SUFFIXES, RowFile, require_file, row_format
 from serve.contract.rows.parquet import open_parquet
@@ -32,7 +33,7 @@ SPLIT_FILE_NAMES = {
     "test": ("test",),
 }
 ROWS_PER_BATCH = 10_000
-ARROW_FORMAT_VERSION = "2"
+ARROW_FORMAT_VERSION = "3"
 """Part of the cache's address; raise it when what is written changes."""
 COLUMNS_HELP = "Choose them with --text_column, --text_pair_column and --label_column"
 
@@ -65,8 +66,11 @@ def read_file(path: Path, columns: Sequence[str]) -> datasets.Dataset:
     digest = _digest(path, text=file.form != "parquet")
     address = hashlib.sha256("\0".join([ARROW_FORMAT_VERSION, file.form, digest, *columns]).encode())
     cached = Path(datasets.config.HF_DATASETS_CACHE) / "rawloop" / f"{address.hexdigest()}.arrow"
+    note = cached.with_suffix(".note")
     if not cached.is_file():
-        _write_arrow(cached, _batches(file, columns))
+        _write_arrow(cached, _batches(file, columns, note))
+    if note.is_file() and is_main_process():
+        print(f"{path}: {note.read_text(encoding='utf-8')}", flush=True)
     rows = datasets.Dataset.from_file(str(cached))
     if len(rows) == 0:
         raise InputError(f"{path}: no rows; expected at least a header and some labelled rows")
@@ -174,8 +178,8 @@ def _write_arrow(cached: Path, batches: Iterator[pa.RecordBatch]) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a file, in at least one batch, which may be empty."""
+def _batches(file: RowFile, columns: Sequence[str], note: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file, in at least one batch, which may be empty; write `note` if the user should look."""
     if file.form == "parquet":
         yield from _parquet_batches(file, columns)
         return
@@ -194,6 +198,8 @@ def _batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
             arrays = [pa.array(column, JSON_KINDS[kind]) for column, kind in zip(by_column, kinds, strict=True)]
             yield pa.RecordBatch.from_arrays(arrays, list(columns))
             if len(values) < ROWS_PER_BATCH:
+                if found := str(rows.joined):
+                    write_bytes(note, found.encode())
                 return
 
 

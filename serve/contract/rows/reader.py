@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.contract.errors import InputError
-from serve.contract.rows.delimited import delimited_rows
+from serve.contract.rows.delimited import JoinedLines, delimited_rows
 from serve.contract.rows.file import RowFile, require_file
 from serve.contract.rows.json_lines import Repair, json_rows
 from serve.contract.rows.parquet import open_parquet
@@ -35,6 +35,8 @@ class Rows:
     """Share of the file read so far; None where its size is unknown."""
     arrow_types: dict[str, Any] = field(default_factory=dict)
     """Column -> Arrow type, of a parquet file."""
+    joined: JoinedLines = field(default_factory=JoinedLines)
+    """The rows read so far that a stray quote may have joined."""
 
     def all_good(self) -> Iterator[Row]:
         """Yield every row.
@@ -74,13 +76,14 @@ def open_rows(
         # line feeds; csv's reader needs line ends as they are.
         newline = {"lines": "\n", "jsonl": None}.get(file.form, "")
         text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        joined = JoinedLines()
         if file.form == "lines":
             columns, values = file.choose([LINES_COLUMN], needed, kept), _lines(text)
         elif file.form == "jsonl":
             columns, values = json_rows(text, file, needed, kept, repair)
         else:
-            columns, values = delimited_rows(text, file, needed, kept)
-        yield Rows(file, columns, values, lambda: binary.tell() / size if size else None)
+            columns, values = delimited_rows(text, file, needed, kept, joined)
+        yield Rows(file, columns, values, lambda: binary.tell() / size if size else None, joined=joined)
 
 
 def _lines(text: Iterable[str]) -> Iterator[Row | Malformed]:
