@@ -144,10 +144,21 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "type changes": (
         "rows.jsonl",
         b'{"text": "a", "label": 1}\n\n{"text": "b", "label": "one"}\n',
-        ["rows.jsonl, line 3: expected 'label' to be of type int, found 'one'"],
+        [
+            "rows.jsonl, line 3, column 'label': expected a whole number of 64 bits, found a string, 'one'",
+            """python -c 'import pandas as pd; d = pd.read_json("rows.jsonl", lines=True""",
+        ],
     ),
-    "text is a list": ("rows.jsonl", b'{"text": ["a"], "label": 1}\n', ["line 1: expected 'text' to be of type str"]),
-    "number beyond 64 bits": ("rows.jsonl", b'{"text": "a", "label": %d}\n' % 2**70, ["line 1: expected 'label'"]),
+    "text is a list": (
+        "rows.jsonl",
+        b'{"text": ["a"], "label": 1}\n',
+        ["line 1, column 'text': expected a string, found a list"],
+    ),
+    "number beyond 64 bits": (
+        "rows.jsonl",
+        b'{"text": "a", "label": %d}\n' % 2**70,
+        ["line 1, column 'label': expected a whole"],
+    ),
     "half a surrogate pair": (
         "rows.jsonl",
         JSON_ROW + rb'{"text": "\ud83d", "label": "b"}',
@@ -214,14 +225,18 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "labels with fractions": (
         "rows.parquet",
         parquet_of(text=TEXTS, label=[1.0, 2.0, 0.5] + [1.0] * 37),
-        ["column 'label': expected strings, whole numbers or a ClassLabel, found double, as in row 3: 0.5"],
+        ["column 'label': numbers with fractions (0.5, 1.0, 2.0) look like a value to predict", "python -c"],
     ),
     "labels not a number": (
         "rows.jsonl",
         b'{"text": "a", "label": 1.0}\n{"text": "b", "label": NaN}\n',
-        ["row 2: nan"],
+        ["column 'label': 1 of 2 labels are null or empty (row 2"],
     ),
-    "labels are lists": ("rows.parquet", parquet_of(text=TEXTS, label=[["a"]] * 40), ["found list<"]),
+    "labels are lists": (
+        "rows.parquet",
+        parquet_of(text=TEXTS, label=[["a"]] * 40),
+        ["lists of one label, such as ['a']", "python -c"],
+    ),
     "single class": ("rows.csv", csv_of(("a", "good"), ("b", "good")), ["a single class, 'good'", "at least two"]),
     "white space in a label": ("rows.csv", csv_of(("a", "good"), ("b", "good ")), ["'good' and 'good ' differ only"]),
     "fewer rows than classes": (

@@ -25,6 +25,7 @@ from serve.contract.rows.parquet import open_parquet
 from serve.contract.rows.reader import open_rows
 from serve.contract.rows.row import Values
 from train_loop.config import TrainConfig
+from train_loop.rows.unsuitable_labels import bad_json_label
 
 SPLITS = ("train", "validation", "test")
 SPLIT_FILE_NAMES = {
@@ -56,7 +57,7 @@ def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
 
 
 def read_file(path: Path, columns: Sequence[str]) -> datasets.Dataset:
-    """Return the rows of one file, memory-mapped, with only `columns`.
+    """Return the rows of one file, memory-mapped, with only `columns`, of which the last is the label.
 
     Raises:
         InputError: the file is absent, empty, of an unknown type, not UTF-8, malformed, or lacks a column.
@@ -193,7 +194,7 @@ def _batches(file: RowFile, columns: Sequence[str], note: Path) -> Iterator[pa.R
                 numbers.append(row.lines[0] if row.lines else 0)
             if file.form == "jsonl":
                 kinds = kinds or _json_kinds(values, len(columns))
-                _check_kinds(file.name, values, numbers, columns, kinds)
+                _check_kinds(file, values, numbers, columns, kinds)
             by_column = zip(*values, strict=True) if values else [()] * len(columns)
             arrays = [pa.array(column, JSON_KINDS[kind]) for column, kind in zip(by_column, kinds, strict=True)]
             yield pa.RecordBatch.from_arrays(arrays, list(columns))
@@ -205,7 +206,9 @@ def _batches(file: RowFile, columns: Sequence[str], note: Path) -> Iterator[pa.R
 
 def _parquet_batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     parquet = open_parquet(file, columns)
-    schema = pa.schema([field.remove_metadata() for field in parquet.schema])
+    # datasets notes the names of a ClassLabel there, and reads them from the Arrow file again.
+    noted = {key: value for key, value in parquet.metadata.items() if key == b"huggingface"}
+    schema = pa.schema([field.remove_metadata() for field in parquet.schema], noted)
     yield pa.RecordBatch.from_pylist([], schema=schema)
     for batch in parquet.batches(ROWS_PER_BATCH):
         yield batch.cast(schema)
@@ -220,16 +223,31 @@ def _json_kinds(rows: Sequence[Values], num_columns: int) -> list[type]:
     return [type(first) if type(first) in JSON_KINDS else str for first in firsts]
 
 
+TYPE_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number of 64 bits",
+    float: "a number with a fraction",
+    list: "a list",
+    dict: "an object",
+}
+
+
 def _check_kinds(
-    name: str, rows: Sequence[Values], numbers: Sequence[int], columns: Sequence[str], kinds: Sequence[type]
+    file: RowFile, rows: Sequence[Values], numbers: Sequence[int], columns: Sequence[str], kinds: Sequence[type]
 ) -> None:
     for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
         for values, number in zip(rows, numbers, strict=True):
             if not _fits(value := values[place], kind):
-                raise InputError(
-                    f"{name}, line {number}: expected {column!r} to be of type {kind.__name__}, found "
-                    f"{value!r:.80}; make each column all strings or all whole numbers"
+                problem = (
+                    f"expected {TYPE_NAMES[kind]}, found {TYPE_NAMES[type(value)]}, {value!r:.80}; "
+                    "make each column all strings or all whole numbers"
                 )
+                if place == len(columns) - 1:
+                    lists = (each for row in rows if isinstance(each := row[place], list) and len(each) > 1)
+                    value = next(lists, value) if isinstance(value, list) else value
+                    problem = bad_json_label(problem, str(file.path), column, kind, value)
+                raise InputError(f"{file.name}, line {number}, column {column!r}: {problem}")
 
 
 def _fits(value: Any, kind: type) -> bool:
