@@ -5,7 +5,6 @@ python -m serve.predict --bundle runs/latest/onnx --file rows.csv --output predi
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from serve.contract.classifier import Classifier
 from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
+from serve.contract.json_text import json_text
 from serve.contract.rows.file import ROW_FORMATS
 from serve.contract.rows.reader import LINES_COLUMN
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
@@ -156,7 +156,7 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
             print(f"note: text {number} is empty or white space; its answer means little", file=sys.stderr)
     if arguments.json:
         for item, prediction in zip(items, predictions, strict=True):
-            print(json.dumps(_as_json(item, prediction, top_k), ensure_ascii=False))
+            print(json_text(_as_json(item, prediction, top_k)))
     else:
         print(_as_table(items, predictions, top_k))
     return 0

@@ -99,8 +99,8 @@ class Job:
                     rows.values = _not_json(rows.values)
                 journal = self._classify(rows, journal, progress)
                 note = str(rows.joined)
+        publish_rejects(settings.rejects_path)
         if not self._to_stdout:
-            publish_rejects(settings.rejects_path)
             self._remove_journal()
         if note:
             progress.say(f"--file {settings.file}: {note}")
