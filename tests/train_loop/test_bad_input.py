@@ -91,7 +91,11 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         parquet_of(text=pa.array([], pa.string()), label=pa.array([], pa.string())),
         ["rows.parquet: no rows"],
     ),
-    "unknown type": ("rows.xlsx", GOOD, ["rows.xlsx: unknown type '.xlsx'", ".csv, .tsv, .jsonl, .ndjson, .parquet"]),
+    "unknown type": (
+        "rows.xlsx",
+        GOOD,
+        ["rows.xlsx: unknown type '.xlsx'", ".csv, .tsv, .jsonl, .ndjson, .json, .parquet"],
+    ),
     "no type": ("rows", GOOD, ["rows: its name has no suffix that shows its type; expected one of .csv"]),
     "csv named parquet": ("rows.parquet", GOOD, ["rows.parquet: not a readable parquet file"]),
     "parquet cut off": ("rows.parquet", parquet_of(text=TEXTS, label=LABELS)[:-20], ["not a readable parquet file"]),
@@ -100,7 +104,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         parquet_of(text=TEXTS, label=LABELS)[:30] + b"\xff" * 300 + parquet_of(text=TEXTS, label=LABELS)[330:],
         ["rows.parquet: damaged after row 0"],
     ),
-    "parquet named csv": ("rows.csv", parquet_of(text=TEXTS, label=LABELS), ["rows.csv: not UTF-8 at byte"]),
+    "parquet named csv": ("rows.csv", parquet_of(text=TEXTS, label=LABELS), ["rows.csv, byte ", "is not UTF-8"]),
     "too many fields": (
         "rows.csv",
         b'text,label\n"two\nlines",good\nan, unquoted, comma,bad\n',
@@ -135,7 +139,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         b'["good film", "good"]\n',
         ["rows.jsonl, line 1: expected a JSON object, found list"],
     ),
-    "json in one piece": ("rows.jsonl", b'[\n{"text": "a", "label": "b"}\n]\n', ["rows.jsonl, line 1: not JSON"]),
+    "json in one piece": ("rows.jsonl", b'[\n{"text": "a", "label": "b"}\n]\n', ["rows.jsonl: one JSON array, where"]),
     "field absent in one line": (
         "rows.jsonl",
         JSON_ROW + b'{"text": "a", "lable": "b"}\n',
@@ -164,19 +168,24 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         JSON_ROW + rb'{"text": "\ud83d", "label": "b"}',
         ["line 2: 'text' holds half"],
     ),
-    "latin-1": ("rows.csv", b"text,label\ncaf\xe9,good\n", ["not UTF-8 at byte 14", "iconv -f latin1 -t utf-8"]),
-    "utf-16": ("rows.csv", "text,label\na,b\n".encode("utf-16"), ["not UTF-8 at byte 0"]),
+    "latin-1": ("rows.csv", b"text,label\ncaf\xe9,good\n", ["rows.csv, byte 14: b'\\xe9' is not UTF-8, but", "cp1252"]),
+    "utf-16 without a mark": (
+        "rows.csv",
+        "text,label\na,b\n".encode("utf-16le"),
+        ["rows.csv: seems to be utf-16le without a byte-order mark; convert it: iconv -f utf-16le -t utf-8 rows.csv"],
+    ),
+    "utf-16 cut off": ("rows.csv", "text,label\na,b\n".encode("utf-16")[:-1], ["byte 30: not UTF-16", "cut off"]),
     "latin-1 beyond the first MiB": (
         "rows.csv",
         b"text,label\n" + b"good film,good\n" * 100_000 + b"caf\xe9,bad\n",
-        [f"not UTF-8 at byte {11 + 15 * 100_000 + 3} "],
+        [f"byte {11 + 15 * 100_000 + 3}: b"],
     ),
     "bad character across the first MiB": (
         "rows.jsonl",
         b" " * ((1 << 20) - 2) + "€".encode()[:2] + b"x",
-        [f"not UTF-8 at byte {(1 << 20) - 2} "],
+        [f"byte {(1 << 20) - 2}: b"],
     ),
-    "last character cut off": ("rows.csv", "text,label\ngood,€".encode()[:-1], ["not UTF-8 at byte 16", "cut off"]),
+    "last character cut off": ("rows.csv", "text,label\ngood,€".encode()[:-1], ["byte 16: not UTF-8", "cut off"]),
     "column absent": (
         "rows.csv",
         b"Text,lable,id\na,b,1\n",
@@ -242,7 +251,10 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "fewer rows than classes": (
         "rows.csv",
         csv_of(*((f"t{number}", f"c{number % 9}") for number in range(18))),
-        ["2 of 18 rows are too few for a stratified test split of 9 classes", "--test_fraction", "--test_file"],
+        [
+            "2 of 18 rows are too few for a stratified test split of 9 classes",
+            "pass --test_fraction 0 --validation_fraction 0.5,",
+        ],
     ),
     "class with one row": (
         "rows.csv",

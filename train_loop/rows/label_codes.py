@@ -156,10 +156,10 @@ def _refuse_unsuitable(labels: Sequence[str], config: TrainConfig, split: str) -
     """Refuse lists, and numbers that look like a value to predict."""
     where, file = f"{split} split, column {config.label_column!r}", getattr(config, f"{split}_file")
     if several := next(filter(is_several, labels), None):
-        raise InputError(f"{where}: {several_labels(file, config.label_column, several)}")
+        raise InputError(f"{where}: {several_labels(file, config.label_column, several, config.delimiter)}")
     if len(labels) > MAX_FRACTIONS and are_fractions(labels):
         in_order = sorted(labels, key=float)
-        raise InputError(f"{where}: {len(labels)} {a_value(file, config.label_column, in_order)}")
+        raise InputError(f"{where}: {len(labels)} {a_value(file, config.label_column, in_order, config.delimiter)}")
 
 
 def row_numbers(indices: NDArray[Any]) -> str:
@@ -189,7 +189,7 @@ def _raw_labels(rows: datasets.Dataset, config: TrainConfig, source: str, file: 
         return column.cast(pa.string())
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
         several = next((cell for value in column if len(cell := value.as_py()) > 1), column[0].as_py())
-        raise InputError(f"{where}: {several_labels(file, config.label_column, several)}")
+        raise InputError(f"{where}: {several_labels(file, config.label_column, several, config.delimiter)}")
     is_float = pa.types.is_floating(column.type)
     whole = None
     if is_float or pa.types.is_integer(column.type):  # Arrow would cast dates too

@@ -15,13 +15,15 @@ fields.) A row with valid quotes and a wrong number of fields is malformed as a 
 
 import csv
 import dataclasses
+import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
 from serve.contract.errors import InputError
+from serve.contract.rows.columns import missing_columns
 from serve.contract.rows.file import RowFile
-from serve.contract.rows.row import NOT_UTF8, Lines, Malformed, Row, is_not_utf8
+from serve.contract.rows.row import Lines, Malformed, Row, is_not_utf8, not_utf8
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 MAX_FIELD_CHARACTERS = 1 << 24
@@ -74,19 +76,20 @@ def delimited_rows(
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)  # csv's default refuses texts over 128 KiB
     lines = _Lines(text)
-    delimiter = DELIMITERS[file.form]
+    delimiter = file.delimiter or DELIMITERS[file.form]
     try:
         header = next(csv.reader(lines.feed(), delimiter=delimiter, strict=True), [])
     except csv.Error as error:
         raise InputError(f"{file.name}, line 1: not a valid header ({error}); {DOUBLE_IT}") from error
     if len(header) == 1 and header[0] not in needed:
         _refuse_other_delimiter(file, header[0])
-    columns = file.choose(header, needed, kept, line=1)
-    return columns, _rows(lines, delimiter, len(header), [header.index(column) for column in columns], joined)
+    columns = _with_header_help(file, header, needed, delimiter).choose(header, needed, kept, line=1)
+    places = [header.index(column) for column in columns]
+    return columns, _rows(lines, file, delimiter, len(header), places, joined)
 
 
 def _rows(
-    lines: "_Lines", delimiter: str, width: int, places: Sequence[int], joined: JoinedLines
+    lines: "_Lines", file: RowFile, delimiter: str, width: int, places: Sequence[int], joined: JoinedLines
 ) -> Iterator[Row | Malformed]:
     pick = itemgetter(*places) if len(places) > 1 else lambda fields: (fields[places[0]],)
     row = lines.of_row
@@ -107,7 +110,7 @@ def _rows(
                 if len(fields) == width:
                     values = pick(fields)
                     if not row[0].isascii() and is_not_utf8("".join(values)):
-                        yield Malformed(NOT_UTF8, _content(row), place)
+                        yield Malformed(not_utf8(_content(row), file.path), _content(row), place)
                     else:
                         yield tuple.__new__(Row, (values, place))  # half the time of `Row(values, place)`
                 elif fields:  # a blank line is no row
@@ -173,13 +176,31 @@ def _content(row: Sequence[str]) -> str:
     return "".join(row).rstrip("\r\n")
 
 
+def _with_header_help(file: RowFile, header: Sequence[str], needed: Sequence[str], delimiter: str) -> RowFile:
+    """Return the file with another word for a missing column where line 1 seems to be a row."""
+    if not needed or set(needed) & set(header) or "did you mean" in missing_columns(tuple(header), tuple(needed)):
+        return file
+    names = [*needed, *(f"column{number}" for number in range(len(needed) + 1, len(header) + 1))][: len(header)]
+    line = delimiter.join(names).replace("\t", "\\t")
+    source = shlex.quote(str(file.path or "rows.csv"))
+    way_out = (
+        f"{file.columns_help}. If line 1 is a row already, put the columns' names above it, in their order: "
+        f"(printf '{line}\\n'; cat {source}) > with_header.{file.form}"
+    )
+    return dataclasses.replace(file, columns_help=way_out)
+
+
 def _refuse_other_delimiter(file: RowFile, header: str) -> None:
     """Refuse a header of one field that another delimiter would split."""
+    used = file.delimiter or DELIMITERS[file.form]
     found = max(";,\t|", key=header.count)
-    if found not in header:
+    if found not in header or found == used:
         return
     form = next((form for form, delimiter in DELIMITERS.items() if delimiter == found), None)
-    if form is not None:
+    if file.delimiter_flag is not None and (file.delimiter is not None or form is None):
+        shown = "'\\t'" if found == "\t" else f"'{found}'"
+        remedy = f"pass {file.delimiter_flag} {shown}"
+    elif form is not None:
         remedy = file.use_form.format(form)
     else:
         program = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{found}'))"

@@ -293,13 +293,42 @@ def test_without_a_test_fraction_there_is_no_test_split(write_rows: Writer) -> N
     [
         ([20, 20, 1], "class 'c2': 1 row"),
         ([20, 1, 1], "classes 'c1', 'c2': 1 row"),
-        ([4, 4], "too few for a stratified test split of 2 classes; use a --test_fraction of at least 0.250"),
+        ([1, 1], "add rows, merge or drop the class"),
     ],
 )
-def test_too_few_rows_for_a_stratified_cut_name_the_remedy(write_rows: Writer, counts: list[int], message: str) -> None:
+def test_a_class_of_one_row_cannot_be_cut(write_rows: Writer, counts: list[int], message: str) -> None:
+    path = write_rows(unique_rows(counts))
     with pytest.raises(InputError, match=message) as caught:
-        load(write_rows(unique_rows(counts)))
-    assert "--test_file" in str(caught.value)
+        load(path)
+    assert "rows of your own: --test_file and --validation_file" in str(caught.value)
+    held_out = str(write_rows(unique_rows([2, 2]), "held_out.csv"))
+    load(path, test_file=held_out, validation_file=held_out)
+
+
+@pytest.mark.parametrize(
+    ("counts", "fields"),
+    [
+        ([3, 3], {}),
+        ([3] * 30, {}),
+        ([3, 30], {"test_fraction": 0.01}),
+        ([4, 4], {}),
+        ([2, 2], {}),
+        ([2, 9, 9], {}),
+        ([20, 20], {"validation_fraction": 0.01}),
+        ([20, 20], {"validation_fraction": 0.5, "test_fraction": 0.49}),
+        ([2] * 40, {"test_fraction": 0.0}),
+    ],
+)
+def test_the_fractions_that_a_refusal_names_cut_the_splits(
+    write_rows: Writer, counts: list[int], fields: dict[str, float]
+) -> None:
+    path = write_rows(unique_rows(counts))
+    with pytest.raises(InputError) as caught:
+        load(path, **fields)
+    flags = re.findall(r"--(\w+_fraction) ([0-9.]+)", str(caught.value))
+    data = load(path, **(fields | {name: float(value) for name, value in flags}))
+    assert len(data.splits) == (2 if fields.get("test_fraction") == 0 or min(counts) == 2 else 3)
+    assert class_counts(data.train, data.labels).min() >= 1
 
 
 def test_a_class_with_one_row_trains_where_all_splits_are_given(write_rows: Writer) -> None:

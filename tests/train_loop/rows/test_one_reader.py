@@ -11,7 +11,7 @@ from export.rows import read_rows
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
 from serve.predict import main
-from train_loop.rows.sources import read_file
+from train_loop.rows.cached_file import read_file
 
 Job = Callable[..., tuple[list[dict[str, str]], list[dict[str, object]]]]
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
