@@ -33,6 +33,7 @@ SOURCE_FIELDS = (
     "train_file",
     "validation_file",
     "test_file",
+    "delimiter",
 )
 RESUME_FLAGS = {
     "resume",

@@ -269,10 +269,13 @@ def _stratified_cut(
             f"class{'es' if len(single) > 1 else ''} {', '.join(map(repr, single[:10]))}: 1 row, which cannot be in "
             f"both the training rows and a stratified {name} split"
         )
-    if min(num_cut, len(codes) - num_cut) < num_classes:
+    if num_cut < num_classes:
         raise InputError(
-            f"{num_cut} of {len(codes)} rows are too few for a stratified {name} split of {num_classes} classes, or "
-            "leave too few to train on"
+            f"{num_cut} of {len(codes)} rows are too few for a stratified {name} split of {num_classes} classes"
+        )
+    if len(codes) - num_cut < num_classes:
+        raise InputError(
+            f"a {name} split of {num_cut} of {len(codes)} rows leaves too few to train {num_classes} classes"
         )
     _, cut = train_test_split(units, test_size=num_cut, stratify=codes, random_state=seed)
     is_cut = np.isin(first[text_of_row], cut)
