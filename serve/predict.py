@@ -5,7 +5,6 @@ python -m serve.predict --bundle runs/latest/onnx --file rows.csv --output predi
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,13 @@ from serve.contract.classifier import Classifier
 from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
-from serve.contract.rows.file import ROW_FORMATS
+from serve.contract.json_text import json_text
+from serve.contract.rows.file import ROW_FORMATS, given_delimiter
 from serve.contract.rows.reader import LINES_COLUMN
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
 from serve.files.job import Job, Journal
 from serve.files.output import STDOUT
-from serve.files.settings import STDIN, JobSettings, input_format
+from serve.files.settings import STDIN, JobSettings, input_format, is_standard_input
 from serve.pipeline import Pipeline
 from serve.predictor import Prediction, Predictor, open_pipeline
 
@@ -29,7 +29,16 @@ DEFAULT_TOP_K = 3
 OPTIONS_OF = {
     "--text": ("text_pair", "top_k", "json"),
     "--file": (
-        *("input_format", "text_column", "text_pair_column", "id_column", "output", "all_scores", "keep_columns"),
+        *(
+            "input_format",
+            "delimiter",
+            "text_column",
+            "text_pair_column",
+            "id_column",
+            "output",
+            "all_scores",
+            "keep_columns",
+        ),
         *("submission", "rejects", "resume", "quiet"),
     ),
 }
@@ -78,10 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument("--json", action="store_true", help="one JSON object per text instead of a table")
 
     files = parser.add_argument_group("a file of texts")
-    files.add_argument("--file", help="csv, tsv, jsonl, parquet or plain lines (.txt); - reads standard input")
+    files.add_argument(
+        "--file", help="csv, tsv, jsonl, parquet or plain lines (.txt); - reads standard input; text may be gzip (.gz)"
+    )
     files.add_argument(
         "--input_format", choices=ROW_FORMATS, help="if the file's name does not say it (standard input: lines)"
     )
+    files.add_argument("--delimiter", help="character between the fields of csv, such as ';' (comma; in tsv a tab)")
     files.add_argument("--text_column", help="column of the text (the one in training)")
     files.add_argument("--text_pair_column", help="column of the second text, likewise")
     files.add_argument("--id_column", help="column that identifies a row (its number, counted from 1)")
@@ -156,7 +168,7 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
             print(f"note: text {number} is empty or white space; its answer means little", file=sys.stderr)
     if arguments.json:
         for item, prediction in zip(items, predictions, strict=True):
-            print(json.dumps(_as_json(item, prediction, top_k), ensure_ascii=False))
+            print(json_text(_as_json(item, prediction, top_k)))
     else:
         print(_as_table(items, predictions, top_k))
     return 0
@@ -196,9 +208,10 @@ def _predict_file(arguments: argparse.Namespace) -> int:
     pipeline = open_pipeline(arguments.bundle, **_model_options(arguments))
     try:
         settings = _job_settings(arguments, pipeline.encoder.classifier)
+        standard_input = "standard input" if settings.file == STDIN else settings.file
         if settings.format_is_assumed and not arguments.quiet:
             print(
-                "standard input is read as plain lines, one text per line; --input_format sets another format",
+                f"{standard_input} is read as plain lines, one text per line; --input_format sets another format",
                 file=sys.stderr,
             )
         journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
@@ -239,7 +252,8 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
         file=arguments.file,
         output=arguments.output,
         input_format=form,
-        format_is_assumed=arguments.file == STDIN and arguments.input_format is None,
+        format_is_assumed=is_standard_input(arguments.file) and arguments.input_format is None,
+        delimiter=given_delimiter(arguments.delimiter),
         text_column=arguments.text_column or own_column,
         text_pair_column=arguments.text_pair_column or classifier.text_pair_column,
         id_column=arguments.id_column,

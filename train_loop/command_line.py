@@ -6,11 +6,14 @@ rows, so that a recipe for a Hub data set also runs on local files.
 
 import dataclasses
 import difflib
+import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml import BaseLoader, SafeLoader
 
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError
@@ -30,6 +33,7 @@ SOURCE_FIELDS = (
     "train_file",
     "validation_file",
     "test_file",
+    "delimiter",
 )
 RESUME_FLAGS = {
     "resume",
@@ -85,6 +89,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
             print(f"No arguments: the quickstart, as in {_recipe(QUICKSTART)}.", flush=True)
         argv = ["--config", QUICKSTART]
     _require_known(flags - {"config", "help"}, "--")
+    _require_strings(_given_label_names(argv), "--")
     parser = _parser()
     given = parser.parse_args(list(argv))
     files = [_recipe(name) for name in given.pop("config") or []]
@@ -136,6 +141,8 @@ def _as_config(given: Any) -> TrainConfig:
 def _fields_of(path: Path) -> dict[str, Any]:
     fields = read_yaml(path)
     _require_known(fields, "", where=f"{path}: ")
+    if isinstance(fields.get("label_names"), list):
+        _require_strings(path.read_text(encoding="utf-8"), f"{path}: ")
     _require_types(fields, path)
     for name in FILE_FIELDS:
         file = fields.get(name)
@@ -157,6 +164,35 @@ def _require_types(fields: dict[str, Any], path: Path) -> None:
         _parser(exit_on_error=False).parse_object(fields)
     except jsonargparse.ArgumentError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _given_label_names(argv: Sequence[str]) -> str:
+    """Return the `--label_names` of a command line as YAML."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--label_names":
+            return f"label_names: {following}"
+        if word.startswith("--label_names="):
+            return f"label_names: {word.partition('=')[2]}"
+    return ""
+
+
+def _require_strings(text: str, where: str) -> None:
+    """Check that YAML reads the label names in `text` as strings: no, yes and 1 it does not.
+
+    Raises:
+        InputError: it does not; the message has them with quotes.
+    """
+    try:
+        read, written = ((yaml.load(text, loader) or {}).get("label_names") for loader in (SafeLoader, BaseLoader))
+    except (yaml.YAMLError, AttributeError):
+        return  # told by whoever reads it
+    if isinstance(read, list) and (strange := [name for name in read if not isinstance(name, str)]):
+        quoted = json.dumps(written, ensure_ascii=False)
+        remedy = f"--label_names {shlex.quote(quoted)}" if where == "--" else f"label_names: {quoted}"
+        raise InputError(
+            f"{where}label_names: YAML reads {', '.join(map(repr, strange))} there, which are not strings; put quotes "
+            f"around the names: {remedy}"
+        )
 
 
 def _require_known(names: Iterable[str], prefix: str, *, where: str = "") -> None:

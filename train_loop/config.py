@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
+from serve.contract.rows.file import given_delimiter
 from serve.contract.text import CleaningMode
 
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
@@ -40,13 +41,13 @@ class TrainConfig:
 
     # The rows
     dataset_name: str | None = None
-    """Hub id, or a folder with train, validation and test files."""
+    """Hub id, or a folder with train, validation and test files, or one of `save_to_disk`."""
     dataset_config: str | None = None
     """Configuration of a Hub data set."""
     dataset_revision: str | None = None
     """Branch, tag or commit of a Hub data set; null: its default branch."""
     train_file: str | None = None
-    """Training rows: a csv, tsv, jsonl or parquet file."""
+    """Training rows: a csv, tsv, jsonl or parquet file; text may be gzip (.csv.gz)."""
     validation_file: str | None = None
     """Rows that select the best model; null: cut `validation_fraction` from the training rows."""
     test_file: str | None = None
@@ -55,6 +56,8 @@ class TrainConfig:
     """Fraction of the training rows to hold out, stratified by label, if there is no validation split."""
     test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """The same for a missing test split; 0: no test split."""
+    delimiter: str | None = None
+    """Character between the fields of csv files, such as ";"; null: a comma, and a tab in tsv."""
     text_column: str = "text"
     """Column with the text."""
     text_pair_column: str | None = None
@@ -163,6 +166,10 @@ class TrainConfig:
 def _problems(config: TrainConfig) -> list[str]:
     """Return everything that is wrong with a configuration, each with its remedy."""
     problems = list(out_of_range(config))
+    try:
+        given_delimiter(config.delimiter)
+    except InputError as error:
+        problems.append(str(error))
 
     def require(condition: bool, message: str) -> None:
         if not condition:

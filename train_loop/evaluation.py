@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder to write, replaced as a whole (default: RUN/results; with --split or --file, RUN/results_NAME)",
     )
-    for name in ("text_column", "text_pair_column", "label_column"):
+    for name in ("text_column", "text_pair_column", "label_column", "delimiter"):
         parser.add_argument(f"--{name}", help=f"the file's {name.replace('_', ' ')} (default: the run's)")
     parser.add_argument(
         "--max_tokens_per_forward",
@@ -139,7 +139,7 @@ def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace)
     config = read_config(folder / CONFIG_FILE)
     changes: dict[str, Any] = {
         name: getattr(arguments, name)
-        for name in ("text_column", "text_pair_column", "label_column")
+        for name in ("text_column", "text_pair_column", "label_column", "delimiter")
         if getattr(arguments, name) is not None
     }
     if changes and arguments.file is None:

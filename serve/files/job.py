@@ -89,17 +89,21 @@ class Job:
         settings = self._settings
         journal = self._begin()
         progress = Progress(journal.num_rows, quiet=settings.quiet)
+        note = ""
         is_published = journal.complete and not staged_path(self._output).exists()
         if not is_published:
             names = [settings.text_column, settings.text_pair_column, settings.id_column]
             needed = [name for name in names if name is not None]
             with open_rows(settings.rows, needed, settings.keep_columns, repair=without_surrogates) as rows:
                 if settings.format_is_assumed:
-                    rows.values = _not_json(rows.values)
+                    rows.values = _not_json(rows.values, settings.file)
                 journal = self._classify(rows, journal, progress)
+                note = str(rows.joined)
+        publish_rejects(settings.rejects_path)
         if not self._to_stdout:
-            publish_rejects(settings.rejects_path)
             self._remove_journal()
+        if note:
+            progress.say(f"--file {settings.file}: {note}")
         return journal, progress
 
     def _begin(self) -> Journal:
@@ -208,12 +212,12 @@ class Job:
                 write_json(self._journal_path, dataclasses.asdict(journal))
 
 
-def _not_json(rows: Iterator[Row | Malformed]) -> Iterator[Row | Malformed]:
+def _not_json(rows: Iterator[Row | Malformed], file: str) -> Iterator[Row | Malformed]:
     """Yield plain lines, after checking that the first one is not a JSON object."""
     first = next(rows, None)
     if isinstance(first, Row) and _is_object(first.values[0]):
         raise InputError(
-            "--file -: the first line is a JSON object, and standard input is read as plain lines by default; pass "
+            f"--file {file}: the first line is a JSON object, and a stream is read as plain lines by default; pass "
             "--input_format jsonl, or --input_format lines to classify such lines as text"
         )
     return itertools.chain([] if first is None else [first], rows)

@@ -7,7 +7,6 @@ Arrow messages and converts them to parquet at the end.
 
 import contextlib
 import csv
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from serve.contract.errors import InputError
 from serve.contract.files import flush_to_disk
+from serve.contract.json_text import json_text
 from serve.contract.rows.parquet import import_pyarrow
 
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
@@ -181,8 +181,7 @@ class JsonLines:
 
     def rows(self, columns: Columns) -> bytes:
         return "".join(
-            json.dumps(dict(zip(self._names, row, strict=True)), ensure_ascii=False, default=str) + "\n"
-            for row in zip(*columns, strict=True)
+            json_text(dict(zip(self._names, row, strict=True))) + "\n" for row in zip(*columns, strict=True)
         ).encode()
 
     def finish(self, staged: Path, path: Path) -> None:
@@ -282,14 +281,14 @@ def _field(value: Any) -> Any:
     """Return a value as csv holds it: lists and objects as JSON, null as nothing."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else value
+    return json_text(value) if isinstance(value, (dict, list)) else value
 
 
 def _text(value: Any) -> str | None:
     """Return a value of any type for a column of text."""
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json_text(value)
 
 
 def _lock(file: Any, path: Path) -> None:

@@ -32,7 +32,7 @@ class Progress:
         return (num_rows - self._first_row) / max(self.seconds, 1e-9)
 
     def say(self, sentence: str) -> None:
-        """Print a note before the first row."""
+        """Print a note before the first row or after the last."""
         if not self._quiet:
             print(sentence, file=sys.stderr)
 

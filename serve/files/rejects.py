@@ -4,11 +4,11 @@
 may take several lines. `input` holds the row's values, or the raw text of a row that could not be read.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve.contract.json_text import json_text
 from serve.files.output import StagedFile, publish, staged_path
 from serve.files.row_chunk import Refusal
 
@@ -57,7 +57,7 @@ class Rejects:
             "reason": refusal.reason,
             "input": values if isinstance(values, str) else dict(zip(self._columns, values, strict=True)),
         }
-        return json.dumps(content, ensure_ascii=False, default=str) + "\n"
+        return json_text(content) + "\n"
 
 
 def publish_rejects(path: Path | None) -> None:

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from serve.contract.errors import InputError
-from serve.contract.rows.file import SUFFIXES, RowFile, RowFormat, row_format
+from serve.contract.rows.delimited import DELIMITERS
+from serve.contract.rows.file import SUFFIXES, RowFile, RowFormat, is_stream, row_format
 from serve.encoder import Truncation
 from serve.files.output import STDOUT, staged_path
 
@@ -22,6 +23,8 @@ class JobSettings:
     input_format: RowFormat
     format_is_assumed: bool = False
     """No format was given: standard input is read as plain lines, and refused if it begins with a JSON object."""
+    delimiter: str | None = None
+    """Character between the fields of csv and tsv; None for the format's own."""
     text_column: str
     text_pair_column: str | None = None
     id_column: str | None = None
@@ -44,8 +47,10 @@ class JobSettings:
         problems = []
         if self.submission and (self.all_scores or self.keep_columns != ()):
             problems.append("--submission writes only id and label: leave out --all_scores and --keep_columns")
-        if self.resume and STDIN in (self.file, self.output):
-            problems.append("--resume needs files: standard input and output cannot be read again")
+        if self.resume and (self.output == STDOUT or is_standard_input(self.file)):
+            problems.append("--resume needs files: standard input and output, and pipes, cannot be read again")
+        if self.delimiter is not None and self.input_format not in DELIMITERS:
+            problems.append(f"--delimiter: {self.input_format} has none; leave it out")
         for flag, name in (("--output", self.output), ("--rejects", self.rejects)):
             if name is None or name == STDOUT:
                 continue
@@ -80,6 +85,8 @@ class JobSettings:
             name=f"--file {self.file}",
             columns_help="Choose them with --text_column, --text_pair_column and --id_column",
             use_form="pass --input_format {}",
+            delimiter=self.delimiter,
+            delimiter_flag="--delimiter",
         )
 
     @property
@@ -90,17 +97,22 @@ class JobSettings:
         return None if self.output == STDOUT else Path(f"{self.output}.rejects.jsonl")
 
 
+def is_standard_input(file: str) -> bool:
+    """Whether `--file` names standard input or a pipe, such as /dev/stdin or the shell's `<(command)`."""
+    return file == STDIN or is_stream(Path(file))
+
+
 def journal_path(output: Path) -> Path:
     """Return where a job that writes `output` records its progress."""
     return output.with_name(f".{output.name}.partial.json")
 
 
 def input_format(file: str) -> RowFormat:
-    """Return the format that a path's suffix names; plain lines for standard input.
+    """Return the format that a path's suffix names; plain lines for standard input and pipes.
 
     Raises:
         InputError: it names none.
     """
-    if file == STDIN:
+    if is_standard_input(file):
         return "lines"
     return row_format(Path(file), f"--file {file}", SUFFIXES, otherwise="; or pass --input_format")

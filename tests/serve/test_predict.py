@@ -259,7 +259,9 @@ def test_standard_input_and_output_work_in_a_pipe(bundle: str) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(row["id"], row["label"]) for row in rows][:2] == [(1, "positive"), (2, "negative")]
     assert [row["id"] for row in rows] == [1, 2, 4]
-    assert json.loads(done.stderr)["reason"].startswith("bytes that are not UTF-8; convert the file")
+    assert json.loads(done.stderr)["reason"].startswith(
+        "not UTF-8, but seems to be cp1252; pipe it through `iconv -f cp1252 -t utf-8`"
+    )
 
 
 def test_standard_input_is_read_as_lines_with_a_note_and_not_as_json(bundle: str) -> None:

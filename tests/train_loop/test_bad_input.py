@@ -93,7 +93,11 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         parquet_of(text=pa.array([], pa.string()), label=pa.array([], pa.string())),
         ["rows.parquet: no rows"],
     ),
-    "unknown type": ("rows.xlsx", GOOD, ["rows.xlsx: unknown type '.xlsx'", ".csv, .tsv, .jsonl, .ndjson, .parquet"]),
+    "unknown type": (
+        "rows.xlsx",
+        GOOD,
+        ["rows.xlsx: unknown type '.xlsx'", ".csv, .tsv, .jsonl, .ndjson, .json, .parquet"],
+    ),
     "no type": ("rows", GOOD, ["rows: its name has no suffix that shows its type; expected one of .csv"]),
     "csv named parquet": ("rows.parquet", GOOD, ["rows.parquet: not a readable parquet file"]),
     "parquet cut off": ("rows.parquet", parquet_of(text=TEXTS, label=LABELS)[:-20], ["not a readable parquet file"]),
@@ -102,7 +106,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         parquet_of(text=TEXTS, label=LABELS)[:30] + b"\xff" * 300 + parquet_of(text=TEXTS, label=LABELS)[330:],
         ["rows.parquet: damaged after row 0"],
     ),
-    "parquet named csv": ("rows.csv", parquet_of(text=TEXTS, label=LABELS), ["rows.csv: not UTF-8 at byte"]),
+    "parquet named csv": ("rows.csv", parquet_of(text=TEXTS, label=LABELS), ["rows.csv, byte ", "is not UTF-8"]),
     "too many fields": (
         "rows.csv",
         b'text,label\n"two\nlines",good\nan, unquoted, comma,bad\n',
@@ -137,7 +141,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         b'["good film", "good"]\n',
         ["rows.jsonl, line 1: expected a JSON object, found list"],
     ),
-    "json in one piece": ("rows.jsonl", b'[\n{"text": "a", "label": "b"}\n]\n', ["rows.jsonl, line 1: not JSON"]),
+    "json in one piece": ("rows.jsonl", b'[\n{"text": "a", "label": "b"}\n]\n', ["rows.jsonl: one JSON array, where"]),
     "field absent in one line": (
         "rows.jsonl",
         JSON_ROW + b'{"text": "a", "lable": "b"}\n',
@@ -146,28 +150,44 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "type changes": (
         "rows.jsonl",
         b'{"text": "a", "label": 1}\n\n{"text": "b", "label": "one"}\n',
-        ["rows.jsonl, line 3: expected 'label' to be of type int, found 'one'"],
+        [
+            "rows.jsonl, line 3, column 'label': expected a whole number of 64 bits, found a string, 'one'",
+            """python -c 'import pandas as pd; d = pd.read_json("rows.jsonl", lines=True""",
+        ],
     ),
-    "text is a list": ("rows.jsonl", b'{"text": ["a"], "label": 1}\n', ["line 1: expected 'text' to be of type str"]),
-    "number beyond 64 bits": ("rows.jsonl", b'{"text": "a", "label": %d}\n' % 2**70, ["line 1: expected 'label'"]),
+    "text is a list": (
+        "rows.jsonl",
+        b'{"text": ["a"], "label": 1}\n',
+        ["line 1, column 'text': expected a string, found a list"],
+    ),
+    "number beyond 64 bits": (
+        "rows.jsonl",
+        b'{"text": "a", "label": %d}\n' % 2**70,
+        ["line 1, column 'label': expected a whole"],
+    ),
     "half a surrogate pair": (
         "rows.jsonl",
         JSON_ROW + rb'{"text": "\ud83d", "label": "b"}',
         ["line 2: 'text' holds half"],
     ),
-    "latin-1": ("rows.csv", b"text,label\ncaf\xe9,good\n", ["not UTF-8 at byte 14", "iconv -f latin1 -t utf-8"]),
-    "utf-16": ("rows.csv", "text,label\na,b\n".encode("utf-16"), ["not UTF-8 at byte 0"]),
+    "latin-1": ("rows.csv", b"text,label\ncaf\xe9,good\n", ["rows.csv, byte 14: b'\\xe9' is not UTF-8, but", "cp1252"]),
+    "utf-16 without a mark": (
+        "rows.csv",
+        "text,label\na,b\n".encode("utf-16le"),
+        ["rows.csv: seems to be utf-16le without a byte-order mark; convert it: iconv -f utf-16le -t utf-8 rows.csv"],
+    ),
+    "utf-16 cut off": ("rows.csv", "text,label\na,b\n".encode("utf-16")[:-1], ["byte 30: not UTF-16", "cut off"]),
     "latin-1 beyond the first MiB": (
         "rows.csv",
         b"text,label\n" + b"good film,good\n" * 100_000 + b"caf\xe9,bad\n",
-        [f"not UTF-8 at byte {11 + 15 * 100_000 + 3} "],
+        [f"byte {11 + 15 * 100_000 + 3}: b"],
     ),
     "bad character across the first MiB": (
         "rows.jsonl",
         b" " * ((1 << 20) - 2) + "€".encode()[:2] + b"x",
-        [f"not UTF-8 at byte {(1 << 20) - 2} "],
+        [f"byte {(1 << 20) - 2}: b"],
     ),
-    "last character cut off": ("rows.csv", "text,label\ngood,€".encode()[:-1], ["not UTF-8 at byte 16", "cut off"]),
+    "last character cut off": ("rows.csv", "text,label\ngood,€".encode()[:-1], ["byte 16: not UTF-8", "cut off"]),
     "column absent": (
         "rows.csv",
         b"Text,lable,id\na,b,1\n",
@@ -216,20 +236,27 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "labels with fractions": (
         "rows.parquet",
         parquet_of(text=TEXTS, label=[1.0, 2.0, 0.5] + [1.0] * 37),
-        ["column 'label': expected strings, whole numbers or a ClassLabel, found double, as in row 3: 0.5"],
+        ["column 'label': numbers with fractions (0.5, 1.0, 2.0) look like a value to predict", "python -c"],
     ),
     "labels not a number": (
         "rows.jsonl",
         b'{"text": "a", "label": 1.0}\n{"text": "b", "label": NaN}\n',
-        ["row 2: nan"],
+        ["column 'label': 1 of 2 labels are null or empty (row 2"],
     ),
-    "labels are lists": ("rows.parquet", parquet_of(text=TEXTS, label=[["a"]] * 40), ["found list<"]),
+    "labels are lists": (
+        "rows.parquet",
+        parquet_of(text=TEXTS, label=[["a"]] * 40),
+        ["lists of one label, such as ['a']", "python -c"],
+    ),
     "single class": ("rows.csv", csv_of(("a", "good"), ("b", "good")), ["a single class, 'good'", "at least two"]),
     "white space in a label": ("rows.csv", csv_of(("a", "good"), ("b", "good ")), ["'good' and 'good ' differ only"]),
     "fewer rows than classes": (
         "rows.csv",
         csv_of(*((f"t{number}", f"c{number % 9}") for number in range(18))),
-        ["2 of 18 rows are too few for a stratified test split of 9 classes", "--test_fraction", "--test_file"],
+        [
+            "2 of 18 rows are too few for a stratified test split of 9 classes",
+            "pass --test_fraction 0 --validation_fraction 0.5,",
+        ],
     ),
     "class with one row": (
         "rows.csv",

@@ -1,6 +1,8 @@
 """A command line, a YAML file or both -> one TrainConfig, or a message that says what to fix."""
 
 import dataclasses
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,34 @@ def test_class_weights_whose_labels_yaml_reads_as_other_types_ask_for_quotes(tmp
         parse_config(["--config", str(path)])
     path.write_text('train_file: a.csv\nclass_weights: {"no": 2, "1": 1}\n')
     assert parse_config(["--config", str(path)]).class_weights == {"no": 2.0, "1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "remedy"),
+    [
+        ("[no, yes]", "False, True", '["no", "yes"]'),
+        ("[0, 1.5, it's]", "0, 1.5", '["0", "1.5", "it\'s"]'),
+        ("[null, 2020-01-01]", "None, datetime.date(2020, 1, 1)", '["null", "2020-01-01"]'),
+    ],
+)
+def test_label_names_that_yaml_reads_as_other_types_are_told_with_quotes(
+    tmp_path: Path, names: str, read: str, remedy: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"train_file: a.csv\nlabel_names: {names}\n")
+    for argv, shown in (
+        (["--config", str(path)], f"label_names: {remedy}"),
+        (["--train_file", "a.csv", "--label_names", names], f"--label_names {shlex.quote(remedy)}"),
+        (["--train_file", "a.csv", f"--label_names={names}"], f"--label_names {shlex.quote(remedy)}"),
+    ):
+        with pytest.raises(InputError) as caught:
+            parse_config(argv)
+        assert f"label_names: YAML reads {read} there, which are not strings" in str(caught.value)
+        assert str(caught.value).endswith(f"put quotes around the names: {shown}")
+    path.write_text(f"train_file: a.csv\nlabel_names: {remedy}\n")
+    followed = parse_config(["--config", str(path)]).label_names
+    assert followed == parse_config(["--train_file", "a.csv", "--label_names", remedy]).label_names
+    assert followed == json.loads(remedy)
 
 
 def test_resume_takes_the_runs_own_configuration(tmp_path: Path) -> None:

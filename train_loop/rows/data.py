@@ -5,6 +5,7 @@ Rows and tokens stay memory-mapped Arrow; only a few numbers per row are in memo
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from serve.contract.errors import InputError
+from serve.contract.rows.file import stem_of
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
+from train_loop.rows.cached_file import read_file
 from train_loop.rows.label_codes import encode_known_labels, encode_labels, row_numbers
-from train_loop.rows.sources import SPLITS, read_file, read_sources
+from train_loop.rows.sources import SPLITS, read_sources
 
 TOKENS_FORMAT_VERSION = "2"
 """Part of the token cache's key; increment it when the cached content changes."""
@@ -110,10 +113,10 @@ def load_labelled_file(
     Raises:
         InputError: see `sources.py`; also a null or non-text value, or a label unknown to the model.
     """
-    rows = read_file(path, [*config.text_columns, config.label_column])
+    rows = read_file(path, [*config.text_columns, config.label_column], config.delimiter)
     _check_texts(rows, config, str(path), str(path))
     codes = encode_known_labels(rows, config, labels, str(path))
-    return _build_split(rows, codes, path.stem, str(path), config, tokenizer, max_length)
+    return _build_split(rows, codes, stem_of(path), str(path), config, tokenizer, max_length)
 
 
 def _build_split(
@@ -220,13 +223,17 @@ def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin
 
 def _complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: TrainConfig) -> dict[str, Split]:
     """Cut the splits that the source lacks from the training rows."""
+    given = splits
     splits = dict(splits)
     total = len(splits["train"])
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name in splits or (name == "test" and fraction == 0):
             continue
         train = splits["train"]
-        kept, cut = _stratified_cut(train, round(fraction * total), labels, name, config.seed)
+        try:
+            kept, cut = _stratified_cut(train, round(fraction * total), labels, name, config.seed)
+        except InputError as error:
+            raise InputError(f"{error}; {_way_out(given, config)}") from None
         origin = f"{fraction:.0%} of {_origin(config, 'train')}, stratified, seed {config.seed}"
         splits[name] = train.take(cut, name=name, origin=origin)
         splits["train"] = train.take(kept, name="train", origin=train.origin)
@@ -254,23 +261,45 @@ def _stratified_cut(
     codes = train.labels[units]
     counts = np.bincount(codes, minlength=len(labels))
     num_classes = int((counts > 0).sum())
-    remedy = f"add rows, merge or drop the class, or pass your own {name} split (--{name}_file)"
     if len(codes) < num_classes:
-        raise InputError(f"{len(codes)} training rows for {num_classes} classes: fewer rows than classes; {remedy}")
+        raise InputError(f"{len(codes)} training rows for {num_classes} classes: fewer rows than classes")
     single = [labels[code] for code in np.flatnonzero(counts == 1)]
     if single:
         raise InputError(
             f"class{'es' if len(single) > 1 else ''} {', '.join(map(repr, single[:10]))}: 1 row, which cannot be in "
-            f"both the training rows and a stratified {name} split; {remedy}"
+            f"both the training rows and a stratified {name} split"
         )
-    if min(num_cut, len(codes) - num_cut) < num_classes:
+    if num_cut < num_classes:
         raise InputError(
-            f"{num_cut} of {len(codes)} rows are too few for a stratified {name} split of {num_classes} classes; "
-            f"use a --{name}_fraction of at least {num_classes / len(codes):.3f}, or {remedy}"
+            f"{num_cut} of {len(codes)} rows are too few for a stratified {name} split of {num_classes} classes"
+        )
+    if len(codes) - num_cut < num_classes:
+        raise InputError(
+            f"a {name} split of {num_cut} of {len(codes)} rows leaves too few to train {num_classes} classes"
         )
     _, cut = train_test_split(units, test_size=num_cut, stratify=codes, random_state=seed)
     is_cut = np.isin(first[text_of_row], cut)
     return np.flatnonzero(~is_cut), np.flatnonzero(is_cut)
+
+
+def _way_out(given: dict[str, Split], config: TrainConfig) -> str:
+    """Return how to get the splits that could not be cut: by fractions where there are any that work, else by files."""
+    counts = np.bincount(given["train"].labels)
+    counts = counts[counts > 0]
+    missing = [
+        name for name in ("test", "validation") if name not in given and (name != "test" or config.test_fraction)
+    ]
+    for names in (missing, [name for name in missing if name != "test"]):
+        # Every class needs a row in each split; rounding to more digits would change no number of rows.
+        digits = len(str(counts.sum())) + 1
+        fraction = math.ceil(len(counts) / counts.sum() * 10**digits) / 10**digits
+        if names and counts.min() > len(names) and counts.sum() >= (len(names) + 1) * len(counts):
+            flags = [f"--{name}_fraction {fraction if name in names else 0}" for name in missing]
+            return f"pass {' '.join(flags)}, or more rows"
+    if config.train_file is None:
+        return f"add rows, merge or drop the class, or train on files, with {' and '.join(missing)} rows of your own"
+    files = " and ".join(f"--{name}_file" for name in missing)
+    return f"add rows, merge or drop the class, or pass rows of your own: {files}"
 
 
 def _fingerprint(splits: dict[str, Split], labels: tuple[str, ...]) -> str:

@@ -1,29 +1,22 @@
-"""Where rows come from: Hub id, csv, tsv, jsonl, parquet, or a folder of them -> Arrow on disk.
+"""Where rows come from: one file a split, a folder of files, a data set saved by `datasets`, or the Hub."""
 
-Files are checked row by row and written once into the datasets cache as Arrow, addressed by their content, so that
-millions of rows are memory-mapped and never a list in memory. `load_dataset("csv")` is not used: it turns the texts
-"None" and "NA" into nulls and names no line.
-"""
-
-import codecs
-import hashlib
-import itertools
-import os
-from collections.abc import Iterator, Sequence
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError, first_line
 from serve.contract.rows.columns import require_columns
-from serve.contract.rows.file import TABLE_SUFFIXES, RowFile, require_file, row_format
+from serve.contract.rows.file import TABLE_SUFFIXES, stem_of, suffix_of
 from serve.contract.rows.parquet import open_parquet
 from serve.contract.rows.reader import open_rows
-from serve.contract.rows.row import Values
 from train_loop.config import TrainConfig
+from train_loop.rows.cached_file import COLUMNS_HELP, read_file, row_file
 
 SPLITS = ("train", "validation", "test")
 SPLIT_FILE_NAMES = {
@@ -31,10 +24,8 @@ SPLIT_FILE_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
-ROWS_PER_BATCH = 10_000
-ARROW_FORMAT_VERSION = "2"
-"""Part of the cache's address; raise it when what is written changes."""
-COLUMNS_HELP = "Choose them with --text_column, --text_pair_column and --label_column"
+SHARD = re.compile(r"(?P<split>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})")
+"""Name of one of several files of a split, as the Hub has them."""
 
 
 def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
@@ -43,60 +34,113 @@ def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
     Raises:
         InputError: a file is absent, empty, malformed or lacks a column; a Hub id cannot be loaded.
     """
-    columns = [c for c in (config.text_column, config.text_pair_column, config.label_column) if c is not None]
+    columns = [*config.text_columns, config.label_column]
     if config.train_file is not None:
         files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
         named = {split: Path(file) for split, file in files.items() if file is not None}
-    elif config.dataset_name is not None and Path(config.dataset_name).is_dir():
-        named = _split_files(Path(config.dataset_name))
-    else:
+        return {split: read_file(path, columns, config.delimiter) for split, path in named.items()}
+    assert config.dataset_name is not None
+    folder = Path(config.dataset_name)
+    if not folder.is_dir():
         return _read_hub(config, columns)
-    return {split: read_file(path, columns) for split, path in named.items()}
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _read_saved(folder, config, columns)
+    splits = {}
+    for split, paths in _split_files(folder).items():
+        if split == "test" and not _has_label(paths[0], config):
+            _leave_aside(paths)
+            continue
+        rows = _joined([read_file(path, columns, config.delimiter) for path in paths], paths)
+        if split == "test" and _is_unlabelled(rows, config.label_column):
+            _leave_aside(paths)
+            continue
+        splits[split] = rows
+    return splits
 
 
-def read_file(path: Path, columns: Sequence[str]) -> datasets.Dataset:
-    """Return the rows of one file, memory-mapped, with only `columns`.
-
-    Raises:
-        InputError: the file is absent, empty, of an unknown type, not UTF-8, malformed, or lacks a column.
-    """
-    file = RowFile(path=path, form=row_format(path, str(path)), name=str(path), columns_help=COLUMNS_HELP)
-    require_file(path, file.name)
-    digest = _digest(path, text=file.form != "parquet")
-    address = hashlib.sha256("\0".join([ARROW_FORMAT_VERSION, file.form, digest, *columns]).encode())
-    cached = Path(datasets.config.HF_DATASETS_CACHE) / "rawloop" / f"{address.hexdigest()}.arrow"
-    if not cached.is_file():
-        _write_arrow(cached, _batches(file, columns))
-    rows = datasets.Dataset.from_file(str(cached))
-    if len(rows) == 0:
-        raise InputError(f"{path}: no rows; expected at least a header and some labelled rows")
-    return rows
-
-
-def _split_files(folder: Path) -> dict[str, Path]:
-    """Find the files of each split in a folder, by their names."""
-    found: dict[str, Path] = {}
-    for split, stems in SPLIT_FILE_NAMES.items():
-        matches = sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.stem.lower() in stems
-        )
-        if len(matches) > 1:
-            names = ", ".join(path.name for path in matches)
-            raise InputError(f"{folder}: several files for the {split} split ({names}); name them by --train_file ...")
-        if matches:
-            found[split] = matches[0]
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Find the files of each split in a folder, or in its folder `data`, by their names."""
+    folders = [folder, *([folder / "data"] if (folder / "data").is_dir() else [])]
+    for place in folders:
+        if found := _named_files(place):
+            break
     if "train" not in found:
+        names = ", ".join(sorted(path.name for path in folder.iterdir()))
         raise InputError(
-            f"{folder}: no training file; expected train.csv, .tsv, .jsonl or .parquet, "
-            f"found {', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'}"
+            f"{folder}: no training file; expected train.csv, .tsv, .jsonl or .parquet, found {names or 'nothing'}"
         )
     return found
+
+
+def _named_files(folder: Path) -> dict[str, list[Path]]:
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and suffix_of(path) in TABLE_SUFFIXES)
+    found = {}
+    for split, stems in SPLIT_FILE_NAMES.items():
+        shards: dict[tuple[str, int], list[Path]] = {}
+        for path in paths:
+            match = SHARD.fullmatch(stem_of(path))
+            stem, count = (match["split"], int(match["count"])) if match else (stem_of(path), 1)
+            if stem.lower() in stems:
+                shards.setdefault((f"{stem}{suffix_of(path)}", count), []).append(path)
+        every = [path for group in shards.values() for path in group]
+        if len(shards) > 1 or any(len(group) > count for (_, count), group in shards.items()):
+            names = ", ".join(path.name for path in sorted(every))
+            raise InputError(f"{folder}: several files for the {split} split ({names}); name them by --train_file ...")
+        for (_, count), group in shards.items():
+            if len(group) < count:
+                raise InputError(
+                    f"{folder}: {len(group)} of the {count} files of the {split} split are there "
+                    f"({', '.join(path.name for path in group)}); add the others"
+                )
+            found[split] = group
+    return found
+
+
+def _joined(parts: Sequence[datasets.Dataset], paths: Sequence[Path]) -> datasets.Dataset:
+    if len(parts) == 1:
+        return parts[0]
+    for part, path in zip(parts, paths, strict=True):
+        if part.features != parts[0].features:
+            raise InputError(
+                f"{path}: its columns have other types than those of {paths[0].name}: {part.features}, and "
+                f"{parts[0].features}; write all files of a split alike"
+            )
+    return datasets.concatenate_datasets([*parts])
+
+
+def _has_label(path: Path, config: TrainConfig) -> bool:
+    file = row_file(path, config.delimiter)
+    if file.form == "parquet":
+        return config.label_column in open_parquet(file, [], None).columns
+    with open_rows(file, [], None) as rows:
+        return config.label_column in rows.columns
+
+
+def _leave_aside(paths: Sequence[Path]) -> None:
+    """Tell of test files without labels, as competitions have them."""
+    if is_main_process():
+        print(
+            f"{', '.join(map(str, paths))}: no labels, so it is left aside, and a test split is cut from the training "
+            f"rows. To classify it later: python -m serve.predict --bundle runs/latest/onnx --file "
+            f"{shlex.quote(str(paths[0]))} --output predictions.csv",
+            flush=True,
+        )
+
+
+def _read_saved(folder: Path, config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets.Dataset]:
+    """Read what `save_to_disk` of a DatasetDict or a Dataset wrote."""
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets raises many types here
+        raise InputError(f"{folder}: not readable as a data set of `save_to_disk` ({first_line(error)})") from error
+    splits = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+    return _chosen_splits(splits, str(folder), config, columns)
 
 
 def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets.Dataset]:
     name = config.dataset_name
     assert name is not None
-    if Path(name).suffix.lower() in TABLE_SUFFIXES:
+    if suffix_of(Path(name)) in TABLE_SUFFIXES:
         raise InputError(f"--dataset_name {name}: that is a file's name; use --train_file {name}")
     try:
         loaded = datasets.load_dataset(name, config.dataset_config, revision=config.dataset_revision)
@@ -107,6 +151,11 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
             "(namespace/name), --dataset_config and the network, or pass local files: "
             "--dataset_name FOLDER or --train_file FILE"
         ) from error
+    return _chosen_splits(loaded, name, config, columns)
+
+
+def _chosen_splits(loaded: Any, name: str, config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets.Dataset]:
+    """Return the train, validation and test splits of a data set, with only `columns`."""
     splits: dict[str, datasets.Dataset] = {}
     for split, names in SPLIT_FILE_NAMES.items():
         match = next((key for key in loaded if key in names), None)
@@ -117,7 +166,7 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
         rows = rows.select_columns(list(columns))
         if _is_unlabelled(rows, config.label_column):
             if is_main_process():
-                print(f"{name}: the {match} split has no labels on the Hub; it is ignored.", flush=True)
+                print(f"{name}: the {match} split has no labels; it is left aside.", flush=True)
             continue
         splits[split] = rows
     if "train" not in splits:
@@ -126,108 +175,6 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
 
 
 def _is_unlabelled(rows: datasets.Dataset, label_column: str) -> bool:
-    """Whether every label is -1, as in the test rows of GLUE and others."""
-    if not isinstance(rows.features[label_column], datasets.ClassLabel) or len(rows) == 0:
-        return False
-    column = rows.data.column(label_column)
-    return bool(pa.compute.max(column).as_py() == -1)
-
-
-def _digest(path: Path, *, text: bool) -> str:
-    """Return the SHA-256 of a file; check that it is not empty and, if text, UTF-8."""
-    digest = hashlib.sha256()
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            if text:
-                pending = len(decoder.getstate()[0])
-                try:
-                    decoder.decode(block)
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{path}: not UTF-8 at byte {offset - pending + error.start} "
-                        f"({error.object[error.start : error.end]!r}); convert it, for example "
-                        f"`iconv -f latin1 -t utf-8 {path.name}`"
-                    ) from None
-            offset += len(block)
-    if offset == 0:
-        raise InputError(f"{path}: the file is empty")
-    if text and (pending := len(decoder.getstate()[0])):
-        raise InputError(f"{path}: not UTF-8 at byte {offset - pending}: the file's last character is cut off")
-    return digest.hexdigest()
-
-
-def _write_arrow(cached: Path, batches: Iterator[pa.RecordBatch]) -> None:
-    """Write batches to a staged file and rename it: another process sees all rows or none."""
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    staged = cached.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        first = next(batches)
-        with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
-            writer.write_batch(first)
-            for batch in batches:
-                writer.write_batch(batch)
-        staged.replace(cached)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def _batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a file, in at least one batch, which may be empty."""
-    if file.form == "parquet":
-        yield from _parquet_batches(file, columns)
-        return
-    kinds: list[type] = [] if file.form == "jsonl" else [str] * len(columns)
-    with open_rows(file, columns) as rows:
-        good = rows.all_good()
-        while True:
-            values, numbers = [], []  # kept without their rows, to save the garbage collector work
-            for row in itertools.islice(good, ROWS_PER_BATCH):
-                values.append(row.values)
-                numbers.append(row.lines[0] if row.lines else 0)
-            if file.form == "jsonl":
-                kinds = kinds or _json_kinds(values, len(columns))
-                _check_kinds(file.name, values, numbers, columns, kinds)
-            by_column = zip(*values, strict=True) if values else [()] * len(columns)
-            arrays = [pa.array(column, JSON_KINDS[kind]) for column, kind in zip(by_column, kinds, strict=True)]
-            yield pa.RecordBatch.from_arrays(arrays, list(columns))
-            if len(values) < ROWS_PER_BATCH:
-                return
-
-
-def _parquet_batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    parquet = open_parquet(file, columns)
-    schema = pa.schema([field.remove_metadata() for field in parquet.schema])
-    yield pa.RecordBatch.from_pylist([], schema=schema)
-    for batch in parquet.batches(ROWS_PER_BATCH):
-        yield batch.cast(schema)
-
-
-JSON_KINDS = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-
-
-def _json_kinds(rows: Sequence[Values], num_columns: int) -> list[type]:
-    """Take the type of each column from its first value; `data.py` checks that it is a suitable one."""
-    firsts = [next((values[c] for values in rows if values[c] is not None), "") for c in range(num_columns)]
-    return [type(first) if type(first) in JSON_KINDS else str for first in firsts]
-
-
-def _check_kinds(
-    name: str, rows: Sequence[Values], numbers: Sequence[int], columns: Sequence[str], kinds: Sequence[type]
-) -> None:
-    for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
-        for values, number in zip(rows, numbers, strict=True):
-            if not _fits(value := values[place], kind):
-                raise InputError(
-                    f"{name}, line {number}: expected {column!r} to be of type {kind.__name__}, found "
-                    f"{value!r:.80}; make each column all strings or all whole numbers"
-                )
-
-
-def _fits(value: Any, kind: type) -> bool:
-    """Whether a column of `kind` holds a JSON value unchanged; Arrow would cut 1.5 down to 1."""
-    if kind is int:
-        return value is None or (type(value) in (int, float) and -(2**63) <= value < 2**63 and value % 1 == 0)
-    return value is None or type(value) is kind or (kind is float and type(value) is int)
+    """Whether every label is null, empty or -1, as in the test rows of GLUE and others."""
+    labels = pc.unique(rows.data.column(label_column)).to_pylist()
+    return len(rows) > 0 and all(label is None or str(label).strip() in ("", "nan", "-1", "-1.0") for label in labels)

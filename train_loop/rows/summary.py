@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from train_loop.rows.data import Data, Split, class_counts, hash_text
+from train_loop.rows.unsuitable_labels import are_fractions
 
 MAX_CLASSES_SHOWN = 12
 
@@ -47,6 +48,12 @@ def print_data(console: Console, data: Data) -> None:
     if absent:
         console.print(
             f"No training rows for {absent}: these labels can never be predicted well.", style="yellow", markup=False
+        )
+    if are_fractions(data.labels):
+        console.print(
+            f"Labels {', '.join(data.labels)} are numbers, but count as classes without an order or a distance.",
+            style="yellow",
+            markup=False,
         )
     for group in _by_case(data.labels).values():
         if len(group) > 1:

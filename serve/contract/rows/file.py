@@ -1,5 +1,6 @@
 """A file of rows: where it is, its format, and its columns."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,16 @@ SUFFIXES: dict[str, RowFormat] = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
     ".parquet": "parquet",
     ".txt": "lines",
 }
 TABLE_SUFFIXES: dict[str, RowFormat] = {suffix: form for suffix, form in SUFFIXES.items() if form != "lines"}
 """Those of files with named columns."""
+
+
+UNPACKING = {".zip": "unzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
+"""Suffix -> the command that unpacks it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,10 @@ class RowFile:
     """How to choose columns."""
     use_form: str = "rename it to end in .{}"
     """How to have the file read in another format."""
+    delimiter: str | None = None
+    """Character between the fields of csv or tsv; None for the format's own."""
+    delimiter_flag: str | None = None
+    """Flag of the command that sets it, if it has one."""
 
     def choose(
         self, present: Sequence[str], needed: Sequence[str], kept: Sequence[str] | None, *, line: int | None = None
@@ -56,6 +66,21 @@ class RowFile:
         return tuple(wanted)
 
 
+def given_delimiter(given: str | None) -> str | None:
+    r"""Return the delimiter that a user gave; `\t` is a tab, which shells can hardly pass.
+
+    Raises:
+        InputError: it is not one character that can separate fields.
+    """
+    if given is None:
+        return None
+    if given == r"\t":
+        return "\t"
+    if len(given) != 1 or given in '\r\n"' or given.isalnum():
+        raise InputError(f"--delimiter {given!r}: expected one character that separates fields, such as ';' or '\\t'")
+    return given
+
+
 def row_format(
     path: Path, name: str, formats: Mapping[str, RowFormat] = TABLE_SUFFIXES, *, otherwise: str = ""
 ) -> RowFormat:
@@ -71,11 +96,31 @@ def row_format(
         InputError: the suffix names no format, or the path is a folder.
     """
     _refuse_folder(path, name)
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
+    if suffix in UNPACKING:
+        raise InputError(f"{name}: packed; unpack it: {UNPACKING[suffix]} {shlex.quote(str(path))}")
     if suffix not in formats:
         found = f"unknown type {suffix!r}" if suffix else "its name has no suffix that shows its type"
         raise InputError(f"{name}: {found}; expected one of {', '.join(formats)}{otherwise}")
+    if formats[suffix] == "parquet" and path.suffix.lower() == ".gz":
+        raise InputError(f"{name}: parquet inside gzip; unpack it: gunzip {shlex.quote(str(path))}")
     return formats[suffix]
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that names a file's format: that before `.gz`, if there is one."""
+    plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return plain.suffix.lower()
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without the suffix of its format, and without `.gz`."""
+    return path.name.removesuffix(path.suffix if path.suffix.lower() == ".gz" else "").rpartition(".")[0]
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path can be read only once: a pipe, or what the shell has for `<(command)` and standard input."""
+    return path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def require_file(path: Path, name: str) -> None:
@@ -85,7 +130,7 @@ def require_file(path: Path, name: str) -> None:
         InputError: it does not, or is a folder.
     """
     _refuse_folder(path, name)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{name}: no such file (looked in {Path.cwd()})")
 
 

@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from pathlib import Path
 from typing import Any
 
+from serve.contract.errors import InputError
 from serve.contract.rows.columns import missing_columns
-from serve.contract.rows.file import RowFile
-from serve.contract.rows.row import NOT_UTF8, Malformed, Row, is_not_utf8
+from serve.contract.rows.file import RowFile, stem_of
+from serve.contract.rows.row import Malformed, Row, is_not_utf8, not_utf8
 
 Repair = Callable[[str], str]
 
@@ -30,25 +33,33 @@ def json_rows(
     """
     ahead: list[str] = []
     first: dict[str, Any] | None = None
+    has_begun = False
     for line in text:
+        if not has_begun and (has_begun := bool(line.strip())):
+            _refuse_array(line, file)
         ahead.append(line)
-        if line.strip() and isinstance(found := _parsed(line, repair), dict):
+        if line.strip() and isinstance(found := _parsed(line, file, repair), dict):
             first = found
             break
     columns = tuple(needed) if first is None else file.choose(tuple(first), needed, kept, line=len(ahead))
     known = first.keys() if first is not None and kept is None else None
-    return columns, _rows(itertools.chain(ahead, text), columns, needed, known, repair)
+    return columns, _rows(itertools.chain(ahead, text), file, columns, needed, known, repair)
 
 
 def _rows(
-    text: Iterable[str], columns: Sequence[str], needed: Sequence[str], known: Set[str] | None, repair: Repair | None
+    text: Iterable[str],
+    file: RowFile,
+    columns: Sequence[str],
+    needed: Sequence[str],
+    known: Set[str] | None,
+    repair: Repair | None,
 ) -> Iterator[Row | Malformed]:
     must_have = frozenset(needed)
     for number, line in enumerate(text, start=1):
         if not line.strip():
             continue
         lines = number, number
-        found = _parsed(line, repair)
+        found = _parsed(line, file, repair)
         if isinstance(found, str):
             reason = found
         elif not must_have <= found.keys():
@@ -63,10 +74,24 @@ def _rows(
         yield Malformed(reason, line.rstrip("\r\n"), lines)
 
 
-def _parsed(line: str, repair: Repair | None) -> dict[str, Any] | str:
+def _refuse_array(line: str, file: RowFile) -> None:
+    """Refuse a file whose first line begins an array of objects."""
+    rest = line.strip().removeprefix("[").lstrip()
+    if line.lstrip().startswith("[") and rest[:1] in ("", "{"):
+        program = "import json, sys; sys.stdout.writelines(json.dumps(row) + chr(10) for row in json.load(sys.stdin))"
+        path = file.path or Path("rows.json")
+        source, result = shlex.quote(str(path)), shlex.quote(f"{stem_of(path)}.lines.jsonl")
+        opened = f"gzip -dc {source} |" if path.suffix.lower() == ".gz" else f"< {source}"
+        raise InputError(
+            f"{file.name}: one JSON array, where one object per line is expected; convert it: "
+            f"{opened} python -c '{program}' > {result}"
+        )
+
+
+def _parsed(line: str, file: RowFile, repair: Repair | None) -> dict[str, Any] | str:
     """Return the object on a line, or why there is none."""
     if not line.isascii() and is_not_utf8(line):
-        return NOT_UTF8
+        return not_utf8(line.rstrip("\r\n"), file.path)
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from serve.contract.errors import InputError
-from serve.contract.rows.file import RowFile
+from serve.contract.rows.file import RowFile, is_stream, require_file
 
 BUFFER_BYTES = 1 << 20
 
@@ -24,6 +24,8 @@ class OpenParquet:
         self.columns = columns
         self.schema = pyarrow.schema([file.schema_arrow.field(column) for column in columns])
         """Arrow schema of the columns."""
+        self.metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
+        """What the writer noted about the file."""
         self._file, self._name, self._errors = file, name, (pyarrow.ArrowException, OSError)
         self._num_read = 0
 
@@ -57,8 +59,9 @@ def open_parquet(file: RowFile, needed: Sequence[str], kept: Sequence[str] | Non
     Raises:
         InputError: pyarrow is missing, it is not a parquet file, or it lacks a column.
     """
-    if file.path is None:
+    if file.path is None or is_stream(file.path):
         raise InputError(f"{file.name}: parquet cannot be read from a stream; pass its path")
+    require_file(file.path, file.name)
     pyarrow = import_pyarrow(file.name)
     try:
         # Read piece by piece: files of one row group of millions of rows are common.

@@ -1,4 +1,4 @@
-"""Opens a file of rows: csv, tsv, jsonl, parquet or plain lines, from a path or standard input.
+"""Opens a file of rows: csv, tsv, jsonl, parquet or plain lines, from a path or standard input; text may be gzip.
 
 A row that cannot be read (bytes that are not UTF-8, broken JSON, a misplaced quote, a wrong number of fields) comes as
 `Malformed`, and the rows after it as usual.
@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.contract.errors import InputError
-from serve.contract.rows.delimited import delimited_rows
-from serve.contract.rows.file import RowFile, require_file
+from serve.contract.rows.content import open_content
+from serve.contract.rows.delimited import JoinedLines, delimited_rows
+from serve.contract.rows.file import RowFile
 from serve.contract.rows.json_lines import Repair, json_rows
 from serve.contract.rows.parquet import open_parquet
-from serve.contract.rows.row import NOT_UTF8, Malformed, Row, is_not_utf8
+from serve.contract.rows.row import Malformed, Row, is_not_utf8, not_utf8
 
 LINES_COLUMN = "text"
 """Name of the only column of plain lines."""
@@ -35,6 +36,8 @@ class Rows:
     """Share of the file read so far; None where its size is unknown."""
     arrow_types: dict[str, Any] = field(default_factory=dict)
     """Column -> Arrow type, of a parquet file."""
+    joined: JoinedLines = field(default_factory=JoinedLines)
+    """The rows read so far that a stray quote may have joined."""
 
     def all_good(self) -> Iterator[Row]:
         """Yield every row.
@@ -61,33 +64,35 @@ def open_rows(
         repair: replaces half surrogate pairs in JSON strings; None makes such rows malformed.
 
     Raises:
-        InputError: the file does not exist or lacks a column, or a parquet file is damaged.
+        InputError: the file does not exist, lacks a column, or is damaged parquet or gzip.
     """
-    if file.path is not None:
-        require_file(file.path, file.name)
     if file.form == "parquet":
         yield _parquet_rows(file, needed, kept)
         return
-    size = 0 if file.path is None else file.path.stat().st_size
-    with open(0, "rb", closefd=False) if file.path is None else file.path.open("rb") as binary:
+    with open_content(file) as content:
         # Bytes that are not UTF-8 become lone surrogates, which mark the row that holds them. Plain lines end only at
         # line feeds; csv's reader needs line ends as they are.
         newline = {"lines": "\n", "jsonl": None}.get(file.form, "")
-        text = io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+        errors = "surrogateescape" if content.encoding == "utf-8-sig" else "replace"
+        text = io.TextIOWrapper(content.binary, encoding=content.encoding, errors=errors, newline=newline)
+        joined = JoinedLines()
         if file.form == "lines":
-            columns, values = file.choose([LINES_COLUMN], needed, kept), _lines(text)
+            columns, values = file.choose([LINES_COLUMN], needed, kept), _lines(text, file)
         elif file.form == "jsonl":
             columns, values = json_rows(text, file, needed, kept, repair)
         else:
-            columns, values = delimited_rows(text, file, needed, kept)
-        yield Rows(file, columns, values, lambda: binary.tell() / size if size else None)
+            columns, values = delimited_rows(text, file, needed, kept, joined)
+        yield Rows(file, columns, values, content.share_read, joined=joined)
 
 
-def _lines(text: Iterable[str]) -> Iterator[Row | Malformed]:
+def _lines(text: Iterable[str], file: RowFile) -> Iterator[Row | Malformed]:
     for number, line in enumerate(text, start=1):
         content = line.removesuffix("\n").removesuffix("\r")
         lines = number, number
-        yield Malformed(NOT_UTF8, content, lines) if is_not_utf8(content) else Row((content,), lines)
+        if is_not_utf8(content):
+            yield Malformed(not_utf8(content, file.path), content, lines)
+        else:
+            yield Row((content,), lines)
 
 
 def _parquet_rows(file: RowFile, needed: Sequence[str], kept: Sequence[str] | None) -> Rows:

@@ -1,13 +1,13 @@
 """One row of a file: its values, or why it cannot be read."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from serve.contract.rows.encodings import conversion, guessed_encoding
 
 Lines = tuple[int, int]
 """First and last line of a row in its file, counted from 1."""
-
-NOT_UTF8 = "bytes that are not UTF-8; convert the file, for example `iconv -f latin1 -t utf-8`"
-
 
 Values = tuple[Any, ...]
 """Values of a row, in the order of the chosen columns."""
@@ -30,6 +30,15 @@ class Malformed:
     content: str
     """The raw text; undecodable bytes are lone surrogates."""
     lines: Lines
+
+
+def not_utf8(content: str, path: Path | None) -> str:
+    """Return why a row with undecodable bytes, which are lone surrogates, is malformed; `path` is of its file."""
+    if any("\x7f" < char < "\ud800" or char > "\udfff" for char in content):
+        return "not UTF-8, though other characters are; correct the row"
+    encoding = guessed_encoding(content.encode("utf-8", "surrogateescape"))
+    seems = "" if encoding is None else f", but seems to be {encoding}"
+    return f"not UTF-8{seems}; {conversion(path, encoding)}"
 
 
 def is_not_utf8(text: str) -> bool:

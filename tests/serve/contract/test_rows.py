@@ -11,7 +11,7 @@ import pytest
 from serve.contract.errors import InputError
 from serve.contract.rows.file import SUFFIXES, RowFile, RowFormat, row_format
 from serve.contract.rows.reader import Rows, open_rows
-from serve.contract.rows.row import NOT_UTF8, Malformed, Row
+from serve.contract.rows.row import Malformed, Row, not_utf8
 from serve.encoder import without_surrogates
 
 
@@ -52,7 +52,7 @@ def test_bad_csv_rows_are_told_and_the_next_ones_read(tmp_path: Path) -> None:
         None,
         f"expected 2 fields, found 1; {quotes}",
         f"expected 2 fields, found 3; {quotes}",
-        NOT_UTF8,
+        not_utf8("4,caf\udce9", path),
         f"a double quote is not closed as it should be (',' expected after '\"'); {remedy}",
         None,
         f"a double quote is not closed as it should be (unexpected end of data); {remedy}",
@@ -109,7 +109,7 @@ def test_plain_lines_are_texts_whatever_they_hold(tmp_path: Path) -> None:
         ("null\x00",),
         ("last",),
     ]
-    assert reasons(rows)[4] == NOT_UTF8
+    assert reasons(rows)[4] == not_utf8("\udcff", path)
 
 
 def test_jsonl_values_stay_what_they_are(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_bad_json_is_told_and_the_next_rows_read(tmp_path: Path) -> None:
     found = reasons(read(path, ["text"]))
     assert found[0] is not None
     assert found[0].startswith("not JSON (")
-    assert found[1:] == ["expected a JSON object, found list", None, NOT_UTF8, None]
+    assert found[1:] == ["expected a JSON object, found list", None, not_utf8('{"text": "\udcff"}', path), None]
 
 
 def test_half_surrogates_in_json_become_what_can_be_written(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from places import SUPPORT
 from tiny_bundles import save_tiny_bundle
@@ -234,3 +237,42 @@ def test_rejects_of_an_earlier_job_do_not_stay(bundle: Path, tmp_path: Path) -> 
     write_jsonl(tmp_path / "rows.jsonl", [{"text": "good"}, {"text": "bad"}])
     assert main(arguments) == 0
     assert not (tmp_path / "out.csv.rejects.jsonl").exists()
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("output", ["out.jsonl", "out.csv", "out.parquet", "-"])
+def test_numbers_that_json_lacks_are_written_as_null(
+    bundle: Path, tmp_path: Path, capsys: Capture, suffix: str, output: str
+) -> None:
+    values = [1.5, math.nan, math.inf, -math.inf]
+    nested = [{"deep": [value]} for value in values]
+    rows = tmp_path / f"rows{suffix}"
+    table = {"text": ["good", "bad", None, "good"], "x": values, "n": nested}
+    if suffix == ".parquet":
+        pq.write_table(pa.table(table), rows)
+    else:
+        write_jsonl(rows, [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)])
+    path = output if output == "-" else str(tmp_path / output)
+    rejects = tmp_path / "rejects.jsonl"
+    words = ["--bundle", str(bundle), "--file", str(rows), "--output", path, "--rejects", str(rejects), "--quiet"]
+    assert main([*words, "--keep_columns", "x", "n"]) == 0
+    (refused,) = (json.loads(line, parse_constant=no_constant) for line in rejects.read_text().splitlines())
+    assert refused["input"] == {"text": None, "x": None, "n": {"deep": [None]}}
+    if output == "out.csv":
+        cells = [row["n"] for row in read_csv(tmp_path / output)]
+    elif output == "out.parquet" and suffix == ".jsonl":
+        cells = pq.read_table(tmp_path / output)["n"].to_pylist()
+    elif output == "out.parquet":
+        return  # nested columns keep their Arrow type
+    else:
+        content = capsys.readouterr().out if output == "-" else Path(path).read_text()
+        found = [json.loads(line, parse_constant=no_constant) for line in content.splitlines()]
+        assert [row["x"] for row in found] == [1.5, None, None]
+        cells = [json.dumps(row["n"]) for row in found]
+    assert [json.loads(cell, parse_constant=no_constant) for cell in cells] == [
+        {"deep": [x]} for x in (1.5, None, None)
+    ]

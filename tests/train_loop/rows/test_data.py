@@ -21,7 +21,7 @@ from serve.contract.errors import InputError
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
 from train_loop.rows.data import Data, Split, class_counts, hash_text, load_data
-from train_loop.rows.label_codes import encode_labels
+from train_loop.rows.label_codes import encode_known_labels, encode_labels
 from train_loop.rows.summary import count_contradictions, count_duplicates, count_overlap, print_data
 
 Writer = Callable[..., Path]
@@ -129,6 +129,66 @@ def test_held_out_rows_have_the_class_numbers_of_training() -> None:
     }
 
 
+CLASS_LABEL = datasets.ClassLabel(names=["neg", "pos"])
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names"),
+    [
+        (table([0, 1]), table(["1", "0"]), ("0", "1")),
+        (table(["0", "1"]), table([1, 0]), ("0", "1")),
+        (table([0, 1]), table([1.0, 0.0]), ("0", "1")),
+        (table(["0.0", "1.0"]), table([1, 0]), ("0", "1")),
+        (table(["0", "1.0", "1", "0.0"]), table(["1", "0"]), ("0", "1")),
+        (table([False, True]), table(["True", "False"]), ("false", "true")),
+        (table(["False", "True"]), table([True, False]), ("false", "true")),
+        (table(["False", "true", "True"]), table(["TRUE", "false"]), ("false", "true")),
+        (table(["False", "True"]), table(["True", "False"]), ("False", "True")),
+        (table([0, 1], CLASS_LABEL), table(["pos", "neg"]), ("neg", "pos")),
+        (table([0, 1], CLASS_LABEL), table(["1", "0"]), ("neg", "pos")),
+        (table([0, 1], CLASS_LABEL), table([1, 0]), ("neg", "pos")),
+        (table([0, 1], CLASS_LABEL), table([0, 1], datasets.ClassLabel(names=["pos", "neg"])), ("neg", "pos")),
+        (table(["neg", "pos"]), table([1, 0], CLASS_LABEL), ("neg", "pos")),
+        (table(["0", "1"]), table([1, 0], CLASS_LABEL), ("0", "1")),
+    ],
+)
+def test_a_label_is_the_same_in_every_type(
+    train: datasets.Dataset, test: datasets.Dataset, names: tuple[str, ...]
+) -> None:
+    found, codes = encode_labels({"train": train, "test": test}, TrainConfig(train_file="a.csv"))
+    assert found == names
+    assert codes["train"].tolist()[:2] == [0, 1]
+    assert codes["test"].tolist() == [1, 0]
+    assert encode_known_labels(train, TrainConfig(train_file="a.csv"), names, "a.csv").tolist()[:2] == [0, 1]
+
+
+def test_label_names_are_known_in_held_out_rows_as_names_and_as_numbers() -> None:
+    config = TrainConfig(train_file="a.csv", label_names=["neg", "pos"])
+    for held_out in (["pos", "neg"], [1, 0], ["1.0", "0.0"]):
+        names, codes = encode_labels({"train": table(["0.0", "1.0"]), "test": table(held_out)}, config)
+        assert names == ("neg", "pos")
+        assert codes["test"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("model", "found"), [(("0.0", "1.0"), [1, 0]), (("False", "True"), [True, False])])
+def test_a_model_knows_its_labels_in_another_type(model: tuple[str, ...], found: list[Any]) -> None:
+    assert encode_known_labels(table(found), TrainConfig(train_file="a.csv"), model, "b.csv").tolist() == [1, 0]
+
+
+def test_a_null_among_fractional_types_is_a_null() -> None:
+    with pytest.raises(InputError, match=r"1 of 3 labels are null or empty \(row 2"):
+        encode([1.0, float("nan"), 0.0])
+
+
+def test_the_class_names_in_a_parquet_file_are_used(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"id": list(range(60)), "text": ["good"] * 60, "label": [0, 1, 2] * 20})
+    kind = datasets.ClassLabel(names=["zero", "a", "many"])
+    rows.cast_column("label", kind).to_parquet(tmp_path / "rows.parquet")
+    data = load(tmp_path / "rows.parquet")
+    assert data.labels == ("zero", "a", "many")
+    assert class_counts(data.train, data.labels).tolist() == [16, 16, 16]
+
+
 def test_a_held_out_label_never_trained_on_is_named_with_its_rows() -> None:
     sources = {"train": table(["a", "b"]), "test": table(["a", "typo", "b", "typo"])}
     with pytest.raises(InputError, match=r"test split: labels \['typo'\] never occur.*rows 2, 4, counted from 1"):
@@ -233,13 +293,42 @@ def test_without_a_test_fraction_there_is_no_test_split(write_rows: Writer) -> N
     [
         ([20, 20, 1], "class 'c2': 1 row"),
         ([20, 1, 1], "classes 'c1', 'c2': 1 row"),
-        ([4, 4], "too few for a stratified test split of 2 classes; use a --test_fraction of at least 0.250"),
+        ([1, 1], "add rows, merge or drop the class"),
     ],
 )
-def test_too_few_rows_for_a_stratified_cut_name_the_remedy(write_rows: Writer, counts: list[int], message: str) -> None:
+def test_a_class_of_one_row_cannot_be_cut(write_rows: Writer, counts: list[int], message: str) -> None:
+    path = write_rows(unique_rows(counts))
     with pytest.raises(InputError, match=message) as caught:
-        load(write_rows(unique_rows(counts)))
-    assert "--test_file" in str(caught.value)
+        load(path)
+    assert "rows of your own: --test_file and --validation_file" in str(caught.value)
+    held_out = str(write_rows(unique_rows([2, 2]), "held_out.csv"))
+    load(path, test_file=held_out, validation_file=held_out)
+
+
+@pytest.mark.parametrize(
+    ("counts", "fields"),
+    [
+        ([3, 3], {}),
+        ([3] * 30, {}),
+        ([3, 30], {"test_fraction": 0.01}),
+        ([4, 4], {}),
+        ([2, 2], {}),
+        ([2, 9, 9], {}),
+        ([20, 20], {"validation_fraction": 0.01}),
+        ([20, 20], {"validation_fraction": 0.5, "test_fraction": 0.49}),
+        ([2] * 40, {"test_fraction": 0.0}),
+    ],
+)
+def test_the_fractions_that_a_refusal_names_cut_the_splits(
+    write_rows: Writer, counts: list[int], fields: dict[str, float]
+) -> None:
+    path = write_rows(unique_rows(counts))
+    with pytest.raises(InputError) as caught:
+        load(path, **fields)
+    flags = re.findall(r"--(\w+_fraction) ([0-9.]+)", str(caught.value))
+    data = load(path, **(fields | {name: float(value) for name, value in flags}))
+    assert len(data.splits) == (2 if fields.get("test_fraction") == 0 or min(counts) == 2 else 3)
+    assert class_counts(data.train, data.labels).min() >= 1
 
 
 def test_a_class_with_one_row_trains_where_all_splits_are_given(write_rows: Writer) -> None:
@@ -451,6 +540,13 @@ def test_the_summary_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]
     assert "No training rows for ['[link=a]']" in said
     assert "Labels '[BOLD]x', '[bold]x' differ only in case" in said
     assert re.search(r"empty texts +1\b", said)
+
+
+def test_the_summary_tells_of_labels_that_are_numbers_with_fractions(capsys: pytest.CaptureFixture[str]) -> None:
+    splits = {"train": hand_made([1, 2], [0, 1])}
+    for labels, said in ((("0.5", "1.0"), True), (("1", "2"), False), (("v0.5", "v1.0"), False)):
+        print_data(Console(width=160), Data(splits=splits, labels=labels, max_length=8, fingerprint=""))
+        assert ("count as classes without an order" in capsys.readouterr().out) == said
 
 
 def test_the_summary_of_many_classes_shows_the_largest_and_the_smallest(capsys: pytest.CaptureFixture[str]) -> None:

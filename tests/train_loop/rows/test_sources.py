@@ -18,8 +18,9 @@ from hypothesis import Phase, given, settings
 from serve.contract.errors import InputError
 from serve.contract.rows.file import TABLE_SUFFIXES
 from train_loop.config import TrainConfig
-from train_loop.rows import sources
-from train_loop.rows.sources import read_file, read_sources
+from train_loop.rows import cached_file
+from train_loop.rows.cached_file import read_file
+from train_loop.rows.sources import read_sources
 
 COLUMNS = ("text", "label")
 Rows = Sequence[tuple[str, str]]
@@ -56,7 +57,7 @@ def write_rows(path: Path, rows: Rows, header: Sequence[str] = COLUMNS) -> Path:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             writer.writerows([header, *rows])
-    elif path.suffix in (".jsonl", ".ndjson"):
+    elif path.suffix in (".jsonl", ".ndjson", ".json"):
         lines = [json.dumps(dict(zip(header, row, strict=True)), ensure_ascii=False) + "\n" for row in rows]
         path.write_bytes("".join(lines).encode())
     else:
@@ -86,7 +87,7 @@ def test_all_formats_give_the_same_rows(tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_rows_beyond_one_batch_keep_their_order(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 3)
+    monkeypatch.setattr(cached_file, "ROWS_PER_BATCH", 3)
     for num_rows in (3, 7, 9):
         rows = [(f"text {number}", str(number % 2)) for number in range(num_rows)]
         assert read(write_rows(tmp_path / f"rows{num_rows}{suffix}", rows)) == rows
@@ -143,7 +144,7 @@ def test_jsonl_and_parquet_keep_the_type_of_a_label(tmp_path: Path) -> None:
 def test_a_label_with_a_fraction_is_never_truncated_to_a_whole_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 2.0}\n\n{"text": "c", "label": 1.5}\n')
-    with pytest.raises(InputError, match=r"line 4: .*'label'.*1\.5"):
+    with pytest.raises(InputError, match=r"line 4, column 'label': .*1\.5"):
         read_file(path, COLUMNS)
 
 
@@ -173,7 +174,7 @@ def test_an_edited_file_with_the_same_name_size_and_time_is_read_again(tmp_path:
 def test_an_unchanged_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path / "rows.csv", [("once", "b")])
     first = read_file(path, COLUMNS)
-    monkeypatch.setattr(sources, "open_rows", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(cached_file, "open_rows", lambda *_: pytest.fail("read again"))
     assert read_file(path, COLUMNS).cache_files == first.cache_files
     path.rename(tmp_path / "renamed.csv")
     assert read_file(tmp_path / "renamed.csv", COLUMNS)["text"] == ["once"]
@@ -187,7 +188,7 @@ def test_other_columns_of_the_same_file_can_be_read(tmp_path: Path) -> None:
 
 def test_a_failed_read_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(sources, "ROWS_PER_BATCH", 1)
+    monkeypatch.setattr(cached_file, "ROWS_PER_BATCH", 1)
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,b\nc,d\ne\n")
     with pytest.raises(InputError, match="line 4"):

@@ -1,0 +1,137 @@
+"""Labels that cannot be trained on as they are: each refusal names them, and its command makes rows that train."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_models import tiny_tokenizer
+
+from serve.contract.errors import InputError
+from train_loop.config import TrainConfig
+from train_loop.rows.data import Data, load_data
+
+Writer = Callable[[str, Sequence[Any]], Path]
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Writer:
+    """Return a writer of rows with these labels: (suffix, labels) -> path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(suffix: str, labels: Sequence[Any]) -> Path:
+        path = Path(f"some rows{suffix}")
+        texts = [f'text {number}, it\'s a "text"' for number in range(len(labels))]
+        if suffix == ".jsonl":
+            rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        elif suffix == ".parquet":
+            pq.write_table(pa.table({"text": texts, "label": list(labels)}), path)
+        else:
+            separator = "," if suffix == ".csv" else "\t"
+            cells = [(text.replace('"', '""'), label) for text, label in zip(texts, labels, strict=True)]
+            lines = [f'"{text}"{separator}"{label}"' for text, label in cells]
+            path.write_text(f"text{separator}label\n" + "".join(f"{line}\n" for line in lines))
+        return path
+
+    return write
+
+
+def load(path: Path, **fields: Any) -> Data:
+    return load_data(TrainConfig(train_file=str(path), test_fraction=0.0, **fields), tiny_tokenizer("bert"), 16)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+def follow(message: str) -> None:
+    """Run the command that a message ends with."""
+    command = message[message.index("python -c ") :].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+
+
+FRACTIONS = [number / 5 for number in range(26)] * 2
+
+
+@pytest.mark.parametrize(
+    ("suffix", "labels"),
+    [(".csv", FRACTIONS), (".tsv", FRACTIONS), (".jsonl", FRACTIONS), (".jsonl", [0, *FRACTIONS[1:]])],
+)
+def test_numbers_with_fractions_are_a_regression(written: Writer, suffix: str, labels: Sequence[float]) -> None:
+    message = refusal(written(suffix, labels))
+    assert "'label'" in message
+    assert "look like a value to predict, a regression, and rawloop trains classes" in message
+    follow(message)
+    assert load(Path("classes.csv")).labels == ("high", "low", "middle")
+
+
+def test_fractions_in_parquet_are_a_regression_too(written: Writer) -> None:
+    message = refusal(written(".parquet", FRACTIONS))
+    assert "numbers with fractions (0.0, 0.2, 0.4, 0.6, ...) look like a value to predict" in message
+    assert "write it as a name, such as 'v0.2'" in message
+
+
+def test_numbers_written_as_names_are_classes(written: Writer) -> None:
+    assert len(load(written(".csv", [f"v{label}" for label in FRACTIONS]), validation_fraction=0.5).labels) == 26
+
+
+def test_a_few_numbers_with_fractions_are_classes(written: Writer) -> None:
+    assert load(written(".csv", ["0.5", "1.0", "1.5"] * 20)).labels == ("0.5", "1.0", "1.5")
+
+
+LISTS = [["a", "b"], ["b"], ["a"], ["c", "a"]] * 10
+
+
+@pytest.mark.parametrize(
+    ("suffix", "labels"), [(".csv", LISTS), (".tsv", LISTS), (".jsonl", LISTS), (".parquet", LISTS)]
+)
+def test_several_labels_in_a_row_are_told_with_a_way_to_train_one(
+    written: Writer, suffix: str, labels: Sequence[Any]
+) -> None:
+    message = refusal(written(suffix, labels))
+    assert "several labels in a row, such as " in message
+    assert "rawloop trains one label per row" in message
+    follow(message)
+    data = load(Path("a.csv"))
+    assert data.labels == ("no", "yes")
+    assert sum((split.labels == 1).sum() for split in data.splits.values()) == 30
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_lists_of_one_label_are_told_with_a_way_to_train_on_them(written: Writer, suffix: str) -> None:
+    message = refusal(written(suffix, [["a"], ["b"]] * 20))
+    assert "column 'label': lists of one label, such as ['a']" in message
+    follow(message)
+    assert load(Path("labelled.csv")).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("labels", [["[1, 0, 1]", "[0, 0, 1]"], ["[1 0 1]", "[0 0 1]"], ["[3, 7]", "[7]"]])
+def test_lists_of_numbers_are_several_labels(written: Writer, labels: Sequence[str]) -> None:
+    assert "several labels in a row" in refusal(written(".csv", labels * 10))
+
+
+def test_labels_in_brackets_are_no_lists(written: Writer) -> None:
+    names = ("[/INST]", "[1]", "[a, b", "[not, quoted]")
+    assert load(written(".csv", names * 20)).labels == names
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_several_labels_in_a_held_out_file_are_told_with_that_file(written: Writer, suffix: str) -> None:
+    held_out = written(suffix, LISTS).rename(f"held_out{suffix}")
+    with pytest.raises(InputError, match=rf"several labels in a row.*held_out\{suffix}"):
+        load(written(".csv", ["a", "b", "c"] * 10), validation_file=str(held_out))
+
+
+def test_mixed_types_in_jsonl_are_named_with_a_way_out(written: Writer) -> None:
+    message = refusal(written(".jsonl", [1, 0] * 20 + ["1", "0"] * 5))
+    assert "line 41, column 'label': expected a whole number of 64 bits, found a string, '1'" in message
+    follow(message)
+    assert load(Path("labelled.csv")).labels == ("0", "1")

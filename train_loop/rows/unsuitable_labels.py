@@ -1,0 +1,130 @@
+"""Labels that no classifier of one label per row can be trained on: what they are, and a command that helps."""
+
+import ast
+import json
+import math
+import re
+import shlex
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+YES, NO = ("1", "1.0", "True"), ("0", "0.0", "False")
+"""The cells of columns that say whether a row has a label."""
+MAX_FRACTIONS = 10
+"""More different labels that are numbers with fractions are taken for a value to predict."""
+
+
+def is_several(label: str) -> bool:
+    """Whether the text of a label is a list of several, as pandas writes lists into csv: `['a', 'b']`."""
+    if not (label.startswith("[") and label.endswith("]")):
+        return False
+    if re.fullmatch(r"\[[01](\s+[01])+\]", label):  # as numpy prints them
+        return True
+    try:
+        return len(ast.literal_eval(label)) > 1
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return False
+
+
+def are_fractions(labels: Collection[str]) -> bool:
+    """Whether all labels are finite numbers, and one has a fraction."""
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return False
+    return all(map(math.isfinite, numbers)) and any(number % 1 for number in numbers)
+
+
+def several_labels(file: str | None, column: str, label: Any, delimiter: str | None = None) -> str:
+    """Return what to say of a row with several labels.
+
+    Args:
+        file: the file they are in, if it is one.
+        column: of the label.
+        label: an example: a list, or its text.
+        delimiter: of a csv file, if it is not a comma.
+    """
+    is_text = isinstance(label, str)
+    found = ast.literal_eval(label) if is_text and "," in label else label
+    one = found[0] if isinstance(found, (list, tuple)) and found else None
+    target = f"d[{json.dumps(column)}]"
+    cell = "ast.literal_eval(x)" if is_text else "x"
+    if isinstance(found, list) and len(found) == 1:
+        change = f"{target} = [x for [x] in {target}]"  # fails if a row has several
+        way_out = _command(file, change, "labelled.csv", delimiter)
+        return f"lists of one label, such as {label!r:.80}; take it out{way_out}"
+    way_out = ""
+    if isinstance(one, str) or (type(one) is int and not set(found) <= {0, 1}):
+        change = f'{target} = ["yes" if {json.dumps(one, ensure_ascii=False)} in {cell} else "no" for x in {target}]'
+        way_out = _command(file, change, f"{one}.csv", delimiter)
+    return (
+        f"several labels in a row, such as {label!r:.80}; rawloop trains one label per row. Keep one of them in each "
+        f"row, or train a classifier for each label, on a column that says yes or no{way_out}"
+    )
+
+
+def a_value(file: str | None, column: str, labels: Sequence[Any], delimiter: str | None = None) -> str:
+    """Return what to say of labels that are numbers with fractions; the arguments are as in `several_labels`."""
+    shown = ", ".join(f"{label}" for label in labels[:4])
+    cells = f"pd.to_numeric(d[{json.dumps(column)}])"
+    change = f'd[{json.dumps(column)}] = pd.cut({cells}, 3, labels=["low", "middle", "high"])'
+    example = next((label for label in labels if float(label) % 1), labels[0])
+    return (
+        f"numbers with fractions ({shown}{', ...' if len(labels) > 4 else ''}) look like a value to predict, a "
+        "regression, and rawloop trains classes. If each number is a class, write it as a name, such as "
+        f"'v{example}'; else make classes of ranges{_command(file, change, 'classes.csv', delimiter)}"
+    )
+
+
+def bad_json_label(problem: str, file: str, column: str, kind: type, label: Any) -> str:
+    """Return what to say of a JSON label that is not of the type of those before it.
+
+    Args:
+        problem: what to say of any other value.
+        file: of the label.
+        column: likewise.
+        kind: type of the labels before.
+        label: as found.
+    """
+    if isinstance(label, list):
+        return several_labels(file, column, label)
+    if isinstance(label, float) and kind in (int, float):
+        return a_value(file, column, [label])
+    if isinstance(label, dict) or type(label) is kind:
+        return problem
+    target = f"d[{json.dumps(column)}]"
+    return problem + _command(file, f"{target} = {target}.astype(str)", "labelled.csv")
+
+
+def one_hot(file: str, wanted: str, columns: Sequence[str], *, one_each: bool, delimiter: str | None) -> str:
+    """Return what to say of columns of 0 and 1 in the place of a label column; `one_each`: one is 1 in every row."""
+    shown = ", ".join(map(repr, columns[:6])) + (", ..." if len(columns) > 6 else "")
+    if not one_each:
+        return (
+            f"{shown} hold only 0 and 1, several or none of them 1 in a row; rawloop trains one label per row: train a "
+            f"classifier for each, such as --label_column {shlex.quote(columns[0])}"
+        )
+    marks = f"d[{json.dumps(list(columns))}].astype(str).isin({json.dumps(list(YES))})"
+    change = f"d[{json.dumps(wanted)}] = {marks}.astype(int).idxmax(axis=1)"
+    way_out = _command(file, change, "labelled.csv", delimiter)
+    return f"{shown} hold one 1 in each row; turn them into one column{way_out}"
+
+
+def _command(file: str | None, change: str, result: str, delimiter: str | None = None) -> str:
+    """Return ", for example `python -c ...`", a program over a pandas table `d`."""
+    if file is None:
+        return f", for example in pandas: {change}"
+    name, suffix = json.dumps(file), Path(file.removesuffix(".gz")).suffix.lower()
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        read = f"pd.read_json({name}, lines=True, dtype=False, convert_dates=False)"
+    elif suffix == ".parquet":
+        read = f"pd.read_parquet({name})"
+    else:
+        sep = delimiter or ("\t" if suffix == ".tsv" else ",")
+        separator = "" if sep == "," else f", sep={json.dumps(sep)}"
+        read = f"pd.read_csv({name}, dtype=str, keep_default_na=False{separator})"
+    safe = re.sub(r"[^\w.-]+", "_", result)
+    imports = "import ast, pandas as pd" if "ast." in change else "import pandas as pd"
+    program = f'{imports}; d = {read}; {change}; d.to_csv("{safe}", index=False)'
+    return f": python -c {shlex.quote(program)}"
