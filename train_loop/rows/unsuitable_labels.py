@@ -117,7 +117,7 @@ def _command(file: str | None, change: str, result: str, delimiter: str | None =
         return f", for example in pandas: {change}"
     name, suffix = json.dumps(file), Path(file.removesuffix(".gz")).suffix.lower()
     if suffix in (".jsonl", ".ndjson", ".json"):
-        read = f"pd.read_json({name}, lines=True, dtype=False, convert_dates=False)"
+        read = f"pd.read_json({name}, lines=True, dtype=False)"
     elif suffix == ".parquet":
         read = f"pd.read_parquet({name})"
     else:

@@ -1,8 +1,7 @@
 """Labels that cannot be trained on as they are: each refusal names them, and its command makes rows that train."""
 
 import json
-import subprocess
-import sys
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,10 @@ def refusal(path: Path) -> str:
 
 
 def follow(message: str) -> None:
-    """Run the command that a message ends with."""
-    command = message[message.index("python -c ") :].replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, check=True)
+    """Run the command that a message ends with, in this process: importing pandas takes a second."""
+    python, option, program = shlex.split(message[message.index("python -c ") :])
+    assert (python, option) == ("python", "-c")
+    exec(program, {})
 
 
 FRACTIONS = [number / 5 for number in range(26)] * 2
