@@ -54,10 +54,11 @@ def read_rows(path: Path, name: str, classifier: Classifier) -> LabelledRows:
             *texts, label = row.values
             if not all(isinstance(text, str) for text in texts):
                 raise InputError(f"{where}: expected text, found {texts!r:.80}")
-            if not isinstance(label, str) or label not in numbers:
+            named = str(label) if isinstance(label, int) else label  # training names classes 0 and True so, too
+            if not isinstance(named, str) or named not in numbers:
                 raise InputError(f"{where}: label {label!r} is not one of the model's: {', '.join(classifier.labels)}")
             inputs.append((texts[0], texts[1]) if takes_pairs else texts[0])
-            labels.append(numbers[label])
+            labels.append(numbers[named])
     if not inputs:
         raise InputError(f"{path}: no rows")
     return LabelledRows(name, inputs, np.array(labels, np.int64))

@@ -28,7 +28,6 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._head_bytes = 0
         self._num_unfinished = 0  # bytes since a head began or ended, or a part of a body came
         self._head_timer: TimerHandle | None = None
         self._end_timer: TimerHandle | None = None
@@ -86,18 +85,13 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = self._num_unfinished = 0
+        self._num_unfinished = 0
         self._is_in_head = True
 
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + len(": \r\n"))
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._is_too_large = True
+            raise HeadTooLarge
         self._num_unfinished = 0
         self._is_in_head = False
         self._unset_head_timer()
@@ -135,7 +129,7 @@ class Connection(HttpToolsProtocol):
         """Refuse what cannot be parsed, or is too large."""
         if not self._is_too_large:
             self._refuse(HTTPStatus.BAD_REQUEST, msg)
-        elif self._is_in_head and not self.headers:
+        elif self._is_in_head and (not self.headers or len(self.url) > MAX_HEAD_BYTES):
             self._refuse(HTTPStatus.REQUEST_URI_TOO_LONG, f"More than {MAX_HEAD_BYTES:,} bytes of URL; shorten it.")
         else:
             self._refuse(
@@ -146,12 +140,6 @@ class Connection(HttpToolsProtocol):
     @property
     def _is_upgrade(self) -> bool:
         return self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
-
-    def _count(self, num_bytes: int) -> None:
-        self._head_bytes += num_bytes
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._is_too_large = True
-            raise HeadTooLarge
 
     @property
     def _awaits_head(self) -> bool:

@@ -1,5 +1,21 @@
-from export.rows import recombined
+import json
+from pathlib import Path
+
+import pytest
+
+from export.rows import read_rows, recombined
+from serve.contract.classifier import Classifier
 from serve.encoder import TextInput
+
+
+@pytest.mark.parametrize(("labels", "found"), [(("0", "1"), [1, 0]), (("False", "True"), [True, False])])
+def test_labels_that_are_no_strings_are_known_by_their_names(
+    tmp_path: Path, labels: tuple[str, str], found: list[int]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for label in found))
+    classifier = Classifier(name="tiny", labels=labels, text_column="text", max_length=8)
+    assert read_rows(file, "rows", classifier).labels.tolist() == [1, 0]
 
 
 def test_repair_rows_are_made_of_training_rows_and_equal_none_of_them() -> None:
