@@ -185,7 +185,7 @@ def _require_strings(text: str, where: str) -> None:
     try:
         read, written = ((yaml.load(text, loader) or {}).get("label_names") for loader in (SafeLoader, BaseLoader))
     except (yaml.YAMLError, AttributeError):
-        return  # told by whoever reads it
+        return  # whoever reads it reports that
     if isinstance(read, list) and (strange := [name for name in read if not isinstance(name, str)]):
         quoted = json.dumps(written, ensure_ascii=False)
         remedy = f"--label_names {shlex.quote(quoted)}" if where == "--" else f"label_names: {quoted}"

@@ -1,4 +1,4 @@
-"""Hostile bodies for every route that takes one, and the longest time for which a server's event loop stands still.
+"""Hostile bodies for every route that takes one, and the longest pause of a server's event loop.
 
 python -m serve --bundle BUNDLE --port 8000
 python tests/support/hostile_bodies.py --url http://127.0.0.1:8000 --admin_key KEY

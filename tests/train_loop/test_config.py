@@ -276,7 +276,7 @@ def test_class_weights_whose_labels_yaml_reads_as_other_types_ask_for_quotes(tmp
         ("[null, 2020-01-01]", "None, datetime.date(2020, 1, 1)", '["null", "2020-01-01"]'),
     ],
 )
-def test_label_names_that_yaml_reads_as_other_types_are_told_with_quotes(
+def test_label_names_that_yaml_reads_as_other_types_are_reported_with_quotes(
     tmp_path: Path, names: str, read: str, remedy: str
 ) -> None:
     path = tmp_path / "recipe.yaml"

@@ -117,7 +117,7 @@ def _has_label(path: Path, config: TrainConfig) -> bool:
 
 
 def _leave_aside(paths: Sequence[Path]) -> None:
-    """Tell of test files without labels, as competitions have them."""
+    """Report test files without labels, as competitions have them."""
     if is_main_process():
         print(
             f"{', '.join(map(str, paths))}: no labels, so it is left aside, and a test split is cut from the training "

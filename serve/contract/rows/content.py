@@ -48,5 +48,5 @@ def open_content(file: RowFile) -> Iterator[Content]:
             if not is_packed:
                 raise
             raise InputError(
-                f"{file.name}: damaged gzip ({error}); make it again, and check it with gzip -t"
+                f"{file.name}: damaged gzip ({error}); write it again, and check it with gzip -t"
             ) from error

@@ -29,7 +29,7 @@ DELIMITERS = {"csv": ",", "tsv": "\t"}
 MAX_FIELD_CHARACTERS = 1 << 24
 """Longest field. An unclosed quote is followed this far, in memory."""
 MIN_SWALLOWED_ROWS = 10
-"""A csv field with as many lines that look like rows has swallowed them; every row of as many lines is counted."""
+"""A csv field of this many lines that look like rows has swallowed them; every row of this many lines is counted."""
 DOUBLE_IT = 'a double quote inside a quoted field must be doubled ("")'
 
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 START_BYTES = 4096
-"""As many bytes of a file show its encoding."""
+"""Bytes of a file that show its encoding."""
 MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",

@@ -42,7 +42,7 @@ def test_csv_gives_the_columns_asked_for_in_their_order(tmp_path: Path) -> None:
         assert rows.columns == ("text", "id", "more")
 
 
-def test_bad_csv_rows_are_told_and_the_next_ones_read(tmp_path: Path) -> None:
+def test_bad_csv_rows_are_reported_and_the_next_ones_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'id,text\n1,good\n2\n3,a,b\n4,caf\xe9\n5,"x"y\n6,fine\n7,"open\n')
     rows = read(path, ["text"])
@@ -118,7 +118,7 @@ def test_jsonl_values_stay_what_they_are(tmp_path: Path) -> None:
     assert read(path, ["text"], ["n"]) == [("a", {"x": [1, None]}), (None, None), (3, 2.5)]
 
 
-def test_a_json_object_without_the_text_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_json_object_without_the_text_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('\n{"text": "a"}\n\n{"other":  "x"}\n')
     with opened(path, ["text"], []) as rows:
@@ -128,7 +128,7 @@ def test_a_json_object_without_the_text_is_told_with_its_line(tmp_path: Path) ->
         ]
 
 
-def test_bad_json_is_told_and_the_next_rows_read(tmp_path: Path) -> None:
+def test_bad_json_is_reported_and_the_next_rows_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "a"\n[1]\n{"text": "b"}\n{"text": "\xff"}\n{"text": "c"}\n')
     found = reasons(read(path, ["text"]))
@@ -143,7 +143,7 @@ def test_half_surrogates_in_json_become_what_can_be_written(tmp_path: Path) -> N
     assert read(path, ["text"], ["n"]) == [("a\ufffd", ["\ufffd", {"k": "😀"}])]
 
 
-def test_a_json_column_that_appears_later_is_told_where_all_are_kept(tmp_path: Path) -> None:
+def test_a_json_column_that_appears_later_is_reported_where_all_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b", "late": 1}\n')
     with opened(path, ["text"], None) as rows:

@@ -87,7 +87,7 @@ def test_a_stray_quote_in_csv_that_swallows_many_rows_costs_its_own(
 
 @pytest.mark.parametrize("apart", [1, 3, 8])
 @pytest.mark.parametrize("text_first", [True, False])
-def test_a_stray_quote_in_csv_that_joins_a_few_rows_is_told_by_all(
+def test_a_stray_quote_in_csv_that_joins_a_few_rows_is_reported_by_all(
     tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str], text_first: bool, apart: int
 ) -> None:
     path = tmp_path / "rows.csv"
@@ -100,7 +100,7 @@ def test_a_stray_quote_in_csv_that_joins_a_few_rows_is_told_by_all(
     assert said in capsys.readouterr().err
 
 
-def test_long_texts_are_told_with_the_lines_of_the_first(
+def test_long_texts_are_reported_with_the_lines_of_the_first(
     tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "rows.csv"

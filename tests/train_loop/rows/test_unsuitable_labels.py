@@ -93,7 +93,7 @@ LISTS = [["a", "b"], ["b"], ["a"], ["c", "a"]] * 10
 @pytest.mark.parametrize(
     ("suffix", "labels"), [(".csv", LISTS), (".tsv", LISTS), (".jsonl", LISTS), (".parquet", LISTS)]
 )
-def test_several_labels_in_a_row_are_told_with_a_way_to_train_one(
+def test_several_labels_in_a_row_are_reported_with_a_way_to_train_one(
     written: Writer, suffix: str, labels: Sequence[Any]
 ) -> None:
     message = refusal(written(suffix, labels))
@@ -106,7 +106,7 @@ def test_several_labels_in_a_row_are_told_with_a_way_to_train_one(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_lists_of_one_label_are_told_with_a_way_to_train_on_them(written: Writer, suffix: str) -> None:
+def test_lists_of_one_label_are_reported_with_a_way_to_train_on_them(written: Writer, suffix: str) -> None:
     message = refusal(written(suffix, [["a"], ["b"]] * 20))
     assert "column 'label': lists of one label, such as ['a']" in message
     follow(message)
@@ -124,7 +124,7 @@ def test_labels_in_brackets_are_no_lists(written: Writer) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_several_labels_in_a_held_out_file_are_told_with_that_file(written: Writer, suffix: str) -> None:
+def test_several_labels_in_a_held_out_file_are_reported_with_that_file(written: Writer, suffix: str) -> None:
     held_out = written(suffix, LISTS).rename(f"held_out{suffix}")
     with pytest.raises(InputError, match=rf"several labels in a row.*held_out\{suffix}"):
         load(written(".csv", ["a", "b", "c"] * 10), validation_file=str(held_out))
