@@ -3,8 +3,8 @@
 python -m serve --bundle BUNDLE --port 8000
 python tests/support/hostile_bodies.py --url http://127.0.0.1:8000 --admin_key KEY
 
-The pause is what a client sees who asks for /health/live all the while: the longest of its waits during each request.
-Each request is sent several times, and the least of its pauses counts, since other programs cause pauses too.
+A pause is the longest wait of a client that keeps asking for /health/live while a request is answered. Each request is
+sent several times, and the shortest of its pauses counts, since other programs cause pauses too.
 """
 
 import argparse

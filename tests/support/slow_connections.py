@@ -1,4 +1,4 @@
-"""Clients that connect and say nothing, or little at a time; and what a normal client notices of them.
+"""Clients that connect and send nothing, or little at a time, and how long a normal client then waits.
 
 python -m serve --bundle BUNDLE --port 8000
 python tests/support/slow_connections.py --url http://127.0.0.1:8000

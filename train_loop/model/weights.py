@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -236,20 +237,19 @@ def _require_encoder(name: str, model: PreTrainedModel, info: dict[str, Any]) ->
 def _unwrapped_weights(folder: Path) -> dict[str, Tensor] | None:
     """Return the weights of a folder under their own names, if they were saved from within a wrapper."""
     if (file := folder / "model.safetensors").is_file():
-        from safetensors import safe_open
-
         with safe_open(file, "pt") as opened:
-            names = list(opened.keys())
-        read: Callable[[], dict[str, Tensor]] = lambda: load_file(file)  # noqa: E731
+            names = opened.keys()
+        if not any(name.startswith(WRAPPERS) for name in names):
+            return None
+        loaded = load_file(file)
     elif (file := folder / "pytorch_model.bin").is_file():
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        names, read = list(loaded), lambda: loaded
     else:
         return None
-    if not any(name.startswith(WRAPPERS) for name in names):
+    if not any(name.startswith(WRAPPERS) for name in loaded):
         return None
     weights = {}
-    for name, tensor in read().items():
+    for name, tensor in loaded.items():
         while name.startswith(WRAPPERS):
             name = name.partition(".")[2]
         weights[name] = tensor
