@@ -6,6 +6,7 @@ thread per core the throughput is highest, since small batches stay in each core
 one session, so the weights are in memory at most twice.
 """
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,17 @@ from serve.contract.errors import InputError
 from serve.contract.telemetry import switch_off_telemetry
 from serve.device_buffers import DeviceBuffers
 
+logger = logging.getLogger(__name__)
+
 PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU, 'rawloop[gpu]'; never both)"
+
+RELU = (
+    b'\x08\x07\x12\x00:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+"""A graph of one operator, to try a device with."""
 
 
 class Session:
@@ -147,19 +156,28 @@ class SessionPool:
 
 
 def resolve_device(device: DeviceName | Literal["auto"]) -> DeviceName:
-    """Return the device that `auto` means here: cuda if ONNX Runtime can use it, else cpu.
+    """Return the device that `auto` means here: cuda if ONNX Runtime runs on it, else cpu.
+
+    A GPU that it cannot use (an old driver, a hidden or busy device) is logged.
 
     Raises:
         InputError: another name than auto, cpu or cuda.
     """
     if device == "auto":
-        return "cuda" if _has_gpu() and PROVIDERS["cuda"] in _onnxruntime().get_available_providers() else "cpu"
+        if not _has_gpu() or PROVIDERS["cuda"] not in _onnxruntime().get_available_providers():
+            return "cpu"
+        try:
+            _load(RELU, "cuda", num_threads=1, spinning=False, cuda_graphs=False)
+        except InputError as error:
+            logger.warning("device auto takes the CPU, because the GPU cannot be used: %s", error)
+            return "cpu"
+        return "cuda"
     if device not in PROVIDERS:
         raise InputError(f"device {device!r}: expected auto, cpu or cuda")
     return device
 
 
-def _load(graph: Path, device: DeviceName, num_threads: int, spinning: bool, cuda_graphs: bool) -> Any:
+def _load(graph: Path | bytes, device: DeviceName, num_threads: int, spinning: bool, cuda_graphs: bool) -> Any:
     onnxruntime = _onnxruntime()
     provider = PROVIDERS[device]
     if provider not in (available := onnxruntime.get_available_providers()):
@@ -180,12 +198,14 @@ def _load(graph: Path, device: DeviceName, num_threads: int, spinning: bool, cud
         onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* packages, wherever pip put them
         provider_options = {
             "enable_cuda_graph": "1" if cuda_graphs else "0",
-            "arena_extend_strategy": "kSameAsRequested",
+            "use_tf32": "0",  # 10 bits of mantissa would not be fp32's answers
         }
+    source = graph if isinstance(graph, bytes) else str(graph)
     try:
-        session = onnxruntime.InferenceSession(str(graph), options, providers=[(provider, provider_options)])
+        session = onnxruntime.InferenceSession(source, options, providers=[(provider, provider_options)])
     except Exception as error:  # its errors have no other common base class
-        raise InputError(f"{graph}: ONNX Runtime cannot load it on {device} ({error})") from error
+        what = "a graph of one operator" if isinstance(graph, bytes) else graph
+        raise InputError(f"{what}: ONNX Runtime cannot load it on {device} ({error})") from error
     if (found := session.get_providers()[0]) != provider:
         raise InputError(
             f"device {device}: ONNX Runtime could not start it and fell back to {found}; check nvidia-smi, the "

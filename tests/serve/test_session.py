@@ -11,7 +11,7 @@ from tiny_bundles import VOCABULARY, save_tiny_bundle, token_weights
 
 from serve.contract.errors import InputError
 from serve.device_buffers import MAX_KEPT_SHAPES, DeviceBuffers
-from serve.session import Session, SessionPool, resolve_device
+from serve.session import RELU, Session, SessionPool, resolve_device
 
 PAD = VOCABULARY["[PAD]"]
 
@@ -167,12 +167,38 @@ def test_cuda_is_the_only_provider_requested_and_its_libraries_are_loaded_first(
 
 def test_auto_takes_cuda_where_there_are_a_gpu_and_a_runtime_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_gpu, available, expected in ((True, [CUDA], "cuda"), (True, [CPU], "cpu"), (False, [CUDA], "cpu")):
-        runtime = FakeRuntime(available=available, found=CPU)
+        runtime = FakeRuntime(available=available, found=available[0])
         monkeypatch.setattr("serve.session._has_gpu", lambda has_gpu=has_gpu: has_gpu)
         monkeypatch.setattr("serve.session._onnxruntime", lambda runtime=runtime: runtime)
         assert resolve_device("auto") == expected
     with pytest.raises(InputError, match="expected auto, cpu or cuda"):
         resolve_device("tpu")  # type: ignore[arg-type]
+
+
+def test_auto_takes_the_cpu_and_logs_why_where_cuda_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An old driver, or CUDA_VISIBLE_DEVICES=""."""
+    monkeypatch.setattr("serve.session._has_gpu", lambda: True)
+    monkeypatch.setattr("serve.session._onnxruntime", lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
+    assert resolve_device("auto") == "cpu"
+    assert "the GPU cannot be used: device cuda: ONNX Runtime could not start it" in caplog.text
+    assert resolve_device("cuda") == "cuda"  # asked for, it stays an error when a graph is loaded
+
+
+def test_the_graph_that_a_device_is_tried_with_is_one() -> None:
+    assert onnxruntime.InferenceSession(RELU, providers=[CPU]).run(None, {"x": np.float32([-1])}) == [[0]]
+
+
+def test_fp32_on_cuda_is_not_rounded_and_its_memory_grows_in_steps(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
+    monkeypatch.setattr("serve.session._onnxruntime", lambda: runtime)
+    Session(graph, device="cuda")
+    ((_, options),) = runtime.asked[1]
+    assert options["use_tf32"] == "0"
+    assert "arena_extend_strategy" not in options  # kSameAsRequested never reuses memory under varying shapes
 
 
 def test_cuda_graphs_need_cuda(graph: Path) -> None:
