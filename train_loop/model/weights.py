@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -54,8 +55,7 @@ def load_model(
     options = {
         "config": model_config,
         "dtype": torch.float32,  # master weights; autocast casts them to half precision
-        # On a CPU, torch's fused attention takes a slower path with dropout or a mask: 5 to 15 % of a step.
-        "attn_implementation": "eager" if device.type == "cpu" else None,
+        "attn_implementation": attention_on(device, model_config),
         "ignore_mismatched_sizes": True,  # replaces a head for another number of labels
         "output_loading_info": True,
     }
@@ -81,9 +81,9 @@ def load_finished_model(folder: Path, device: torch.device) -> PreTrainedModel:
     Raises:
         InputError: the folder has other weights than a run left there.
     """
-    # Attention as in training; see `load_model`.
+    attention = attention_on(device, AutoConfig.from_pretrained(folder))
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder, attn_implementation="eager" if device.type == "cpu" else None, output_loading_info=True
+        folder, attn_implementation=attention, output_loading_info=True
     )
     if strange := [key for kind in ("missing_keys", "unexpected_keys") for key in info[kind]]:
         raise InputError(
@@ -92,6 +92,17 @@ def load_finished_model(folder: Path, device: torch.device) -> PreTrainedModel:
         )
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def attention_on(device: torch.device, model_config: PretrainedConfig) -> str:
+    """Return the attention to run: torch's fused one on a GPU, where the architecture has it.
+
+    On a CPU it takes a slower path with dropout or a mask: 5 to 15 % of a step. Left to itself, transformers takes
+    flash-attn for some models if that is installed, which does not run on the CPU that a model is prepared on.
+    """
+    model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model_config), None)
+    has_fused = getattr(model_class, "_supports_sdpa", False)
+    return "sdpa" if device.type != "cpu" and has_fused else "eager"
 
 
 def last_layer(model: PreTrainedModel) -> tuple[str, nn.Linear]:

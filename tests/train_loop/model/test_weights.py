@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 CPU = torch.device("cpu")
 NAMES = ("no", "perhaps", "yes")
+WITHOUT_FUSED_ATTENTION = {"electra", "xlnet", "deberta", "deberta-v2", "mpnet"}
 
 
 @pytest.fixture
@@ -176,6 +177,14 @@ def test_a_finished_model_with_weights_of_other_names_is_not_evaluated(finished:
     with pytest.raises(InputError, match=r"not those of a finished run \(.*\); restore them, or train again"):
         load_finished_model(finished, CPU)
     assert "kept" in load(finished)[1]  # the way out
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_attention_is_chosen_and_never_left_to_what_is_installed(tmp_path: Path, architecture: str) -> None:
+    source = save_tiny_model(tmp_path / "model", architecture)
+    for device, fused in ((CPU, False), (torch.device("cuda"), architecture not in WITHOUT_FUSED_ATTENTION)):
+        model = load_model(config_of(source), NAMES, device)
+        assert model.config._attn_implementation == ("sdpa" if fused else "eager")
 
 
 # The tokenizer
