@@ -44,7 +44,8 @@ def load_model(
             those that its config.json describes.
     """
     model_config = load_model_config(config)
-    head_labels = tuple(str(model_config.id2label[index]) for index in range(model_config.num_labels))
+    names = model_config.id2label  # of the head, if the weights have one; a hand-written config may skip a number
+    head_labels = tuple(str(names.get(index, f"LABEL_{index}")) for index in range(len(names)))
     model_config.num_labels = len(labels)
     model_config.id2label = dict(enumerate(labels))
     model_config.label2id = {label: index for index, label in enumerate(labels)}

@@ -115,6 +115,11 @@ def test_class_numbers_are_the_names_of_an_unnamed_head(folder: Path) -> None:
     assert "new" in load(folder, ("1", "2"))[1]
 
 
+def test_a_config_that_skips_a_class_number_is_that_of_another_head(folder: Path) -> None:
+    edit_config(folder, id2label={1: "no", 2: "yes"}, label2id={"no": 1, "yes": 2})
+    assert "Head: new; the model's is for other labels (LABEL_0, no)" in load(folder, ("no", "yes"))[1]
+
+
 def test_a_head_of_another_size_is_new(folder: Path) -> None:
     assert load(folder)[1] == "Head: new, for 3 labels."
 
