@@ -113,7 +113,7 @@ def test_slow_and_idle_connections_end_and_disturb_no_one(bundle: Path, monkeypa
             time.sleep(0.01)
 
 
-def test_a_slow_head_is_reported_why(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_head_is_refused_with_the_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.http.connection.HEAD_TIMEOUT_S", 0.1)
     with live_server(bundle) as live:
         assert answer_to(live, b"GET /health/live HTTP/1.1\r\nHo").startswith(b"HTTP/1.1 408 ")

@@ -149,7 +149,7 @@ def test_what_cannot_be_a_delimiter_is_refused(here: Path, job: Job, delimiter: 
 
 
 @pytest.mark.parametrize(("name", "separator"), [("rows.csv", ","), ("rows.tsv", "\t")])
-def test_a_file_without_a_header_is_reported_how_to_get_one(here: Path, job: Job, name: str, separator: str) -> None:
+def test_a_file_without_a_header_is_refused_with_a_way_out(here: Path, job: Job, name: str, separator: str) -> None:
     Path(name).write_text(f"I loved it{separator}pos\nI hated it{separator}neg\n")
     with pytest.raises(InputError, match="If line 1 is a row already") as caught:
         read_file(Path(name), COLUMNS)
@@ -168,7 +168,7 @@ def test_a_misspelt_header_is_no_row(here: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [("0", "1"), ("0.0", "1.0"), ("False", "True")])
-def test_one_hot_columns_are_reported_how_to_become_labels(here: Path, values: tuple[str, str]) -> None:
+def test_one_hot_columns_are_refused_with_a_way_to_make_labels(here: Path, values: tuple[str, str]) -> None:
     no, yes = values
     Path("rows.csv").write_text(f"text,spam,ham\na,{yes},{no}\nb,{no},{yes}\n")
     with pytest.raises(InputError, match="no column 'label'; 'spam', 'ham' hold one 1 in each row") as caught:
@@ -177,7 +177,7 @@ def test_one_hot_columns_are_reported_how_to_become_labels(here: Path, values: t
     assert read_file(Path("labelled.csv"), COLUMNS)["label"][:] == ["spam", "ham"]
 
 
-def test_columns_of_several_labels_are_reported_to_be_trained_one_by_one(here: Path) -> None:
+def test_columns_of_several_labels_are_refused_with_a_way_to_train_one_by_one(here: Path) -> None:
     rows = [{"text": "a", "toxic": 1, "rude": 1}, {"text": "b", "toxic": 0, "rude": 0}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="classifier for each, such as --label_column toxic"):
@@ -214,7 +214,7 @@ def test_damaged_gzip_is_reported(here: Path, job: Job) -> None:
         ("a.parquet.gz", "gunzip a.parq"),
     ],
 )
-def test_other_packed_files_are_reported_how_to_be_unpacked(here: Path, job: Job, name: str, way_out: str) -> None:
+def test_other_packed_files_are_refused_with_a_way_out(here: Path, job: Job, name: str, way_out: str) -> None:
     Path(name).write_bytes(b"PK")
     with pytest.raises(InputError, match=f"unpack it: {way_out}"):
         read_file(Path(name), COLUMNS)
@@ -223,7 +223,7 @@ def test_other_packed_files_are_reported_how_to_be_unpacked(here: Path, job: Job
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.json.gz"])
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_json_array_is_reported_how_to_become_lines(here: Path, job: Job, name: str, indent: int | None) -> None:
+def test_a_json_array_is_refused_with_a_way_to_make_lines(here: Path, job: Job, name: str, indent: int | None) -> None:
     content = json.dumps([{"text": text, "label": "x"} for text in TEXTS], indent=indent).encode()
     Path(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     with pytest.raises(InputError, match="one JSON array, where one object per line is expected") as caught:
