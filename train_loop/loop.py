@@ -5,6 +5,7 @@ one denominator, clip, set the learning rate, update. "Step" always means optimi
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from serve.contract.errors import InputError, WorkStopped
 from train_loop.config import TrainConfig
@@ -26,6 +28,7 @@ from train_loop.run.progress import StepReport
 from train_loop.steps.feed import MicroBatch, StepFeed, to_device
 from train_loop.steps.loss import loss_sum
 from train_loop.steps.optimizer import learning_rate_at
+from train_loop.steps.outcome import NumbersUnderway
 from train_loop.steps.plan import BatchPlan, StepPlan
 from train_loop.training import Training
 
@@ -40,17 +43,32 @@ class NonFiniteLoss(WorkStopped):
     """The loss or its gradient is NaN or infinite; the weights were not touched."""
 
 
+@dataclasses.dataclass(kw_only=True)
+class _StepUnderway:
+    """A step that the device may still be computing."""
+
+    number: int
+    """Steps before it."""
+    epoch: float
+    plan: StepPlan
+    learning_rate: float
+    numbers: NumbersUnderway
+    """[5]: loss of all processes, own loss, gradient norm, a signal that any process received or 0, 1 if skipped."""
+    seconds: float
+
+
 def train(training: Training, state: TrainState) -> None:
     """Run from `state.step` to the end, keeping `state` current; call on all processes.
 
     Raises:
-        Interrupted: a signal arrived; its step is finished and saved.
-        NonFiniteLoss: before the update, or after MAX_SKIPPED skipped updates in a row.
+        Interrupted: a signal arrived; the step that was running is finished and saved.
+        NonFiniteLoss: no update was made from it; or fp16 skipped MAX_SKIPPED updates in a row.
         InputError: a checkpoint cannot be written, or a single row does not fit into memory.
     """
     config, accelerator = training.config, training.accelerator
     plan, epoch = training.plan(0), 0
-    steps_per_epoch, num_skipped = len(plan), 0
+    steps_per_epoch = len(plan)
+    underway: _StepUnderway | None = None
     training.model.train()
     with (
         StepFeed(training.collate, accelerator.process_index) as feed,
@@ -67,39 +85,35 @@ def train(training: Training, state: TrainState) -> None:
 
             # From here on, gradients are complete and identical on every process.
             gradient_norm = accelerator.clip_grad_norm_(training.model.parameters(), config.max_grad_norm or math.inf)
-            loss_value, interrupted = _gather_outcome(training, state, loss, gradient_norm, watch.received)
+            numbers, is_bad = _outcome(accelerator, loss, gradient_norm, watch.received)
+            # The only wait for the device, and it is for the step before: this step's work is queued already.
+            interrupted = _settle(training, state, underway)
             learning_rate = learning_rate_at(state.num_updates, training.num_steps, config)
-            updated = _update(accelerator, training.optimizer, learning_rate)
+            skipped = _update(accelerator, training.optimizer, learning_rate, is_bad)
 
-            state.step += 1
-            state.num_updates += updated
-            num_skipped = 0 if updated else num_skipped + 1
-            if state.step % TRIM_MEMORY_EVERY == 0:
-                return_unused_memory(accelerator.device)
-            seconds = time.perf_counter() - began
-            state.seconds += seconds
-            training.progress.after_step(
-                StepReport(
-                    step=state.step,
-                    epoch=state.step / steps_per_epoch,
-                    loss=loss_value,
-                    learning_rate=learning_rate,
-                    gradient_norm=float(gradient_norm),
-                    updated=updated,
-                    num_rows=step_plan.num_rows,
-                    num_tokens=step_plan.num_tokens,
-                    num_padded_tokens=step_plan.num_padded_tokens,
-                    seconds=seconds,
-                )
+            underway = _StepUnderway(
+                number=state.step,
+                epoch=(state.step + 1) / steps_per_epoch,
+                plan=step_plan,
+                learning_rate=learning_rate,
+                numbers=NumbersUnderway(torch.cat([numbers, skipped.to(numbers.dtype).reshape(1)])),
+                seconds=0.0,
             )
-            if num_skipped == MAX_SKIPPED:
-                raise NonFiniteLoss(_skipped_message(training, state))
-
+            state.step += 1
             is_last = state.step == training.num_steps
             evaluate = is_last or state.step % (config.eval_every or steps_per_epoch) == 0
+            save = evaluate or bool(interrupted) or bool(config.save_every and state.step % config.save_every == 0)
+            if state.step % TRIM_MEMORY_EVERY == 0:
+                return_unused_memory(accelerator.device)
+            underway.seconds = time.perf_counter() - began
+            state.seconds += underway.seconds
+
+            if save:
+                interrupted = _settle(training, state, underway) or interrupted
+                underway = None
             if evaluate:
                 _evaluate(training, state, state.step / steps_per_epoch)
-            if evaluate or interrupted or (config.save_every and state.step % config.save_every == 0):
+            if save:
                 training.checkpoints.save(accelerator, training.model, training.optimizer, state)
             if interrupted and not is_last:
                 raise Interrupted(interrupted, state.step, training.checkpoints.folder.parent)
@@ -215,37 +229,73 @@ def _cut_finer(training: Training, step: int, step_plan: StepPlan) -> None:
     )
 
 
-def _gather_outcome(
-    training: Training, state: TrainState, loss: Tensor, gradient_norm: Tensor, signal_number: int
-) -> tuple[float, int]:
-    """Return the step's loss over all processes, and the signal that any of them received, or 0.
-
-    Here the CPU waits for the device: a non-finite loss must stop the run before it reaches the weights.
-    """
-    accelerator = training.accelerator
-    # fp16 overflows now and then; its scaler skips such a step by itself.
-    bad_gradient = accelerator.scaler is None and not torch.isfinite(gradient_norm)
-    shared = torch.stack([loss, loss.new_tensor(float(signal_number))])
+def _outcome(
+    accelerator: Accelerator, loss: Tensor, gradient_norm: Tensor, signal_number: int
+) -> tuple[Tensor, Tensor]:
+    """Return the step's numbers [4], as in `_StepUnderway`, and whether they forbid an update; all on the device."""
+    shared = torch.stack([loss, torch.full_like(loss, signal_number)])
     if accelerator.num_processes > 1:
         gathered = accelerator.gather(shared.unsqueeze(0))  # [P, 2]
         shared = torch.stack([gathered[:, 0].sum(), gathered[:, 1].max()])
-    loss_value, received = shared.tolist()
-    if bad_gradient or not math.isfinite(loss_value):
-        raise NonFiniteLoss(_non_finite_message(training, state, float(loss), loss_value))
-    return loss_value, int(received)
+    if isinstance(gradient_norm, DTensor):
+        gradient_norm = gradient_norm.full_tensor()
+    gradient_norm = gradient_norm.to(loss.dtype)
+    is_bad = ~(torch.isfinite(shared[0]) & torch.isfinite(gradient_norm))
+    return torch.stack([shared[0], loss, gradient_norm, shared[1]]), is_bad
 
 
-def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_rate: float) -> bool:
-    """Set the learning rate and update the weights; return False if fp16 skipped the update."""
+def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_rate: float, is_bad: Tensor) -> Tensor:
+    """Set the learning rate and update the weights, unless the gradients are bad; return whether it was skipped.
+
+    The device decides by itself, so that the CPU need not wait for it. Both flags are scalars on the device.
+    """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     scaler = accelerator.scaler
-    scale_before = scaler.get_scale() if scaler is not None else 0.0
-    optimizer.step()
+    if scaler is None:
+        fused = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
+        fused.found_inf = is_bad.to(torch.float32)  # as torch's GradScaler hands it to fused optimizers
+        optimizer.step()
+        del fused.found_inf
+        skipped = is_bad
+    else:
+        # A fused optimizer is always called and skips internally, so "was it called" proves nothing
+        # (accelerate issue 4242); the scaler lowers its scale if, and only if, it skipped. get_scale() would wait.
+        scale_before = scaler._scale.clone()
+        optimizer.step()
+        skipped = scaler._scale < scale_before
     optimizer.zero_grad()
-    # A fused optimizer is always called and skips internally, so "was it called" proves nothing
-    # (accelerate issue 4242); the scaler lowers its scale if, and only if, it skipped.
-    return scaler is None or scaler.get_scale() >= scale_before
+    return skipped
+
+
+def _settle(training: Training, state: TrainState, underway: _StepUnderway | None) -> int:
+    """Wait for a step, count and report it; return the signal that any process received in it, or 0."""
+    if underway is None:
+        return 0
+    loss, own_loss, gradient_norm, signal_number, skipped = underway.numbers.read()
+    # fp16 overflows now and then; its scaler skips such a step by itself.
+    bad_gradient = training.accelerator.scaler is None and not math.isfinite(gradient_norm)
+    if bad_gradient or not math.isfinite(loss):
+        raise NonFiniteLoss(_non_finite_message(training, underway.number, own_loss, loss))
+    state.num_updates += not skipped
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+    training.progress.after_step(
+        StepReport(
+            step=underway.number + 1,
+            epoch=underway.epoch,
+            loss=loss,
+            learning_rate=underway.learning_rate,
+            gradient_norm=gradient_norm,
+            updated=not skipped,
+            num_rows=underway.plan.num_rows,
+            num_tokens=underway.plan.num_tokens,
+            num_padded_tokens=underway.plan.num_padded_tokens,
+            seconds=underway.seconds,
+        )
+    )
+    if state.skipped_in_a_row == MAX_SKIPPED:
+        raise NonFiniteLoss(_skipped_message(training, underway.number + 1))
+    return int(signal_number)
 
 
 def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
@@ -261,24 +311,24 @@ def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
     training.progress.after_evaluation(state.step, epoch, metrics, is_best=state.best_step == state.step)
 
 
-def _non_finite_message(training: Training, state: TrainState, own_loss: float, loss: float) -> str:
-    epoch, index = divmod(state.step, len(training.plan(0)))
+def _non_finite_message(training: Training, step: int, own_loss: float, loss: float) -> str:
+    epoch, index = divmod(step, len(training.plan(0)))
     rows = training.plan(epoch).step(index, training.max_tokens_per_forward).rows[training.accelerator.process_index]
     mine = [] if math.isfinite(own_loss) and not math.isfinite(loss) else np.concatenate(rows).tolist()
     suspects = sorted(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine)))
     numbers = [training.data.train.row_number(row) for row in suspects]
     what = "loss" if not math.isfinite(loss) else "gradient"
     return (
-        f"step {state.step + 1}: the {what} is not finite (loss {loss}), so training stops before the update. Rows of "
+        f"step {step + 1}: the {what} is not finite (loss {loss}), so training stops before the update. Rows of "
         f"the step in {training.data.train.origin}, counted from 1: {', '.join(map(str, numbers[:64]))}"
         f"{' ...' if len(numbers) > 64 else ''}. Look at those texts; then lower --learning_rate, set --max_grad_norm, "
         "or use --mixed_precision bf16 or no in a new run. The last checkpoint is unaffected"
     )
 
 
-def _skipped_message(training: Training, state: TrainState) -> str:
+def _skipped_message(training: Training, step: int) -> str:
     return (
-        f"step {state.step}: fp16 overflowed in {MAX_SKIPPED} steps in a row, at ever smaller scales, so nothing "
+        f"step {step}: fp16 overflowed in {MAX_SKIPPED} steps in a row, at ever smaller scales, so nothing "
         "is learned any more. Continue from the last checkpoint in a precision with more range: --resume "
         f"{training.checkpoints.folder.parent} --mixed_precision bf16 (or no)"
     )

@@ -31,8 +31,9 @@ def observe(training: Any, *, stop_after: int | None = None) -> list[dict[str, A
         steps.append({"rows": [int(row) for micro_batch in rows for row in micro_batch]})
         return step_plan, loss
 
-    def record(report: Any) -> None:
-        steps[-1] |= {"step": report.step, "lr": report.learning_rate, "loss": report.loss, "updated": report.updated}
+    def record(report: Any) -> None:  # a step is reported while the next one runs
+        step = next(step for step in steps if "step" not in step)
+        step |= {"step": report.step, "lr": report.learning_rate, "loss": report.loss, "updated": report.updated}
         after_step(report)
 
     loop._forward_and_backward = forward_and_backward

@@ -52,6 +52,8 @@ class TrainState:
     """Optimizer steps completed."""
     num_updates: int = 0
     """Steps that changed the weights; fp16 skips some. Warm-up and decay count these."""
+    skipped_in_a_row: int = 0
+    """Updates that fp16 skipped since the last one it made."""
     best_score: float | None = None
     """Best validation value of the run's metric so far; the loss is negated."""
     best_loss: float = 0.0
