@@ -121,6 +121,14 @@ class TrainConfig:
     """auto: bf16 if the hardware has it, fp16 on other GPUs, else no."""
     compile: bool = False
     """Compile the model in place (torch.compile, dynamic shapes); pays off on long runs."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """Mode of torch.compile; reduce-overhead uses CUDA graphs."""
+    cuda_graphs: bool = False
+    """Record each shape's forward and backward pass as a CUDA graph: for small models, on one GPU."""
+    attn_implementation: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention; auto: torch's fused one (sdpa) on a GPU where the model has it, else eager."""
+    tf32: bool = False
+    """With mixed_precision no, multiply in TF32 on an NVIDIA GPU: faster, with a mantissa of 10 bits."""
 
     # Evaluation and checkpoints
     eval_every: Annotated[int | None, AT_LEAST_1] = None
@@ -211,6 +219,19 @@ def _problems(config: TrainConfig) -> list[str]:
     require(
         config.label_column not in (config.text_column, config.text_pair_column),
         f"--label_column {config.label_column!r} is also a text column",
+    )
+    require(
+        config.compile or config.compile_mode == "default",
+        f"--compile_mode {config.compile_mode} needs --compile true",
+    )
+    require(
+        not (config.compile and config.cuda_graphs),
+        "--cuda_graphs records what --compile would replace; pass one (--compile_mode reduce-overhead has both)",
+    )
+    require(
+        not config.tf32 or config.mixed_precision == "no",
+        f"--tf32 is for float32; with --mixed_precision {config.mixed_precision}, leave it out, or pass "
+        "--mixed_precision no",
     )
     if isinstance(config.class_weights, dict):
         unquoted = [label for label in config.class_weights if not isinstance(label, str)]

@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.findings.calibration import Calibration
     from train_loop.findings.results import print_results, write_results
     from train_loop.machine.device import build_accelerator, precision_name
-    from train_loop.machine.processes import on_main_process
+    from train_loop.machine.processes import local_main_process_first, on_main_process
     from train_loop.model.pretrained import fitting_precision
     from train_loop.run.progress import build_console
 
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> None:
             style="yellow",
         )
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    with accelerator.local_main_process_first():  # the others find the tokens cached
+    with local_main_process_first(accelerator):  # the others find the tokens cached
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
     if train is not None and fingerprint != classifier.data_fingerprint:
         console.print(

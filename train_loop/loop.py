@@ -6,6 +6,7 @@ one denominator, clip, set the learning rate, update. "Step" always means optimi
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -27,7 +28,7 @@ from train_loop.run.interrupt import Interrupted, InterruptWatch
 from train_loop.run.progress import StepReport
 from train_loop.steps.feed import MicroBatch, StepFeed, to_device
 from train_loop.steps.loss import loss_sum
-from train_loop.steps.optimizer import learning_rate_at
+from train_loop.steps.optimizer import learning_rate_at, update
 from train_loop.steps.outcome import NumbersUnderway
 from train_loop.steps.plan import BatchPlan, StepPlan
 from train_loop.training import Training
@@ -89,7 +90,8 @@ def train(training: Training, state: TrainState) -> None:
             # The only wait for the device, and it is for the step before: this step's work is queued already.
             interrupted = _settle(training, state, underway)
             learning_rate = learning_rate_at(state.num_updates, training.num_steps, config)
-            skipped = _update(accelerator, training.optimizer, learning_rate, is_bad)
+            skipped = update(accelerator, training.optimizer, learning_rate, is_bad)
+            training.zero_grad()
 
             underway = _StepUnderway(
                 number=state.step,
@@ -188,14 +190,31 @@ def _run_micro_batches(training: Training, step_plan: StepPlan, batches: list[Mi
 
     With `exchange`, the last backward pass averages gradients over processes; no other pass does.
     """
-    config, accelerator = training.config, training.accelerator
+    accelerator = training.accelerator
     total = torch.zeros((), dtype=training.class_weights.dtype, device=accelerator.device)
+    denominator = torch.full_like(total, step_plan.weight_sum)
     for number, batch in enumerate(to_device(batches, accelerator.device), start=1):
         last = exchange and number == len(batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(training.model):
-            with accelerator.autocast():  # Accelerate adds it to every model but a sharded one
-                logits = training.model(**batch.inputs).logits  # [B, C]
-            numerator = loss_sum(
+            if training.graphs is None:
+                total += _one_pass(training, batch, denominator)
+            else:
+                total += training.graphs.run(functools.partial(_one_pass, training), batch, denominator)
+    return total
+
+
+def _one_pass(training: Training, batch: MicroBatch, denominator: Tensor) -> Tensor:
+    """Run forward and backward over one micro-batch; return its share of the step's loss, a scalar."""
+    config, accelerator = training.config, training.accelerator
+    with accelerator.autocast():  # Accelerate adds it to every model but a sharded one
+        logits = training.model(**batch.inputs).logits  # [B, C]
+    if batch.is_filler:
+        loss = _zero(training, logits)
+    else:
+        # The denominator is the sum of weights of the WHOLE step, over all micro-batches and
+        # processes: only then does a row weigh the same however the step is cut.
+        loss = (
+            loss_sum(
                 logits,
                 batch.labels,
                 training.class_weights,
@@ -203,18 +222,26 @@ def _run_micro_batches(training: Training, step_plan: StepPlan, batches: list[Mi
                 label_smoothing=config.label_smoothing,
                 focal_gamma=config.focal_gamma,
             )
-            # The denominator is the sum of weights of the WHOLE step, over all micro-batches and
-            # processes: only then does a row weigh the same however the step is cut. DDP and FSDP
-            # average gradients over processes, hence the factor.
-            loss = numerator * (0.0 if batch.is_filler else 1.0) / step_plan.weight_sum
-            accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
-    return total
+            / denominator
+        )
+    accelerator.backward(loss * accelerator.num_processes)  # DDP and FSDP average gradients over processes
+    return loss.detach()
+
+
+def _zero(training: Training, logits: Tensor) -> Tensor:
+    """Return a loss of 0 that gives every parameter a gradient of 0.
+
+    Under DDP it leaves out what the model computed: logits that overflowed in fp16, times 0, are NaN.
+    """
+    if training.accelerator.distributed_type == DistributedType.FSDP:  # its hooks are on the way back from the logits
+        return logits.sum() * 0.0
+    trainable = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+    return torch.stack([parameter.flatten()[0] for parameter in trainable]).sum() * 0.0
 
 
 def _cut_finer(training: Training, step: int, step_plan: StepPlan) -> None:
     """Drop a failed attempt's gradients and halve the tokens of a forward pass."""
-    training.optimizer.zero_grad()
+    training.zero_grad()
     clear_device_cache()
     num_rows, num_tokens = step_plan.largest
     if num_rows == 1:
@@ -242,30 +269,6 @@ def _outcome(
     gradient_norm = gradient_norm.to(loss.dtype)
     is_bad = ~(torch.isfinite(shared[0]) & torch.isfinite(gradient_norm))
     return torch.stack([shared[0], loss, gradient_norm, shared[1]]), is_bad
-
-
-def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_rate: float, is_bad: Tensor) -> Tensor:
-    """Set the learning rate and update the weights, unless the gradients are bad; return whether it was skipped.
-
-    The device decides by itself, so that the CPU need not wait for it. Both flags are scalars on the device.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    scaler = accelerator.scaler
-    if scaler is None:
-        fused = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
-        fused.found_inf = is_bad.to(torch.float32)  # as torch's GradScaler hands it to fused optimizers
-        optimizer.step()
-        del fused.found_inf
-        skipped = is_bad
-    else:
-        # A fused optimizer is always called and skips internally, so "was it called" proves nothing
-        # (accelerate issue 4242); the scaler lowers its scale if, and only if, it skipped. get_scale() would wait.
-        scale_before = scaler._scale.clone()
-        optimizer.step()
-        skipped = scaler._scale < scale_before
-    optimizer.zero_grad()
-    return skipped
 
 
 def _settle(training: Training, state: TrainState, underway: _StepUnderway | None) -> int:

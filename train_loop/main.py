@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.machine.device import build_accelerator
+    from train_loop.machine.processes import local_main_process_first
     from train_loop.model.pretrained import fitting_precision, load_tokenizer
     from train_loop.model.weights import fit_to_tokenizer, load_model
     from train_loop.rows.data import class_counts, load_data
@@ -46,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
     console = build_console(quiet=not accelerator.is_main_process)
 
     tokenizer, max_length = load_tokenizer(config)
-    with accelerator.local_main_process_first():  # the others find the tokens cached
+    with local_main_process_first(accelerator):  # the others find the tokens cached
         data = load_data(config, tokenizer, max_length)
     print_data(console, data)
     weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)

@@ -26,6 +26,7 @@ from train_loop.run.directory import RunDirectory
 from train_loop.run.progress import Progress
 from train_loop.steps.dropout import MaskSource, replace_dropout
 from train_loop.steps.feed import Collator
+from train_loop.steps.graphs import WIDTH_MULTIPLE, CudaCapture, PassGraphs
 from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import Evaluation, evaluate_logits, predict_logits
@@ -48,6 +49,8 @@ class Training:
     num_steps: int
     dropout_masks: MaskSource | None = None
     """Source of dropout masks on a CPU; None if torch draws them."""
+    graphs: PassGraphs | None = None
+    """Recorded passes, with --cuda_graphs."""
     pad_to_multiple_of: int = 1
     max_tokens_per_forward: int | None = None
     """Most padded tokens of one forward pass, once memory ran out; not saved, as a resumed run may have more."""
@@ -61,6 +64,10 @@ class Training:
     def collator(self, split: Split) -> Collator:
         """Return the collator of a split."""
         return Collator(split, self.tokenizer, self.data.max_length, self.pad_to_multiple_of)
+
+    def zero_grad(self) -> None:
+        """Drop the gradients; a recorded pass needs them where they are."""
+        self.optimizer.zero_grad(set_to_none=self.graphs is None)
 
     def plan(self, epoch: int) -> BatchPlan:
         """Return the optimizer steps of an epoch."""
@@ -119,7 +126,7 @@ def build_training(
     if accelerator.device.type == "cpu" and not config.compile:  # compiled dropout is as fast
         masks = replace_dropout(model)
     if config.compile:
-        model.compile(dynamic=True)  # in place: a wrapper would rename the weights
+        model.compile(dynamic=True, mode=config.compile_mode)  # in place: a wrapper would rename the weights
     if accelerator.distributed_type == DistributedType.FSDP:
         shard_by_layer(accelerator.state.fsdp_plugin, model)
     else:
@@ -137,6 +144,9 @@ def build_training(
             data_fingerprint=data.fingerprint,
             rows={name: len(split) for name, split in data.splits.items()},
         )
+    graphs = None
+    if config.cuda_graphs:
+        graphs = PassGraphs((each for each in prepared.parameters() if each.requires_grad), CudaCapture())
     is_half_on_gpu = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
     return Training(
         config=config,
@@ -155,7 +165,8 @@ def build_training(
         progress=Progress(run.logs, accelerator, console, num_steps=num_steps, log_every=config.log_every),
         num_steps=num_steps,
         dropout_masks=masks,
-        pad_to_multiple_of=8 if is_half_on_gpu else 1,  # tensor cores
+        graphs=graphs,
+        pad_to_multiple_of=WIDTH_MULTIPLE if graphs else 8 if is_half_on_gpu else 1,  # 8: tensor cores
     )
 
 

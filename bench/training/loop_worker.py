@@ -13,6 +13,7 @@ from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.loop import train
 from train_loop.machine.device import build_accelerator
+from train_loop.machine.processes import local_main_process_first
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.model.weights import load_model
 from train_loop.rows.data import class_counts, load_data
@@ -63,7 +64,7 @@ class OurLoop(PacedTraining):
     def _build(self, config: TrainConfig) -> Training:
         accelerator = build_accelerator(config)
         tokenizer, max_length = load_tokenizer(config)
-        with accelerator.local_main_process_first():
+        with local_main_process_first(accelerator):
             data = load_data(config, tokenizer, max_length)
         weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
         set_seed(config.seed)

@@ -116,6 +116,7 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
 
     from train_loop.command_line import parse_config
     from train_loop.machine.device import build_accelerator, fsdp_plugin
+    from train_loop.machine.processes import local_main_process_first
     from train_loop.model.pretrained import load_tokenizer
     from train_loop.model.weights import load_model
     from train_loop.rows.data import class_counts, load_data
@@ -129,7 +130,7 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # Accelerate does not shard CPU processes
         accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": fsdp_plugin()}
     tokenizer, max_length = load_tokenizer(config)
-    with accelerator.local_main_process_first():
+    with local_main_process_first(accelerator):
         data = load_data(config, tokenizer, max_length)
     set_seed(config.seed)
     model = load_model(config, data.labels, accelerator.device).to(dtype)

@@ -1,7 +1,6 @@
 """The Accelerator of a run: device, processes, and the precision that the hardware supports."""
 
 import ctypes
-import datetime
 import os
 import platform
 
@@ -24,14 +23,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from serve.contract.errors import InputError
 from train_loop.config import MixedPrecision, TrainConfig
+from train_loop.machine.processes import STEP_TIMEOUT
 from train_loop.machine.threads import use_the_cores
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of glibc's <malloc.h>."""
-
-PATIENCE = datetime.timedelta(hours=6)
-"""How long processes wait for each other. NCCL's default of ten minutes ends a run in which one process tokenizes many
-rows, or examines the results, while the others wait."""
 
 
 def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> Accelerator:
@@ -40,8 +36,8 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
     `for_evaluation` never shards, and falls back to the precision `auto` if the hardware lacks the configured one.
 
     Raises:
-        InputError: the device does not support the precision, a tracker is not installed, or DeepSpeed or FSDP 1 is
-            configured.
+        InputError: the device does not support the precision or an option, a tracker is not installed, or DeepSpeed,
+            FSDP 1, or FSDP in fp16 is configured.
     """
     if for_evaluation:
         # Accelerate shards a model only together with its optimizer, and transformers, in RAM-efficient loading,
@@ -50,12 +46,15 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
     plugin = fsdp_plugin()
     # Accelerate connects several CPU processes only if `cpu` is set.
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    state = PartialState(cpu=on_cpu, timeout=STEP_TIMEOUT)
     if state.distributed_type == DistributedType.DEEPSPEED:
         raise InputError(
             "DeepSpeed runs its own accumulation, clipping and update, which this loop writes by hand; "
             "use FSDP2 for sharding (accelerate launch --use_fsdp --fsdp_version 2)"
         )
+    _require_device(config, state)
+    if config.tf32:
+        torch.set_float32_matmul_precision("high")
     keep_freed_memory(state.device)
     if state.device.type == "cpu":
         use_the_cores(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
@@ -70,9 +69,14 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
     precision = config.mixed_precision
     if for_evaluation and why_lacking(precision, state.device):
         precision = "auto"
+    resolved = resolve_precision(precision, state.device)
+    if plugin is not None and resolved == "fp16":
+        raise InputError(
+            "--mixed_precision fp16: not with FSDP, on whose sharded gradients its scaler is untried; use bf16 or no"
+        )
     return Accelerator(
         cpu=on_cpu,
-        mixed_precision=resolve_precision(precision, state.device),
+        mixed_precision=resolved,
         fsdp_plugin=plugin,
         log_with=config.trackers or None,
         # Trackers need a folder now; training.py sets the run's own once it exists.
@@ -82,6 +86,18 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+
+
+def _require_device(config: TrainConfig, state: PartialState) -> None:
+    """Check the options that only some devices have."""
+    for name in ("tf32", "cuda_graphs"):
+        if getattr(config, name) and state.device.type != "cuda":
+            raise InputError(f"--{name} is for NVIDIA GPUs, and the device is {state.device.type}; leave it out")
+    if config.cuda_graphs and state.num_processes > 1:
+        raise InputError(
+            "--cuda_graphs: one process only, as the exchange of gradients is not recorded; leave it out, or use "
+            "--compile true --compile_mode reduce-overhead"
+        )
 
 
 def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:

@@ -1,12 +1,21 @@
 """Communication between the processes of a run."""
 
-from collections.abc import Callable
+import contextlib
+import datetime
+import functools
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 T = TypeVar("T")
+
+STEP_TIMEOUT = datetime.timedelta(minutes=15)
+"""How long a process waits for the others within a step or an evaluation; beyond it, one of them hangs."""
+WORK_TIMEOUT = datetime.timedelta(hours=6)
+"""How long processes wait while one works for all of them: it tokenizes many rows, or examines the results."""
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
@@ -23,10 +32,28 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T:
             outcome[0] = work()
         except Exception as error:
             outcome[0] = error
-    broadcast_object_list(outcome)
+    torch.distributed.broadcast_object_list(outcome, src=0, group=_patient_group())
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]  # type: ignore[return-value]  # a T: the exceptions are raised above
+
+
+@contextlib.contextmanager
+def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Let the first process of each machine run the block before the machine's others."""
+    waits = accelerator.num_processes > 1
+    if waits and not accelerator.is_local_main_process:
+        torch.distributed.barrier(_patient_group())
+    yield
+    if waits and accelerator.is_local_main_process:
+        torch.distributed.barrier(_patient_group())
+
+
+@functools.cache
+def _patient_group() -> torch.distributed.ProcessGroup:
+    """Return the group of all processes in which a long wait is no fault: over gloo, as only the CPUs wait."""
+    group: torch.distributed.ProcessGroup = torch.distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
+    return group
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -56,7 +57,7 @@ def load_model(
     options = {
         "config": model_config,
         "dtype": torch.float32,  # master weights; autocast casts them to half precision
-        "attn_implementation": attention_on(device, model_config),
+        "attn_implementation": attention_on(device, model_config, config.attn_implementation),
         "ignore_mismatched_sizes": True,  # replaces a head for another number of labels
         "output_loading_info": True,
     }
@@ -73,6 +74,7 @@ def load_model(
     name, layer = last_layer(model)
     is_new = any(key.startswith(f"{name}.") for key in (*info["missing_keys"], *info["mismatched_keys"]))
     report(_settle_head(layer, () if is_new else head_labels, labels, model_config))
+    _keep_logits_precise(model)
     return model
 
 
@@ -92,10 +94,28 @@ def load_finished_model(folder: Path, device: torch.device) -> PreTrainedModel:
             "or train again from this folder: --model_name"
         )
     assert isinstance(model, PreTrainedModel)
+    _keep_logits_precise(model)
     return model
 
 
-def attention_on(device: torch.device, model_config: PretrainedConfig) -> str:
+class FullPrecisionLinear(nn.Linear):
+    """A linear layer that autocast leaves in the precision of its weights."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return [..., out] for values [..., in] of any float type."""
+        with torch.autocast(values.device.type, enabled=False):
+            return functional.linear(values.to(self.weight.dtype), self.weight, self.bias)
+
+
+def _keep_logits_precise(model: PreTrainedModel) -> None:
+    """Compute the logits in float32 under autocast.
+
+    Half precision would round logits to 3 digits (bf16): rows tie, and calibration is coarse.
+    """
+    last_layer(model)[1].__class__ = FullPrecisionLinear
+
+
+def attention_on(device: torch.device, model_config: PretrainedConfig, requested: str = "auto") -> str:
     """Return the attention to run: torch's fused one on a GPU, where the architecture has it.
 
     On a CPU it takes a slower path with dropout or a mask: 5 to 15 % of a step. Left to itself, transformers takes
@@ -103,7 +123,11 @@ def attention_on(device: torch.device, model_config: PretrainedConfig) -> str:
     """
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model_config), None)
     has_fused = getattr(model_class, "_supports_sdpa", False)
-    return "sdpa" if device.type != "cpu" and has_fused else "eager"
+    if requested == "sdpa" and not has_fused:
+        raise InputError(
+            f"--attn_implementation sdpa: {model_config.model_type} has no such attention; leave it out, or pass eager"
+        )
+    return requested if requested != "auto" else "sdpa" if device.type != "cpu" and has_fused else "eager"
 
 
 def last_layer(model: PreTrainedModel) -> tuple[str, nn.Linear]:

@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and the learning rate of each update.
+"""AdamW with its parameter groups, the learning rate of each update, and the update.
 
 The learning rate is a function of the number of updates made, set before each step, and not a scheduler
 prepared by Accelerate: that steps `num_processes` times per update, so warm-up and decay would shrink with
@@ -7,9 +7,11 @@ still when fp16 skips a step (promise T5).
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from train_loop.config import TrainConfig
 
@@ -68,3 +70,25 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         eps=config.adam_epsilon,
         fused=devices <= {"cuda", "cpu", "mps", "xpu"},
     )
+
+
+def update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_rate: float, is_bad: Tensor) -> Tensor:
+    """Set the learning rate and update the weights, unless the gradients are bad; return whether it was skipped.
+
+    The device decides by itself, so that the CPU need not wait for it. Both flags are scalars on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    scaler = accelerator.scaler
+    if scaler is None:
+        fused: Any = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper
+        fused.found_inf = is_bad.to(torch.float32)  # as torch's GradScaler hands it to fused optimizers
+        optimizer.step()
+        del fused.found_inf
+        return is_bad
+    # A fused optimizer is always called and skips internally, so "was it called" proves nothing
+    # (accelerate issue 4242); the scaler lowers its scale if, and only if, it skipped. get_scale() would wait.
+    scale_before = scaler._scale.clone()
+    optimizer.step()
+    skipped: Tensor = scaler._scale < scale_before
+    return skipped

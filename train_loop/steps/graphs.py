@@ -1,0 +1,115 @@
+"""Forward and backward passes recorded as CUDA graphs, one for each shape, and replayed.
+
+A step of a small model takes a GPU less time than its thousand kernels take the CPU to launch. A graph launches all of
+them at once. It reads and writes the addresses it was recorded with: so a batch is copied into the recorded one's
+tensors, gradients are set to zero but never freed, and every number that changes is a tensor on the device.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve.contract.errors import InputError
+from train_loop.steps.feed import MicroBatch
+
+MAX_GRAPHS = 64
+"""Shapes that are recorded; each keeps some memory, and what comes later runs without."""
+WIDTH_MULTIPLE = 16
+"""Lengths are rounded up to a multiple of this [tokens], so that shapes are few."""
+
+Pass = Callable[[MicroBatch, Tensor], Tensor]
+"""(micro-batch, denominator) -> its share of the loss; adds to the gradients. All on the device."""
+Replay = Callable[[], object]
+Record = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
+"""Records work without doing it; returns what does it, and its output, which each replay overwrites."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+    batch: MicroBatch
+    denominator: Tensor
+    replay: Replay
+    loss: Tensor
+
+
+class PassGraphs:
+    """Runs passes through the graph of their shape: a shape's first pass as it is, its second records the graph.
+
+    Args:
+        parameters: the trainable ones, whose gradients a graph adds to.
+        capture: how graphs are recorded and plain passes run; `CudaCapture` but for tests.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], capture: "CudaCapture") -> None:
+        self._parameters = list(parameters)
+        self._capture = capture
+        self._seen: set[Any] = set()
+        self._graphs: dict[Any, _Graph] = {}
+
+    def run(self, one_pass: Pass, batch: MicroBatch, denominator: Tensor) -> Tensor:
+        """Run one pass; return its share of the loss, a scalar.
+
+        Raises:
+            InputError: the pass waits for the device, so it cannot be recorded.
+        """
+        shape = tuple((name, tensor.shape) for name, tensor in sorted(batch.inputs.items()))
+        graph = self._graphs.get(shape)
+        if graph is None:
+            is_new, is_full = shape not in self._seen, len(self._graphs) >= MAX_GRAPHS
+            has_gradients = all(parameter.grad is not None for parameter in self._parameters)
+            self._seen.add(shape)
+            if is_new or is_full or batch.is_filler or not has_gradients:
+                return self._capture.run(lambda: one_pass(batch, denominator))
+            graph = self._graphs[shape] = self._record(one_pass, batch, denominator)
+        for name, tensor in batch.inputs.items():
+            graph.batch.inputs[name].copy_(tensor)
+        graph.batch.labels.copy_(batch.labels)
+        graph.denominator.copy_(denominator)
+        graph.replay()
+        return graph.loss.clone()
+
+    def _record(self, one_pass: Pass, batch: MicroBatch, denominator: Tensor) -> _Graph:
+        inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
+        own = dataclasses.replace(batch, inputs=inputs, labels=batch.labels.clone())
+        own_denominator = denominator.clone()
+        try:
+            replay, loss = self._capture.record(lambda: one_pass(own, own_denominator))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise InputError(
+                f"--cuda_graphs: a pass of this model cannot be recorded ({error}); continue without it: "
+                "--resume with --cuda_graphs false"
+            ) from error
+        return _Graph(own, own_denominator, replay, loss)
+
+
+class CudaCapture:
+    """Records graphs on a stream of its own.
+
+    What runs before a recording runs on the same stream, because autograd's accumulation of a gradient stays on the
+    stream of its first pass.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool: Any = None
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """Run work on the stream of the recordings."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            output = work()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return output
+
+    def record(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        """Record work; all graphs share their memory, as only one runs at a time."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            output = work()
+        self._pool = graph.pool()
+        return graph.replay, output
