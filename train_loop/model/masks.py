@@ -38,7 +38,8 @@ def _expand(mask: Tensor, dtype: torch.dtype, tgt_len: int | None = None) -> Ten
     """
     if mask.is_floating_point():
         return None
-    return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
+    expanded: Tensor = AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
+    return expanded
 
 
 def _keep_quiet(input_ids: Tensor, attention_mask: Tensor | None) -> None:

@@ -210,7 +210,7 @@ class RowWidths:
             half, reach = levels[-1], 2 ** (len(levels) - 1)
             levels.append(np.maximum(half[:-reach], half[reach:]))
         # As they are read one by one, memoryviews: faster than numpy.
-        self._stretches = [(2**k, memoryview(level)) for k, level in enumerate(levels)][::-1]
+        self._stretches = [(2**k, level.data) for k, level in enumerate(levels)][::-1]
         """(2**k, [i]: the widest of 2**k rows from row i on), the longest first; sorted rows need only 2**0."""
 
     def __len__(self) -> int:

@@ -101,7 +101,7 @@ class LogitsCopy:
         if logits.device.type == "cuda":
             self._host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
             self._host.copy_(logits, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(logits.device))
         else:
             self._host = logits.cpu()
