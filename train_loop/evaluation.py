@@ -182,11 +182,14 @@ def _logits(
     splits: dict[str, Split],
     console: Console,
 ) -> dict[str, NDArray[np.float32]]:
+    from train_loop.model.masks import take_masks_as_given
     from train_loop.model.weights import load_finished_model
     from train_loop.steps.feed import Collator
     from train_loop.steps.scoring import predict_logits
 
     model = load_finished_model(folder / "model", accelerator.device)
+    on_cuda = accelerator.device.type == "cuda"
+    omit_masks = on_cuda and take_masks_as_given(model, int(tokenizer.pad_token_id))  # before the model moves there
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
     found: dict[str, NDArray[np.float32]] = {}
     for name, split in splits.items():
@@ -196,7 +199,7 @@ def _logits(
             prepared,
             split,
             len(classifier.labels),
-            Collator(split, tokenizer, classifier.max_length),
+            Collator(split, tokenizer, classifier.max_length, pinned=on_cuda, omit_masks=omit_masks),
             config.eval_max_tokens_per_forward,
         )
     return found

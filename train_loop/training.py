@@ -19,6 +19,7 @@ from train_loop.command_line import read_config, write_yaml
 from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.machine.device import precision_name, shard_by_layer
 from train_loop.machine.processes import on_main_process
+from train_loop.model.masks import take_masks_as_given
 from train_loop.model.weights import freeze_unused_parameters
 from train_loop.rows.data import Data, Split
 from train_loop.run.checkpoint import CheckpointStore, Identity, TrainState
@@ -52,6 +53,8 @@ class Training:
     graphs: PassGraphs | None = None
     """Recorded passes, with --cuda_graphs."""
     pad_to_multiple_of: int = 1
+    omit_masks: bool = False
+    """Whether micro-batches without padding have no attention mask."""
     max_tokens_per_forward: int | None = None
     """Most padded tokens of one forward pass, once memory ran out; not saved, as a resumed run may have more."""
     sizes_that_fit: set[tuple[int, int]] = dataclasses.field(default_factory=set)
@@ -63,7 +66,14 @@ class Training:
 
     def collator(self, split: Split) -> Collator:
         """Return the collator of a split."""
-        return Collator(split, self.tokenizer, self.data.max_length, self.pad_to_multiple_of)
+        return Collator(
+            split,
+            self.tokenizer,
+            self.data.max_length,
+            self.pad_to_multiple_of,
+            pinned=self.accelerator.device.type == "cuda",
+            omit_masks=self.omit_masks,
+        )
 
     def zero_grad(self) -> None:
         """Drop the gradients; a recorded pass needs them where they are."""
@@ -122,6 +132,11 @@ def build_training(
     )
     dtype = next(model.parameters()).dtype
     freeze_unused_parameters(model, tokenizer.model_input_names)
+    omit_masks = (
+        accelerator.device.type == "cuda"
+        and not config.compile  # a missing input is another graph
+        and take_masks_as_given(model, int(tokenizer.pad_token_id))
+    )
     masks = None
     if accelerator.device.type == "cpu" and not config.compile:  # compiled dropout is as fast
         masks = replace_dropout(model)
@@ -166,6 +181,7 @@ def build_training(
         num_steps=num_steps,
         dropout_masks=masks,
         graphs=graphs,
+        omit_masks=omit_masks,
         pad_to_multiple_of=WIDTH_MULTIPLE if graphs else 8 if is_half_on_gpu else 1,  # 8: tensor cores
     )
 

@@ -1,10 +1,10 @@
 """Rows of the plan -> padded tensors on the device, one optimizer step ahead of the loop."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from train_loop.rows.data import Split
+from train_loop.rows.flat_tokens import FlatTokens
 from train_loop.steps.plan import Rows, StepPlan
 
 
@@ -21,12 +22,27 @@ class MicroBatch:
 
     rows: Rows
     """Indices of the rows in the split [B]."""
-    inputs: dict[str, Tensor]
-    """input_ids, attention_mask, [token_type_ids]: [B, T] int64."""
-    labels: Tensor
-    """[B] int64."""
+    packed: Tensor
+    """All numbers of the micro-batch, one input after the other, then the labels: int64. A single copy moves them."""
+    names: tuple[str, ...]
+    """Names of the inputs, in that order."""
     is_filler: bool = False
     """True if the pass only keeps the processes in sync; its loss counts 0."""
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """input_ids, [token_type_ids], [attention_mask]: views of `packed`, [B, T] int64."""
+        return {name: part.view(len(self.rows), -1) for name, part in zip(self.names, self._parts, strict=False)}
+
+    @property
+    def labels(self) -> Tensor:
+        """A view of `packed`, [B] int64."""
+        return self._parts[-1]
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Tensor, ...]:
+        size = (self.packed.numel() - len(self.rows)) // len(self.names)
+        return self.packed.split_with_sizes([*[size] * len(self.names), len(self.rows)])
 
 
 class Collator:
@@ -37,44 +53,59 @@ class Collator:
         tokenizer: its padding token and side (XLNet pads on the left).
         max_length: no row is padded beyond it, as the model may have no more positions.
         pad_to_multiple_of: round lengths up; 8 suits tensor cores in half precision.
+        pinned: build micro-batches in pinned memory, from which CUDA copies while the CPU goes on.
+        omit_masks: give no attention mask to micro-batches without padding (see `model/masks.py`).
     """
 
     def __init__(
-        self, split: Split, tokenizer: PreTrainedTokenizerFast, max_length: int, pad_to_multiple_of: int = 1
+        self,
+        split: Split,
+        tokenizer: PreTrainedTokenizerFast,
+        max_length: int,
+        pad_to_multiple_of: int = 1,
+        *,
+        pinned: bool = False,
+        omit_masks: bool = False,
     ) -> None:
         self.labels = split.labels
         rounded = -(-split.lengths // pad_to_multiple_of) * pad_to_multiple_of
         self.widths: NDArray[np.int32] = np.maximum(split.lengths, np.minimum(rounded, max_length))
         """Padded length of each row on its own [N]; the plan counts these."""
-        self._tokens: datasets.Dataset = split.tokens.with_format("arrow")
+        self._tokens = FlatTokens(split.tokens)
         self._padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         self._left = tokenizer.padding_side == "left"
+        self._pinned = pinned
+        self._omit_masks = omit_masks
 
     def __call__(self, rows: Rows) -> MicroBatch:
         """Return the micro-batch of `rows`; for no rows, a filler made of row 0."""
         is_filler = len(rows) == 0
         if is_filler:
             rows = np.zeros(1, dtype=np.int64)
-        table, width = self._tokens[rows], int(self.widths[rows].max())
-        inputs: dict[str, Tensor] = {}
-        for name in table.column_names:
-            column = table.column(name).combine_chunks()
-            lengths = np.diff(column.offsets.to_numpy())
-            values = column.flatten().to_numpy(zero_copy_only=False)
-            padded, mask = self._pad(values, lengths, width, self._padding[name])
-            inputs[name] = torch.from_numpy(padded)
-            inputs["attention_mask"] = torch.from_numpy(mask)
-        return MicroBatch(rows, inputs, torch.from_numpy(self.labels[rows]), is_filler)
-
-    def _pad(
-        self, values: NDArray[np.integer], lengths: NDArray[np.integer], width: int, padding: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return values [sum of lengths] padded to [B, T], and the mask [B, T]."""
+        lengths, width = self._tokens.lengths[rows][:, None], int(self.widths[rows].max())
         places = np.arange(width)
-        real = places >= width - lengths[:, None] if self._left else places < lengths[:, None]  # [B, T]
-        padded = np.full(real.shape, padding, dtype=np.int64)
-        padded[real] = values
-        return padded, real.astype(np.int64)
+        is_padded = bool(lengths.min() < width)
+        if is_padded:
+            # The place in its row of each token [B, T]; padding repeats the first or last one until it is overwritten.
+            places = places - (width - lengths) if self._left else places
+            is_padding = places < 0 if self._left else places >= lengths
+            places = np.maximum(places, 0) if self._left else np.minimum(places, np.maximum(lengths - 1, 0))
+
+        names = self._tokens.names
+        with_mask = is_padded or not self._omit_masks
+        # torch's allocator keeps pinned memory for reuse, and not before a copy from it is done.
+        num_values = (len(names) + with_mask) * len(rows) * width + len(rows)
+        packed = torch.empty(num_values, dtype=torch.int64, pin_memory=self._pinned)
+        flat = packed.numpy()
+        inputs = flat[: num_values - len(rows)].reshape(-1, len(rows), width)
+        for name, padded in zip(names, inputs, strict=False):
+            padded[...] = self._tokens.gather(name, rows, places)
+            if is_padded:
+                np.copyto(padded, self._padding[name], where=is_padding)
+        if with_mask:
+            inputs[-1] = ~is_padding if is_padded else 1
+        flat[num_values - len(rows) :] = self.labels[rows]
+        return MicroBatch(rows, packed, (*names, "attention_mask") if with_mask else names, is_filler)
 
 
 class StepFeed:
@@ -99,6 +130,18 @@ class StepFeed:
         """Build this process's micro-batches of a step now."""
         return step_plan, [self._collate(rows) for rows in step_plan.rows[self._process]]
 
+    def run(self, steps: Iterator[StepPlan]) -> Iterator[list[MicroBatch]]:
+        """Yield this process's micro-batches of each step; those of the next are built meanwhile."""
+
+        def build_next() -> list[MicroBatch] | None:
+            step_plan = next(steps, None)
+            return None if step_plan is None else self.build(step_plan)[1]
+
+        ahead = self._pool.submit(build_next)
+        while (batches := ahead.result()) is not None:
+            ahead = self._pool.submit(build_next)
+            yield batches
+
     def discard(self) -> None:
         """Discard what was built ahead, because the plan changed."""
         self._ahead = None
@@ -114,16 +157,9 @@ class StepFeed:
 
 
 def to_device(batches: list[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
-    """Yield micro-batches with their tensors on `device`; copies to a GPU are asynchronous."""
+    """Yield micro-batches with their tensors on `device`, moved by one copy each; copies to a GPU are asynchronous."""
     for batch in batches:
         if device.type == "cpu":
             yield batch
-            continue
-        inputs = {name: _copy(tensor, device) for name, tensor in batch.inputs.items()}
-        yield dataclasses.replace(batch, inputs=inputs, labels=_copy(batch.labels, device))
-
-
-def _copy(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        else:
+            yield dataclasses.replace(batch, packed=batch.packed.to(device, non_blocking=batch.packed.is_pinned()))

@@ -2,7 +2,7 @@
 
 A step of a small model takes a GPU less time than its thousand kernels take the CPU to launch. A graph launches all of
 them at once. It reads and writes the addresses it was recorded with: so a batch is copied into the recorded one's
-tensors, gradients are set to zero but never freed, and every number that changes is a tensor on the device.
+tensor, gradients are set to zero but never freed, and every number that changes is a tensor on the device.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class PassGraphs:
         Raises:
             InputError: the pass waits for the device, so it cannot be recorded.
         """
-        shape = tuple((name, tensor.shape) for name, tensor in sorted(batch.inputs.items()))
+        shape = (len(batch.rows), batch.packed.numel(), batch.names)
         graph = self._graphs.get(shape)
         if graph is None:
             is_new, is_full = shape not in self._seen, len(self._graphs) >= MAX_GRAPHS
@@ -64,16 +64,13 @@ class PassGraphs:
             if is_new or is_full or batch.is_filler or not has_gradients:
                 return self._capture.run(lambda: one_pass(batch, denominator))
             graph = self._graphs[shape] = self._record(one_pass, batch, denominator)
-        for name, tensor in batch.inputs.items():
-            graph.batch.inputs[name].copy_(tensor)
-        graph.batch.labels.copy_(batch.labels)
+        graph.batch.packed.copy_(batch.packed)
         graph.denominator.copy_(denominator)
         graph.replay()
         return graph.loss.clone()
 
     def _record(self, one_pass: Pass, batch: MicroBatch, denominator: Tensor) -> _Graph:
-        inputs = {name: tensor.clone() for name, tensor in batch.inputs.items()}
-        own = dataclasses.replace(batch, inputs=inputs, labels=batch.labels.clone())
+        own = dataclasses.replace(batch, packed=batch.packed.clone())
         own_denominator = denominator.clone()
         try:
             replay, loss = self._capture.record(lambda: one_pass(own, own_denominator))

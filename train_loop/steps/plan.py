@@ -6,6 +6,7 @@ micro-batches changes speed and memory, never what is learned (promise T1).
 """
 
 import dataclasses
+import heapq
 import math
 from collections.abc import Iterator
 
@@ -122,7 +123,7 @@ class BatchPlan:
             rows,
             self.lengths,
             widths=self.widths,
-            weight_sum=math.fsum(self.weights[rows]),
+            weight_sum=math.fsum(self.weights[rows].tolist()),
             num_processes=self.num_processes,
             num_micro_batches=self.num_micro_batches if max_tokens is None else None,
             max_tokens=limit,
@@ -158,7 +159,7 @@ def cut_step(
     Micro-batches are runs of `rows` in the order given, cut to minimize the largest padded run. With
     `max_tokens`, there are as few as possible within it; a longer row gets its own.
     """
-    row_widths = (lengths if widths is None else widths)[rows].astype(np.int64)
+    row_widths = RowWidths((lengths if widths is None else widths)[rows].astype(np.int64))
     count = num_micro_batches or 1
     if max_tokens is None:
         bounds = _cut_evenly(row_widths, num_processes * count)
@@ -166,18 +167,18 @@ def cut_step(
         longest = _greedy_runs(row_widths, max_tokens)
         count = max(count, math.ceil(len(longest) / num_processes))
         bounds = _cut_evenly(row_widths, num_processes * count)
-        if any(_cost(row_widths, *run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
+        if any(row_widths.cost(*run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
             # A single row exceeds the budget, and an even cut lets the other runs grow to its size.
             bounds = longest + [(len(rows), len(rows))] * (num_processes * count - len(longest))
 
-    costs = np.array([_cost(row_widths, *run) for run in bounds], dtype=np.int64)
     runs = [rows[start:end] for start, end in bounds]
+    costs = [row_widths.cost(start, end) for start, end in bounds]
     return StepPlan(
         rows=tuple(tuple(runs[run] for run in share) for share in _deal(costs, num_processes, count)),
         weight_sum=weight_sum,
         num_rows=len(rows),
         num_tokens=int(lengths[rows].sum(dtype=np.int64)),
-        sizes=tuple((end - start, int(row_widths[start:end].max())) for start, end in bounds if end > start),
+        sizes=tuple((len(run), cost // len(run)) for run, cost in zip(runs, costs, strict=True) if len(run)),
     )
 
 
@@ -198,56 +199,92 @@ def _draw_order(
     return order, random.permutation(num_full)
 
 
-def _cost(row_widths: NDArray[np.int64], start: int, end: int) -> int:
-    """Return the padded tokens of the micro-batch row_widths[start:end]."""
-    return (end - start) * int(row_widths[start:end].max()) if end > start else 0
+class RowWidths:
+    """The padded lengths of a step's rows [N], in order; finds the ends of runs without visiting each row."""
+
+    def __init__(self, values: NDArray[np.int64]) -> None:
+        self.values = values
+        self._is_sorted = not (values[1:] > values[:-1]).any()
+        levels = [values]
+        while not self._is_sorted and 2 ** len(levels) <= len(values):
+            half, reach = levels[-1], 2 ** (len(levels) - 1)
+            levels.append(np.maximum(half[:-reach], half[reach:]))
+        # As they are read one by one, memoryviews: faster than numpy.
+        self._stretches = [(2**k, level.data) for k, level in enumerate(levels)][::-1]
+        """(2**k, [i]: the widest of 2**k rows from row i on), the longest first; sorted rows need only 2**0."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def cost(self, start: int, end: int) -> int:
+        """Return the padded tokens of the micro-batch of rows start:end."""
+        if end == start:
+            return 0
+        return (end - start) * int(self.values[start] if self._is_sorted else self.values[start:end].max())
+
+    def end_of_run(self, start: int, size: int) -> int:
+        """Return the end of the longest run from a row on whose padded size is at most `size`; it has one row at least.
+
+        If the widest row comes first, that is one division. Otherwise the run is built up from stretches of
+        2**k rows, the longest first: what does not fit now will not fit a longer run.
+        """
+        num_rows, widest = 1, self._stretches[-1][1][start]
+        if self._is_sorted:
+            return min(len(self), start + max(1, size // widest)) if widest else len(self)
+        for reach, stretch in self._stretches:
+            if (num_rows + reach) * widest <= size and start + num_rows < len(stretch):
+                width = max(widest, stretch[start + num_rows])
+                if (num_rows + reach) * width <= size:
+                    num_rows, widest = num_rows + reach, width
+        return start + num_rows
 
 
-def _cut_evenly(row_widths: NDArray[np.int64], num_runs: int) -> list[Run]:
+def _cut_evenly(row_widths: RowWidths, num_runs: int) -> list[Run]:
     """Cut into `num_runs` runs, minimizing the largest padded size by bisection; some may be empty."""
     num_rows = len(row_widths)
     if num_rows <= num_runs:
         bounds = [(row, row + 1) for row in range(num_rows)]
         return bounds + [(num_rows, num_rows)] * (num_runs - num_rows)
     best: list[Run] = [(0, num_rows)]
-    low, high = int(row_widths.max()), num_rows * int(row_widths.max())
+    widest = int(row_widths.values.max())
+    # No cut is better than one without padding, and runs with the same number of rows always fit.
+    low, high = max(widest, -(-int(row_widths.values.sum()) // num_runs)), -(-num_rows // num_runs) * widest
     while low <= high and num_runs > 1:
         size = (low + high) // 2
         runs = _greedy_runs(row_widths, size, num_runs)
         if len(runs) > num_runs:
             low = size + 1
         else:
-            best, high = runs, size - 1
+            best, high = runs, max(row_widths.cost(*run) for run in runs) - 1
     return best + [(num_rows, num_rows)] * (num_runs - len(best))
 
 
-def _greedy_runs(row_widths: NDArray[np.int64], size: int, most: int | None = None) -> list[Run]:
+def _greedy_runs(row_widths: RowWidths, size: int, most: int | None = None) -> list[Run]:
     """Return the fewest runs of padded size at most `size`, extending each as far as it goes; a larger row is a run.
 
     Stops early, with too many runs, once there are more than `most`.
     """
     bounds: list[Run] = []
-    start, widest = 0, 0
-    for row, width in enumerate(row_widths.tolist()):
-        widest = max(widest, width)
-        if row > start and (row + 1 - start) * widest > size:
-            bounds.append((start, row))
-            if most is not None and len(bounds) == most:
-                break
-            start, widest = row, width
-    return [*bounds, (start, len(row_widths))]
+    start = 0
+    while start < len(row_widths) and (most is None or len(bounds) <= most):
+        end = row_widths.end_of_run(start, size)
+        bounds.append((start, end))
+        start = end
+    return bounds
 
 
-def _deal(costs: NDArray[np.int64], num_processes: int, count: int) -> list[list[int]]:
+def _deal(costs: list[int], num_processes: int, count: int) -> list[list[int]]:
     """Deal runs to processes, `count` each, balancing their loads; the largest runs come first.
 
     Each run goes to the least loaded process that has room (longest processing time first).
     """
     shares: list[list[int]] = [[] for _ in range(num_processes)]
-    loads = [0] * num_processes
-    for run in np.argsort(-costs, kind="stable").tolist():
-        open_processes = [p for p in range(num_processes) if len(shares[p]) < count]
-        process = min(open_processes, key=lambda p: (loads[p], p))
+    loads = [(0, process) for process in range(num_processes)]  # a heap of those with room
+    for run in sorted(range(len(costs)), key=lambda run: -costs[run]):
+        load, process = loads[0]
         shares[process].append(run)
-        loads[process] += int(costs[run])
+        if len(shares[process]) < count:
+            heapq.heapreplace(loads, (load + costs[run], process))
+        else:
+            heapq.heappop(loads)
     return shares

@@ -1,6 +1,7 @@
 """Logits and metrics of a split: every row exactly once on any number of processes, or an error (promise T2)."""
 
 import dataclasses
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.metrics import classification_metrics, log_loss
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
 from train_loop.rows.data import Split
-from train_loop.steps.feed import Collator, to_device
+from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.plan import Rows, evaluation_plan
 
 
@@ -59,16 +60,26 @@ def predict_logits(
     forward = model if sharded else accelerator.unwrap_model(model)
     was_training = model.training
     model.eval()
+    plan = evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens)
     rows: list[Rows] = []
     outputs: list[NDArray[np.float32]] = []
+    copies: deque[LogitsCopy] = deque()
     try:
-        with torch.inference_mode() if not sharded else torch.no_grad():
-            for step in evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens):
-                for micro_batch in step.rows[accelerator.process_index]:
-                    if len(micro_batch) or sharded:
-                        logits = _forward(accelerator, forward, micro_batch, collate, may_halve=not sharded)
-                        rows.append(micro_batch)
-                        outputs.append(logits[: len(micro_batch)])
+        with (
+            StepFeed(collate, accelerator.process_index) as feed,
+            torch.inference_mode() if not sharded else torch.no_grad(),
+        ):
+            for batches in feed.run(plan):
+                # Under FSDP a filler keeps the processes together; its logits are dropped.
+                used = [batch for batch in batches if sharded or not batch.is_filler]
+                parts = [_forward(accelerator, forward, batch, collate, may_halve=not sharded) for batch in used]
+                kept = [index for index, batch in enumerate(used) if not batch.is_filler]
+                if kept:
+                    rows.extend(used[index].rows for index in kept)
+                    copies.append(LogitsCopy(torch.cat([parts[index] for index in kept])))
+                if len(copies) > 1:  # a step late, so that a GPU has the next one to work on
+                    outputs.append(copies.popleft().array())
+            outputs.extend(copy.array() for copy in copies)
     finally:
         model.train(was_training)
     empty = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
@@ -81,23 +92,44 @@ def mean_cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float
     return log_loss(scores_from_logits(logits), labels)
 
 
-def _forward(
-    accelerator: Accelerator, model: nn.Module, rows: Rows, collate: Collator, *, may_halve: bool
-) -> NDArray[np.float32]:
-    """Return the logits of some rows [B, C]; if memory runs out, run half of them at a time."""
-    try:
-        batch = next(to_device([collate(rows)], accelerator.device))
-        with accelerator.autocast():  # Accelerate adds it to every model but a sharded one
-            logits = model(**batch.inputs).logits
-        array: NDArray[np.float32] = logits.float().cpu().numpy()
+class LogitsCopy:
+    """Logits on their way to the host: a GPU copies them into pinned memory while the CPU goes on."""
+
+    def __init__(self, logits: Tensor) -> None:
+        """Start copying logits [B, C] float32."""
+        self._event: torch.cuda.Event | None = None
+        if logits.device.type == "cuda":
+            self._host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+            self._host.copy_(logits, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(logits.device))
+        else:
+            self._host = logits.cpu()
+
+    def array(self) -> NDArray[np.float32]:
+        """Wait for the copy and return it [B, C], outside pinned memory."""
+        if self._event is not None:
+            self._event.synchronize()
+        array: NDArray[np.float32] = self._host.numpy().copy()
         return array
+
+
+def _forward(
+    accelerator: Accelerator, model: nn.Module, batch: MicroBatch, collate: Collator, *, may_halve: bool
+) -> Tensor:
+    """Return the logits of a micro-batch [B, C] float32, on the device; if memory runs out, run it in halves."""
+    try:
+        (moved,) = to_device([batch], accelerator.device)
+        with accelerator.autocast():  # Accelerate adds it to every model but a sharded one
+            logits: Tensor = model(**moved.inputs).logits
+        return logits.float()
     except RuntimeError as error:
-        if not (may_halve and len(rows) > 1 and is_out_of_memory(error)):
+        if not (may_halve and len(batch.rows) > 1 and is_out_of_memory(error)):
             raise
     clear_device_cache()
-    middle = len(rows) // 2
-    halves = [_forward(accelerator, model, part, collate, may_halve=True) for part in (rows[:middle], rows[middle:])]
-    return np.concatenate(halves)
+    middle = len(batch.rows) // 2
+    parts = (batch.rows[:middle], batch.rows[middle:])
+    return torch.cat([_forward(accelerator, model, collate(part), collate, may_halve=True) for part in parts])
 
 
 def _in_row_order(

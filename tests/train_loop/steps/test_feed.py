@@ -1,5 +1,8 @@
+import dataclasses
 import threading
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -8,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from train_loop.rows.data import Split
+from train_loop.rows.flat_tokens import FlatTokens
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.plan import BatchPlan, StepPlan
 
@@ -110,6 +115,48 @@ def test_the_plan_counts_the_tokens_that_are_computed(max_tokens: int) -> None:
         assert step.num_tokens == sum(split.lengths[rows].sum() for rows in step.rows[0])
 
 
+@pytest.mark.parametrize("architecture", ["bert", "xlnet"])
+def test_only_padded_micro_batches_have_a_mask_if_asked(architecture: str) -> None:
+    always = Collator(split_of(ROWS, TYPES), tiny_tokenizer(architecture), MAX_LENGTH)
+    padded = Collator(split_of(ROWS, TYPES), tiny_tokenizer(architecture), MAX_LENGTH, omit_masks=True)
+    for rows, has_mask in (([1, 2], False), ([4], False), ([1, 3], True), ([], False)):
+        full, found = always(np.array(rows, np.int64)), padded(np.array(rows, np.int64))
+        assert ("attention_mask" in found.inputs) == has_mask
+        assert found.inputs.keys() | {"attention_mask"} == full.inputs.keys()
+        for name, values in found.inputs.items():
+            assert torch.equal(values, full.inputs[name])
+        assert torch.equal(found.labels, full.labels)
+        assert has_mask or full.inputs["attention_mask"].all()
+
+
+def test_a_row_without_tokens_is_all_padding() -> None:
+    batch = Collator(split_of([[], [7, 8], []]), tiny_tokenizer(), MAX_LENGTH)(np.array([0, 1, 2]))
+    assert batch.inputs["input_ids"].tolist() == [[0, 0], [7, 8], [0, 0]]
+    assert batch.inputs["attention_mask"].tolist() == [[0, 0], [1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_tokens_in_many_pieces_are_found_without_a_copy(tmp_path: Path, in_memory: bool) -> None:
+    """As `datasets` writes them: record batches in one file, or side by side in memory, with rows selected."""
+    lengths = np.random.default_rng(0).integers(0, 9, 300)
+    rows = [[1000 * row + place for place in range(length)] for row, length in enumerate(lengths)]
+    whole = split_of(rows, [[row % 5] * length for row, length in enumerate(lengths)])
+    whole.tokens.save_to_disk(tmp_path / "tokens")
+    saved = datasets.load_from_disk(tmp_path / "tokens")
+    written = saved.map(lambda row: row, writer_batch_size=20, keep_in_memory=in_memory)
+    assert written.data.column("input_ids").num_chunks == 15
+    kept = np.random.default_rng(1).permutation(300)[:200]
+    split = dataclasses.replace(whole, tokens=written).take(kept, name="train", origin="cut")
+    flat = FlatTokens(split.tokens)
+    for row in range(200):
+        places = np.arange(lengths[kept[row]])
+        assert flat.gather("input_ids", np.array([row]), places)[0].tolist() == rows[kept[row]]
+        assert set(flat.gather("token_type_ids", np.array([row]), places)[0].tolist()) <= {kept[row] % 5}
+    values = flat._columns["input_ids"][0]
+    assert not values.flags.owndata
+    assert not values.flags.writeable
+
+
 def test_no_rows_make_a_filler_that_a_model_accepts() -> None:
     batch = Collator(split_of(ROWS, TYPES), tiny_tokenizer(), MAX_LENGTH)(np.empty(0, np.int64))
     assert batch.is_filler
@@ -151,8 +198,7 @@ def collate() -> Collator:
 
 
 def plan_of(collate: Collator, **fields: int | None) -> BatchPlan:
-    lengths = np.array([len(row) for row in collate._tokens["input_ids"].to_pylist()], np.int32)
-    return BatchPlan(lengths, np.ones(50), batch_size=8, **fields)
+    return BatchPlan(collate.widths, np.ones(50), batch_size=8, **fields)
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -225,7 +271,36 @@ def test_a_cpu_takes_micro_batches_unchanged(collate: Collator) -> None:
     assert moved is batch
 
 
-def test_another_device_gets_copies_of_all_tensors(collate: Collator) -> None:
-    (moved,) = to_device([collate(np.empty(0, np.int64))], torch.device("meta"))
+class CountedCopies(TorchDispatchMode):
+    """Counts the copies to another device."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function is torch.ops.aten._to_copy.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_another_device_gets_all_tensors_in_one_copy(collate: Collator) -> None:
+    with CountedCopies() as copies:
+        (moved,) = to_device([collate(np.empty(0, np.int64))], torch.device("meta"))
+    assert copies.number == 1
     assert {tensor.device.type for tensor in (*moved.inputs.values(), moved.labels)} == {"meta"}
     assert moved.is_filler
+
+
+def test_micro_batches_for_cuda_are_built_in_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One allocation each, from torch's allocator of pinned memory; none of tensors built before."""
+    asked: list[bool] = []
+    empty = torch.empty
+
+    def counted(*arguments: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", counted)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", None)
+    split = split_of(ROWS, TYPES)
+    batches = [Collator(split, tiny_tokenizer(), MAX_LENGTH, pinned=pinned)(np.arange(4)) for pinned in (True, False)]
+    assert asked == [True, False]
+    assert_same(batches[:1], batches[1:])

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train_loop.steps import plan as plan_module
 from train_loop.steps.plan import BatchPlan, cut_step, evaluation_plan
 
 GROUPINGS = ("window", "batch", "none")
@@ -81,6 +82,71 @@ def test_a_step_takes_no_more_passes_than_the_budget_requires(lengths, max_token
     step = cut_step(np.arange(len(lengths)), np.array(lengths), max_tokens=max_tokens, num_processes=num_processes)
     assert step.num_micro_batches == math.ceil(fewest_runs(lengths, max_tokens) / num_processes)
     assert all(num_rows * width <= max_tokens or num_rows == 1 for num_rows, width in step.sizes)
+
+
+def padded_sizes(widths: list[int], bounds: list[tuple[int, int]]) -> list[int]:
+    return [(end - start) * max(widths[start:end]) for start, end in bounds]
+
+
+def greedy_cut(widths: list[int], size: int) -> list[tuple[int, int]]:
+    """Return runs of at most `size` padded tokens, row by row; a larger row is a run."""
+    bounds, start = [], 0
+    for row in range(1, len(widths) + 1):
+        if row == len(widths) or (row + 1 - start) * max(widths[start : row + 1]) > size:
+            bounds.append((start, row))
+            start = row
+    return bounds
+
+
+def smallest_cut(widths: list[int], num_runs: int) -> list[tuple[int, int]]:
+    """Return at most `num_runs` runs with the smallest largest padded size, by trying every size."""
+    size = max(widths)
+    while len(bounds := greedy_cut(widths, size)) > num_runs:
+        size += 1
+    return bounds
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=30),
+    st.booleans(),
+    st.integers(1, 4),
+    st.one_of(st.none(), st.integers(1, 200)),
+)
+@settings(deadline=None, max_examples=300)
+def test_a_step_is_cut_like_row_by_row(lengths, is_sorted, num_processes, max_tokens):
+    """Finding the ends of runs without visiting each row gives the cuts of the slow and obvious way."""
+    lengths = sorted(lengths, reverse=True) if is_sorted else lengths
+    count = 1 if max_tokens is None else math.ceil(len(greedy_cut(lengths, max_tokens)) / num_processes)
+    bounds = smallest_cut(lengths, num_processes * count)
+    if max_tokens is not None and any(
+        size > max_tokens and end - start > 1
+        for (start, end), size in zip(bounds, padded_sizes(lengths, bounds), strict=True)
+    ):
+        bounds = greedy_cut(lengths, max_tokens)
+    step = cut_step(np.arange(len(lengths)), np.array(lengths), max_tokens=max_tokens, num_processes=num_processes)
+    found = sorted((int(rows[0]), int(rows[-1]) + 1) for process in step.rows for rows in process if len(rows))
+    assert max(padded_sizes(lengths, found)) == max(padded_sizes(lengths, bounds))
+    assert len(found) >= len(bounds)
+    assert all(len(process) == count for process in step.rows)
+    assert step.sizes == tuple((end - start, max(lengths[start:end])) for start, end in found)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_large_steps_are_cut_in_few_operations(grouping):
+    """A step of many rows takes as many searches as it has runs, times the digits of a size."""
+    searches = []
+
+    class Counted(plan_module.RowWidths):
+        def end_of_run(self, start, size):
+            searches.append(start)
+            return super().end_of_run(start, size)
+
+    lengths = np.random.default_rng(0).integers(4, 512, 40_000)
+    plan = BatchPlan(lengths, np.ones(40_000), batch_size=8192, num_processes=8, grouping=grouping)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "RowWidths", Counted)
+        plan.step(0)
+    assert 8 <= len(searches) <= 9 * 22
 
 
 @given(plans(), st.integers(1, 4), st.integers(1, 2000))

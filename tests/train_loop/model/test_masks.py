@@ -1,0 +1,106 @@
+"""Masks are taken as given: no look into them, and the same answers."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, save_tiny_model
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, modeling_attn_mask_utils
+
+from train_loop.model import masks
+from train_loop.model.masks import EXPAND, take_masks_as_given
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # DeBERTa and ModernBERT
+
+LOOKING = ["albert", "bert", "distilbert", "roberta", "xlm-roberta"]
+"""Architectures that have fused attention and look into the mask."""
+WAITS = {"__bool__", "__contains__", "__float__", "__int__", "cpu", "equal", "item", "nonzero", "numpy", "tolist"}
+"""Functions whose result the host reads: on a GPU, it waits for it."""
+
+
+class CountedWaits(TorchFunctionMode):
+    """Counts the calls in which the host would wait for a GPU."""
+
+    number = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += getattr(function, "__name__", "") in WAITS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def _restored_modules() -> Iterator[None]:
+    yield
+    for name, module in sys.modules.items():
+        if name.startswith("transformers.models.") and vars(module).get(EXPAND) is masks._expand:
+            setattr(module, EXPAND, getattr(modeling_attn_mask_utils, EXPAND))
+
+
+def load(folder: Path, architecture: str) -> PreTrainedModel:
+    has_fused = architecture in [*LOOKING, "modernbert"]
+    return AutoModelForSequenceClassification.from_pretrained(
+        save_tiny_model(folder, architecture), attn_implementation="sdpa" if has_fused else "eager"
+    ).eval()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.inference_mode()
+def test_masks_are_not_looked_at_and_answers_stay(tmp_path: Path, architecture: str) -> None:
+    model = load(tmp_path, architecture)
+    ids = torch.randint(5, 60, (4, 9), generator=torch.Generator().manual_seed(0))
+    ids[1, 4] = 0  # the padding token, as a text may contain it
+    full, padded = torch.ones_like(ids), torch.ones_like(ids)
+    padded[2, 6:] = 0
+    if architecture == "xlnet":
+        padded = padded.flip(1)
+    expected = [model(input_ids=ids, attention_mask=mask).logits for mask in (full, padded)]
+    needs_none = take_masks_as_given(model, pad_token_id=0)
+    assert needs_none == (architecture in LOOKING)
+    with CountedWaits() as waits:
+        found = [model(input_ids=ids, attention_mask=mask).logits for mask in (full, padded)]
+        if needs_none:
+            found.append(model(input_ids=ids).logits)
+    for logits, right in zip(found, [*expected, expected[0]], strict=False):
+        torch.testing.assert_close(logits, right)
+    if needs_none:
+        assert waits.number == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.inference_mode()
+def test_no_mask_means_ones_in_transformers(tmp_path: Path, architecture: str) -> None:
+    model = load(tmp_path, architecture)
+    ids = torch.randint(5, 60, (3, 7), generator=torch.Generator().manual_seed(1))
+    with_ones = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(model(input_ids=ids).logits, with_ones)
+
+
+@torch.inference_mode()
+def test_transformers_itself_looks_into_masks(tmp_path: Path) -> None:
+    """If this fails, transformers has stopped asking, and `masks.py` may go."""
+    model = load(tmp_path, "bert")
+    ids = torch.full((2, 5), 7)
+    with CountedWaits() as with_mask:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    with CountedWaits() as without:
+        model(input_ids=ids)
+    assert (with_mask.number, without.number) == (1, 2)
+
+
+@torch.inference_mode()
+def test_a_model_that_finds_padding_itself_keeps_its_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tmp_path, "bert")
+    forward = model.bert.forward
+
+    def masked_by_ids(input_ids: Any, attention_mask: Any = None, **options: Any) -> Any:
+        mask = (input_ids != 0).long() if attention_mask is None else attention_mask
+        return forward(input_ids, attention_mask=mask, **options)
+
+    monkeypatch.setattr(model.bert, "forward", masked_by_ids)
+    for parameter in model.parameters():
+        parameter.mul_(10)
+    assert not take_masks_as_given(model, pad_token_id=0)

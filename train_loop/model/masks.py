@@ -1,0 +1,59 @@
+"""Attention masks on a GPU, taken as they are given: what the feed knows, the host need not wait to find out."""
+
+import sys
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_attn_mask_utils import AttentionMaskConverter
+
+EXPAND = "_prepare_4d_attention_mask_for_sdpa"
+"""The function of transformers that prepares a mask for torch's fused attention."""
+
+
+def take_masks_as_given(model: PreTrainedModel, pad_token_id: int) -> bool:
+    """Let a model use masks without looking into them; return whether rows without padding need none.
+
+    transformers 4.57 evaluates `torch.all(mask == 1)` in each forward pass, so that the host waits for the GPU. If all
+    are ones, attention runs without a mask, which allows the flash kernel. A missing mask is worse: the tokens are
+    searched for padding, where the host waits too, and then ones are made and looked at. Here neither is looked at,
+    and without a mask attention has none. Models that do not ask are left as they are and need their mask.
+
+    Call it with the model on the CPU. It changes the model and the functions of its class's module.
+    """
+    module = sys.modules[type(model).__module__]
+    if model.config._attn_implementation != "sdpa" or not hasattr(module, EXPAND):
+        return False
+    setattr(module, EXPAND, _expand)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.warn_if_padding_and_no_attention_mask = _keep_quiet
+    return _ones_are_the_default(model, pad_token_id)
+
+
+def _expand(mask: Tensor, dtype: torch.dtype, tgt_len: int | None = None) -> Tensor | None:
+    """Return a mask [B, T] as what is added to the scores of attention, [B, 1, T, T], or None.
+
+    The feed's masks are whole numbers. A mask of another type is the ones that a model makes if it is given none.
+    """
+    if mask.is_floating_point():
+        return None
+    expanded: Tensor = AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
+    return expanded
+
+
+def _keep_quiet(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Stand in for the warning about padding without a mask; to find padding, the host would wait."""
+
+
+@torch.inference_mode()
+def _ones_are_the_default(model: PreTrainedModel, pad_token_id: int) -> bool:
+    """Whether the logits are the same without a mask, even if a row contains the padding token."""
+    other = 1 if pad_token_id != 1 else 2
+    input_ids = torch.tensor([[other, pad_token_id, other, other], [other] * 3 + [pad_token_id]])
+    was_training = model.training
+    model.eval()
+    given = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
+    missing = model(input_ids=input_ids).logits
+    model.train(was_training)
+    return torch.allclose(given, missing, rtol=1e-3, atol=1e-5)
