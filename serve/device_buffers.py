@@ -37,15 +37,17 @@ class DeviceBuffers:
     Args:
         session: an `onnxruntime.InferenceSession`.
         device: where its buffers are.
+        device_id: which device of that kind.
         fixed_shapes: few shapes, each with its own graph id.
 
     Raises:
         InputError: fixed shapes, but the graph does not state its number of logits.
     """
 
-    def __init__(self, session: Any, device: DeviceName, *, fixed_shapes: bool) -> None:
+    def __init__(self, session: Any, device: DeviceName, device_id: int = 0, *, fixed_shapes: bool) -> None:
         self._session = session
         self._device = device
+        self._device_id = device_id
         self._fixed_shapes = fixed_shapes
         self._kept: OrderedDict[tuple[int, int], _Buffers] = OrderedDict()
         self._output = session.get_outputs()[0]
@@ -89,15 +91,15 @@ class DeviceBuffers:
 
         allocate = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         binding, options = self._session.io_binding(), onnxruntime.RunOptions()
-        inputs = {name: allocate([rows, length], np.int64, self._device, 0) for name in names}
+        inputs = {name: allocate([rows, length], np.int64, self._device, self._device_id) for name in names}
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         output = None
         if self._fixed_shapes:
-            output = allocate([rows, self._output.shape[-1]], np.float32, self._device, 0)
+            output = allocate([rows, self._output.shape[-1]], np.float32, self._device, self._device_id)
             binding.bind_ortvalue_output(self._output.name, output)
             if self._device == "cuda":
                 options.add_run_config_entry("gpu_graph_id", str(len(self._kept) + 1))
         else:
-            binding.bind_output(self._output.name, self._device)
+            binding.bind_output(self._output.name, self._device, self._device_id)
         return _Buffers(inputs, binding, output, options)

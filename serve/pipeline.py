@@ -149,9 +149,7 @@ class Pipeline:
         return chunk
 
     def _run(self, session: Session, encodings: list[Encoding]) -> NDArray[np.float32]:
-        longest = max(encoding.num_tokens for encoding in encodings)
-        rounded = -(-longest // session.length_multiple) * session.length_multiple
-        return session.run(self.encoder.pad(encodings, length=max(longest, min(rounded, self.encoder.max_length))))
+        return session.run(self.encoder.pad(encodings, length_multiple=session.length_multiple))
 
 
 class _Chunk:

@@ -45,6 +45,7 @@ class Session:
             expense of other processes.
         io_binding: run through buffers on the device that are reused from run to run; None: only on CUDA.
         cuda_graphs: record the kernels of each shape once and replay them; only on CUDA, one run at a time.
+        device_id: which of the GPUs that CUDA sees, counted from 0.
 
     Raises:
         InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
@@ -59,18 +60,21 @@ class Session:
         spinning: bool = False,
         io_binding: bool | None = None,
         cuda_graphs: bool = False,
+        device_id: int = 0,
     ) -> None:
         if cuda_graphs and device != "cuda":
             raise InputError("cuda_graphs: only on CUDA; leave it out, or choose device cuda")
+        _require_device_id(device, device_id)
         self.device = device
-        self._session: Any = _load(graph, device, num_threads, spinning, cuda_graphs)
+        self.device_id = device_id
+        self._session: Any = _load(graph, device, num_threads, spinning, cuda_graphs, device_id)
         self.provider: str = self._session.get_providers()[0]
         """ONNX Runtime's name for what really runs the graph."""
         self.output_name: str = self._session.get_outputs()[0].name
         self.length_multiple = 1 if device == "cpu" else 32 if cuda_graphs else 8
         """Lengths are best padded to a multiple of this [tokens]: for a GPU's matrix units, and to reuse buffers."""
         bound = device == "cuda" if io_binding is None else io_binding
-        self._buffers = DeviceBuffers(self._session, device, fixed_shapes=cuda_graphs) if bound else None
+        self._buffers = DeviceBuffers(self._session, device, device_id, fixed_shapes=cuda_graphs) if bound else None
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return logits [B, C] for inputs [B, T]. Any number of threads may call it.
@@ -101,16 +105,24 @@ class SessionPool:
         graph: the ONNX file.
         device: where it runs.
         num_threads: cores to use; None for all that this process may use.
-        cuda_graphs: as in `Session`.
+        cuda_graphs, device_id: as in `Session`.
     """
 
     def __init__(
-        self, graph: Path, *, device: DeviceName = "cpu", num_threads: int | None = None, cuda_graphs: bool = False
+        self,
+        graph: Path,
+        *,
+        device: DeviceName = "cpu",
+        num_threads: int | None = None,
+        cuda_graphs: bool = False,
+        device_id: int = 0,
     ) -> None:
         if num_threads is not None and num_threads < 1:
             raise InputError(f"num_threads {num_threads}: expected 1 or more, or None for all usable cores")
+        _require_device_id(device, device_id)
         self.graph = graph
         self.device = device
+        self.device_id = device_id
         self.num_threads = num_threads or num_usable_cores()
         self.num_workers = 1 if device == "cuda" else self.num_threads
         """Number of threads that should call `narrow` at once."""
@@ -151,6 +163,7 @@ class SessionPool:
                     num_threads=self.num_threads if is_wide else 1,
                     spinning=is_wide,
                     cuda_graphs=self._cuda_graphs,
+                    device_id=self.device_id,
                 )
             return self._sessions[is_wide]
 
@@ -177,7 +190,21 @@ def resolve_device(device: DeviceName | Literal["auto"]) -> DeviceName:
     return device
 
 
-def _load(graph: Path | bytes, device: DeviceName, num_threads: int, spinning: bool, cuda_graphs: bool) -> Any:
+def _require_device_id(device: DeviceName, device_id: int) -> None:
+    if device_id < 0:
+        raise InputError(f"device_id {device_id}: expected 0 or more, the number of a GPU that CUDA sees")
+    if device_id and device != "cuda":
+        raise InputError(f"device_id {device_id}: only on CUDA; leave it out, or choose device cuda")
+
+
+def _load(
+    graph: Path | bytes,
+    device: DeviceName,
+    num_threads: int,
+    spinning: bool,
+    cuda_graphs: bool,
+    device_id: int = 0,
+) -> Any:
     onnxruntime = _onnxruntime()
     provider = PROVIDERS[device]
     if provider not in (available := onnxruntime.get_available_providers()):
@@ -197,6 +224,7 @@ def _load(graph: Path | bytes, device: DeviceName, num_threads: int, spinning: b
     if device == "cuda":
         onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* packages, wherever pip put them
         provider_options = {
+            "device_id": str(device_id),
             "enable_cuda_graph": "1" if cuda_graphs else "0",
             "use_tf32": "0",  # 10 bits of mantissa would not be fp32's answers
         }

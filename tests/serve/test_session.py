@@ -1,3 +1,4 @@
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_bundles import VOCABULARY, save_tiny_bundle, token_weights
 
+from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
 from serve.device_buffers import MAX_KEPT_SHAPES, DeviceBuffers
 from serve.session import RELU, Session, SessionPool, resolve_device
@@ -124,6 +126,9 @@ class FakeRuntime(SimpleNamespace):
         self.available = available
         self.asked: list[Any] = []
         self.SessionOptions = lambda: SimpleNamespace(add_session_config_entry=lambda key, value: None)
+        self.RunOptions = lambda: SimpleNamespace(add_run_config_entry=lambda key, value: None)
+        self.devices: list[Any] = []
+        self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self._allocate)
 
     def get_available_providers(self) -> list[str]:
         return self.available
@@ -134,7 +139,22 @@ class FakeRuntime(SimpleNamespace):
     def InferenceSession(self, path: str, options: Any, providers: list[Any]) -> Any:  # noqa: N802
         self.asked.append(providers)
         output = SimpleNamespace(name="logits", shape=["batch", 3])
-        return SimpleNamespace(get_providers=lambda: [self.found], get_outputs=lambda: [output])
+        binding = SimpleNamespace(
+            bind_ortvalue_input=lambda name, value: None,
+            bind_ortvalue_output=lambda name, value: None,
+            bind_output=lambda name, device, device_id: self.devices.append((device, device_id)),
+            copy_outputs_to_cpu=lambda: [np.zeros((1, 3), np.float32)],
+        )
+        return SimpleNamespace(
+            get_providers=lambda: [self.found],
+            get_outputs=lambda: [output],
+            io_binding=lambda: binding,
+            run_with_iobinding=lambda binding, options: None,
+        )
+
+    def _allocate(self, shape: list[int], dtype: Any, device: str, device_id: int) -> Any:
+        self.devices.append((device, device_id))
+        return SimpleNamespace(update_inplace=lambda array: None, numpy=lambda: np.zeros(shape, np.float32))
 
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -199,6 +219,29 @@ def test_fp32_on_cuda_is_not_rounded_and_its_memory_grows_in_steps(
     ((_, options),) = runtime.asked[1]
     assert options["use_tf32"] == "0"
     assert "arena_extend_strategy" not in options  # kSameAsRequested never reuses memory under varying shapes
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_each_gpu_has_its_session_and_its_buffers(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool
+) -> None:
+    runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
+    monkeypatch.setattr("serve.session._onnxruntime", lambda: runtime)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    pool = SessionPool(graph, device="cuda", device_id=1, cuda_graphs=cuda_graphs)
+    pool.wide.run(random_inputs(1, 32))
+    ((_, options),) = runtime.asked[1]
+    assert options["device_id"] == "1"
+    assert set(runtime.devices) == {("cuda", 1)}
+
+
+@pytest.mark.parametrize(("device", "device_id", "message"), [("cuda", -1, "0 or more"), ("cpu", 1, "only on CUDA")])
+def test_a_gpus_number_that_means_nothing_is_an_error(
+    graph: Path, device: DeviceName, device_id: int, message: str
+) -> None:
+    for kind in (Session, SessionPool):
+        with pytest.raises(InputError, match=f"device_id {device_id}: .*{message}"):
+            kind(graph, device=device, device_id=device_id)
 
 
 def test_cuda_graphs_need_cuda(graph: Path) -> None:
