@@ -159,17 +159,27 @@ class Encoder:
         return [outcome for outcome in outcomes if outcome is not None]
 
     def pad(
-        self, encodings: Sequence[Encoding], padding_side: Side | None = None, *, length: int | None = None
+        self,
+        encodings: Sequence[Encoding],
+        padding_side: Side | None = None,
+        *,
+        length: int | None = None,
+        length_multiple: int = 1,
     ) -> dict[str, NDArray[np.int64]]:
         """Return the inputs of the graph, each [B, T] int64, in the order of `encodings`.
 
         Args:
             encodings: one or more.
             padding_side: None for the classifier's.
-            length: T, at least that of the longest encoding; None for exactly that.
+            length: T, at least that of the longest encoding; None for that one's.
+            length_multiple: without `length`, T is rounded up to a multiple of this, within `max_length`; what is best
+                depends on the session (`Session.length_multiple`).
         """
         lengths = np.array([len(encoding.ids) for encoding in encodings])
-        shape = len(encodings), int(lengths.max()) if length is None else length
+        longest = int(lengths.max())
+        if length is None:
+            length = max(longest, min(-(-longest // length_multiple) * length_multiple, self.max_length))
+        shape = len(encodings), length
         side = padding_side or self.classifier.padding_side
         positions = np.arange(shape[1])
         is_token = positions < lengths[:, None] if side == "right" else positions >= shape[1] - lengths[:, None]

@@ -220,6 +220,15 @@ def test_cleaning_is_the_classifiers(tmp_path: Path) -> None:
     assert encoder.encode(["W1, *w2*!"])[0].ids.tolist() == encoder.encode(["w1 w2"])[0].ids.tolist()
 
 
+@pytest.mark.parametrize(
+    ("words", "multiple", "length"), [(5, 8, 8), (6, 8, 8), (7, 8, 15), (12, 8, 15), (5, 32, 15), (5, 1, 7)]
+)
+def test_lengths_are_rounded_up_within_the_longest(tmp_path: Path, words: int, multiple: int, length: int) -> None:
+    encoder = Encoder.from_bundle(read_bundle(save_tiny_bundle(tmp_path, max_length=15)))
+    encodings = encoder.encode(["w1 w2", "w3 " * words])  # and two special tokens
+    assert encoder.pad(encodings, length_multiple=multiple)["input_ids"].shape == (2, length)
+
+
 def test_padding_is_on_the_requested_side(encoder: Encoder) -> None:
     encodings = encoder.encode(["w1", "w1 w2 w3"])
     left, wide = encoder.pad(encodings, "left"), encoder.pad(encodings, length=8)
