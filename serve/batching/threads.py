@@ -1,5 +1,10 @@
-"""The batcher's threads: those that tokenize requests, and the workers, which run batches on a session."""
+"""The batcher's threads: those that tokenize requests, and the workers, which run batches on a session.
 
+On a GPU a session has two workers that take turns: one pads its batch, and sends out answers, while the other's batch
+runs.
+"""
+
+import itertools
 import logging
 import math
 import queue
@@ -66,23 +71,29 @@ class TokenizerThread:
 
 
 class Worker:
-    """Runs batches on one session, one after the other. `finished` and `died` are called in its thread."""
+    """Runs batches on one session, one after the other. `finished` and `died` are called in its thread.
+
+    It runs them while it holds `turn`, which the workers of one session share.
+    """
 
     def __init__(
         self,
         name: str,
         runner: Runner,
+        turn: threading.Lock,
         pad: Pad,
         to_scores: ToScores,
         finished: Callable[["Worker", list[Item], list[Outcome], float], None],
         died: Callable[["Worker", BaseException], None],
     ) -> None:
         self.name = name
-        self.runner = runner
+        self.runner, self.turn = runner, turn
         self.items: list[Item] = []
         """The batch that it runs, or is about to run; empty while it is idle."""
         self.began: float | None = None
         """When it was given that batch."""
+        self.last_used = 0.0
+        """When it was last given a batch."""
         self._pad, self._to_scores = pad, to_scores
         self._finished, self._died = finished, died
         self._inbox: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
@@ -96,7 +107,7 @@ class Worker:
 
     def put(self, items: list[Item], now: float) -> None:
         """Start a batch, sorted shortest first; the worker must be idle."""
-        self.items, self.began = items, now
+        self.items, self.began, self.last_used = items, now, now
         self._inbox.put(items)
 
     def stop(self) -> None:
@@ -110,28 +121,34 @@ class Worker:
     def _run(self) -> None:
         try:
             while (items := self._inbox.get()) is not None:
-                began = time.monotonic()
-                outcomes = self._outcomes(items)
-                self._finished(self, items, outcomes, time.monotonic() - began)
+                self._finished(self, items, *self._outcomes(items))
         except BaseException as error:  # whatever it was, requests are waiting for these items
             self._died(self, error)
 
-    def _outcomes(self, items: list[Item]) -> list[Outcome]:
-        """Return the outcome of each item. A batch that fails is halved until only the failing inputs are left."""
+    def _outcomes(self, items: list[Item]) -> tuple[list[Outcome], float]:
+        """Return the outcome of each item, and the seconds that the session ran.
+
+        A batch that fails is halved until only the failing inputs are left.
+        """
         began = time.monotonic()
         try:
-            logits = self.runner.run(self._pad([item.encoding for item in items]))  # [B, C]
+            arrays = self._pad([item.encoding for item in items])
+            with self.turn:
+                began = time.monotonic()
+                logits = self.runner.run(arrays)  # [B, C]
+                seconds = time.monotonic() - began
             scores = self._to_scores(logits)
         except Exception as error:  # a session's errors have no common base class
+            seconds = time.monotonic() - began
             if len(items) > 1:
                 middle = len(items) // 2
-                return self._outcomes(items[:middle]) + self._outcomes(items[middle:])
+                first, second = self._outcomes(items[:middle]), self._outcomes(items[middle:])
+                return first[0] + second[0], seconds + first[1] + second[1]
             logger.error("inference failed on one input of %d tokens: %s", items[0].length, type(error).__name__)
             logger.debug("the failure, which may quote the text", exc_info=error)
-            return [InferenceFailed("the model failed on this input")]
-        seconds = time.monotonic() - began
+            return [InferenceFailed("the model failed on this input")], seconds
         rows = zip(items, logits.tolist(), scores.tolist(), strict=True)
-        return [_outcome(item, row, row_scores, began, seconds) for item, row, row_scores in rows]
+        return [_outcome(item, row, row_scores, began, seconds) for item, row, row_scores in rows], seconds
 
 
 def _outcome(item: Item, logits: list[float], scores: list[float], began: float, seconds: float) -> Outcome:
@@ -143,29 +160,46 @@ def _outcome(item: Item, logits: list[float], scores: list[float], began: float,
 
 
 class Workers:
-    """The worker of the wide session and those of the narrow ones. The batcher's lock guards everything but `join`."""
+    """The workers of wide sessions and those of narrow ones. The batcher's lock guards everything but `join`.
+
+    Args:
+        wide: sessions that take large batches: one, or one for each GPU.
+        narrow: sessions that take small batches side by side.
+        start: starts a worker, given its name, its session and the session's turn.
+        turns: workers for each wide session; 2 pads a batch while another runs.
+        restart: replace those that die.
+    """
 
     def __init__(
-        self, wide: Runner, narrow: Sequence[Runner], start: Callable[[str, Runner], Worker], *, restart: bool
+        self,
+        wide: Sequence[Runner],
+        narrow: Sequence[Runner],
+        start: Callable[[str, Runner, threading.Lock], Worker],
+        *,
+        turns: int,
+        restart: bool,
     ) -> None:
         self._start, self._restart = start, restart
         self._deaths: list[float] = []
-        self.wide = start("run-wide", wide)
-        self.narrow = [start(f"run-narrow-{number}", runner) for number, runner in enumerate(narrow)]
+        self.wide: list[list[Worker]] = []
+        """The workers of each wide session."""
+        for number, runner in enumerate(wide):
+            name, lock = "run-wide" if len(wide) == 1 else f"run-wide-{number}", threading.Lock()
+            names = [name] if turns == 1 else [f"{name}-turn-{turn}" for turn in range(turns)]
+            self.wide.append([start(each, runner, lock) for each in names])
+        self.narrow = [start(f"run-narrow-{number}", runner, threading.Lock()) for number, runner in enumerate(narrow)]
 
     def __iter__(self) -> Iterator[Worker]:
-        return iter([self.wide, *self.narrow])
+        return itertools.chain(*self.wide, self.narrow)
 
     def replace(self, worker: Worker, now: float) -> bool:
         """Start another in the place of one that died; return False if it is not replaced."""
         self._deaths = [when for when in self._deaths if now - when < DEATHS_WITHIN_S] + [now]
         if not self._restart or len(self._deaths) > MAX_DEATHS:
             return False
-        successor = self._start(worker.name, worker.runner)
-        if worker is self.wide:
-            self.wide = successor
-        else:
-            self.narrow[self.narrow.index(worker)] = successor
+        successor = self._start(worker.name, worker.runner, worker.turn)
+        for group in (*self.wide, self.narrow):
+            group[:] = [successor if each is worker else each for each in group]
         return True
 
     def stalled_s(self) -> float:

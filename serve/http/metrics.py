@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from serve.batching.engine import Engine
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -66,9 +66,10 @@ class Metrics:
         self._child(self._requests, protocol, str(status)).inc()
         self._child(self._request_seconds, protocol).observe(seconds)
 
-    def batch_ran(self, items: list[Item], seconds: float) -> None:
+    def batch_ran(self, items: list[Item], seconds: float, length_multiple: int) -> None:
         tokens = sum(item.length for item in items)
-        padding = len(items) * max(item.length for item in items) - tokens
+        longest = -(-max(item.length for item in items) // length_multiple) * length_multiple
+        padding = len(items) * longest - tokens
         self._inference_seconds.observe(seconds)
         self._batch_rows.observe(len(items))
         self._batch_tokens.observe(tokens + padding)
@@ -116,13 +117,13 @@ class Metrics:
 
 
 class BatchMetrics:
-    """Counts the batches of one model: the batcher's observer."""
+    """Counts the batches of one model, padded to a multiple of a length [tokens]: the batcher's observer."""
 
-    def __init__(self, metrics: Metrics, labels: Sequence[str]) -> None:
-        self._metrics, self._labels = metrics, labels
+    def __init__(self, metrics: Metrics, labels: Sequence[str], length_multiple: int) -> None:
+        self._metrics, self._labels, self._length_multiple = metrics, labels, length_multiple
 
     def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
-        self._metrics.batch_ran(items, seconds)
+        self._metrics.batch_ran(items, seconds, self._length_multiple)
         for item, outcome in zip(items, outcomes, strict=True):
             if item.ticket.is_privileged:
                 continue  # the canary is not traffic

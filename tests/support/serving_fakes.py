@@ -41,8 +41,13 @@ class FakeEncoder:
             return ItemError(index, f"{len(words)} tokens")
         return FakeEncoding(tuple(map(int, words[:MAX_LENGTH])) or (0,), truncated=len(words) > MAX_LENGTH)
 
-    def pad(self, encodings: Sequence[FakeEncoding], /) -> dict[str, NDArray[np.int64]]:
+    def __init__(self) -> None:
+        self.num_padded = 0  # batches
+
+    def pad(self, encodings: Sequence[FakeEncoding], /, *, length_multiple: int = 1) -> dict[str, NDArray[np.int64]]:
         longest = max(len(encoding.ids) for encoding in encodings)
+        longest = -(-longest // length_multiple) * length_multiple
+        self.num_padded += 1
         rows = [[*encoding.ids, *[0] * (longest - len(encoding.ids))] for encoding in encodings]
         return {"input_ids": np.array(rows, dtype=np.int64)}
 
@@ -56,12 +61,16 @@ class FakeRunner:
         self.gate.set()
         self.entered = threading.Event()
         self.dies_of: BaseException | None = None
+        self.num_running = self.most_running = 0
 
     def run(self, inputs: dict[str, NDArray[np.int64]], /) -> NDArray[np.float32]:
         ids = inputs["input_ids"]
         self.batches.append(ids)
+        self.num_running += 1
+        self.most_running = max(self.most_running, self.num_running)
         self.entered.set()
         assert self.gate.wait(timeout=30), "the gate stayed closed"
+        self.num_running -= 1
         if self.dies_of is not None:
             error, self.dies_of = self.dies_of, None
             raise error
