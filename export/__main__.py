@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="share of held-out rows on which int8 must agree with PyTorch (default: 0.98)",
     )
+    parser.add_argument(
+        "--verify_device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda also verifies on this machine's GPU: fp32 there too, fp16 only there, int8 never (default: cpu)",
+    )
     strict = parser.add_mutually_exclusive_group()
     strict.add_argument(
         "--strict",
@@ -86,6 +92,7 @@ def _export(arguments: argparse.Namespace) -> int:
         variants=tuple(arguments.variants),
         quantization=arguments.quantization,
         min_label_agreement=arguments.min_label_agreement,
+        verify_device=arguments.verify_device,
     )
     run: Path = arguments.run.resolve()
     model_folder = run / "model"

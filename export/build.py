@@ -31,7 +31,7 @@ from export.rewrites import with_early_gather, without_skip_layer_norms
 from export.rows import LabelledRows
 from export.speed import rows_per_second
 from export.verify import FEW_ROWS, GATES, Gate, Judge, Proved, Verdict
-from serve.contract.bundle import VariantName
+from serve.contract.bundle import DeviceName, VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, first_line
@@ -39,7 +39,8 @@ from serve.contract.field_limits import Limit, out_of_range
 from serve.contract.files import staged_folder
 from serve.contract.telemetry import switch_off_telemetry
 from serve.encoder import Encoder
-from serve.session import Session
+from serve.providers import PROVIDERS
+from serve.session import Session, require_device
 
 FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}
 SLOWER = 0.9
@@ -58,6 +59,8 @@ class Settings:
     quantization: Literal["static", "dynamic"] = "static"
     min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
     """Overrides the gate of int8."""
+    verify_device: DeviceName = "cpu"
+    """cuda verifies fp32 there too, and float16 only there, where its activations may overflow; int8 is for CPUs."""
 
     def __post_init__(self) -> None:
         if problems := list(out_of_range(self)):
@@ -107,10 +110,12 @@ def export_bundle(
         console: where progress is printed.
 
     Raises:
-        InputError: the held-out rows prove nothing, the architecture cannot be exported, the float32 graph is wrong,
-            or another export is writing the same bundle. `output` is left as it was.
+        InputError: the held-out rows prove nothing, the device to verify on is not available, the architecture cannot
+            be exported, the float32 graph is wrong, or another export is writing the same bundle. `output` is left as
+            it was.
     """
     switch_off_telemetry()
+    require_device(settings.verify_device)
     progress = Progress(console)
     _check_held_out(held_out, train, progress)
     with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:
@@ -305,7 +310,7 @@ def _float16(float32: Float32, context: Context) -> Proved | Refused:
     candidate = Candidate(
         graph=graph,
         method="float16 inside, float32 at inputs and outputs",
-        details={"verified_on": "CPUExecutionProvider"},  # CUDA's own arithmetic was not tried
+        details={"verified_on": PROVIDERS[context.settings.verify_device]},  # a CPU's does not show CUDA's arithmetic
     )
     return _prove("fp16", candidate, GATES["fp16"], context)
 
@@ -320,10 +325,18 @@ def _prove(name: str, candidate: Candidate, gate: Gate, context: Context) -> Pro
 
 
 def _verify(graph: Path, name: str, gate: Gate, context: Context) -> Verdict:
+    """Return the verdict on a graph; its record is the last device's, its shortfalls are those of all."""
     num_rows = len(context.judge.rows)
-    session = Session(graph, num_threads=num_usable_cores())
-    try:
-        with context.progress.count(f"Verifying {name} on {num_rows:,} held-out rows", num_rows) as advance:
-            return context.judge.verify(session, gate, advance)
-    finally:
-        session.close()
+    on_cuda: dict[str, tuple[DeviceName, ...]] = {"fp32": ("cuda", "cpu"), "fp16": ("cuda",)}
+    devices = on_cuda.get(name, ("cpu",)) if context.settings.verify_device == "cuda" else ("cpu",)
+    shortfalls: list[str] = []
+    for device in devices:
+        session = Session(graph, device=device, num_threads=num_usable_cores())
+        where = f"{name} on CUDA" if device == "cuda" else name
+        try:
+            with context.progress.count(f"Verifying {where} on {num_rows:,} held-out rows", num_rows) as advance:
+                verdict = context.judge.verify(session, gate, advance)
+        finally:
+            session.close()
+        shortfalls += [f"on CUDA: {each}" if device == "cuda" else each for each in verdict.shortfalls]
+    return dataclasses.replace(verdict, shortfalls=shortfalls)

@@ -131,8 +131,7 @@ class Pipeline:
         rows = np.array(chunk.rows, np.int64)
         num_workers = self.sessions.num_workers
         is_short = len(rows) <= max(1, num_workers // 2) and not is_one_of_many
-        # On CUDA one thread runs everything: a CUDA graph belongs to the thread that recorded it.
-        if is_short and self.sessions.device == "cpu":
+        if is_short:
             if len(rows):
                 chunk.batches.append((rows, self._run(self.sessions.wide, chunk.encodings(rows))))
             return chunk
@@ -140,7 +139,7 @@ class Pipeline:
         # threads repeats them.
         lengths = chunk.num_tokens[rows]
         budget = self.max_tokens_per_batch
-        if num_workers > 1 and not is_one_of_many:
+        if num_workers > 1 and not is_one_of_many and self.sessions.device == "cpu":  # a GPU runs one batch at a time
             budget = min(budget, -(-int(lengths.sum()) // (num_workers * BATCHES_PER_WORKER)))
         session = self.sessions.narrow
         for batch in reversed(length_sorted_batches(lengths, budget, max_rows=len(rows))):

@@ -120,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--truncation", choices=get_args(Truncation), help="side on which longer ones are cut; or refuse them"
     )
+    model.add_argument("--device_id", type=int, default=0, help="which GPU, of those that CUDA sees (0)")
+    model.add_argument(
+        "--gpu_memory_limit_mib", type=int, help="most GPU memory for weights and activations (no limit)"
+    )
     model.add_argument("--cuda_graphs", action="store_true", help="record and replay the GPU's work by shape")
     model.add_argument(
         "--skip_verification", action="store_true", help="check only the sizes of the bundle's files, not their hashes"
@@ -145,6 +149,8 @@ def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_length": arguments.max_length,
         "verify": not arguments.skip_verification,
         "cuda_graphs": arguments.cuda_graphs,
+        "device_id": arguments.device_id,
+        "gpu_memory_limit_mib": arguments.gpu_memory_limit_mib,
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.canary import require_canary
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
 from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
@@ -59,10 +60,14 @@ class Predictor:
         max_tokens_per_batch: padding included; None: by the device.
         max_length: longest input [tokens], at most the classifier's; None for the classifier's.
         verify: check the SHA-256 of every file that is used; otherwise only sizes.
-        cuda_graphs: record and replay the kernels of each shape: less time between them on a GPU.
+        cuda_graphs: on CUDA, record the kernels of the shapes in use while loading, and replay them: less time between
+            them.
+        device_id: on CUDA, which of the GPUs that it sees, counted from 0.
+        gpu_memory_limit_mib: on CUDA, most memory for weights and activations [MiB]; None for no limit.
 
     Raises:
-        InputError: the bundle is missing or damaged, or the variant, ONNX Runtime or the device is not available.
+        InputError: the bundle is missing or damaged, the variant, ONNX Runtime or the device is not available, or the
+            model does not answer its canary on CUDA as it did at export.
     """
 
     def __init__(
@@ -76,6 +81,8 @@ class Predictor:
         max_length: int | None = None,
         verify: bool = True,
         cuda_graphs: bool = False,
+        device_id: int = 0,
+        gpu_memory_limit_mib: int | None = None,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "device": device,
@@ -85,6 +92,8 @@ class Predictor:
             "max_length": max_length,
             "verify": verify,
             "cuda_graphs": cuda_graphs,
+            "device_id": device_id,
+            "gpu_memory_limit_mib": gpu_memory_limit_mib,
         }
         self._bundle = Path(bundle).absolute()
         self.pipeline = open_pipeline(self._bundle, **self._arguments)
@@ -222,16 +231,33 @@ def open_pipeline(
     max_length: int | None = None,
     verify: bool = True,
     cuda_graphs: bool = False,
+    device_id: int = 0,
+    gpu_memory_limit_mib: int | None = None,
 ) -> Pipeline:
     """Return the pipeline of a bundle; arguments and errors as in `Predictor`.
 
-    It does not load the graph yet.
+    It loads the graph only on CUDA, to ask the canary.
     """
     bundle = read_bundle(folder, verify=False)
-    device = resolve_device(device)
+    device = resolve_device(device, device_id)
     name = choose_variant(bundle, device, variant)
     if verify:
         bundle.verify(name)
     encoder = Encoder.from_bundle(bundle, max_length=max_length)
-    sessions = SessionPool(bundle.graph(name), device=device, num_threads=num_threads, cuda_graphs=cuda_graphs)
-    return Pipeline(encoder, sessions, variant=name, max_tokens_per_batch=max_tokens_per_batch)
+    sessions = SessionPool(
+        bundle.graph(name),
+        device=device,
+        num_threads=num_threads,
+        device_id=device_id,
+        gpu_memory_limit_mib=gpu_memory_limit_mib,
+        cuda_graphs=cuda_graphs,
+        max_length=encoder.max_length,
+    )
+    pipeline = Pipeline(encoder, sessions, variant=name, max_tokens_per_batch=max_tokens_per_batch)
+    if device == "cuda":
+        try:
+            require_canary(bundle, name, encoder, sessions.wide)
+        except BaseException:
+            pipeline.close()
+            raise
+    return pipeline

@@ -6,6 +6,7 @@ thread per core the throughput is highest, since small batches stay in each core
 one session, so the weights are in memory at most twice.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -18,20 +19,15 @@ from numpy.typing import NDArray
 from serve.contract.bundle import DeviceName
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.contract.telemetry import switch_off_telemetry
+from serve.cuda_graphs import GATE, LENGTH_MULTIPLE, CudaGraphs
 from serve.device_buffers import DeviceBuffers
+from serve.providers import PROVIDERS, RELU, GpuOptions, import_onnxruntime, load_graph
 
 logger = logging.getLogger(__name__)
 
-PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU, 'rawloop[gpu]'; never both)"
-
-RELU = (
-    b'\x08\x07\x12\x00:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
-    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
-)
-"""A graph of one operator, to try a device with."""
+DEFAULT_MAX_LENGTH = 512
+"""Longest input [tokens] if nobody says."""
 
 
 class Session:
@@ -44,8 +40,8 @@ class Session:
         spinning: whether threads busy-wait for the next operator and, for a while, for the next run: faster, at the
             expense of other processes.
         io_binding: run through buffers on the device that are reused from run to run; None: only on CUDA.
-        cuda_graphs: record the kernels of each shape once and replay them; only on CUDA, one run at a time.
-        device_id: which of the GPUs that CUDA sees, counted from 0.
+        device_id, gpu_memory_limit_mib, cuda_graphs: as in `GpuOptions`; only on CUDA.
+        max_length: longest input [tokens]; CUDA graphs are recorded up to it.
 
     Raises:
         InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
@@ -59,22 +55,29 @@ class Session:
         num_threads: int = 1,
         spinning: bool = False,
         io_binding: bool | None = None,
-        cuda_graphs: bool = False,
         device_id: int = 0,
+        gpu_memory_limit_mib: int | None = None,
+        cuda_graphs: bool = False,
+        max_length: int = DEFAULT_MAX_LENGTH,
     ) -> None:
-        if cuda_graphs and device != "cuda":
-            raise InputError("cuda_graphs: only on CUDA; leave it out, or choose device cuda")
-        _require_device_id(device, device_id)
+        gpu = GpuOptions(
+            device=device,
+            device_id=device_id,
+            gpu_memory_limit_mib=gpu_memory_limit_mib,
+            cuda_graphs=cuda_graphs,
+        )
         self.device = device
         self.device_id = device_id
-        self._session: Any = _load(graph, device, num_threads, spinning, cuda_graphs, device_id)
+        with _cuda_calls(device):
+            self._session: Any = load_graph(graph, gpu, num_threads=num_threads, spinning=spinning)
         self.provider: str = self._session.get_providers()[0]
         """ONNX Runtime's name for what really runs the graph."""
         self.output_name: str = self._session.get_outputs()[0].name
-        self.length_multiple = 1 if device == "cpu" else 32 if cuda_graphs else 8
+        self.length_multiple = 1 if device == "cpu" else LENGTH_MULTIPLE if cuda_graphs else 8
         """Lengths are best padded to a multiple of this [tokens]: for a GPU's matrix units, and to reuse buffers."""
         bound = device == "cuda" if io_binding is None else io_binding
-        self._buffers = DeviceBuffers(self._session, device, device_id, fixed_shapes=cuda_graphs) if bound else None
+        self._graphs = CudaGraphs(self._session, device_id, max_length) if cuda_graphs else None
+        self._buffers = DeviceBuffers(self._session, device, device_id) if bound and not cuda_graphs else None
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return logits [B, C] for inputs [B, T]. Any number of threads may call it.
@@ -82,18 +85,22 @@ class Session:
         Raises:
             RuntimeError: the session was closed, or ONNX Runtime failed.
         """
-        session, buffers = self._session, self._buffers  # another thread may close it meanwhile
+        session, buffers, graphs = self._session, self._buffers, self._graphs  # another thread may close it meanwhile
         if session is None:
             raise RuntimeError("the session was closed")
+        if graphs is not None:
+            return graphs.run(inputs)
         if buffers is not None:
-            return buffers.run(inputs)
+            with _cuda_calls(self.device):
+                return buffers.run(inputs)
         logits: NDArray[np.float32] = session.run([self.output_name], dict(inputs))[0]
         return logits
 
     def close(self) -> None:
         """Free the memory once current runs are over. Closing twice does nothing."""
-        self._buffers = None
-        self._session = None
+        if self._graphs is not None:
+            self._graphs.close()
+        self._graphs = self._buffers = self._session = None
 
 
 class SessionPool:
@@ -105,7 +112,7 @@ class SessionPool:
         graph: the ONNX file.
         device: where it runs.
         num_threads: cores to use; None for all that this process may use.
-        cuda_graphs, device_id: as in `Session`.
+        device_id, gpu_memory_limit_mib, cuda_graphs, max_length: as in `Session`.
     """
 
     def __init__(
@@ -114,19 +121,27 @@ class SessionPool:
         *,
         device: DeviceName = "cpu",
         num_threads: int | None = None,
-        cuda_graphs: bool = False,
         device_id: int = 0,
+        gpu_memory_limit_mib: int | None = None,
+        cuda_graphs: bool = False,
+        max_length: int = DEFAULT_MAX_LENGTH,
     ) -> None:
         if num_threads is not None and num_threads < 1:
             raise InputError(f"num_threads {num_threads}: expected 1 or more, or None for all usable cores")
-        _require_device_id(device, device_id)
+        self._options: dict[str, Any] = {
+            "device": device,
+            "device_id": device_id,
+            "gpu_memory_limit_mib": gpu_memory_limit_mib,
+            "cuda_graphs": cuda_graphs,
+        }
+        GpuOptions(**self._options)  # complains now
+        self._options["max_length"] = max_length
         self.graph = graph
         self.device = device
         self.device_id = device_id
         self.num_threads = num_threads or num_usable_cores()
-        self.num_workers = 1 if device == "cuda" else self.num_threads
-        """Number of threads that should call `narrow` at once."""
-        self._cuda_graphs = cuda_graphs
+        self.num_workers = 2 if device == "cuda" else self.num_threads
+        """Number of threads that should call `narrow` at once. On CUDA, one prepares its batch while another's runs."""
         self._loading = threading.Lock()
         self._sessions: dict[bool, Session] = {}
         self._closed = False
@@ -134,7 +149,7 @@ class SessionPool:
     @property
     def wide(self) -> Session:
         """The session that spreads one run over all cores."""
-        return self._session(is_wide=self.num_workers > 1)
+        return self._session(is_wide=self.device == "cpu" and self.num_threads > 1)
 
     @property
     def narrow(self) -> Session:
@@ -159,16 +174,14 @@ class SessionPool:
             if is_wide not in self._sessions:
                 self._sessions[is_wide] = Session(
                     self.graph,
-                    device=self.device,
                     num_threads=self.num_threads if is_wide else 1,
                     spinning=is_wide,
-                    cuda_graphs=self._cuda_graphs,
-                    device_id=self.device_id,
+                    **self._options,
                 )
             return self._sessions[is_wide]
 
 
-def resolve_device(device: DeviceName | Literal["auto"]) -> DeviceName:
+def resolve_device(device: DeviceName | Literal["auto"], device_id: int = 0) -> DeviceName:
     """Return the device that `auto` means here: cuda if ONNX Runtime runs on it, else cpu.
 
     A GPU that it cannot use (an old driver, a hidden or busy device) is logged.
@@ -177,10 +190,10 @@ def resolve_device(device: DeviceName | Literal["auto"]) -> DeviceName:
         InputError: another name than auto, cpu or cuda.
     """
     if device == "auto":
-        if not _has_gpu() or PROVIDERS["cuda"] not in _onnxruntime().get_available_providers():
+        if not _has_gpu() or PROVIDERS["cuda"] not in import_onnxruntime().get_available_providers():
             return "cpu"
         try:
-            _load(RELU, "cuda", num_threads=1, spinning=False, cuda_graphs=False)
+            require_device("cuda", device_id)
         except InputError as error:
             logger.warning("device auto takes the CPU, because the GPU cannot be used: %s", error)
             return "cpu"
@@ -190,65 +203,19 @@ def resolve_device(device: DeviceName | Literal["auto"]) -> DeviceName:
     return device
 
 
-def _require_device_id(device: DeviceName, device_id: int) -> None:
-    if device_id < 0:
-        raise InputError(f"device_id {device_id}: expected 0 or more, the number of a GPU that CUDA sees")
-    if device_id and device != "cuda":
-        raise InputError(f"device_id {device_id}: only on CUDA; leave it out, or choose device cuda")
+def require_device(device: DeviceName, device_id: int = 0) -> None:
+    """Try a device with a graph of one operator.
+
+    Raises:
+        InputError: ONNX Runtime cannot run there.
+    """
+    with _cuda_calls(device):
+        load_graph(RELU, GpuOptions(device=device, device_id=device_id))
 
 
-def _load(
-    graph: Path | bytes,
-    device: DeviceName,
-    num_threads: int,
-    spinning: bool,
-    cuda_graphs: bool,
-    device_id: int = 0,
-) -> Any:
-    onnxruntime = _onnxruntime()
-    provider = PROVIDERS[device]
-    if provider not in (available := onnxruntime.get_available_providers()):
-        raise InputError(
-            f"device {device}: the installed ONNX Runtime cannot use it (it has {', '.join(available)}); "
-            "pip uninstall onnxruntime, then pip install 'rawloop[gpu]'; or choose device cpu"
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: its warnings are about nodes and memory, not for users
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it plans memory by shape, but every batch has its own shape
-    # Threads that run one session at once contend for its arena; malloc gives each an arena of its own.
-    options.enable_cpu_mem_arena = num_threads > 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    provider_options: dict[str, str] = {}
-    if device == "cuda":
-        onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* packages, wherever pip put them
-        provider_options = {
-            "device_id": str(device_id),
-            "enable_cuda_graph": "1" if cuda_graphs else "0",
-            "use_tf32": "0",  # 10 bits of mantissa would not be fp32's answers
-        }
-    source = graph if isinstance(graph, bytes) else str(graph)
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=[(provider, provider_options)])
-    except Exception as error:  # its errors have no other common base class
-        what = "a graph of one operator" if isinstance(graph, bytes) else graph
-        raise InputError(f"{what}: ONNX Runtime cannot load it on {device} ({error})") from error
-    if (found := session.get_providers()[0]) != provider:
-        raise InputError(
-            f"device {device}: ONNX Runtime could not start it and fell back to {found}; check nvidia-smi, the "
-            "driver, and that CUDA and cuDNN match this onnxruntime-gpu; or choose device cpu"
-        )
-    return session
-
-
-def _onnxruntime() -> Any:
-    switch_off_telemetry()
-    try:
-        import onnxruntime  # here: it takes 0.1 s, and reading a bundle does not need it
-    except ImportError as error:
-        raise InputError(f"serving needs ONNX Runtime ({error}); {INSTALL}") from error
-    return onnxruntime
+def _cuda_calls(device: DeviceName) -> contextlib.AbstractContextManager[None]:
+    """Keep other threads from recording CUDA graphs meanwhile."""
+    return GATE.using() if device == "cuda" else contextlib.nullcontext()
 
 
 def _has_gpu() -> bool:

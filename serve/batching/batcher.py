@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 LONG_INPUT_CHARS = 20_000
 """Requests with more characters have a tokenizer thread of their own, so that they hold up no short ones."""
+MAYBE_HANGS_S = 1.0
+"""Nothing is put behind a batch that has been running on a GPU for longer: it may never end."""
 JOIN_TIMEOUT_S = 1.0
 """How long closing waits for running batches whose answers are no longer wanted."""
 
@@ -118,8 +120,8 @@ class Batcher:
         self.workers = Workers(wide, narrow, self._start_worker, turns=turns, restart=restart_workers)
         self._tokenizers = [TokenizerThread(f"tokenize-{name}", encoder, self._admit) for name in ("short", "long")]
 
-    def _start_worker(self, name: str, runner: Runner, turn: threading.Lock) -> Worker:
-        return Worker(name, runner, turn, self._pad, self.to_scores, self._finish, self._died)
+    def _start_worker(self, name: str, runner: Runner) -> Worker:
+        return Worker(name, runner, self._pad, self.to_scores, self._finish, self._died)
 
     async def submit(
         self,
@@ -184,12 +186,12 @@ class Batcher:
 
     def _dispatch(self, now: float) -> None:
         """Give batches to the workers that should start now; the lock is held."""
-        while len(self._line) and (chosen := self._choose(len(self._line))):
+        while len(self._line) and (chosen := self._choose(len(self._line), now)):
             worker, max_rows, max_tokens = chosen
             if items := self._line.take(max_rows, max_tokens, now):
                 worker.put(items, now)
 
-    def _choose(self, num_waiting: int) -> tuple[Worker, int, int] | None:
+    def _choose(self, num_waiting: int, now: float) -> tuple[Worker, int, int] | None:
         """Return the worker that should start now, and the most rows and tokens of its batch. All policy is here."""
         limits, workers = self.limits, self.workers
         resting = [session for session in workers.wide if all(worker.is_idle for worker in session)]
@@ -200,8 +202,10 @@ class Batcher:
                 return session[0], min(limits.max_batch_rows, fair_share), limits.max_batch_tokens
             for session in workers.wide:
                 idle = [worker for worker in session if worker.is_idle]
+                running = [worker for worker in session if not worker.is_idle]
                 # Fewer would rather wait for others to join them: they cannot run before this batch is over.
-                if idle and num_waiting >= max(len(worker.items) for worker in session):
+                joins = num_waiting >= max(len(worker.items) for worker in running)
+                if idle and joins and all(now - worker.last_used < MAYBE_HANGS_S for worker in running):
                     return idle[0], limits.max_batch_rows, limits.max_batch_tokens
             return None
         if not resting:

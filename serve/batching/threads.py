@@ -1,7 +1,7 @@
 """The batcher's threads: those that tokenize requests, and the workers, which run batches on a session.
 
-On a GPU a session has two workers that take turns: one pads its batch, and sends out answers, while the other's batch
-runs.
+On a GPU a session has two workers, and runs one batch at a time: one worker pads and copies its batch, or sends out
+answers, while the other's batch runs.
 """
 
 import itertools
@@ -71,23 +71,19 @@ class TokenizerThread:
 
 
 class Worker:
-    """Runs batches on one session, one after the other. `finished` and `died` are called in its thread.
-
-    It runs them while it holds `turn`, which the workers of one session share.
-    """
+    """Runs batches on one session, one after the other. `finished` and `died` are called in its thread."""
 
     def __init__(
         self,
         name: str,
         runner: Runner,
-        turn: threading.Lock,
         pad: Pad,
         to_scores: ToScores,
         finished: Callable[["Worker", list[Item], list[Outcome], float], None],
         died: Callable[["Worker", BaseException], None],
     ) -> None:
         self.name = name
-        self.runner, self.turn = runner, turn
+        self.runner = runner
         self.items: list[Item] = []
         """The batch that it runs, or is about to run; empty while it is idle."""
         self.began: float | None = None
@@ -121,34 +117,28 @@ class Worker:
     def _run(self) -> None:
         try:
             while (items := self._inbox.get()) is not None:
-                self._finished(self, items, *self._outcomes(items))
+                began = time.monotonic()
+                outcomes = self._outcomes(items)
+                self._finished(self, items, outcomes, time.monotonic() - began)
         except BaseException as error:  # whatever it was, requests are waiting for these items
             self._died(self, error)
 
-    def _outcomes(self, items: list[Item]) -> tuple[list[Outcome], float]:
-        """Return the outcome of each item, and the seconds that the session ran.
-
-        A batch that fails is halved until only the failing inputs are left.
-        """
+    def _outcomes(self, items: list[Item]) -> list[Outcome]:
+        """Return the outcome of each item. A batch that fails is halved until only the failing inputs are left."""
         began = time.monotonic()
         try:
-            arrays = self._pad([item.encoding for item in items])
-            with self.turn:
-                began = time.monotonic()
-                logits = self.runner.run(arrays)  # [B, C]
-                seconds = time.monotonic() - began
+            logits = self.runner.run(self._pad([item.encoding for item in items]))  # [B, C]
             scores = self._to_scores(logits)
         except Exception as error:  # a session's errors have no common base class
-            seconds = time.monotonic() - began
             if len(items) > 1:
                 middle = len(items) // 2
-                first, second = self._outcomes(items[:middle]), self._outcomes(items[middle:])
-                return first[0] + second[0], seconds + first[1] + second[1]
+                return self._outcomes(items[:middle]) + self._outcomes(items[middle:])
             logger.error("inference failed on one input of %d tokens: %s", items[0].length, type(error).__name__)
             logger.debug("the failure, which may quote the text", exc_info=error)
-            return [InferenceFailed("the model failed on this input")], seconds
+            return [InferenceFailed("the model failed on this input")]
+        seconds = time.monotonic() - began
         rows = zip(items, logits.tolist(), scores.tolist(), strict=True)
-        return [_outcome(item, row, row_scores, began, seconds) for item, row, row_scores in rows], seconds
+        return [_outcome(item, row, row_scores, began, seconds) for item, row, row_scores in rows]
 
 
 def _outcome(item: Item, logits: list[float], scores: list[float], began: float, seconds: float) -> Outcome:
@@ -165,7 +155,7 @@ class Workers:
     Args:
         wide: sessions that take large batches: one, or one for each GPU.
         narrow: sessions that take small batches side by side.
-        start: starts a worker, given its name, its session and the session's turn.
+        start: starts a worker, given its name and its session.
         turns: workers for each wide session; 2 pads a batch while another runs.
         restart: replace those that die.
     """
@@ -174,7 +164,7 @@ class Workers:
         self,
         wide: Sequence[Runner],
         narrow: Sequence[Runner],
-        start: Callable[[str, Runner, threading.Lock], Worker],
+        start: Callable[[str, Runner], Worker],
         *,
         turns: int,
         restart: bool,
@@ -184,10 +174,10 @@ class Workers:
         self.wide: list[list[Worker]] = []
         """The workers of each wide session."""
         for number, runner in enumerate(wide):
-            name, lock = "run-wide" if len(wide) == 1 else f"run-wide-{number}", threading.Lock()
+            name = "run-wide" if len(wide) == 1 else f"run-wide-{number}"
             names = [name] if turns == 1 else [f"{name}-turn-{turn}" for turn in range(turns)]
-            self.wide.append([start(each, runner, lock) for each in names])
-        self.narrow = [start(f"run-narrow-{number}", runner, threading.Lock()) for number, runner in enumerate(narrow)]
+            self.wide.append([start(each, runner) for each in names])
+        self.narrow = [start(f"run-narrow-{number}", runner) for number, runner in enumerate(narrow)]
 
     def __iter__(self) -> Iterator[Worker]:
         return itertools.chain(*self.wide, self.narrow)
@@ -197,7 +187,7 @@ class Workers:
         self._deaths = [when for when in self._deaths if now - when < DEATHS_WITHIN_S] + [now]
         if not self._restart or len(self._deaths) > MAX_DEATHS:
             return False
-        successor = self._start(worker.name, worker.runner, worker.turn)
+        successor = self._start(worker.name, worker.runner)
         for group in (*self.wide, self.narrow):
             group[:] = [successor if each is worker else each for each in group]
         return True

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from serve.batching.batcher import Batcher, BatchLimits
 from serve.batching.engine import Engine, ModelFacts, RequestLimits
 from serve.batching.ticket import Runner
+from serve.canary import canary_input, require_canary
 from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.contract.labels import scores_from_logits
-from serve.encoder import Encoder, TextInput
+from serve.encoder import Encoder
 from serve.pipeline import TOKENS_PER_BATCH
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def load_engine(
     from serve.variants import choose_variant
 
     bundle = read_bundle(folder)
-    device = resolve_device(settings.device)
+    device = resolve_device(settings.device, *settings.devices[:1])
     variant = choose_variant(bundle, device, settings.variant or "auto")
     if settings.model_name is None and "/" in bundle.classifier.name:
         raise InputError(
@@ -55,7 +56,7 @@ def load_engine(
         )
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)
     limits = _limits(settings, device)
-    sessions = (_on_gpus if device == "cuda" else _on_cpu)(bundle.graph(variant), settings)
+    sessions = (_on_gpus if device == "cuda" else _on_cpu)(bundle, variant, encoder, settings)
     facts = _facts(bundle, variant, sessions.provider, encoder.max_length, settings.model_name)
     batcher = Batcher(
         encoder,
@@ -89,7 +90,7 @@ class Sessions:
     close: Callable[[], None]
 
 
-def _on_cpu(graph: Path, settings: "ServeSettings") -> Sessions:
+def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> Sessions:
     """Return the sessions that share the cores: a wide one, and a narrow one for several workers."""
     from serve.session import SessionPool
 
@@ -98,7 +99,12 @@ def _on_cpu(graph: Path, settings: "ServeSettings") -> Sessions:
             f"--devices {','.join(map(str, settings.devices))}: the numbers of GPUs, but this server runs on the CPU; "
             "leave it out, or see with --device cuda why the GPU cannot be used"
         )
-    pool = SessionPool(graph, num_threads=settings.threads)
+    pool = SessionPool(
+        bundle.graph(variant),
+        num_threads=settings.threads,
+        gpu_memory_limit_mib=settings.gpu_memory_limit_mib,
+        cuda_graphs=settings.cuda_graphs,
+    )
     num_narrow = settings.narrow_workers
     if num_narrow is None:
         num_narrow = pool.num_workers if pool.num_workers > 1 else 0
@@ -112,11 +118,11 @@ def _on_cpu(graph: Path, settings: "ServeSettings") -> Sessions:
     )
 
 
-def _on_gpus(graph: Path, settings: "ServeSettings") -> Sessions:
-    """Return a session for each GPU.
+def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> Sessions:
+    """Return a session for each GPU that has recorded its CUDA graphs, if it shall, and answered the canary.
 
     Raises:
-        InputError: a setting for the CPU is given, or a GPU is not available.
+        InputError: a setting for the CPU is given, a GPU is not available, or its answer is wrong.
     """
     from serve.session import SessionPool
 
@@ -134,20 +140,30 @@ def _on_gpus(graph: Path, settings: "ServeSettings") -> Sessions:
 
     try:
         for number in settings.devices or (0,):
-            pools.append(SessionPool(graph, device="cuda", num_threads=settings.threads, device_id=number))
-            wide.append(pools[-1].wide)
+            pool = SessionPool(
+                bundle.graph(variant),
+                device="cuda",
+                num_threads=settings.threads,
+                device_id=number,
+                gpu_memory_limit_mib=settings.gpu_memory_limit_mib,
+                cuda_graphs=settings.cuda_graphs,
+                max_length=encoder.max_length,
+            )
+            pools.append(pool)
+            wide.append(pool.wide)
+            require_canary(bundle, variant, encoder, pool.wide)
     except InputError as error:
         close()
         if not settings.devices:
             raise
         raise InputError(
-            f"--devices {number}: {error}. GPUs are counted from 0 among those that CUDA sees: nvidia-smi -L lists "
+            f"--devices {number}: {error}; GPUs are counted from 0 among those that CUDA sees: nvidia-smi -L lists "
             "them, CUDA_VISIBLE_DEVICES hides others"
         ) from error
     return Sessions(
         wide=wide,
         narrow=[],
-        turns=2,
+        turns=pools[0].num_workers,
         length_multiple=wide[0].length_multiple,
         provider=wide[0].provider,
         close=close,
@@ -162,9 +178,6 @@ def _limits(settings: "ServeSettings", device: DeviceName) -> BatchLimits:
 
 
 def _facts(bundle: Bundle, variant: str, provider: str, max_length: int, name: str | None) -> ModelFacts:
-    canary: TextInput
-    first, *second = bundle.manifest.canary
-    canary = (first, second[0]) if second else first
     return ModelFacts(
         name=name or bundle.classifier.name,
         version=sha256_of_file(bundle.folder / BUNDLE_FILE)[:VERSION_DIGITS],
@@ -173,6 +186,6 @@ def _facts(bundle: Bundle, variant: str, provider: str, max_length: int, name: s
         max_length=max_length,
         folder=bundle.folder,
         classifier=bundle.classifier,
-        canary=canary,
+        canary=canary_input(bundle),
         canary_logits=bundle.manifest.variants[variant].canary_logits,
     )

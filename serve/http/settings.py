@@ -54,6 +54,10 @@ class ServeSettings:
     """where to run: auto takes a GPU if there is one; cuda fails if there is none"""
     devices: Numbers = ()
     """GPUs to run on, counted from 0 among those that CUDA sees; the first unless set"""
+    gpu_memory_limit_mib: Annotated[int | None, AT_LEAST_1] = None
+    """most memory of each GPU for weights and activations, in MiB; no limit unless set"""
+    cuda_graphs: bool = False
+    """on GPUs, record the kernels of up to 64 shapes while loading, and replay them"""
     max_length: Annotated[int | None, AT_LEAST_1] = None
     """longest input in tokens; the model's own limit unless set"""
 

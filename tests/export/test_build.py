@@ -1,14 +1,18 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from exports import export_tiny_run, logits_of
 from tiny_models import ARCHITECTURES
 from tiny_runs import save_tiny_run, text_of
 
 from export.graphs import export_graph
-from serve.contract.bundle import Bundle, read_bundle
+from serve.contract.bundle import Bundle, DeviceName, read_bundle
+from serve.contract.errors import InputError
+from serve.session import Session
 
 # Tracing and Optimum warn about their own code.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -113,3 +117,32 @@ def test_a_graph_with_external_weights_ships_as_exported(
     assert exported.variants["fp32"].method == "over 2 GB: exported as it is"
     assert exported.left_out == dict.fromkeys(("int8", "fp16"), "over 2 GB: not supported")
     assert logits_of(read_bundle(tmp_path / "bundle"), "fp32", ["a film"], 1).shape == (1, 2)
+
+
+def test_verify_device_cuda_runs_the_gates_there_and_leaves_out_a_float16_that_overflows(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, str]] = []
+
+    class FakeGpu(Session):
+        def __init__(self, graph: Path, *, device: DeviceName = "cpu", **options: Any) -> None:
+            super().__init__(graph, **options)
+            tried.append((graph.name, device))
+            self._overflows = (graph.name, device) == ("fp16.onnx", "cuda")
+
+        def run(self, inputs: Any) -> Any:
+            return super().run(inputs) * np.float32("nan" if self._overflows else 1)
+
+    monkeypatch.setattr("export.build.Session", FakeGpu)
+    monkeypatch.setattr("export.build.require_device", lambda device: None)
+    exported = export_tiny_run(run, tmp_path / "b", variants=("fp32", "fp16"), verify_device="cuda")
+    assert {("fp32.onnx", "cuda"), ("fp32.onnx", "cpu"), ("fp16.onnx", "cuda")} <= set(tried)
+    assert ("fp16.onnx", "cpu") not in tried
+    assert "on CUDA: NaN or infinite logits" in exported.left_out["fp16"]
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA")
+def test_a_device_to_verify_on_that_is_absent_is_found_at_once(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device cuda: the installed ONNX Runtime cannot use it"):
+        export_tiny_run(run, tmp_path / "b", verify_device="cuda")
+    assert not (tmp_path / "b").exists()

@@ -1,4 +1,7 @@
 import sys
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +11,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from tiny_bundles import VOCABULARY, save_tiny_bundle, token_weights
+from tiny_bundles import INPUT_NAMES, VOCABULARY, save_tiny_bundle, token_weights
 
 from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
-from serve.device_buffers import MAX_KEPT_SHAPES, DeviceBuffers
-from serve.session import RELU, Session, SessionPool, resolve_device
+from serve.cuda_graphs import MAX_GRAPH_TOKENS, MAX_GRAPHS, RecordingGate, graph_shapes
+from serve.device_buffers import MAX_KEPT, DeviceBuffers
+from serve.providers import RELU, cuda_libraries, preload_cuda_libraries
+from serve.session import Session, SessionPool, resolve_device
 
 PAD = VOCABULARY["[PAD]"]
 
@@ -39,6 +44,13 @@ def expected_logits(inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]
     return weights.sum(axis=1) / mask.sum(axis=1)
 
 
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 SHAPES = [(1, 1), (3, 7), (1, 5), (8, 16), (3, 7), (1, 1)]
 
 
@@ -56,20 +68,13 @@ def test_logits_are_the_graphs_whatever_the_shapes(graph: Path, io_binding: bool
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_kept_buffers_of_fixed_shapes_give_the_same_logits(graph: Path) -> None:
-    buffers = DeviceBuffers(Session(graph)._session, "cpu", fixed_shapes=True)
-    answers = [(buffers.run(inputs := random_inputs(rows, 6, rows)), expected_logits(inputs)) for rows in range(1, 12)]
-    for logits, expected in answers:
-        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
-    assert sorted(rows for rows, _ in buffers._kept) == [1, 2, 4, 8, 16]
-
-
 def test_kept_buffers_stay_few_where_shapes_vary(graph: Path) -> None:
-    buffers = DeviceBuffers(Session(graph)._session, "cpu", fixed_shapes=False)
-    for rows in range(1, MAX_KEPT_SHAPES + 10):
+    buffers = DeviceBuffers(Session(graph)._session, "cpu")
+    for rows in range(1, MAX_KEPT + 10):
         buffers.run(random_inputs(rows, 2))
-    assert len(buffers._kept) == MAX_KEPT_SHAPES
-    assert (1, 2) not in buffers._kept
+        buffers.run(random_inputs(rows, 2))
+    assert len(buffers._kept) == MAX_KEPT
+    assert (1, 2) not in [each.shape for each in buffers._kept]
 
 
 @pytest.mark.parametrize("io_binding", [False, True])
@@ -117,6 +122,48 @@ def test_threads_are_at_least_one(graph: Path, num_threads: int) -> None:
         SessionPool(graph, num_threads=num_threads)
 
 
+class FakeSession:
+    """A session on a GPU that records what happens to it; logits are the sums of the first input's rows."""
+
+    def __init__(self, found: str) -> None:
+        self.found = found
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.runs: list[tuple[str | None, tuple[int, int], str]] = []
+        """Graph id, shape and thread of each."""
+        self.num_running = self.most_running = 0
+
+    def get_providers(self) -> list[str]:
+        return [self.found]
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in INPUT_NAMES]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="logits", shape=["batch", 3])]
+
+    def io_binding(self) -> Any:
+        binding = SimpleNamespace(inputs={}, output=None)
+        binding.bind_ortvalue_input = binding.inputs.__setitem__
+        binding.bind_ortvalue_output = lambda name, value: setattr(binding, "output", value)
+        binding.bind_output = lambda name, device, device_id: setattr(binding, "device", (device, device_id))
+        binding.copy_outputs_to_cpu = lambda: [binding.result]
+        return binding
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self.num_running += 1
+        self.most_running = max(self.most_running, self.num_running)
+        ids = binding.inputs["input_ids"]
+        self.runs.append((options.entries.get("gpu_graph_id"), ids.array.shape, threading.current_thread().name))
+        self.entered.release()
+        assert self.gate.wait(30)
+        binding.result = np.tile(ids.array.sum(axis=1, dtype=np.float32)[:, None], 3)  # read when the run ends
+        if binding.output is not None:
+            binding.output.array = binding.result
+        self.num_running -= 1
+
+
 class FakeRuntime(SimpleNamespace):
     """An onnxruntime-gpu of which only what the tests say is true."""
 
@@ -125,9 +172,9 @@ class FakeRuntime(SimpleNamespace):
         self.found = found
         self.available = available
         self.asked: list[Any] = []
+        self.values: list[Any] = []
+        self.sessions: list[FakeSession] = []
         self.SessionOptions = lambda: SimpleNamespace(add_session_config_entry=lambda key, value: None)
-        self.RunOptions = lambda: SimpleNamespace(add_run_config_entry=lambda key, value: None)
-        self.devices: list[Any] = []
         self.OrtValue = SimpleNamespace(ortvalue_from_shape_and_type=self._allocate)
 
     def get_available_providers(self) -> list[str]:
@@ -136,60 +183,74 @@ class FakeRuntime(SimpleNamespace):
     def preload_dlls(self) -> None:
         self.asked.append("preload_dlls")
 
+    def RunOptions(self) -> Any:  # noqa: N802
+        options = SimpleNamespace(entries={})
+        options.add_run_config_entry = options.entries.__setitem__
+        return options
+
     def InferenceSession(self, path: str, options: Any, providers: list[Any]) -> Any:  # noqa: N802
         self.asked.append(providers)
-        output = SimpleNamespace(name="logits", shape=["batch", 3])
-        binding = SimpleNamespace(
-            bind_ortvalue_input=lambda name, value: None,
-            bind_ortvalue_output=lambda name, value: None,
-            bind_output=lambda name, device, device_id: self.devices.append((device, device_id)),
-            copy_outputs_to_cpu=lambda: [np.zeros((1, 3), np.float32)],
-        )
-        return SimpleNamespace(
-            get_providers=lambda: [self.found],
-            get_outputs=lambda: [output],
-            io_binding=lambda: binding,
-            run_with_iobinding=lambda binding, options: None,
-        )
+        self.sessions.append(FakeSession(self.found))
+        return self.sessions[-1]
 
     def _allocate(self, shape: list[int], dtype: Any, device: str, device_id: int) -> Any:
-        self.devices.append((device, device_id))
-        return SimpleNamespace(update_inplace=lambda array: None, numpy=lambda: np.zeros(shape, np.float32))
+        value = SimpleNamespace(array=np.zeros(shape, dtype), device=(device, device_id), num_updates=0)
+
+        def update_inplace(array: NDArray[Any]) -> None:
+            assert array.shape == value.array.shape, "a buffer keeps its address"
+            value.array = array.copy()
+            value.num_updates += 1
+
+        value.update_inplace = update_inplace
+        value.numpy = lambda: value.array
+        self.values.append(value)
+        return value
+
+
+RUNTIME = "serve.providers.import_onnxruntime"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    """A machine with a GPU."""
+    runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
+    monkeypatch.setattr(RUNTIME, lambda: runtime)
+    monkeypatch.setattr("serve.session.import_onnxruntime", lambda: runtime)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    return runtime
 
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 def test_cuda_that_is_not_installed_is_an_error(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.session._onnxruntime", lambda: FakeRuntime(available=[CPU], found=CPU))
+    monkeypatch.setattr(RUNTIME, lambda: FakeRuntime(available=[CPU], found=CPU))
     with pytest.raises(InputError, match=r"device cuda: the installed ONNX Runtime cannot use it .*rawloop\[gpu\]"):
         Session(graph, device="cuda")
 
 
 def test_cuda_that_fell_back_to_the_cpu_is_an_error(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.session._onnxruntime", lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
+    monkeypatch.setattr(RUNTIME, lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
     with pytest.raises(InputError, match="could not start it and fell back to CPUExecutionProvider"):
         Session(graph, device="cuda")
 
 
-def test_cuda_is_the_only_provider_requested_and_its_libraries_are_loaded_first(
-    graph: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
-    monkeypatch.setattr("serve.session._onnxruntime", lambda: runtime)
-    session = Session(graph, device="cuda", cuda_graphs=True)
+def test_cuda_is_the_only_provider_requested_and_its_libraries_are_loaded_first(graph: Path, gpu: FakeRuntime) -> None:
+    session = Session(graph, device="cuda", cuda_graphs=True, max_length=1)
     assert session.provider == CUDA
-    assert runtime.asked[0] == "preload_dlls"
-    ((provider, options),) = runtime.asked[1]
+    assert gpu.asked[0] == "preload_dlls"
+    ((provider, options),) = gpu.asked[1]
     assert provider == CUDA
     assert options["enable_cuda_graph"] == "1"
+    session.close()
 
 
 def test_auto_takes_cuda_where_there_are_a_gpu_and_a_runtime_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_gpu, available, expected in ((True, [CUDA], "cuda"), (True, [CPU], "cpu"), (False, [CUDA], "cpu")):
         runtime = FakeRuntime(available=available, found=available[0])
         monkeypatch.setattr("serve.session._has_gpu", lambda has_gpu=has_gpu: has_gpu)
-        monkeypatch.setattr("serve.session._onnxruntime", lambda runtime=runtime: runtime)
+        for place in (RUNTIME, "serve.session.import_onnxruntime"):
+            monkeypatch.setattr(place, lambda runtime=runtime: runtime)
         assert resolve_device("auto") == expected
     with pytest.raises(InputError, match="expected auto, cpu or cuda"):
         resolve_device("tpu")  # type: ignore[arg-type]
@@ -200,7 +261,8 @@ def test_auto_takes_the_cpu_and_logs_why_where_cuda_does_not_start(
 ) -> None:
     """An old driver, or CUDA_VISIBLE_DEVICES=""."""
     monkeypatch.setattr("serve.session._has_gpu", lambda: True)
-    monkeypatch.setattr("serve.session._onnxruntime", lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
+    for place in (RUNTIME, "serve.session.import_onnxruntime"):
+        monkeypatch.setattr(place, lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
     assert resolve_device("auto") == "cpu"
     assert "the GPU cannot be used: device cuda: ONNX Runtime could not start it" in caplog.text
     assert resolve_device("cuda") == "cuda"  # asked for, it stays an error when a graph is loaded
@@ -214,7 +276,7 @@ def test_fp32_on_cuda_is_not_rounded_and_its_memory_grows_in_steps(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
-    monkeypatch.setattr("serve.session._onnxruntime", lambda: runtime)
+    monkeypatch.setattr(RUNTIME, lambda: runtime)
     Session(graph, device="cuda")
     ((_, options),) = runtime.asked[1]
     assert options["use_tf32"] == "0"
@@ -222,17 +284,160 @@ def test_fp32_on_cuda_is_not_rounded_and_its_memory_grows_in_steps(
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_each_gpu_has_its_session_and_its_buffers(
-    graph: Path, monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool
-) -> None:
-    runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
-    monkeypatch.setattr("serve.session._onnxruntime", lambda: runtime)
-    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    pool = SessionPool(graph, device="cuda", device_id=1, cuda_graphs=cuda_graphs)
+def test_each_gpu_has_its_session_and_its_buffers(graph: Path, gpu: FakeRuntime, cuda_graphs: bool) -> None:
+    pool = SessionPool(graph, device="cuda", device_id=1, cuda_graphs=cuda_graphs, max_length=32)
+    assert pool.wide is pool.narrow, "the weights are on the GPU once"
     pool.wide.run(random_inputs(1, 32))
-    ((_, options),) = runtime.asked[1]
+    ((_, options),) = gpu.asked[1]
     assert options["device_id"] == "1"
-    assert set(runtime.devices) == {("cuda", 1)}
+    assert {value.device for value in gpu.values} == {("cuda", 1)}
+    pool.close()
+
+
+def test_gpu_memory_can_be_limited(graph: Path, gpu: FakeRuntime) -> None:
+    Session(graph, device="cuda", gpu_memory_limit_mib=2_048)
+    ((_, options),) = gpu.asked[1]
+    assert options["gpu_mem_limit"] == str(2 * 2**30)
+    for kind in (Session, SessionPool):
+        with pytest.raises(InputError, match="gpu_memory_limit_mib 0: expected 1 or more"):
+            kind(graph, device="cuda", gpu_memory_limit_mib=0)
+        with pytest.raises(InputError, match="gpu_memory_limit_mib 512: only on CUDA"):
+            kind(graph, gpu_memory_limit_mib=512)
+
+
+def test_two_batches_are_copied_at_once_and_one_runs(graph: Path, gpu: FakeRuntime) -> None:
+    session = Session(graph, device="cuda")
+    (fake,) = gpu.sessions
+    fake.gate.clear()
+    inputs = [random_inputs(2, 8, seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(session.run, each) for each in inputs]
+        assert fake.entered.acquire(timeout=30)
+        until(lambda: len(gpu.values) == 2 * len(INPUT_NAMES) and all(value.num_updates for value in gpu.values))
+        fake.gate.set()
+    assert fake.most_running == 1
+    for answer, each in zip(answers, inputs, strict=True):
+        np.testing.assert_array_equal(answer.result()[:, 0], each["input_ids"].sum(axis=1))
+    session.run(inputs[0])
+    assert len(gpu.values) == 2 * len(INPUT_NAMES), "buffers are used again"
+
+
+def test_graphs_are_recorded_while_loading_and_only_replayed_then(graph: Path, gpu: FakeRuntime) -> None:
+    session = Session(graph, device="cuda", cuda_graphs=True, max_length=48)
+    (fake,) = gpu.sessions
+    recorded = {shape: graph_id for graph_id, shape, _ in fake.runs}
+    assert list(recorded) == graph_shapes(48)
+    assert len(set(recorded.values())) == len(recorded), "each shape has its graph"
+    fake.runs.clear()
+    num_buffers = len(gpu.values)
+    for rows, length in ((1, 32), (3, 48), (4, 48)):
+        inputs = random_inputs(rows, length)
+        np.testing.assert_array_equal(session.run(inputs)[:, 0], inputs["input_ids"].sum(axis=1))
+        graph_id, shape, _ = fake.runs[-1]
+        assert (shape, graph_id) == ((1 << (rows - 1).bit_length(), length), recorded[shape])
+    assert len(gpu.values) == num_buffers, "the addresses that were recorded"
+    for rows, length in ((1, 7), (MAX_GRAPH_TOKENS, 32)):
+        session.run(random_inputs(rows, length))
+        assert fake.runs[-1][:2] == ("-1", (rows, length)), "nothing is recorded while requests wait"
+    session.close()
+
+
+def test_graphs_are_recorded_and_run_in_one_thread_one_at_a_time(graph: Path, gpu: FakeRuntime) -> None:
+    session = Session(graph, device="cuda", cuda_graphs=True, max_length=32)
+
+    def run(seed: int) -> None:
+        inputs = random_inputs(1 + seed % 5, 32 if seed % 3 else 7, seed)
+        np.testing.assert_array_equal(session.run(inputs)[:, 0], inputs["input_ids"].sum(axis=1))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, range(40)))
+    (fake,) = gpu.sessions
+    assert len({thread for _, _, thread in fake.runs}) == 1
+    assert fake.most_running == 1
+    session.close()
+
+
+@pytest.mark.parametrize("max_length", [1, 20, 32, 128, 512, 8_192, 100_000])
+def test_graphs_are_few_and_the_large_ones_come_first(max_length: int) -> None:
+    shapes = graph_shapes(max_length)
+    sizes = [rows * length for rows, length in shapes]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0 < len(set(shapes)) == len(shapes) <= MAX_GRAPHS
+    assert all(length == max_length or length % 32 == 0 for _, length in shapes)
+    assert all(
+        rows & (rows - 1) == 0 and size <= max(MAX_GRAPH_TOKENS, max_length)
+        for (rows, _), size in zip(shapes, sizes, strict=True)
+    )
+    assert (1, min(32, max_length)) in shapes
+
+
+def test_what_cannot_be_recorded_is_an_error_with_a_way_out(
+    graph: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakeSession, binding: Any, options: Any) -> None:
+        raise RuntimeError("a node is on the CPU")
+
+    monkeypatch.setattr(FakeSession, "run_with_iobinding", fail)
+    with pytest.raises(InputError, match=r"cuda_graphs: .* cannot be recorded \(a node is on the CPU\); leave it out"):
+        Session(graph, device="cuda", cuda_graphs=True)
+
+
+def test_recording_excludes_every_other_use_of_cuda() -> None:
+    gate, events = RecordingGate(), []
+    in_use, done = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with gate.using():
+            in_use.set()
+            assert done.wait(30)
+            events.append("used")
+
+    def record() -> None:
+        with gate.recording():
+            events.append("recorded")
+
+    def use_again() -> None:
+        with gate.using():
+            events.append("used again")
+
+    with ThreadPoolExecutor(3) as threads:
+        threads.submit(use)
+        assert in_use.wait(30)
+        recording = threads.submit(record)
+        until(lambda: gate._is_recording)
+        again = threads.submit(use_again)
+        assert not events
+        done.set()
+        recording.result(30)
+        again.result(30)
+    assert events == ["used", "recorded", "used again"]
+
+
+def test_cudas_libraries_are_found_in_overlays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install --target`, or another site-packages on the path: not next to ONNX Runtime."""
+    for file in ("cu13/lib/libcublas.so.13", "cu13/lib/libcublasLt.so.13", "cu13/lib/libnpps.so.13"):
+        (tmp_path / "one/nvidia" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one/nvidia" / file).touch()
+    (tmp_path / "two/nvidia/cudnn/lib").mkdir(parents=True)
+    (tmp_path / "two/nvidia/cudnn/lib/libcudnn.so.9").touch()
+    monkeypatch.syspath_prepend(tmp_path / "one")
+    monkeypatch.syspath_prepend(tmp_path / "two")
+    names = ["libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9"]
+    assert [library.name for library in cuda_libraries() if library.is_relative_to(tmp_path)] == names
+    loaded: list[str] = []
+
+    def load(name: str, mode: int = 0) -> None:
+        if mode:
+            raise OSError("not in the process")
+        loaded.append(Path(name).name)
+        if name.endswith("libcublas.so.13"):
+            raise OSError("made for another system")
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    runtime = FakeRuntime(available=[CUDA], found=CUDA)
+    preload_cuda_libraries(runtime)
+    assert [name for name in loaded if name in names] == names
+    assert runtime.asked == ["preload_dlls"]
 
 
 @pytest.mark.parametrize(("device", "device_id", "message"), [("cuda", -1, "0 or more"), ("cpu", 1, "only on CUDA")])
@@ -254,7 +459,7 @@ def test_cuda_graphs_need_cuda(graph: Path) -> None:
 )
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_cuda_gives_the_graphs_logits(graph: Path, cuda_graphs: bool) -> None:
-    session = Session(graph, device="cuda", cuda_graphs=cuda_graphs)
+    session = Session(graph, device="cuda", cuda_graphs=cuda_graphs, max_length=32)
     assert session.provider == CUDA
     for seed in range(3):  # recorded by the first, replayed by the others
         for rows in (1, 3, 8):

@@ -61,16 +61,12 @@ class FakeRunner:
         self.gate.set()
         self.entered = threading.Event()
         self.dies_of: BaseException | None = None
-        self.num_running = self.most_running = 0
 
     def run(self, inputs: dict[str, NDArray[np.int64]], /) -> NDArray[np.float32]:
         ids = inputs["input_ids"]
         self.batches.append(ids)
-        self.num_running += 1
-        self.most_running = max(self.most_running, self.num_running)
         self.entered.set()
         assert self.gate.wait(timeout=30), "the gate stayed closed"
-        self.num_running -= 1
         if self.dies_of is not None:
             error, self.dies_of = self.dies_of, None
             raise error

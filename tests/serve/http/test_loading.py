@@ -1,8 +1,10 @@
 """What is loaded for a device: its sessions, its limits, and what is refused there."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from live_server import save_served_bundle
 
@@ -28,25 +30,30 @@ class Gpus:
     def __init__(self) -> None:
         self.loaded: list[dict[str, Any]] = []
         self.closed: list[int] = []
+        self.wrong: set[int] = set()
 
     def __call__(self, graph: Path, *, device: str = "cpu", **options: Any) -> Any:
         if device == "cpu":
-            return SessionPool(graph, num_threads=options.get("num_threads"))
+            return SessionPool(graph, **options)
         return FakeGpu(self, graph, options)
 
 
 class FakeGpu:
+    num_workers = 2
+
     def __init__(self, gpus: Gpus, graph: Path, options: dict[str, Any]) -> None:
         self._gpus, self._graph, self._options = gpus, graph, options
+        gpus.loaded.append(options)
 
-    @property
+    @functools.cached_property
     def wide(self) -> Session:
         if (number := self._options["device_id"]) >= NUM_GPUS:
             raise InputError(f"{self._graph}: ONNX Runtime cannot load it on cuda (invalid device ordinal)")
-        self._gpus.loaded.append(self._options)
         session = Session(self._graph)
-        session.length_multiple = 8
-        session.provider, session.device_id = "CUDAExecutionProvider", number
+        session.length_multiple, session.device_id = 8, number
+        session.provider = "CUDAExecutionProvider"
+        if number in self._gpus.wrong:
+            session.run = lambda inputs: np.full((len(inputs["input_ids"]), 3), np.nan, np.float32)  # type: ignore[method-assign]
         return session
 
     def close(self) -> None:
@@ -108,6 +115,25 @@ def test_a_gpu_that_is_not_there_is_named_and_the_others_are_freed(bundle: Path,
     with pytest.raises(InputError, match=r"--devices 7: .*invalid device ordinal.*nvidia-smi -L lists"):
         load(bundle, device="cuda", variant="fp32", devices=(0, 7))
     assert gpus.closed == [0, 7]
+
+
+def test_every_gpu_must_answer_the_canary(bundle: Path, gpus: Gpus) -> None:
+    gpus.wrong = {1}
+    with pytest.raises(InputError, match=r"--devices 1: .*does not answer its canary"):
+        load(bundle, device="cuda", variant="fp32", devices=(0, 1))
+    assert gpus.closed == [0, 1]
+
+
+def test_gpu_settings_reach_the_sessions(bundle: Path, gpus: Gpus) -> None:
+    closed(load(bundle, device="cuda", variant="fp32", max_length=10, gpu_memory_limit_mib=2_000, cuda_graphs=True))
+    (options,) = gpus.loaded
+    names = ("device_id", "gpu_memory_limit_mib", "cuda_graphs", "max_length")
+    assert [options[name] for name in names] == [0, 2_000, True, 10]
+
+
+def test_gpu_settings_are_refused_on_a_cpu(bundle: Path, gpus: Gpus) -> None:
+    with pytest.raises(InputError, match="gpu_memory_limit_mib 2000, cuda_graphs: only on CUDA"):
+        load(bundle, device="cpu", gpu_memory_limit_mib=2_000, cuda_graphs=True)
 
 
 @pytest.mark.parametrize("name", ["narrow_workers", "narrow_batch_rows", "narrow_batch_tokens"])

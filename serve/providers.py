@@ -1,0 +1,158 @@
+"""A graph loaded by ONNX Runtime on the provider asked for, or not at all: its options, and CUDA's libraries."""
+
+import ctypes
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.contract.bundle import DeviceName
+from serve.contract.errors import InputError
+from serve.contract.telemetry import switch_off_telemetry
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU, 'rawloop[gpu]'; never both)"
+
+RELU = (
+    b'\x08\x07\x12\x00:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+"""A graph of one operator, to try a device with."""
+
+CUDA_LIBRARIES = ("cudart", "nvJitLink", "nvrtc", "cublasLt", "cublas", "curand", "cufft", "cudnn")
+"""What ONNX Runtime links against and loads, in an order in which each finds what it needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuOptions:
+    """How a session uses its GPU; the defaults are also right for a CPU.
+
+    Raises:
+        InputError: a value is out of range, or needs CUDA.
+    """
+
+    device: DeviceName = "cpu"
+    device_id: int = 0
+    """Which of the GPUs that CUDA sees, counted from 0."""
+    gpu_memory_limit_mib: int | None = None
+    """Most memory for weights and activations [MiB]; CUDA's own, a few hundred MiB, is not in it. None: no limit."""
+    cuda_graphs: bool = False
+    """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.cuda_graphs`."""
+
+    def __post_init__(self) -> None:
+        if self.device_id < 0:
+            raise InputError(f"device_id {self.device_id}: expected 0 or more, the number of a GPU that CUDA sees")
+        limit = self.gpu_memory_limit_mib
+        if limit is not None and limit < 1:
+            raise InputError(f"gpu_memory_limit_mib {limit}: expected 1 or more, or leave it out for no limit")
+        if self.device == "cuda":
+            return
+        given = [
+            *([f"device_id {self.device_id}"] if self.device_id else []),
+            *([f"gpu_memory_limit_mib {limit}"] if limit is not None else []),
+            *(["cuda_graphs"] if self.cuda_graphs else []),
+        ]
+        if given:
+            raise InputError(f"{', '.join(given)}: only on CUDA; leave it out, or choose device cuda")
+
+
+def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, spinning: bool = False) -> Any:
+    """Return an `onnxruntime.InferenceSession`.
+
+    Raises:
+        InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
+    """
+    onnxruntime, device = import_onnxruntime(), gpu.device
+    provider = PROVIDERS[device]
+    if provider not in (available := onnxruntime.get_available_providers()):
+        raise InputError(
+            f"device {device}: the installed ONNX Runtime cannot use it (it has {', '.join(available)}); "
+            "pip uninstall onnxruntime, then pip install 'rawloop[gpu]'; or choose device cpu"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: its warnings are about nodes and memory, not for users
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it plans memory by shape, but every batch has its own shape
+    # Threads that run one session at once contend for its arena; malloc gives each an arena of its own.
+    options.enable_cpu_mem_arena = num_threads > 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    provider_options: dict[str, str] = {}
+    if device == "cuda":
+        preload_cuda_libraries(onnxruntime)
+        provider_options = _cuda_options(gpu)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=[(provider, provider_options)])
+    except Exception as error:  # its errors have no other common base class
+        what = "a graph of one operator" if isinstance(graph, bytes) else graph
+        raise InputError(f"{what}: ONNX Runtime cannot load it on {device} ({error})") from error
+    if (found := session.get_providers()[0]) != provider:
+        raise InputError(
+            f"device {device}: ONNX Runtime could not start it and fell back to {found}; check nvidia-smi, the "
+            "driver, that CUDA and cuDNN match this onnxruntime-gpu, and that CUDA sees a GPU of number "
+            f"{gpu.device_id} (CUDA_VISIBLE_DEVICES); or choose device cpu"
+        )
+    return session
+
+
+def _cuda_options(gpu: GpuOptions) -> dict[str, str]:
+    options = {
+        "device_id": str(gpu.device_id),
+        "enable_cuda_graph": "1" if gpu.cuda_graphs else "0",
+        "use_tf32": "0",  # 10 bits of mantissa would not be fp32's answers
+    }
+    if gpu.gpu_memory_limit_mib is not None:
+        options["gpu_mem_limit"] = str(gpu.gpu_memory_limit_mib * 2**20)  # bytes
+    return options
+
+
+def import_onnxruntime() -> Any:
+    """Return the module.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    switch_off_telemetry()
+    try:
+        import onnxruntime  # here: it takes 0.1 s, and reading a bundle does not need it
+    except ImportError as error:
+        raise InputError(f"serving needs ONNX Runtime ({error}); {INSTALL}") from error
+    return onnxruntime
+
+
+def preload_cuda_libraries(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN, so that ONNX Runtime finds them.
+
+    Its own `preload_dlls` looks only in the site-packages it is in: not in those of an overlay, of `pip install
+    --target` or of the user. Here the `nvidia-*` packages are searched wherever Python finds them.
+    """
+    for library in cuda_libraries():
+        try:
+            _load_library(library)
+        except OSError as error:  # another major version's, say; if it is needed, ONNX Runtime says so
+            logger.debug("cannot load %s: %s", library, error)
+    onnxruntime.preload_dlls()
+
+
+def cuda_libraries() -> list[Path]:
+    """Return the libraries of the installed `nvidia-*` packages that ONNX Runtime needs, in loading order."""
+    spec = importlib.util.find_spec("nvidia")  # a namespace: one folder in each place that has such packages
+    roots = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    folders = [folder for root in roots for folder in sorted(root.glob("*/lib"))]  # cublas/lib; for CUDA 13 cu13/lib
+    return [
+        library for name in CUDA_LIBRARIES for folder in folders for library in sorted(folder.glob(f"lib{name}.so.*"))
+    ]
+
+
+def _load_library(library: Path) -> None:
+    """Load a library, unless one of its name is in the process, as torch's may be: two copies would not share state."""
+    try:
+        ctypes.CDLL(library.name, mode=os.RTLD_NOLOAD)
+    except OSError:
+        ctypes.CDLL(str(library))
