@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Item, Outcome
+from serve.http.gpu_metrics import GpuCollector
+from serve.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from serve.batching.engine import Engine
@@ -55,9 +57,10 @@ class Metrics:
         self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
         self._ready = gauge("ready", "1 while traffic should be sent here.")
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._gpus: GpuCollector | None = None
 
     def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format. May wait for a GPU's driver: call it in a thread."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry)
@@ -92,6 +95,9 @@ class Metrics:
         facts, batcher = engine.facts, engine.batcher
         self._model.clear()
         self._model.labels(facts.name, facts.version, facts.variant, facts.provider).set(1)
+        if self._gpus is None and facts.provider != PROVIDERS["cpu"]:
+            self._gpus = GpuCollector()
+            self.registry.register(self._gpus)
         self._queued_inputs.set_function(lambda: batcher.queued_inputs)
         self._queued_tokens.set_function(lambda: batcher.queued_tokens)
 
