@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         help="share of held-out rows on which int8 must agree with PyTorch (default: 0.98)",
     )
     parser.add_argument(
+        "--no_fusion", action="store_true", help="keep only operators of ONNX, which TensorRT knows; slower elsewhere"
+    )
+    parser.add_argument(
         "--verify_device",
         choices=("cpu", "cuda"),
         default="cpu",
@@ -92,6 +95,7 @@ def _export(arguments: argparse.Namespace) -> int:
         variants=tuple(arguments.variants),
         quantization=arguments.quantization,
         min_label_agreement=arguments.min_label_agreement,
+        fuse=not arguments.no_fusion,
         verify_device=arguments.verify_device,
     )
     run: Path = arguments.run.resolve()

@@ -59,6 +59,8 @@ class Settings:
     quantization: Literal["static", "dynamic"] = "static"
     min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
     """Overrides the gate of int8."""
+    fuse: bool = True
+    """False keeps only operators of ONNX, for TensorRT."""
     verify_device: DeviceName = "cpu"
     """cuda verifies fp32 there too, and float16 only there, where its activations may overflow; int8 is for CPUs."""
 
@@ -137,7 +139,7 @@ def export_bundle(
         judge = Judge(encoder, reference, held_out, expected, canary_texts(classifier))
         context = Context(settings, judge, train, work, progress)
 
-        float32 = _fused(raw, context)
+        float32 = _fused(raw, context) if settings.fuse else Refused("not fused, as asked")
         if isinstance(float32, Refused):
             float32 = _as_exported(raw, float32.reason, context)
         proved = {"fp32": float32.proved}

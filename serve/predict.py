@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu_memory_limit_mib", type=int, help="most GPU memory for weights and activations (no limit)"
     )
     model.add_argument("--cuda_graphs", action="store_true", help="record and replay the GPU's work by shape")
+    model.add_argument("--tensorrt", action="store_true", help="run a bundle exported with --no_fusion on TensorRT")
     model.add_argument(
         "--skip_verification", action="store_true", help="check only the sizes of the bundle's files, not their hashes"
     )
@@ -151,6 +152,7 @@ def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "cuda_graphs": arguments.cuda_graphs,
         "device_id": arguments.device_id,
         "gpu_memory_limit_mib": arguments.gpu_memory_limit_mib,
+        "tensorrt": arguments.tensorrt,
     }
 
 
@@ -281,6 +283,7 @@ def _model_identity(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[s
         "device": pipeline.sessions.device,
         "max_length": str(pipeline.encoder.max_length),
         "max_tokens_per_batch": str(pipeline.max_tokens_per_batch),
+        **{name: "on" for name in ("cuda_graphs", "tensorrt") if getattr(arguments, name)},  # other padding, rounding
     }
 
 

@@ -21,6 +21,7 @@ from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
 from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
 from serve.session import SessionPool, resolve_device
+from serve.tensorrt import tensorrt_for
 from serve.variants import choose_variant
 
 
@@ -64,6 +65,7 @@ class Predictor:
             them.
         device_id: on CUDA, which of the GPUs that it sees, counted from 0.
         gpu_memory_limit_mib: on CUDA, most memory for weights and activations [MiB]; None for no limit.
+        tensorrt: on CUDA, run a bundle exported with `--no_fusion` on TensorRT; its engine is kept in ~/.cache/rawloop.
 
     Raises:
         InputError: the bundle is missing or damaged, the variant, ONNX Runtime or the device is not available, or the
@@ -83,6 +85,7 @@ class Predictor:
         cuda_graphs: bool = False,
         device_id: int = 0,
         gpu_memory_limit_mib: int | None = None,
+        tensorrt: bool = False,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "device": device,
@@ -94,6 +97,7 @@ class Predictor:
             "cuda_graphs": cuda_graphs,
             "device_id": device_id,
             "gpu_memory_limit_mib": gpu_memory_limit_mib,
+            "tensorrt": tensorrt,
         }
         self._bundle = Path(bundle).absolute()
         self.pipeline = open_pipeline(self._bundle, **self._arguments)
@@ -233,6 +237,7 @@ def open_pipeline(
     cuda_graphs: bool = False,
     device_id: int = 0,
     gpu_memory_limit_mib: int | None = None,
+    tensorrt: bool = False,
 ) -> Pipeline:
     """Return the pipeline of a bundle; arguments and errors as in `Predictor`.
 
@@ -251,6 +256,7 @@ def open_pipeline(
         device_id=device_id,
         gpu_memory_limit_mib=gpu_memory_limit_mib,
         cuda_graphs=cuda_graphs,
+        tensorrt=tensorrt_for(bundle, name, encoder.max_length) if tensorrt else None,
         max_length=encoder.max_length,
     )
     pipeline = Pipeline(encoder, sessions, variant=name, max_tokens_per_batch=max_tokens_per_batch)

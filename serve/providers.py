@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve import tensorrt
 from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
 from serve.contract.telemetry import switch_off_telemetry
+from serve.tensorrt import TensorRT
 
 logger = logging.getLogger(__name__)
 
 PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU, 'rawloop[gpu]'; never both)"
+INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU and driver 580 or newer, 'rawloop[gpu]'; never both)"
 
 RELU = (
     b'\x08\x07\x12\x00:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -44,7 +46,12 @@ class GpuOptions:
     cuda_graphs: bool = False
     """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.cuda_graphs`."""
 
+    tensorrt: TensorRT | None = None
+    """Run on TensorRT, with CUDA for what it leaves."""
+
     def __post_init__(self) -> None:
+        if self.tensorrt and self.cuda_graphs:
+            raise InputError("cuda_graphs and tensorrt: they do not work together; leave out one")
         if self.device_id < 0:
             raise InputError(f"device_id {self.device_id}: expected 0 or more, the number of a GPU that CUDA sees")
         limit = self.gpu_memory_limit_mib
@@ -56,6 +63,7 @@ class GpuOptions:
             *([f"device_id {self.device_id}"] if self.device_id else []),
             *([f"gpu_memory_limit_mib {limit}"] if limit is not None else []),
             *(["cuda_graphs"] if self.cuda_graphs else []),
+            *(["tensorrt"] if self.tensorrt else []),
         ]
         if given:
             raise InputError(f"{', '.join(given)}: only on CUDA; leave it out, or choose device cuda")
@@ -68,11 +76,18 @@ def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, sp
         InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
     """
     onnxruntime, device = import_onnxruntime(), gpu.device
-    provider = PROVIDERS[device]
-    if provider not in (available := onnxruntime.get_available_providers()):
+    provider = tensorrt.PROVIDER if gpu.tensorrt else PROVIDERS[device]
+    available = onnxruntime.get_available_providers()
+    if gpu.tensorrt and provider not in available:
+        raise InputError(
+            f"tensorrt: the installed ONNX Runtime cannot use it (it has {', '.join(available)}); install an "
+            "onnxruntime-gpu that was built with TensorRT, and TensorRT's libraries; or leave it out"
+        )
+    if provider not in available:
         raise InputError(
             f"device {device}: the installed ONNX Runtime cannot use it (it has {', '.join(available)}); "
-            "pip uninstall onnxruntime, then pip install 'rawloop[gpu]'; or choose device cpu"
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'rawloop[gpu]' (CUDA 13: driver 580 or newer; "
+            "compute capability 7.5, 8.0, 8.6, 8.9, 9.0 or 12.0, so no V100 and no B200); or choose device cpu"
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about nodes and memory, not for users
@@ -82,19 +97,22 @@ def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, sp
     # Threads that run one session at once contend for its arena; malloc gives each an arena of its own.
     options.enable_cpu_mem_arena = num_threads > 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    provider_options: dict[str, str] = {}
+    providers: list[tuple[str, dict[str, str]]] = [(PROVIDERS[device], {})]
     if device == "cuda":
         preload_cuda_libraries(onnxruntime)
-        provider_options = _cuda_options(gpu)
+        providers = [(PROVIDERS[device], _cuda_options(gpu))]
+    if gpu.tensorrt:
+        gpu.tensorrt.cache.mkdir(parents=True, exist_ok=True)
+        providers.insert(0, (provider, {"device_id": str(gpu.device_id), **gpu.tensorrt.options()}))
     source = graph if isinstance(graph, bytes) else str(graph)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=[(provider, provider_options)])
+        session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # its errors have no other common base class
         what = "a graph of one operator" if isinstance(graph, bytes) else graph
         raise InputError(f"{what}: ONNX Runtime cannot load it on {device} ({error})") from error
     if (found := session.get_providers()[0]) != provider:
         raise InputError(
-            f"device {device}: ONNX Runtime could not start it and fell back to {found}; check nvidia-smi, the "
+            f"device {device}: ONNX Runtime could not start {provider} and fell back to {found}; check nvidia-smi, the "
             "driver, that CUDA and cuDNN match this onnxruntime-gpu, and that CUDA sees a GPU of number "
             f"{gpu.device_id} (CUDA_VISIBLE_DEVICES); or choose device cpu"
         )

@@ -22,6 +22,7 @@ from serve.contract.errors import InputError
 from serve.cuda_graphs import GATE, LENGTH_MULTIPLE, CudaGraphs
 from serve.device_buffers import DeviceBuffers
 from serve.providers import PROVIDERS, RELU, GpuOptions, import_onnxruntime, load_graph
+from serve.tensorrt import TensorRT
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Session:
         spinning: whether threads busy-wait for the next operator and, for a while, for the next run: faster, at the
             expense of other processes.
         io_binding: run through buffers on the device that are reused from run to run; None: only on CUDA.
-        device_id, gpu_memory_limit_mib, cuda_graphs: as in `GpuOptions`; only on CUDA.
+        device_id, gpu_memory_limit_mib, cuda_graphs, tensorrt: as in `GpuOptions`; only on CUDA.
         max_length: longest input [tokens]; CUDA graphs are recorded up to it.
 
     Raises:
@@ -58,6 +59,7 @@ class Session:
         device_id: int = 0,
         gpu_memory_limit_mib: int | None = None,
         cuda_graphs: bool = False,
+        tensorrt: TensorRT | None = None,
         max_length: int = DEFAULT_MAX_LENGTH,
     ) -> None:
         gpu = GpuOptions(
@@ -65,6 +67,7 @@ class Session:
             device_id=device_id,
             gpu_memory_limit_mib=gpu_memory_limit_mib,
             cuda_graphs=cuda_graphs,
+            tensorrt=tensorrt,
         )
         self.device = device
         self.device_id = device_id
@@ -112,7 +115,7 @@ class SessionPool:
         graph: the ONNX file.
         device: where it runs.
         num_threads: cores to use; None for all that this process may use.
-        device_id, gpu_memory_limit_mib, cuda_graphs, max_length: as in `Session`.
+        device_id, gpu_memory_limit_mib, cuda_graphs, tensorrt, max_length: as in `Session`.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class SessionPool:
         device_id: int = 0,
         gpu_memory_limit_mib: int | None = None,
         cuda_graphs: bool = False,
+        tensorrt: TensorRT | None = None,
         max_length: int = DEFAULT_MAX_LENGTH,
     ) -> None:
         if num_threads is not None and num_threads < 1:
@@ -133,6 +137,7 @@ class SessionPool:
             "device_id": device_id,
             "gpu_memory_limit_mib": gpu_memory_limit_mib,
             "cuda_graphs": cuda_graphs,
+            "tensorrt": tensorrt,
         }
         GpuOptions(**self._options)  # complains now
         self._options["max_length"] = max_length

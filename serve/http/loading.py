@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serve.http.metrics import Metrics
     from serve.http.settings import ServeSettings
     from serve.session import Session
+    from serve.tensorrt import TensorRT
 
 VERSION_DIGITS = 12
 GPU_LIMITS = BatchLimits(
@@ -104,6 +105,7 @@ def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSett
         num_threads=settings.threads,
         gpu_memory_limit_mib=settings.gpu_memory_limit_mib,
         cuda_graphs=settings.cuda_graphs,
+        tensorrt=_tensorrt(bundle, variant, encoder, settings),
     )
     num_narrow = settings.narrow_workers
     if num_narrow is None:
@@ -147,6 +149,7 @@ def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSet
                 device_id=number,
                 gpu_memory_limit_mib=settings.gpu_memory_limit_mib,
                 cuda_graphs=settings.cuda_graphs,
+                tensorrt=_tensorrt(bundle, variant, encoder, settings),
                 max_length=encoder.max_length,
             )
             pools.append(pool)
@@ -168,6 +171,12 @@ def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSet
         provider=wide[0].provider,
         close=close,
     )
+
+
+def _tensorrt(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> "TensorRT | None":
+    from serve.tensorrt import tensorrt_for
+
+    return tensorrt_for(bundle, variant, encoder.max_length) if settings.tensorrt else None
 
 
 def _limits(settings: "ServeSettings", device: DeviceName) -> BatchLimits:

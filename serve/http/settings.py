@@ -58,6 +58,8 @@ class ServeSettings:
     """most memory of each GPU for weights and activations, in MiB; no limit unless set"""
     cuda_graphs: bool = False
     """on GPUs, record the kernels of up to 64 shapes while loading, and replay them"""
+    tensorrt: bool = False
+    """on GPUs, run a bundle exported with --no_fusion on TensorRT"""
     max_length: Annotated[int | None, AT_LEAST_1] = None
     """longest input in tokens; the model's own limit unless set"""
 

@@ -13,6 +13,7 @@ from export.graphs import export_graph
 from serve.contract.bundle import Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.session import Session
+from serve.tensorrt import tensorrt_for
 
 # Tracing and Optimum warn about their own code.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -139,6 +140,14 @@ def test_verify_device_cuda_runs_the_gates_there_and_leaves_out_a_float16_that_o
     assert {("fp32.onnx", "cuda"), ("fp32.onnx", "cpu"), ("fp16.onnx", "cuda")} <= set(tried)
     assert ("fp16.onnx", "cpu") not in tried
     assert "on CUDA: NaN or infinite logits" in exported.left_out["fp16"]
+
+
+def test_without_fusion_tensorrt_gets_the_whole_graph(run: Path, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"operators that TensorRT does not know \(Attention.*--no_fusion"):
+        tensorrt_for(bundle, "fp32", 16)
+    export_tiny_run(run, tmp_path / "b", variants=("fp32", "fp16"), fuse=False)
+    for variant in ("fp32", "fp16"):
+        assert tensorrt_for(read_bundle(tmp_path / "b"), variant, 16).max_length == 16
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA")

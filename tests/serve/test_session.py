@@ -13,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from tiny_bundles import INPUT_NAMES, VOCABULARY, save_tiny_bundle, token_weights
 
-from serve.contract.bundle import DeviceName
+from serve.contract.bundle import DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.cuda_graphs import MAX_GRAPH_TOKENS, MAX_GRAPHS, RecordingGate, graph_shapes
 from serve.device_buffers import MAX_KEPT, DeviceBuffers
 from serve.providers import RELU, cuda_libraries, preload_cuda_libraries
 from serve.session import Session, SessionPool, resolve_device
+from serve.tensorrt import PROVIDER, tensorrt_for
 
 PAD = VOCABULARY["[PAD]"]
 
@@ -231,7 +232,7 @@ def test_cuda_that_is_not_installed_is_an_error(graph: Path, monkeypatch: pytest
 
 def test_cuda_that_fell_back_to_the_cpu_is_an_error(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RUNTIME, lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
-    with pytest.raises(InputError, match="could not start it and fell back to CPUExecutionProvider"):
+    with pytest.raises(InputError, match="could not start CUDAExecutionProvider and fell back to CPUExecutionProvider"):
         Session(graph, device="cuda")
 
 
@@ -264,7 +265,7 @@ def test_auto_takes_the_cpu_and_logs_why_where_cuda_does_not_start(
     for place in (RUNTIME, "serve.session.import_onnxruntime"):
         monkeypatch.setattr(place, lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
     assert resolve_device("auto") == "cpu"
-    assert "the GPU cannot be used: device cuda: ONNX Runtime could not start it" in caplog.text
+    assert "the GPU cannot be used: device cuda: ONNX Runtime could not start CUDAExecutionProvider" in caplog.text
     assert resolve_device("cuda") == "cuda"  # asked for, it stays an error when a graph is loaded
 
 
@@ -303,6 +304,36 @@ def test_gpu_memory_can_be_limited(graph: Path, gpu: FakeRuntime) -> None:
             kind(graph, device="cuda", gpu_memory_limit_mib=0)
         with pytest.raises(InputError, match="gpu_memory_limit_mib 512: only on CUDA"):
             kind(graph, gpu_memory_limit_mib=512)
+
+
+def test_tensorrt_gets_the_shapes_in_use_and_a_cache_of_its_graph(
+    tmp_path: Path, gpu: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = read_bundle(save_tiny_bundle(tmp_path / "bundle"))
+    rt, graph = tensorrt_for(bundle, "fp32", 16), bundle.graph("fp32")
+    with pytest.raises(InputError, match=r"tensorrt: the installed ONNX Runtime cannot use it .*or leave it out"):
+        Session(graph, device="cuda", tensorrt=rt)
+    gpu.available, gpu.found = [PROVIDER, CUDA, CPU], PROVIDER
+    assert Session(graph, device="cuda", device_id=1, tensorrt=rt).provider == PROVIDER
+    (first, options), (second, _) = gpu.asked[-1]
+    assert (first, second) == (PROVIDER, CUDA)
+    assert options["device_id"] == "1"
+    shapes = [options[f"trt_profile_{each}_shapes"] for each in ("min", "opt", "max")]
+    assert [each.split(",")[0] for each in shapes] == ["input_ids:1x1", "input_ids:64x16", "input_ids:512x16"]
+    assert all([part.split(":")[0] for part in each.split(",")] == list(INPUT_NAMES) for each in shapes)
+    assert options["trt_engine_cache_enable"] == "1"
+    cache = Path(options["trt_engine_cache_path"])
+    assert cache.is_dir()
+    assert cache.is_relative_to(tmp_path / "cache")
+    assert cache.name == bundle.manifest.files["model.onnx"].sha256, "weights differ where nodes do not"
+    gpu.found = CUDA
+    with pytest.raises(InputError, match=f"could not start {PROVIDER} and fell back to {CUDA}"):
+        Session(graph, device="cuda", tensorrt=rt)
+    with pytest.raises(InputError, match="tensorrt: only on CUDA"):
+        Session(graph, tensorrt=rt)
+    with pytest.raises(InputError, match="cuda_graphs and tensorrt"):
+        Session(graph, device="cuda", tensorrt=rt, cuda_graphs=True)
 
 
 def test_two_batches_are_copied_at_once_and_one_runs(graph: Path, gpu: FakeRuntime) -> None:

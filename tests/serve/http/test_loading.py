@@ -131,9 +131,16 @@ def test_gpu_settings_reach_the_sessions(bundle: Path, gpus: Gpus) -> None:
     assert [options[name] for name in names] == [0, 2_000, True, 10]
 
 
+def test_tensorrt_is_for_the_longest_input_of_the_server(bundle: Path, gpus: Gpus) -> None:
+    closed(load(bundle, device="cuda", variant="fp32", max_length=10, tensorrt=True))
+    assert gpus.loaded[0]["tensorrt"].max_length == 10
+
+
 def test_gpu_settings_are_refused_on_a_cpu(bundle: Path, gpus: Gpus) -> None:
     with pytest.raises(InputError, match="gpu_memory_limit_mib 2000, cuda_graphs: only on CUDA"):
         load(bundle, device="cpu", gpu_memory_limit_mib=2_000, cuda_graphs=True)
+    with pytest.raises(InputError, match="tensorrt: only on CUDA"):
+        load(bundle, device="cpu", tensorrt=True)
 
 
 @pytest.mark.parametrize("name", ["narrow_workers", "narrow_batch_rows", "narrow_batch_tokens"])
