@@ -1,9 +1,9 @@
 """The waiting line: which inputs form the next batch.
 
 The oldest input is in every batch, so none starves; but a privileged one, the canary, goes first: a long line does not
-mean a broken model. The others are the nearest to it in length among the oldest `WINDOW`, so that little of a batch is
-padding; one joins only if the padding that it causes costs less than running it alone. Plain data: no threads, no
-clock.
+mean a broken model. The others are the nearest to it in length among the oldest (the window), so that little of a
+batch is padding; one joins only if the padding that it causes costs less than running it alone. Plain data: no
+threads, no clock.
 """
 
 import bisect
@@ -14,13 +14,23 @@ from serve.batching.ticket import Item
 WINDOW = 128
 """Inputs considered for one batch; bounds the cost of forming it, however long the line."""
 RUN_COST_TOKENS = 16
-"""Cost of one more forward pass, in tokens."""
+"""Cost of one more forward pass on a CPU, in tokens."""
 
 
 class WaitingLine:
-    """Inputs in order of arrival, to be taken in batches of similar length."""
+    """Inputs in order of arrival, to be taken in batches of similar length.
 
-    def __init__(self) -> None:
+    Args:
+        window: inputs considered for one batch.
+        run_cost_tokens: cost of one more forward pass, in tokens.
+        length_multiple: batches are padded to a multiple of this [tokens].
+    """
+
+    def __init__(
+        self, *, window: int = WINDOW, run_cost_tokens: int = RUN_COST_TOKENS, length_multiple: int = 1
+    ) -> None:
+        self._window_size, self._run_cost_tokens = window, run_cost_tokens
+        self._length_multiple = length_multiple
         self._window: list[Item] = []  # the oldest, by length
         self._backlog: deque[Item] = deque()  # the others, by arrival
         self._num_abandoned = 0
@@ -35,7 +45,7 @@ class WaitingLine:
         self.tokens += item.length
         self._num_added += 1
         item.sequence = self._num_added
-        if not item.ticket.is_privileged and (self._backlog or len(self._window) >= WINDOW):
+        if not item.ticket.is_privileged and (self._backlog or len(self._window) >= self._window_size):
             self._backlog.append(item)
         else:
             self._insert(item)
@@ -51,22 +61,22 @@ class WaitingLine:
             return []
         first = min(range(len(window)), key=lambda index: _rank(window[index]))
         last = first
-        longest = window[first].length
+        longest = self._padded(window[first])
         while (rows := last - first + 1) < max_rows:
-            shorter = window[first - 1].length if first > 0 else None
-            longer = window[last + 1].length if last + 1 < len(window) else None
+            shorter = self._padded(window[first - 1]) if first > 0 else None
+            longer = self._padded(window[last + 1]) if last + 1 < len(window) else None
             padding_if_shorter = None if shorter is None else longest - shorter
             padding_if_longer = None if longer is None else (longer - longest) * rows
             if padding_if_shorter is not None and (
                 padding_if_longer is None or padding_if_shorter <= padding_if_longer
             ):
                 assert shorter is not None
-                if padding_if_shorter > shorter + RUN_COST_TOKENS or (rows + 1) * longest > max_tokens:
+                if padding_if_shorter > shorter + self._run_cost_tokens or (rows + 1) * longest > max_tokens:
                     break
                 first -= 1
             elif padding_if_longer is not None:
                 assert longer is not None
-                if padding_if_longer > longer + RUN_COST_TOKENS or (rows + 1) * longer > max_tokens:
+                if padding_if_longer > longer + self._run_cost_tokens or (rows + 1) * longer > max_tokens:
                     break
                 last, longest = last + 1, longer
             else:
@@ -93,7 +103,7 @@ class WaitingLine:
     def _keep_wanted(self, now: float) -> None:
         """Drop from the window what is not wanted any more, and fill it up."""
         self._window = [item for item in self._window if self._is_wanted(item, now)]
-        while self._backlog and len(self._window) < WINDOW:
+        while self._backlog and len(self._window) < self._window_size:
             item = self._backlog.popleft()
             if self._is_wanted(item, now):
                 self._insert(item)
@@ -103,6 +113,10 @@ class WaitingLine:
             return True
         self.tokens -= item.length
         return False
+
+    def _padded(self, item: Item) -> int:
+        """Return the length of a batch in which this input is the longest."""
+        return -(-item.length // self._length_multiple) * self._length_multiple
 
     def _insert(self, item: Item) -> None:
         bisect.insort(self._window, item, key=lambda each: each.length)
