@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 PROVIDERS: dict[DeviceName, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU, 'rawloop[gpu]'; never both)"
+INSTALL = "pip install 'rawloop[cpu]' (or, with an NVIDIA GPU and driver 580 or newer, 'rawloop[gpu]'; never both)"
 
 RELU = (
     b'\x08\x07\x12\x00:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -183,7 +183,8 @@ def _load(graph: Path | bytes, device: DeviceName, num_threads: int, spinning: b
     if provider not in (available := onnxruntime.get_available_providers()):
         raise InputError(
             f"device {device}: the installed ONNX Runtime cannot use it (it has {', '.join(available)}); "
-            "pip uninstall onnxruntime, then pip install 'rawloop[gpu]'; or choose device cpu"
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'rawloop[gpu]' (CUDA 13: driver 580 or newer; "
+            "compute capability 7.5, 8.0, 8.6, 8.9, 9.0 or 12.0, so no V100 and no B200); or choose device cpu"
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about nodes and memory, not for users
