@@ -1,6 +1,7 @@
 """What a benchmark ran on: processor, cores, GPU, versions, commit."""
 
 import dataclasses
+import importlib.util
 import os
 import platform
 import subprocess
@@ -51,6 +52,22 @@ def available_cores() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+def num_gpus() -> int:
+    """Return how many GPUs torch can use; 0 without torch. It opens no context on them."""
+    if importlib.util.find_spec("torch") is None:
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def first_gpus(count: int) -> str:
+    """Return the CUDA_VISIBLE_DEVICES with which a process sees only the first GPUs of this one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(count)] if visible is None else visible.split(",")
+    return ",".join(names[:count])
 
 
 def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:

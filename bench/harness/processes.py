@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import psutil
 
+from bench.harness.hardware import first_gpus
 from bench.harness.results import Status
 from bench.harness.rounds import ContenderFailed
 
@@ -42,7 +43,7 @@ class WorkerSpec:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the class; JSON."""
     num_processes: int = 1
-    """More than one are started by torchrun and share the threads."""
+    """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
 
 
 class Running:
@@ -64,14 +65,19 @@ class Running:
         *,
         cores: Sequence[int],
         num_threads: int,
+        num_gpus: int = 1,
         new_session: bool = False,
         **environment: str,
     ) -> None:
-        """Start the process on some cores, with its threads set by the environment; OSError without its program."""
+        """Start the process on some cores, with its threads set by the environment; OSError without its program.
+
+        It sees no more GPUs than it is to use: transformers' Trainer would spread a batch over all it sees.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
         root = str(Path(__file__).resolve().parents[2])
         environment |= dict.fromkeys(THREAD_VARIABLES, str(num_threads))
         environment |= {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+        environment["CUDA_VISIBLE_DEVICES"] = first_gpus(num_gpus)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
 
         def stay_on_cores() -> None:
@@ -136,7 +142,8 @@ class ContenderProcess(Running):
             command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(spec.num_processes), "-m"]
         command += ["bench.harness.worker", str(file)]
         with Listener(address, "AF_UNIX") as listener:
-            self.launch(command, cores=cores, num_threads=num_threads // spec.num_processes or 1)
+            threads = num_threads // spec.num_processes or 1
+            self.launch(command, cores=cores, num_threads=threads, num_gpus=spec.num_processes)
             self._connection = self._accept(listener)
 
     def start(self) -> dict[str, float]:

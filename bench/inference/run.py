@@ -15,7 +15,7 @@ from typing import Annotated
 
 import numpy as np
 
-from bench.harness.arena import Answer, Arena
+from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
 from bench.harness.report import build_console, publish
 from bench.harness.results import Fact, Measurement
@@ -43,8 +43,6 @@ class InferenceOptions(CommonOptions):
     """Run directory; its model, contract and held-out rows are used."""
     bundle: Path | None = None
     """Bundle of the run; null takes RUN/onnx."""
-    dynamic_bundle: Path | None = None
-    """Another bundle of the run, exported with --quantization dynamic; null leaves it out."""
     split: str = "validation"
     """Split whose rows are classified."""
     rows: int = 2000
@@ -88,7 +86,6 @@ def run(options: InferenceOptions, command: str) -> None:
     model = options.run / "model"
     classifier = read_classifier(model)
     bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
-    dynamic = read_own_bundle(options.dynamic_bundle, classifier) if options.dynamic_bundle else None
     rows = rows_of_run(options.run, options.split).sample(192 if options.quick else options.rows, options.seed)
     rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included), or --split")
     lengths = [length for length in options.used_lengths if length <= max_positions(model)]
@@ -96,7 +93,7 @@ def run(options: InferenceOptions, command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = worker_settings(Path(folder), rows, classifier)
         optimum = Path(folder) / "optimum"
-        chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, dynamic, settings)], headline)
+        chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, settings)], headline)
         with Arena(with_export(chosen, model, optimum), options.launch, console) as arena:
             arena.start()
             measurements = measure(arena, options, rows, lengths)
@@ -118,7 +115,9 @@ def run(options: InferenceOptions, command: str) -> None:
 def measure(arena: Arena, options: InferenceOptions, rows: Workload, lengths: Sequence[int]) -> list[Measurement]:
     """Measure texts end to end, then only the model: on the same rows, and at fixed lengths."""
     measurements = [m for size in options.used_batch_sizes for m in measure_texts(arena, options, rows, size)]
-    only_model = [name for name in arena.alive if name != "pipeline"]  # PyTorch fp32 is its model alone
+    only_model = [
+        name for name in arena.alive if name.removesuffix(TWIN) != "pipeline"
+    ]  # PyTorch fp32 is its model alone
     measurements += measure_model(
         arena, options, "model alone, batch 32", batch_size=32, num_rows=len(rows),
         num_parts=options.num_parts, min_seconds=0.0 if options.quick else 0.3, only=only_model,

@@ -214,13 +214,12 @@ class OnnxGraph(ClassifierWorker):
 
 
 class RawloopPredictor(OnnxGraph):
-    """Our predictor, as a service embeds it; settings: `bundle` and `variant`."""
+    """Our predictor, as a service embeds it; settings: `bundle`, `variant`, and perhaps `cuda_graphs`."""
 
     def load(self) -> None:
         from serve.predictor import Predictor
 
-        variant = self.settings["variant"]
-        self._predictor = Predictor(self.settings["bundle"], variant=variant, num_threads=self.num_threads)
+        self._predictor = Predictor(num_threads=self.num_threads, **self.settings)
         self._encoder = self._predictor.pipeline.encoder
         self._session = self._predictor.pipeline.sessions.wide
         self._numbers = {label: number for number, label in enumerate(self._predictor.labels)}

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bench.harness.arena import Entrant
+from bench.harness.hardware import num_gpus
 from bench.load.options import LoadOptions
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
@@ -125,7 +126,7 @@ def _peers(options: LoadOptions) -> Iterator[Entrant]:
         spec=ServerSpec(format="litserve", command=(python, str(LITSERVE_SCRIPT), model, "PORT"), needs="litserve"),
     )
     script = str(Path(options.infinity_python or sys.executable).parent / "infinity_emb")
-    flags = ("--model-id", model, "--engine", "torch", "--device", "cpu", "--port", "PORT")
+    flags = ("--model-id", model, "--engine", "torch", "--device", "cuda" if num_gpus() else "cpu", "--port", "PORT")
     command = (script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer")
     yield Entrant(
         name="infinity",

@@ -80,7 +80,7 @@ def _scaling(results: Results) -> Table:
                 "verdict": ratio.verdict if ratio else "",
             }
         )
-    note = "By the plan, every step has the same rows and learns the same. All share the same cores."
+    note = "By the plan, every step has the same rows and learns the same. On a CPU all share the same cores."
     return table_of("Processes and micro-batches", rows, note=note)
 
 

@@ -28,7 +28,6 @@ from bench.training.contenders import (
     QUICK_SPLITS,
     SPLIT_STEPS,
     STEPS_OF_REPEAT,
-    has_bf16,
     main_entrants,
     scaling_entrants,
 )
@@ -58,7 +57,7 @@ class TrainingOptions(CommonOptions):
     batch_size: Annotated[int, AT_LEAST_1] = 16
     """Rows of an optimizer step."""
     processes: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
-    """Numbers of processes to scale over; those above the number of cores are left out."""
+    """Numbers of processes to scale over; those above the number of GPUs, or of cores without one, are left out."""
     micro_batches: list[int] = dataclasses.field(default_factory=lambda: [2, 4])
     """Numbers of forward passes to cut a step into, besides one."""
 
@@ -220,8 +219,7 @@ def measure_ceiling(options: TrainingOptions, config: Answer, console: Console) 
     settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
     try:
         with options.launch(WorkerSpec(worker="bench.training.ceiling_worker:Ceiling", settings=settings)) as worker:
-            precisions = ["fp32", *(["bf16"] if has_bf16() else [])]
-            ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
+            ceilings = worker.call("ceilings", seconds=0.5 if options.quick else 3.0)
             return ceilings, worker.call("flops_of_row")["coefficients"]
     except ContenderFailed as failure:  # the measurements so far are kept
         console.print(f"warning: no FLOP/s: {failure}", style="yellow", highlight=False, markup=False)

@@ -16,9 +16,10 @@ from transformers import (
     set_seed,
 )
 
-from bench.harness.worker import Message, Session
+from bench.harness.worker import Message, NotAvailable, Session
 from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
+from train_loop.machine.device import resolve_precision
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import Split, load_data
 
@@ -47,6 +48,9 @@ class HuggingFaceTrainer(PacedTraining):
     def serve(self, session: Session | None) -> None:
         """Train until there are no more commands."""
         config = self._config
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._bf16 and resolve_precision("auto", device) != "bf16":
+            raise NotAvailable("this machine has no bf16 instructions: bf16 would be slower than float32")
         our_tokenizer, max_length = load_tokenizer(config)
         data = load_data(config, our_tokenizer, max_length)
         tokenizer = AutoTokenizer.from_pretrained(config.model_name)
