@@ -49,9 +49,7 @@ class Machine:
 
 def available_cores() -> tuple[int, ...]:
     """Return the cores that this process may run on; `serve.contract.cores` knows how much of them it gets."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+    return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def num_gpus() -> int:
@@ -107,9 +105,6 @@ def _output_of(*command: str) -> str:
 
 
 def _processor_facts() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    first = path.read_text(encoding="utf-8").partition("\n\n")[0]
+    first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import psutil
@@ -67,7 +68,7 @@ class Running:
         num_threads: int,
         num_gpus: int = 1,
         new_session: bool = False,
-        **environment: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Start the process on some cores, with its threads set by the environment; OSError without its program.
 
@@ -75,23 +76,20 @@ class Running:
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
         root = str(Path(__file__).resolve().parents[2])
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(num_threads))
-        environment |= {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
-        environment["CUDA_VISIBLE_DEVICES"] = first_gpus(num_gpus)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
-
-        def stay_on_cores() -> None:
-            if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, cores)
-
+        own = dict.fromkeys(THREAD_VARIABLES, str(num_threads)) | {
+            "CUDA_VISIBLE_DEVICES": first_gpus(num_gpus),
+            "TOKENIZERS_PARALLELISM": "true",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")])),
+        }
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=inherited | environment,
-                preexec_fn=stay_on_cores,
+                env={**inherited, **own, **environment},
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
                 start_new_session=new_session,
             )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -69,21 +69,19 @@ class Workload:
         return list(zip(self.texts, self.pairs, strict=True)) if self.pairs else list(self.texts)
 
 
-def rows_of_run(run: Path, split: str) -> Workload:
-    """Return rows of a run's split, cleaned as the model wants them: cleaning them again changes nothing.
-
-    They are the sample that training left in the run where there is one, else those of the run's source.
+def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
+    """Return the sample of a split that training left in the run, cleaned: cleaning it again changes nothing.
 
     Raises:
-        InputError: the folder is no run, has no such split, or its data is gone.
+        InputError: the folder is no finished run, or its sample is damaged.
     """
     from export.rows import read_rows
     from serve.contract.classifier import read_classifier
 
     sample = run / "samples" / f"{split}.parquet"
-    if not sample.is_file():
-        return _rows_of_source(run, split)
     classifier = read_classifier(run / "model")
+    if not sample.is_file():
+        raise InputError(f"{sample}: no such file; finish the run, which writes it: rawloop train --resume {run}")
     rows = read_rows(sample, split, classifier)
     columns = list(zip(*(row if isinstance(row, tuple) else (row,) for row in rows.inputs), strict=True))
     texts, *pairs = (tuple(clean(text, classifier.cleaning) for text in column) for column in columns)
@@ -92,27 +90,6 @@ def rows_of_run(run: Path, split: str) -> Workload:
         texts=texts,
         pairs=pairs[0] if pairs else None,
         labels=tuple(rows.labels.tolist()),
-    )
-
-
-def _rows_of_source(run: Path, split: str) -> Workload:
-    from train_loop.command_line import read_config
-    from train_loop.config import CONFIG_FILE
-    from train_loop.model.pretrained import load_tokenizer
-    from train_loop.rows.data import load_data
-
-    config = dataclasses.replace(read_config(run / CONFIG_FILE), model_name=str(run / "model"))
-    tokenizer, max_length = load_tokenizer(config)
-    data = load_data(config, tokenizer, max_length)
-    if split not in data.splits:
-        raise InputError(f"--split {split}: {run} has {', '.join(data.splits)}")
-    chosen = data.splits[split]
-    pair_column = config.text_pair_column
-    return Workload(
-        origin=f"{split} rows of {run.name}",
-        texts=tuple(clean(text, config.cleaning) for text in chosen.rows[config.text_column]),
-        pairs=tuple(clean(text, config.cleaning) for text in chosen.rows[pair_column]) if pair_column else None,
-        labels=tuple(chosen.labels.tolist()),
     )
 
 

@@ -43,8 +43,6 @@ class InferenceOptions(CommonOptions):
     """Run directory; its model, contract and held-out rows are used."""
     bundle: Path | None = None
     """Bundle of the run; null takes RUN/onnx."""
-    split: str = "validation"
-    """Split whose rows are classified."""
     rows: int = 2000
     """Rows to classify, drawn by the seed."""
     batch_sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
@@ -86,8 +84,8 @@ def run(options: InferenceOptions, command: str) -> None:
     model = options.run / "model"
     classifier = read_classifier(model)
     bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
-    rows = rows_of_run(options.run, options.split).sample(192 if options.quick else options.rows, options.seed)
-    rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included), or --split")
+    rows = rows_of_run(options.run, "validation").sample(192 if options.quick else options.rows, options.seed)
+    rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included)")
     lengths = [length for length in options.used_lengths if length <= max_positions(model)]
     headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
@@ -104,7 +102,7 @@ def run(options: InferenceOptions, command: str) -> None:
         "model": classifier.name,
         "rows": len(rows),
         "rows_digest": rows.digest,
-        "split": options.split,
+        "split": "validation",
         "mean_tokens_of_a_row": round(float(np.mean([encoding.num_tokens for encoding in encodings])), 2),
         "max_length": classifier.max_length,
     }

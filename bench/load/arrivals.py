@@ -27,7 +27,6 @@ def measure_arrivals(arena: Arena, options: LoadOptions, name: str, capacity: fl
         kept_bound[share] = keeps_bound(traffic, options.p99_bound_ms)
         if traffic.latencies_ms:
             facts = {"offered_per_s": share * capacity, "sent": float(traffic.num_requests)} | traffic.shares()
-            facts |= {"queue_share": answer["queue_share"]} if "queue_share" in answer else {}
             measurements.append(
                 Measurement(
                     contender=name,

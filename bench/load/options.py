@@ -23,10 +23,6 @@ class LoadOptions(CommonOptions):
     """File with texts to send instead of the run's rows."""
     text_column: str = "text"
     """Column of --file with the text."""
-    lengths: str | None = None
-    """Send made-up texts of these lengths [tokens]: 128, uniform:8:64 or lognormal:30:0.6; needs a bundle."""
-    split: str = "validation"
-    """Split of the run whose rows are sent."""
     targets: list[str] = dataclasses.field(default_factory=list)
     """Servers that run already: NAME=FORMAT@URL; formats are native, tei, hf, infinity and litserve."""
     litserve_python: Path | None = None
@@ -43,12 +39,8 @@ class LoadOptions(CommonOptions):
         yield from self.too_small("clients")
         if not self.clients:
             yield "--clients is empty; name one or more numbers, or leave it out"
-        if self.run is None and self.file is None and self.lengths is None:
-            yield "no texts to send: set --run RUN, --file FILE or --lengths lognormal:30:0.6"
-        if self.file is not None and self.lengths is not None:
-            yield "--file and --lengths both say what is sent; set one"
-        if self.lengths is not None and self.served is None:
-            yield "--lengths makes texts with a bundle's tokenizer; set --bundle DIR, or send --file FILE"
+        if self.run is None and self.file is None:
+            yield "no texts to send: set --run RUN or --file FILE"
         if self.run is None and self.bundle is None and not self.targets:
             yield "no server: set --run RUN, --bundle DIR or --targets+=NAME=FORMAT@URL"
 

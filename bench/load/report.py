@@ -1,7 +1,5 @@
 """The tables and pictures of the load benchmark."""
 
-from functools import partial
-
 from bench.harness.pictures import draw_lines
 from bench.harness.report import Picture, Table, cell, headline_cells, table_of
 from bench.harness.results import Measurement, Results
@@ -62,12 +60,10 @@ def _open(results: Results) -> Table:
             **{f"p{percent:g} ms": cell(percentile(m.latencies_ms, percent), ",.1f") for percent in (50, 99, 99.9)},
             "refused": cell(m.facts["refused_share"], ".1%"),
             "failed": cell(m.facts["failed_share"], ".1%"),
-            "queue share": cell(m.facts.get("queue_share"), ".0%"),
         }
         for m in _open_measurements(results)
     ]
-    note = "Queue share: of the time in the server, how much inputs waited for their batch, by our server's metrics."
-    return table_of("Open loop: random arrivals", rows, note=note)
+    return table_of("Open loop: random arrivals", rows)
 
 
 def _closed_measurements(results: Results) -> list[Measurement]:
@@ -80,7 +76,6 @@ def _open_measurements(results: Results) -> list[Measurement]:
 
 def load_pictures(results: Results) -> list[Picture]:
     """Return the pictures of the load benchmark."""
-    ours = [contender.name for contender in results.contenders if contender.is_ours]
     throughput: dict[str, list[tuple[float, float]]] = {}
     for m in _closed_measurements(results):
         throughput.setdefault(m.contender, []).append((m.facts["clients"], median_rate(m.samples)))
@@ -89,17 +84,10 @@ def load_pictures(results: Results) -> list[Picture]:
         curve.setdefault(m.contender, []).append((m.facts["offered_per_s"], percentile(m.latencies_ms, 99)))
     bound = float(results.work["p99_bound_ms"])
     ticks = sorted({m.facts["clients"] for m in _closed_measurements(results)})
-    pictures = [
-        Picture(
-            "load_clients.png", "Closed loop: throughput against clients",
-            partial(draw_lines, lines=throughput, ours=ours, x_label="clients", y_label="requests/s", x_ticks=ticks),
-        ),
-        Picture(
-            "load_curve.png", "Load curve: latency against random arrivals",
-            partial(
-                draw_lines, lines=curve, ours=ours, x_label="requests offered a second",
-                y_label="p99 of latency [ms]", log_y=True, limit=(bound, f"bound: {bound:g} ms"),
-            ),
-        ),
-    ]  # fmt: skip
-    return pictures if curve else pictures[:1]
+    closed = {"x_label": "clients", "y_label": "requests/s", "x_ticks": ticks}
+    opened = {"x_label": "requests offered a second", "y_label": "p99 of latency [ms]", "log_y": True}
+    opened |= {"limit": (bound, f"bound: {bound:g} ms")}
+    title = "Closed loop: throughput against clients"
+    pictures = [Picture("load_clients.png", title, draw_lines, throughput, **closed)]
+    title = "Load curve: latency against random arrivals"
+    return [*pictures, Picture("load_curve.png", title, draw_lines, curve, **opened)] if curve else pictures

@@ -20,16 +20,17 @@ from bench.harness.report import build_console, publish
 from bench.harness.results import Fact, Measurement
 from bench.harness.rounds import Limits
 from bench.harness.samples import median_rate
-from bench.harness.workload import Workload
+from bench.harness.workload import Workload, rows_of_file, rows_of_run
 from bench.load.arrivals import measure_arrivals
 from bench.load.contenders import ServerSpec, server_entrants
 from bench.load.options import LoadOptions
 from bench.load.report import load_pictures, load_tables
 from bench.load.server import Server
-from bench.load.texts import read_texts
 from bench.load.traffic import LoadGenerator, Traffic
 from serve.contract.classifier import read_classifier
 
+NUM_ROWS = 2000
+"""Texts that are sent, again and again."""
 NUM_JUDGED, NUM_QUICK_JUDGED = 500, 100
 """Texts whose labels are compared with the true ones."""
 NUM_ROUNDS = 7
@@ -39,7 +40,7 @@ NUM_ROUNDS = 7
 def run(options: LoadOptions, command: str) -> None:
     """Start the servers, measure, print and write."""
     console = build_console()
-    rows = read_texts(options)
+    rows = read_texts(options).sample(NUM_ROWS, options.seed)
     entrants = server_entrants(options)
     chosen = options.choose(entrants, entrants[0].name)
     with contextlib.closing(LoadGenerator()) as generator:
@@ -65,6 +66,14 @@ def run(options: LoadOptions, command: str) -> None:
     }
     results = results_of(options, command, work, chosen[0].name, contenders, [*closed, *opened], warnings)
     publish(results, load_tables(results), load_pictures(results), options.output, console)
+
+
+def read_texts(options: LoadOptions) -> Workload:
+    """Return the texts of the file, or else of the run."""
+    if options.file is not None:
+        return rows_of_file(options.file, text_column=options.text_column)
+    assert options.run is not None, "the options say so"
+    return rows_of_run(options.run, "validation")
 
 
 def judge(arena: Arena, options: LoadOptions, name: str, rows: Workload) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import itertools
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -25,8 +24,6 @@ from bench.load.traffic import LoadGenerator, Traffic, ask, closed_loop, open_lo
 from serve.contract.errors import first_line
 from serve.encoder import TextInput
 
-QUEUE_METRICS = ("rawloop_queue_seconds_sum", "rawloop_request_seconds_sum")
-"""Our server's metrics: the time inputs waited, and all the time requests took."""
 NUM_CLOSED_TRIES = 3
 """Turns without any answer after which a server is dropped."""
 
@@ -65,7 +62,7 @@ class Server(Running):
             command = [port if word == "PORT" else word for word in spec.command]
             offline = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
             try:  # peers start children of their own; in a session, all of them end together
-                self.launch(command, cores=cores, num_threads=num_threads, new_session=True, **offline)
+                self.launch(command, cores=cores, num_threads=num_threads, new_session=True, environment=offline)
             except OSError as error:  # its module is installed, and its script is not
                 self.close()
                 raise ContenderAbsent("not installed", str(error)) from error
@@ -117,13 +114,8 @@ class Server(Running):
         raise ContenderFailed(f"answered nothing to {clients} clients: {traffic.statuses}")
 
     def open_loop(self, *, rate: float, seconds: float, seed: int) -> Answer:
-        """Return the traffic of random arrivals, and the share of the server's time that inputs waited in its queue."""
-        before = self._queue_seconds()
-        traffic = self._generator.run(open_loop, self.url, self._endless, rate=rate, seconds=seconds, seed=seed)
-        after = self._queue_seconds()
-        if before and after and after[1] > before[1]:
-            return _answer(traffic) | {"queue_share": (after[0] - before[0]) / (after[1] - before[1])}
-        return _answer(traffic)
+        """Return the traffic of random arrivals."""
+        return _answer(self._generator.run(open_loop, self.url, self._endless, rate=rate, seconds=seconds, seed=seed))
 
     def memory(self) -> dict[str, float]:
         """Return the resident memory of the server and its children [MiB]; nothing where it runs elsewhere, or died."""
@@ -144,19 +136,6 @@ class Server(Running):
         """Send a signal to the server and its children."""
         if self.process is not None:
             os.killpg(self.process.pid, number)
-
-    def _queue_seconds(self) -> tuple[float, ...]:
-        """Return the sums of `QUEUE_METRICS`; nothing of a server that is not ours."""
-        if self.process is None or self.wire is not FORMATS["native"]:
-            return ()
-        url = re.sub(r"(https?://[^/]+)/.*", r"\1/metrics", self.url)
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
-            lines = response.read().decode().splitlines()
-            return tuple(
-                sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(metric))
-                for metric in QUEUE_METRICS
-            )
-        return ()
 
 
 def _answer(traffic: Traffic) -> Answer:

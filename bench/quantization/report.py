@@ -1,9 +1,6 @@
-"""The table and the picture of the quantization benchmark."""
+"""The table of the quantization benchmark."""
 
-from functools import partial
-
-from bench.harness.pictures import draw_trade_off
-from bench.harness.report import Picture, Table, cell, headline_cells, table_of
+from bench.harness.report import Table, cell, headline_cells, table_of
 from bench.harness.results import Results
 from bench.harness.samples import median_rate
 
@@ -35,16 +32,3 @@ def quantization_table(results: Results) -> Table:
         "label alone than in batches of 32 in order of arrival; max change of p: the largest change of a probability."
     )
     return table_of("Ways to 8 bits", rows, note=note)
-
-
-def quantization_picture(results: Results) -> Picture:
-    """Return speed against agreement."""
-    points = {
-        name: (median_rate(m.samples), 100 * results.contender(name).facts["agreement"])
-        for name, m in results.of_case("batch 32").items()
-        if "agreement" in results.contender(name).facts
-    }
-    ours = [contender.name for contender in results.contenders if contender.is_ours]
-    x_label, y_label = "rows/s, model alone", "labels as PyTorch fp32 [%]"
-    draw = partial(draw_trade_off, points=points, ours=ours, x_label=x_label, y_label=y_label)
-    return Picture("quantization.png", "Ways to 8 bits, batches of 32", draw)

@@ -21,8 +21,9 @@ from bench.harness.results import Fact
 from bench.harness.workload import Workload, rows_of_run
 from bench.inference.classifying import judge, measure_model, read_own_bundle, worker_settings
 from bench.inference.contenders import REFERENCE, pytorch, worker_spec
+from bench.inference.report import trade_off_picture
 from bench.quantization.graphs import WAYS, Sources, make_graphs
-from bench.quantization.report import quantization_picture, quantization_table
+from bench.quantization.report import quantization_table
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.errors import InputError
@@ -84,7 +85,9 @@ def run(options: QuantizationOptions, command: str) -> None:
             contenders, warnings = arena.records, arena.warnings()
     work: dict[str, Fact] = {"model": classifier.name, "rows": len(rows), "rows_digest": rows.digest}
     results = results_of(options, command, work, OURS, contenders, measurements, warnings)
-    publish(results, [quantization_table(results)], [quantization_picture(results)], options.output, console)
+    title = "Ways to 8 bits, batches of 32"
+    picture = trade_off_picture(results, "quantization.png", title, "rows/s, model alone")
+    publish(results, [quantization_table(results)], [picture], options.output, console)
 
 
 def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:

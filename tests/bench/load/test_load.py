@@ -20,7 +20,6 @@ from bench.load.contenders import ServerSpec, server_entrants
 from bench.load.options import LoadOptions
 from bench.load.run import run
 from bench.load.server import Server
-from bench.load.texts import read_texts
 from bench.load.traffic import FAILED, LoadGenerator, Traffic, arrival_times, ask, closed_loop, open_loop
 from serve.contract.errors import InputError
 
@@ -276,20 +275,13 @@ def test_a_peer_that_is_not_installed_is_named_as_such() -> None:
     [
         ({"targets": ["x=tei@http://h"]}, "no texts to send"),
         ({"file": Path("x.txt")}, "no server"),
-        ({"lengths": "64", "targets": ["x=tei@http://h"]}, "--lengths makes texts with a bundle's tokenizer"),
         ({"run": Path("r"), "clients": [0]}, "--clients must be 1 or more each"),
         ({"run": Path("r"), "p99_bound_ms": 0.0}, "--p99_bound_ms must be positive"),
-        ({"run": Path("r"), "file": Path("f"), "lengths": "5"}, "both say what is sent"),
     ],
 )
 def test_options_that_contradict_each_other_name_the_way_out(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LoadOptions(**fields)
-
-
-def test_a_missing_bundle_is_reported_before_texts_are_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"bundle.json: no such file"):
-        read_texts(LoadOptions(bundle=tmp_path, lengths="64"))
 
 
 def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
@@ -298,8 +290,6 @@ def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
     assert options.served is None
     assert [entrant.name for entrant in server_entrants(options)] == ["LitServe", "infinity", "x"]
     assert LoadOptions(run=tmp_path).served == tmp_path / "onnx"  # and its absence is reported
-    with pytest.raises(InputError, match="--lengths makes texts with a bundle's tokenizer"):
-        LoadOptions(run=tmp_path, targets=[target], lengths="64")
     (tmp_path / "onnx").mkdir()
     assert options.served == tmp_path / "onnx"
 
