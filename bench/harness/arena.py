@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from bench.harness.processes import ContenderAbsent, NeighbourWatch, Running
+from bench.harness.processes import NeighbourWatch, Running
 from bench.harness.results import Contender, Measurement
 from bench.harness.rounds import ContenderFailed, Limits, take_turns
 from serve.contract.errors import InputError
@@ -86,9 +86,9 @@ class Arena:
         for entrant in self._entrants:
             try:
                 if entrant.missing:
-                    raise ContenderAbsent("not installed", f"needs {', '.join(entrant.missing)}")
+                    raise ContenderFailed(f"needs {', '.join(entrant.missing)}", "not installed")
                 if entrant.absent_because:
-                    raise ContenderAbsent("not available", entrant.absent_because)
+                    raise ContenderFailed(entrant.absent_because, "not available")
                 self._running[entrant.name] = self._launch(entrant.spec)
                 self.add_facts(entrant.name, self._running[entrant.name].start())
             except ContenderFailed as failure:
@@ -171,9 +171,8 @@ class Arena:
 
     def _drop(self, name: str, failure: ContenderFailed) -> None:
         """Record why a contender cannot continue, and end it."""
-        status = failure.status if isinstance(failure, ContenderAbsent) else "failed"
-        self._records[name] = dataclasses.replace(self._records[name], status=status, reason=str(failure))
-        self._report(f"{name}: {status}: {failure}")
+        self._records[name] = dataclasses.replace(self._records[name], status=failure.status, reason=str(failure))
+        self._report(f"{name}: {failure.status}: {failure}")
         if running := self._running.pop(name, None):
             running.close()
 

@@ -18,21 +18,12 @@ from typing import Any, Self
 import psutil
 
 from bench.harness.hardware import first_gpus
-from bench.harness.results import Status
 from bench.harness.rounds import ContenderFailed
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 BUSY_NEIGHBOUR_CORES = 0.25
 """Cores used by other processes, on average, from which a measurement is doubtful."""
 LOG_LINES_SHOWN = 5
-
-
-class ContenderAbsent(ContenderFailed):
-    """A contender never started; `status` says whether it is missing or broken."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status: Status = status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,8 +89,9 @@ class Running:
         raise NotImplementedError
 
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """Have it do something and return the answer."""
-        raise NotImplementedError
+        """Have it do something and return the answer: here, by its method of that name."""
+        answer: dict[str, Any] = getattr(self, verb)(**arguments)
+        return answer
 
     def close(self) -> None:
         """Wait for the end of the process, and force it if need be."""
@@ -156,9 +148,7 @@ class ContenderProcess(Running):
             status = self.process.wait(timeout=10)
             raise ContenderFailed(f"died with exit status {status}: {self.last_words()}") from error
         if "error" in answer:
-            if answer["status"] == "not available":
-                raise ContenderAbsent("not available", answer["error"])
-            raise ContenderFailed(answer["error"])
+            raise ContenderFailed(answer["error"], answer["status"])
         return answer
 
     def close(self) -> None:
@@ -179,7 +169,7 @@ class ContenderProcess(Running):
         self.process.kill()
         words = self.last_words()
         super().close()
-        raise ContenderAbsent("failed", f"did not start: {words}")
+        raise ContenderFailed(f"did not start: {words}")
 
 
 class NeighbourWatch:

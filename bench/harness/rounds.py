@@ -6,6 +6,7 @@ A B C, C B A, A B C ...: a machine that slowly heats up or gets busy then slows 
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from bench.harness.results import Status
 from bench.harness.samples import Sample
 
 Repeat = Callable[[str, int], tuple[float, float]]
@@ -13,7 +14,11 @@ Repeat = Callable[[str, int], tuple[float, float]]
 
 
 class ContenderFailed(RuntimeError):
-    """A contender could not continue; the others do."""
+    """A contender could not start or continue; the others do."""
+
+    def __init__(self, reason: str, status: Status = "failed") -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

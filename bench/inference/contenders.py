@@ -7,7 +7,8 @@ from typing import Any
 
 from bench.harness.arena import Answer, Entrant
 from bench.harness.hardware import num_gpus
-from bench.harness.processes import ContenderAbsent, WorkerSpec
+from bench.harness.processes import WorkerSpec
+from bench.harness.rounds import ContenderFailed
 from serve.contract.bundle import Bundle
 from serve.contract.errors import first_line
 from serve.session import resolve_device
@@ -73,7 +74,7 @@ def with_export(entrants: Sequence[Entrant], model: Path, target: Path) -> list[
     try:
         if theirs:
             export_for_optimum(model, target)
-    except ContenderAbsent as absent:
+    except ContenderFailed as absent:
         reason = str(absent)
     return [
         dataclasses.replace(entrant, absent_because=reason) if entrant in theirs else entrant for entrant in entrants
@@ -84,7 +85,7 @@ def export_for_optimum(model: Path, target: Path) -> Path:
     """Export the model with Optimum as its users do, in float32, and return the folder.
 
     Raises:
-        ContenderAbsent: Optimum is not installed, or cannot export this model.
+        ContenderFailed: Optimum is not installed, or cannot export this model.
     """
     import warnings
 
@@ -93,7 +94,7 @@ def export_for_optimum(model: Path, target: Path) -> Path:
         from optimum.onnxruntime import ORTModelForSequenceClassification
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise ContenderAbsent("not installed", f"Optimum's export: {first_line(error)}") from error
+        raise ContenderFailed(f"Optimum's export: {first_line(error)}", "not installed") from error
 
     transformers.logging.set_verbosity_error()
     try:
@@ -102,5 +103,5 @@ def export_for_optimum(model: Path, target: Path) -> Path:
             ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
         AutoTokenizer.from_pretrained(model).save_pretrained(target)
     except Exception as error:  # Optimum's and torch's own, of many types, for models they do not know
-        raise ContenderAbsent("not available", f"Optimum cannot export this model: {first_line(error)}") from error
+        raise ContenderFailed(f"Optimum cannot export this model: {first_line(error)}", "not available") from error
     return target

@@ -7,7 +7,6 @@ Servers take turns in slices of a second or so, and are idle in between. Clients
 cores, unless a target runs elsewhere.
 """
 
-import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from bench.load.contenders import ServerSpec, server_entrants
 from bench.load.options import LoadOptions
 from bench.load.report import load_pictures, load_tables
 from bench.load.server import Server
-from bench.load.traffic import LoadGenerator, Traffic
+from bench.load.traffic import Traffic
 from serve.contract.classifier import read_classifier
 
 NUM_ROWS = 2000
@@ -43,20 +42,19 @@ def run(options: LoadOptions, command: str) -> None:
     rows = read_texts(options).sample(NUM_ROWS, options.seed)
     entrants = server_entrants(options)
     chosen = options.choose(entrants, entrants[0].name)
-    with contextlib.closing(LoadGenerator()) as generator:
 
-        def launch(spec: ServerSpec) -> Server:
-            return Server(spec, rows.inputs, generator, cores=options.used_cores, num_threads=options.num_threads)
+    def launch(spec: ServerSpec) -> Server:
+        return Server(spec, rows.inputs, cores=options.used_cores, num_threads=options.num_threads)
 
-        with Arena(chosen, launch, console) as arena:
-            arena.start()
-            for name in arena.alive:
-                judge(arena, options, name, rows)
-            closed = [m for clients in options.used_clients for m in measure_clients(arena, options, clients)]
-            opened = [m for name in arena.alive for m in measure_open_loop(arena, options, name, closed)]
-            for name in arena.alive:
-                arena.add_facts(name, arena.call(name, "memory") or {})
-            contenders, warnings = arena.records, arena.warnings()
+    with Arena(chosen, launch, console) as arena:
+        arena.start()
+        for name in arena.alive:
+            judge(arena, options, name, rows)
+        closed = [m for clients in options.used_clients for m in measure_clients(arena, options, clients)]
+        opened = [m for name in arena.alive for m in measure_open_loop(arena, options, name, closed)]
+        for name in arena.alive:
+            arena.add_facts(name, arena.call(name, "memory") or {})
+        contenders, warnings = arena.records, arena.warnings()
     work: dict[str, Fact] = {
         "rows": len(rows),
         "rows_digest": rows.digest,

@@ -12,15 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from bench.harness.arena import Answer
-from bench.harness.processes import ContenderAbsent, Running
+from bench.harness.processes import Running
 from bench.harness.rounds import ContenderFailed
 from bench.load.contenders import FORMATS, ServerSpec
-from bench.load.traffic import LoadGenerator, Traffic, ask, closed_loop, open_loop, steady_lengths
+from bench.load.traffic import Traffic, ask, closed_loop, generate, open_loop, steady_lengths
 from serve.contract.errors import first_line
 from serve.encoder import TextInput
 
@@ -29,17 +28,16 @@ NUM_CLOSED_TRIES = 3
 
 
 class Server(Running):
-    """A server, the texts that are sent to it again and again, and the generator that sends them.
+    """A server, and the texts that are sent to it again and again.
 
     Raises:
-        ContenderAbsent: it is not installed, or its format has no pairs.
+        ContenderFailed: it is not installed, or its format has no pairs.
     """
 
     def __init__(
         self,
         spec: ServerSpec,
         texts: Sequence[TextInput],
-        generator: LoadGenerator,
         *,
         cores: Sequence[int],
         num_threads: int,
@@ -47,13 +45,12 @@ class Server(Running):
     ) -> None:
         self.wire = FORMATS[spec.format]
         if not self.wire.takes_pairs and not isinstance(texts[0], str):
-            raise ContenderAbsent("not available", f"the {spec.format} format has no pairs of texts")
+            raise ContenderFailed(f"the {spec.format} format has no pairs of texts", "not available")
         _require_installed(spec)
         super().__init__()
         self.url = spec.url
         self._bodies = [self.wire.request_of(text) for text in texts]
         self._endless = itertools.cycle(self._bodies)
-        self._generator = generator
         self._seen_ms: dict[int, list[float]] = {}  # number of clients -> latencies of the last turn
         self._timeout_s = timeout_s
         if spec.command:
@@ -65,14 +62,14 @@ class Server(Running):
                 self.launch(command, cores=cores, num_threads=num_threads, new_session=True, environment=offline)
             except OSError as error:  # its module is installed, and its script is not
                 self.close()
-                raise ContenderAbsent("not installed", str(error)) from error
+                raise ContenderFailed(str(error), "not installed") from error
 
     def start(self) -> dict[str, float]:
         """Wait until it answers a first request."""
         problem = "it never listened"
         while time.perf_counter() < self.began + self._timeout_s:
             if self.process is not None and self.process.poll() is not None:
-                raise ContenderAbsent("failed", f"did not start: {self.last_words()}")
+                raise ContenderFailed(f"did not start: {self.last_words()}")
             request = urllib.request.Request(self.url, self._bodies[0], {"content-type": "application/json"})
             try:
                 with urllib.request.urlopen(request, timeout=20):
@@ -84,15 +81,11 @@ class Server(Running):
             if self.process is None:
                 break  # it should be running already
             time.sleep(0.1)
-        raise ContenderAbsent("failed", f"{self.url} does not answer: {problem}")
-
-    def call(self, verb: str, **arguments: Any) -> Answer:
-        answer: Answer = getattr(self, verb)(**arguments)
-        return answer
+        raise ContenderFailed(f"{self.url} does not answer: {problem}")
 
     def labels(self, *, num_texts: int) -> Answer:
         """Return the labels of the first texts, None for those without an answer; this also warms the server up."""
-        answers = self._generator.run(ask, self.url, self._bodies[:num_texts], clients=16)
+        answers = generate(ask, self.url, self._bodies[:num_texts], clients=16)
         try:
             labels = [None if answer is None else self.wire.label_of(answer) for answer in answers]
         except ValueError as error:
@@ -105,9 +98,7 @@ class Server(Running):
         """Return the traffic of one turn of clients that wait for their answers."""
         for _ in range(NUM_CLOSED_TRIES):  # the next one is longer, where answers took longer than the stretch
             warm_s, seconds = steady_lengths(self._seen_ms.get(clients, ()))
-            traffic = self._generator.run(
-                closed_loop, self.url, self._endless, clients=clients, warm_s=warm_s, seconds=seconds
-            )
+            traffic = generate(closed_loop, self.url, self._endless, clients=clients, warm_s=warm_s, seconds=seconds)
             self._seen_ms[clients] = traffic.seen_ms
             if traffic.latencies_ms:
                 return _answer(traffic)
@@ -115,7 +106,7 @@ class Server(Running):
 
     def open_loop(self, *, rate: float, seconds: float, seed: int) -> Answer:
         """Return the traffic of random arrivals."""
-        return _answer(self._generator.run(open_loop, self.url, self._endless, rate=rate, seconds=seconds, seed=seed))
+        return _answer(generate(open_loop, self.url, self._endless, rate=rate, seconds=seconds, seed=seed))
 
     def memory(self) -> dict[str, float]:
         """Return the resident memory of the server and its children [MiB]; nothing where it runs elsewhere, or died."""
@@ -154,7 +145,7 @@ def _require_installed(spec: ServerSpec) -> None:
     python = python if python.name.startswith("python") else python.parent / "python"
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({spec.needs!r}) is None)"
     if not python.exists() or subprocess.run([str(python), "-c", code], capture_output=True).returncode != 0:
-        raise ContenderAbsent("not installed", f"{python} has no {spec.needs}; name one that has")
+        raise ContenderFailed(f"{python} has no {spec.needs}; name one that has", "not installed")
 
 
 def _free_port() -> int:

@@ -173,25 +173,16 @@ def keeps_bound(traffic: Traffic, p99_bound_ms: float) -> bool:
     return answered and percentile(traffic.latencies_ms, 99) <= p99_bound_ms
 
 
-class LoadGenerator:
-    """Runs traffic in an event loop of its own."""
+def generate(traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:
+    """Run one of the functions above over new connections: a server may have closed those of its last turn."""
 
-    def __init__(self) -> None:
-        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    async def in_session() -> T:
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+            return await traffic(http, *arguments, **keywords)
 
-    def run(self, traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:
-        """Run one of the functions above over new connections: a server may have closed those of its last turn."""
-
-        async def in_session() -> T:
-            connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-                return await traffic(http, *arguments, **keywords)
-
-        return self._runner.run(in_session())
-
-    def close(self) -> None:
-        """Close the event loop."""
-        self._runner.close()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(in_session())
 
 
 async def _post(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bench.harness.processes import ContenderAbsent
+from bench.harness.rounds import ContenderFailed
 from bench.harness.workload import rows_of_run
 from bench.inference.contenders import export_for_optimum
 from serve.contract.bundle import Bundle
@@ -60,7 +60,7 @@ def make_graphs(sources: Sources, graphs: Mapping[str, Path], console: Console) 
         try:
             logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
             make(sources, graphs[name])
-        except ContenderAbsent as absent:
+        except ContenderFailed as absent:
             reasons[name] = str(absent)
         except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
             reasons[name] = f"could not be made ({type(error).__name__}: {first_line(error)})"

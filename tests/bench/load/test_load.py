@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.harness.processes import ContenderAbsent
 from bench.harness.results import read_results
+from bench.harness.rounds import ContenderFailed
 from bench.load import arrivals, traffic
 from bench.load.arrivals import highest_rate, majority
 from bench.load.contenders import ServerSpec, server_entrants
 from bench.load.options import LoadOptions
 from bench.load.run import run
 from bench.load.server import Server
-from bench.load.traffic import FAILED, LoadGenerator, Traffic, arrival_times, ask, closed_loop, open_loop
+from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, open_loop
 from serve.contract.errors import InputError
 
 LISTENER = """
@@ -234,10 +234,8 @@ def spec(*command: str, needs: str = "") -> ServerSpec:
 
 @contextlib.contextmanager
 def launched(server: ServerSpec) -> Iterator[Server]:
-    with contextlib.closing(LoadGenerator()) as generator:
-        found = Server(server, ["x"], generator, cores=[0], num_threads=1, timeout_s=20)
-        with contextlib.closing(found):
-            yield found
+    with Server(server, ["x"], cores=[0], num_threads=1, timeout_s=20) as found:
+        yield found
 
 
 def test_a_server_is_started_on_a_free_port_and_stopped(tmp_path: Path) -> None:
@@ -255,7 +253,7 @@ def test_a_server_that_dies_is_reported_with_its_last_words() -> None:
     dying = spec(sys.executable, "-c", "import sys; print('the model is nowhere'); sys.exit(1)", "PORT")
     with (
         launched(dying) as server,
-        pytest.raises(ContenderAbsent, match="did not start: the model is nowhere") as caught,
+        pytest.raises(ContenderFailed, match="did not start: the model is nowhere") as caught,
     ):
         server.start()
     assert caught.value.status == "failed"
@@ -263,10 +261,10 @@ def test_a_server_that_dies_is_reported_with_its_last_words() -> None:
 
 def test_a_peer_that_is_not_installed_is_named_as_such() -> None:
     absent = spec(sys.executable, "-m", "no_such_module", needs="no_such_module")
-    with pytest.raises(ContenderAbsent, match="has no no_such_module") as caught, launched(absent):
+    with pytest.raises(ContenderFailed, match="has no no_such_module") as caught, launched(absent):
         pass
     assert caught.value.status == "not installed"
-    with pytest.raises(ContenderAbsent, match="/python has no litserve"), launched(spec("/x/peer", needs="litserve")):
+    with pytest.raises(ContenderFailed, match="/python has no litserve"), launched(spec("/x/peer", needs="litserve")):
         pass
 
 
@@ -295,7 +293,7 @@ def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
 
 
 def test_a_server_without_its_script_is_not_installed() -> None:
-    with pytest.raises(ContenderAbsent, match="no_such_server") as caught, launched(spec("/bin/no_such_server")):
+    with pytest.raises(ContenderFailed, match="no_such_server") as caught, launched(spec("/bin/no_such_server")):
         pass
     assert caught.value.status == "not installed"
 
