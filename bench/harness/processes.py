@@ -13,17 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
 from bench.harness.hardware import first_gpus
-from bench.harness.rounds import ContenderFailed
+from bench.harness.results import Status
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 BUSY_NEIGHBOUR_CORES = 0.25
 """Cores used by other processes, on average, from which a measurement is doubtful."""
 LOG_LINES_SHOWN = 5
+
+
+class ContenderFailed(RuntimeError):
+    """A contender could not start or continue; the others do."""
+
+    def __init__(self, reason: str, status: Status = "failed") -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +46,7 @@ class WorkerSpec:
     """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
 
 
-class Running:
+class Running(contextlib.AbstractContextManager["Running"]):
     """A contender that runs, in a process with a log and a folder of its own, or elsewhere.
 
     Whatever it does raises `ContenderFailed` where it cannot continue.
@@ -111,9 +119,6 @@ class Running:
         """Return the last lines of its output."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -7,8 +7,7 @@ from typing import Any
 
 from bench.harness.arena import Answer, Entrant
 from bench.harness.hardware import num_gpus
-from bench.harness.processes import WorkerSpec
-from bench.harness.rounds import ContenderFailed
+from bench.harness.processes import ContenderFailed, WorkerSpec
 from serve.contract.bundle import Bundle
 from serve.contract.errors import first_line
 from serve.session import resolve_device

@@ -14,23 +14,26 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.harness.arena import TWIN, Answer, Arena
+from bench.harness.arena import TWIN, Answer, Arena, Limits
 from bench.harness.options import CommonOptions, results_of
 from bench.harness.report import build_console, publish
 from bench.harness.results import Fact, Measurement
-from bench.harness.rounds import Limits
 from bench.harness.samples import median_rate
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.classifying import Labels, judge, measure_model, read_own_bundle, worker_settings
 from bench.inference.contenders import REFERENCE, ours, peers, with_export
 from bench.inference.report import inference_pictures, inference_tables
-from serve.contract.classifier import read_classifier
+from serve.contract.bundle import Bundle, read_bundle
+from serve.contract.classifier import Classifier, read_classifier
+from serve.contract.errors import InputError
 from serve.contract.field_limits import POSITIVE
 from serve.encoder import Encoder
 from serve.session import resolve_device
 
 ALONE, BATCHED = "batch 1", "batch 32"
+Labels = NDArray[np.int64]
+"""Class numbers [N]; -1 where a row was not classified."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,6 @@ def run(options: InferenceOptions, command: str) -> None:
             arena.start()
             measurements = measure(arena, options, rows, lengths)
             add_facts(arena, options, rows, measurements)
-            contenders, warnings = arena.records, arena.warnings()
     encodings = Encoder.from_bundle(bundle).encode(rows.inputs)
     work: dict[str, Fact] = {
         "model": classifier.name,
@@ -106,7 +108,7 @@ def run(options: InferenceOptions, command: str) -> None:
         "mean_tokens_of_a_row": round(float(np.mean([encoding.num_tokens for encoding in encodings])), 2),
         "max_length": classifier.max_length,
     }
-    results = results_of(options, command, work, headline, contenders, measurements, warnings)
+    results = results_of(options, command, work, headline, measurements, arena)
     publish(results, inference_tables(results), inference_pictures(results), options.output, console)
 
 
@@ -187,3 +189,69 @@ def quality(rows: Workload, labels: dict[str, dict[str, Labels]]) -> dict[str, d
         | judge(found, alone.get(name), batched.get(REFERENCE), rows.labels)
         for name, found in batched.items()
     }
+
+
+def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
+    """Return a bundle of the run.
+
+    Raises:
+        InputError: no bundle there, a damaged one, or one of another run.
+    """
+    bundle = read_bundle(folder)
+    for field in ("name", "labels", "data_fingerprint", "max_length"):
+        expected, found = getattr(classifier, field), getattr(bundle.classifier, field)
+        if expected != found:
+            raise InputError(
+                f"{folder}: the bundle of another run: its {field} is {found!r:.80}, and the run's {expected!r:.80}; "
+                "name the run's own (python -m export --run RUN)"
+            )
+    return bundle
+
+
+def worker_settings(folder: Path, rows: Workload, classifier: Classifier) -> Answer:
+    """Write the rows for the contenders' processes; return the settings of every `ClassifierWorker`."""
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows.inputs), encoding="utf-8")
+    return {"rows_file": str(path), "max_length": classifier.max_length}
+
+
+def measure_model(
+    arena: Arena,
+    options: CommonOptions,
+    case: str,
+    *,
+    batch_size: int,
+    num_rows: int,
+    num_parts: int,
+    min_seconds: float,
+    only: Sequence[str] | None = None,
+) -> list[Measurement]:
+    """Measure only the model, on the arrays of some batches of each part of the rows."""
+    part = num_rows // num_parts
+
+    def arguments(_: str, number: int) -> Answer:
+        return {
+            "batch_size": batch_size,
+            "first": number % num_parts * part,
+            "num_rows": min(part, max(2 * batch_size, 32)),
+            "min_seconds": min_seconds,
+            "model_only": True,
+        }
+
+    return arena.measure(case, "rows", options.limits(seconds=0.0), arguments, only=only)
+
+
+def judge(found: Labels, other: Labels | None, expected: Labels | None, true: Sequence[int]) -> dict[str, float]:
+    """Return accuracy, agreement with the reference's labels, and flips, over the rows that both sides classified.
+
+    Flips are rows with another label in `other`, the contender's labels in batches of another size.
+    """
+    seen = found >= 0
+    facts = {"accuracy": float((found[seen] == np.array(true)[seen]).mean())}
+    if expected is not None:
+        both = seen & (expected >= 0)
+        facts["agreement"] = float((found[both] == expected[both]).mean())
+    if other is not None:
+        both = seen & (other >= 0)
+        facts["flips"] = float((other[both] != found[both]).sum())
+    return facts

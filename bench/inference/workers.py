@@ -48,6 +48,11 @@ class ClassifierWorker(ContenderWorker):
         """Return the logits [B, C] of arrays: only the model."""
         raise NotImplementedError
 
+    def tokenize(self, tokenizer: Any, rows: Sequence[TextInput], tensors: str) -> Any:
+        """Return what a transformers tokenizer makes of texts, padded to the longest."""
+        how = {"truncation": True, "max_length": self.max_length, "padding": True, "return_tensors": tensors}
+        return tokenizer(list(rows), **how)
+
     def start(self) -> Message:
         """Load, and answer a first text."""
         self.load()
@@ -135,9 +140,7 @@ class PyTorchEager(ClassifierWorker):
         return logits
 
     def _tokens(self, rows: Sequence[TextInput]) -> Any:
-        return self._tokenizer(
-            list(rows), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
-        )
+        return self.tokenize(self._tokenizer, rows, "pt")
 
     def _logits(self, tokens: Any) -> Any:
         with self._torch.inference_mode():
@@ -181,9 +184,7 @@ class OptimumPipeline(TransformersPipeline):
         return ORTModelForSequenceClassification.from_pretrained(self.settings["model"], session_options=options)
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
-        tokens = self._tokenizer(
-            list(rows), truncation=True, max_length=self.max_length, padding=True, return_tensors="np"
-        )
+        tokens = self.tokenize(self._tokenizer, rows, "np")
         return {name: array.astype(np.int64) for name, array in tokens.items()}
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:

@@ -116,8 +116,6 @@ def _own_servers(options: LoadOptions) -> Iterator[Entrant]:
 
 
 def _peers(options: LoadOptions) -> Iterator[Entrant]:
-    if options.run is None:
-        return
     model = str((options.run / "model").resolve())
     python = str(options.litserve_python or sys.executable)
     yield Entrant(

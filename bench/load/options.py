@@ -15,14 +15,10 @@ class LoadOptions(CommonOptions):
 
     benchmark = "load"
 
-    run: Path | None = None
+    run: Path
     """Run directory: its held-out rows are sent, peers serve its model, and ours serves RUN/onnx."""
     bundle: Path | None = None
     """Bundle to serve; null takes RUN/onnx, or none where --targets are named and there is no RUN/onnx."""
-    file: Path | None = None
-    """File with texts to send instead of the run's rows."""
-    text_column: str = "text"
-    """Column of --file with the text."""
     targets: list[str] = dataclasses.field(default_factory=list)
     """Servers that run already: NAME=FORMAT@URL; formats are native, tei, hf, infinity and litserve."""
     litserve_python: Path | None = None
@@ -39,18 +35,12 @@ class LoadOptions(CommonOptions):
         yield from self.too_small("clients")
         if not self.clients:
             yield "--clients is empty; name one or more numbers, or leave it out"
-        if self.run is None and self.file is None:
-            yield "no texts to send: set --run RUN or --file FILE"
-        if self.run is None and self.bundle is None and not self.targets:
-            yield "no server: set --run RUN, --bundle DIR or --targets+=NAME=FORMAT@URL"
 
     @property
     def served(self) -> Path | None:
         """Bundle that our server serves."""
-        if self.bundle is not None or self.run is None:
-            return self.bundle
-        own = self.run / "onnx"
-        return own if own.exists() or not self.targets else None
+        own = self.bundle or self.run / "onnx"
+        return own if self.bundle or own.exists() or not self.targets else None
 
     @property
     def used_clients(self) -> list[int]:

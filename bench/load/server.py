@@ -16,8 +16,7 @@ from pathlib import Path
 import psutil
 
 from bench.harness.arena import Answer
-from bench.harness.processes import Running
-from bench.harness.rounds import ContenderFailed
+from bench.harness.processes import ContenderFailed, Running
 from bench.load.contenders import FORMATS, ServerSpec
 from bench.load.traffic import Traffic, ask, closed_loop, generate, open_loop, steady_lengths
 from serve.contract.errors import first_line

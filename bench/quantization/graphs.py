@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bench.harness.rounds import ContenderFailed
+from bench.harness.processes import ContenderFailed
 from bench.harness.workload import rows_of_run
 from bench.inference.contenders import export_for_optimum
 from serve.contract.bundle import Bundle

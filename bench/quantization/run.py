@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from bench.harness.arena import Answer, Arena, Entrant
 from bench.harness.options import CommonOptions, results_of
-from bench.harness.report import build_console, publish
-from bench.harness.results import Fact
+from bench.harness.report import Table, build_console, cell, headline_cells, publish, table_of
+from bench.harness.results import Fact, Results
+from bench.harness.samples import median_rate
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.classifying import judge, measure_model, read_own_bundle, worker_settings
 from bench.inference.contenders import REFERENCE, pytorch, worker_spec
 from bench.inference.report import trade_off_picture
+from bench.inference.run import judge, measure_model, read_own_bundle, worker_settings
 from bench.quantization.graphs import WAYS, Sources, make_graphs
-from bench.quantization.report import quantization_table
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.errors import InputError
@@ -82,9 +82,8 @@ def run(options: QuantizationOptions, command: str) -> None:
             for each in chosen:
                 if each.original in wanted and wanted[each.original].is_file():
                     arena.add_facts(each.name, {"size_mb": wanted[each.original].stat().st_size / 1e6})
-            contenders, warnings = arena.records, arena.warnings()
     work: dict[str, Fact] = {"model": classifier.name, "rows": len(rows), "rows_digest": rows.digest}
-    results = results_of(options, command, work, OURS, contenders, measurements, warnings)
+    results = results_of(options, command, work, OURS, measurements, arena)
     title = "Ways to 8 bits, batches of 32"
     picture = trade_off_picture(results, "quantization.png", title, "rows/s, model alone")
     publish(results, [quantization_table(results)], [picture], options.output, console)
@@ -127,3 +126,32 @@ def quality(
             facts[name] = judge(labels[0], labels[1], expected, rows.labels)
             facts[name]["max_probability_change"] = float(np.abs(alone - batched).max())
     return facts
+
+
+def quantization_table(results: Results) -> Table:
+    """Return the table of docs/QUANTIZATION.md."""
+    cases = {case: results.of_case(case) for case in results.cases}
+    rows = [
+        {
+            "graph": contender.name,
+            **{
+                f"rows/s, {case}": cell(median_rate(m.samples) if m else None, ",.0f")
+                for case in results.cases
+                for m in [cases[case].get(contender.name)]
+            },
+            "agrees with PyTorch": cell(facts.get("agreement"), ".2%"),
+            "accuracy": cell(facts.get("accuracy"), ".4f"),
+            "flips": cell(facts.get("flips"), ",.0f"),
+            "max change of p": cell(facts.get("max_probability_change"), ".2g"),
+            "MB": cell(facts.get("size_mb"), ",.1f"),
+            **headline_cells(results, cases["batch 32"][contender.name]),
+        }
+        for contender in results.contenders
+        if contender.name in cases["batch 32"]
+        for facts in [contender.facts]
+    ]
+    note = (
+        f"The model alone on {results.work['rows']:,} held-out rows; ratios in batches of 32. Flips: rows with another "
+        "label alone than in batches of 32 in order of arrival; max change of p: the largest change of a probability."
+    )
+    return table_of("Ways to 8 bits", rows, note=note)

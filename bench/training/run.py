@@ -19,10 +19,9 @@ from rich.console import Console
 
 from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
-from bench.harness.processes import WorkerSpec
+from bench.harness.processes import ContenderFailed, WorkerSpec
 from bench.harness.report import build_console, publish
 from bench.harness.results import Measurement
-from bench.harness.rounds import ContenderFailed
 from bench.training.contenders import (
     OURS,
     QUICK_SPLITS,
@@ -82,23 +81,20 @@ def run(options: TrainingOptions, command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         console.print("reading the rows", style="dim")
         config, work = prepare(options, Path(folder))
-        entrants = options.choose(main_entrants(config, options.loss_after), OURS)
-        with Arena(entrants, options.launch, console) as arena:
+        arenas = [Arena(options.choose(main_entrants(config, options.loss_after), OURS), options.launch, console)]
+        with arenas[0] as arena:
             arena.start()
             measurements = measure_passes(arena, options)
-            contenders, warnings = arena.records, arena.warnings()
         has_scaling = not options.quick and bool(options.processes or options.micro_batches)
-        if has_scaling and OURS in {entrant.name for entrant in entrants}:
-            scaled = scaling_entrants(
-                config, options.loss_after, options.processes, options.micro_batches, options.num_cores
-            )
-            with Arena(scaled, options.launch, console) as arena:
+        if has_scaling and OURS in {record.name for record in arena.records}:
+            counts = options.processes, options.micro_batches, options.num_cores
+            arenas.append(Arena(scaling_entrants(config, options.loss_after, *counts), options.launch, console))
+            with arenas[1] as arena:
                 arena.start()
                 measurements += measure_scaling(arena, options)
-                contenders += arena.records
         ceilings, row_flops = measure_ceiling(options, config, console)
     measurements = [with_flops(m, row_flops, ceilings) for m in measurements]
-    results = results_of(options, command, work, OURS, contenders, measurements, warnings)
+    results = results_of(options, command, work, OURS, measurements, *arenas)
     publish(results, training_tables(results), training_pictures(results), options.output, console)
 
 

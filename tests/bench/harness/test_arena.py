@@ -7,11 +7,10 @@ import pytest
 from places import SUPPORT
 from rich.console import Console
 
-from bench.harness.arena import Arena, Entrant
+from bench.harness.arena import Arena, Entrant, Limits
 from bench.harness.hardware import first_gpus
 from bench.harness.processes import ContenderProcess, WorkerSpec
 from bench.harness.results import Measurement
-from bench.harness.rounds import Limits
 from bench.harness.samples import median_rate, paired_ratio
 from serve.contract.errors import InputError
 

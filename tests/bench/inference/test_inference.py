@@ -11,9 +11,8 @@ from tiny_runs import LABELS, save_tiny_run
 from bench.harness.arena import Entrant
 from bench.harness.results import Measurement, read_results
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.classifying import read_own_bundle
 from bench.inference.contenders import ours, peers, with_export
-from bench.inference.run import InferenceOptions, measure, quality, run
+from bench.inference.run import InferenceOptions, measure, quality, read_own_bundle, run
 from bench.inference.workers import ClassifierWorker
 from bench.quantization.run import quality as graph_quality
 from export.__main__ import main as export
@@ -21,7 +20,7 @@ from serve.contract.bundle import read_bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.errors import InputError, first_line
 
-ROWS = Workload(origin="here", texts=tuple(f"text {n}" for n in range(6)), labels=(0, 1, 0, 1, 0, 1))
+ROWS = Workload(origin="here", inputs=tuple(f"text {n}" for n in range(6)), labels=(0, 1, 0, 1, 0, 1))
 
 
 class CountingWorker(ClassifierWorker):
@@ -149,7 +148,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_come_from_the_sample_that_training_left(tiny_run: Path) -> None:
     rows = rows_of_run(tiny_run, "validation")
     assert len(rows) == 60
-    assert rows.pairs is None
+    assert all(isinstance(row, str) for row in rows.inputs)
     assert rows.labels == tuple(number % len(LABELS) for number in range(60))
 
 

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from bench.harness.processes import ContenderFailed
 from bench.harness.results import read_results
-from bench.harness.rounds import ContenderFailed
-from bench.load import arrivals, traffic
-from bench.load.arrivals import highest_rate, majority
+from bench.load import traffic
 from bench.load.contenders import ServerSpec, server_entrants
 from bench.load.options import LoadOptions
-from bench.load.run import run
+from bench.load.run import highest_rate, majority, run
 from bench.load.server import Server
 from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, open_loop
+from serve.contract.classifier import Classifier, write_classifier
 from serve.contract.errors import InputError
 
 LISTENER = """
@@ -36,7 +38,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 """
 
 
-class Classifier(BaseHTTPRequestHandler):
+class Answering(BaseHTTPRequestHandler):
     """Finds the label in the text; refuses texts that say so; under /once it answers no second text."""
 
     protocol_version = "HTTP/1.1"
@@ -64,7 +66,7 @@ def live() -> Iterator[tuple[str, list[str]]]:
     """Return the URL of a server, and the list of texts that it saw."""
     seen: list[str] = []
     server = type("Wide", (ThreadingHTTPServer,), {"request_queue_size": 128, "daemon_threads": True})(
-        ("127.0.0.1", 0), type("Seeing", (Classifier,), {"seen": seen})
+        ("127.0.0.1", 0), type("Seeing", (Answering,), {"seen": seen})
     )
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -138,10 +140,22 @@ def test_shares_of_no_traffic_are_zero() -> None:
     assert (Traffic().share(200), Traffic().failed_share) == (0.0, 0.0)
 
 
+def write_run(folder: Path) -> Path:
+    """Write what the load test reads of a run: classifier.json and two rows of each label."""
+    (folder / "model").mkdir()
+    write_classifier(
+        folder / "model", Classifier(name="tiny", labels=("bad", "good"), text_column="text", max_length=8)
+    )
+    (folder / "samples").mkdir()
+    rows = {"text": ["this is good", "this is bad"], "label": ["good", "bad"]}
+    pq.write_table(pa.table(rows), folder / "samples" / "validation.parquet")
+    return folder
+
+
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"COUNTED_S": 0.05, "WARM_S": 0.02}.items():
         monkeypatch.setattr(traffic, name, value)
-    monkeypatch.setattr(arrivals, "QUICK_OPEN_S", 0.1)
+    monkeypatch.setattr("bench.load.run.QUICK_OPEN_S", 0.1)
 
 
 def test_the_whole_load_test_against_a_server_that_runs_already(
@@ -149,15 +163,14 @@ def test_the_whole_load_test_against_a_server_that_runs_already(
 ) -> None:
     url, _ = live
     hurry(monkeypatch)
-    texts = tmp_path / "texts.txt"
-    texts.write_text("this is good\nthis is bad\n", encoding="utf-8")
     options = LoadOptions(
-        file=texts, targets=[f"mine=native@{url}", "gone=tei@http://127.0.0.1:9"], quick=True, output=tmp_path
-    )
+        run=write_run(tmp_path), targets=[f"mine=native@{url}", "gone=tei@http://127.0.0.1:9"],
+        contenders=["mine", "gone"], quick=True, output=tmp_path,
+    )  # fmt: skip
     run(options, "python -m bench load")
     results = read_results(tmp_path)
     mine, gone = results.contenders
-    assert mine.facts["answered_share"] == 1.0
+    assert mine.facts["answered_share"] == mine.facts["accuracy"] == 1.0
     assert mine.facts["capacity_per_s"] > 0
     assert mine.facts["rate_within_bound_per_s"] >= 0
     assert gone.status == "failed"
@@ -174,11 +187,13 @@ def test_a_server_that_cannot_be_measured_costs_the_others_nothing(
 ) -> None:
     url, _ = live
     hurry(monkeypatch)
-    texts = tmp_path / "texts.txt"
-    texts.write_text("this is good\nthis is bad\n", encoding="utf-8")
     once = url.replace("/v1/classify", "/once")
     targets = [f"once=native@{once}", f"mine=native@{url}", f"twin=native@{url}", f"mistaken=hf@{url}"]
-    run(LoadOptions(file=texts, targets=targets, quick=True, output=tmp_path), "python -m bench load")
+    options = LoadOptions(
+        run=write_run(tmp_path), targets=targets, contenders=["once", "mine", "twin", "mistaken"], quick=True,
+        output=tmp_path,
+    )  # fmt: skip
+    run(options, "python -m bench load")
     records = {record.name: record for record in read_results(tmp_path).contenders}
     assert {name: record.status for name, record in records.items()} == {
         "once": "failed", "mine": "measured", "twin": "measured", "mistaken": "failed"
@@ -271,8 +286,6 @@ def test_a_peer_that_is_not_installed_is_named_as_such() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"targets": ["x=tei@http://h"]}, "no texts to send"),
-        ({"file": Path("x.txt")}, "no server"),
         ({"run": Path("r"), "clients": [0]}, "--clients must be 1 or more each"),
         ({"run": Path("r"), "p99_bound_ms": 0.0}, "--p99_bound_ms must be positive"),
     ],
@@ -299,6 +312,6 @@ def test_a_server_without_its_script_is_not_installed() -> None:
 
 
 def test_two_servers_with_the_same_name_are_refused() -> None:
-    options = LoadOptions(file=Path("x.txt"), targets=["x=tei@http://a", "x=tei@http://b"])
+    options = LoadOptions(run=Path("x"), targets=["x=tei@http://a", "x=tei@http://b"])
     with pytest.raises(InputError, match="two servers have the same name"):
         server_entrants(options)

@@ -5,8 +5,8 @@ import pytest
 from tiny_bundles import save_tiny_bundle
 from tiny_runs import save_tiny_run
 
+from bench.harness.processes import ContenderFailed
 from bench.harness.results import read_results
-from bench.harness.rounds import ContenderFailed
 from bench.quantization import graphs
 from bench.quantization import run as quantization
 from bench.quantization.graphs import WAYS
