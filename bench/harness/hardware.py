@@ -70,7 +70,8 @@ def first_gpus(count: int) -> str:
 
 def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
     """Return what the benchmark runs on."""
-    processor = _processor_facts()
+    first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    processor = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
     versions = installed_versions(PACKAGES)
     # nvidia-smi and not torch: torch would open a CUDA context in the process that only orchestrates.
     gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
@@ -102,9 +103,3 @@ def _output_of(*command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _processor_facts() -> dict[str, str]:
-    first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}

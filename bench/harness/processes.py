@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from types import MappingProxyType
@@ -181,17 +181,13 @@ class NeighbourWatch:
     """Measures how busy other processes kept the cores while contenders were measured."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._others = _cpu_seconds_of_others()
+        self._began, self._others = time.monotonic(), _cpu_seconds_of_others()
 
-    def warnings(self) -> Iterator[str]:
-        """Yield a warning where others used more than a measurement bears."""
-        used = _cpu_seconds_of_others() - self._others
-        if (cores := used / max(1e-9, time.monotonic() - self._began)) > BUSY_NEIGHBOUR_CORES:
-            yield (
-                f"other processes kept {cores:.1f} cores busy on average while this was measured: too noisy for small "
-                "differences; run it again on a quiet machine"
-            )
+    def warnings(self) -> list[str]:
+        """Return a warning where others used more than a measurement bears."""
+        cores = (_cpu_seconds_of_others() - self._others) / max(1e-9, time.monotonic() - self._began)
+        what = f"other processes kept {cores:.1f} cores busy on average while this was measured: too noisy for small "
+        return [what + "differences; run it again on a quiet machine"] if cores > BUSY_NEIGHBOUR_CORES else []
 
 
 def _cpu_seconds_of_others() -> float:

@@ -17,8 +17,6 @@ from rich.text import Text
 from bench.harness.results import RESULTS_FILE, Contender, Measurement, Results, write_results
 from bench.harness.samples import Ratio, median_rate, paired_ratio, percentile
 
-REPORT_FILE = "results.md"
-
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -88,8 +86,8 @@ def publish(
     if output is not None:
         ours = [contender.name for contender in results.contenders if contender.is_ours]
         drawn = [picture for picture in pictures if _is_drawn(picture, output, ours, console)]
-        (output / REPORT_FILE).write_text(markdown(results, tables, drawn), encoding="utf-8")
-        console.print(f"written to {output}: {RESULTS_FILE}, {REPORT_FILE}, {len(drawn)} pictures", highlight=False)
+        (output / "results.md").write_text(markdown(results, tables, drawn), encoding="utf-8")
+        console.print(f"written to {output}: {RESULTS_FILE}, results.md, {len(drawn)} pictures", highlight=False)
     print(json.dumps(summary(results)), flush=True)
 
 

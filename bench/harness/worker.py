@@ -1,7 +1,6 @@
 """The process of one contender: `python -m bench.harness.worker SPEC.json`, launched by `processes.py`.
 
-It connects to the socket of the specification and answers commands, one JSON object each; under torchrun, only rank 0
-does.
+It answers commands over the specification's socket, one JSON object each; under torchrun, only rank 0 does.
 """
 
 import importlib

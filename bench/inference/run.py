@@ -2,8 +2,7 @@
 
     python -m bench inference --run runs/latest --output benchmarks/inference
 
-Each round classifies another part of the rows, the same for all contenders; over the rounds every row is classified
-alone and in batches, so agreement and flips are counted on all of them.
+Over the rounds every row is classified alone and in batches, so agreement and flips are counted on all of them.
 """
 
 import dataclasses
@@ -89,7 +88,8 @@ def run(options: InferenceOptions, command: str) -> None:
     bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
     rows = rows_of_run(options.run, "validation").sample(192 if options.quick else options.rows, options.seed)
     rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included)")
-    lengths = [length for length in options.used_lengths if length <= max_positions(model)]
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
+    lengths = [n for n in options.used_lengths if n <= config.get("max_position_embeddings", n)]
     headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = worker_settings(Path(folder), rows, classifier)
@@ -142,12 +142,6 @@ def add_facts(arena: Arena, options: InferenceOptions, rows: Workload, measureme
         if m.case == BATCHED and options.hourly_price is not None:
             cost = options.hourly_price / 3600 / median_rate(m.samples) * 1e6
             arena.add_facts(m.contender, {"cost_of_a_million": cost})
-
-
-def max_positions(model: Path) -> int:
-    """Return the most tokens that a model takes, by its config.json; one that states none takes any length."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("max_position_embeddings", 10**9))
 
 
 def measure_texts(arena: Arena, options: InferenceOptions, rows: Workload, size: int) -> list[Measurement]:

@@ -1,10 +1,7 @@
-"""Load: live servers under clients that wait, and under arrivals that do not.
+"""Load: live servers under clients that wait, and under arrivals that do not; clients share the machine's cores.
 
-    python -m bench load --run runs/latest --output benchmarks/load
-    python -m bench load --run runs/latest --targets+=mine=tei@http://127.0.0.1:8080
-
-Servers take turns in slices of a second or so, and are idle in between. Clients and servers share this machine's
-cores, unless a target runs elsewhere.
+python -m bench load --run runs/latest --output benchmarks/load
+python -m bench load --run runs/latest --targets+=mine=tei@http://127.0.0.1:8080
 """
 
 import dataclasses
@@ -19,8 +16,7 @@ from bench.harness.report import build_console, publish
 from bench.harness.results import Fact, Measurement
 from bench.harness.samples import Sample, median_rate, percentile
 from bench.harness.workload import Workload, rows_of_run
-from bench.load.contenders import ServerSpec, server_entrants
-from bench.load.options import LoadOptions
+from bench.load.contenders import LoadOptions, ServerSpec, server_entrants
 from bench.load.report import load_pictures, load_tables
 from bench.load.server import Server
 from bench.load.traffic import Traffic, keeps_bound
@@ -56,7 +52,8 @@ def run(options: LoadOptions, command: str) -> None:
         arena.start()
         for name in arena.alive:
             judge(arena, options, name, rows)
-        closed = [m for clients in options.used_clients for m in measure_clients(arena, options, clients)]
+        numbers = [1, 32] if options.quick else sorted(set(options.clients))
+        closed = [m for clients in numbers for m in measure_clients(arena, options, clients)]
         opened = [m for name in arena.alive for m in measure_open_loop(arena, options, name, closed)]
         for name in arena.alive:
             arena.add_facts(name, arena.call(name, "memory") or {})

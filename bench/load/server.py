@@ -53,7 +53,8 @@ class Server(Running):
         self._seen_ms: dict[int, list[float]] = {}  # number of clients -> latencies of the last turn
         self._timeout_s = timeout_s
         if spec.command:
-            port = str(_free_port())
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = str(listener.getsockname()[1])
             self.url = f"http://127.0.0.1:{port}{self.wire.path}"
             command = [port if word == "PORT" else word for word in spec.command]
             offline = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
@@ -103,9 +104,9 @@ class Server(Running):
                 return _answer(traffic)
         raise ContenderFailed(f"answered nothing to {clients} clients: {traffic.statuses}")
 
-    def open_loop(self, *, rate: float, seconds: float, seed: int) -> Answer:
-        """Return the traffic of random arrivals."""
-        return _answer(generate(open_loop, self.url, self._endless, rate=rate, seconds=seconds, seed=seed))
+    def open_loop(self, **how: float) -> Answer:
+        """Return the traffic of random arrivals: of a `rate`, for some `seconds`, by a `seed`."""
+        return _answer(generate(open_loop, self.url, self._endless, **how))
 
     def memory(self) -> dict[str, float]:
         """Return the resident memory of the server and its children [MiB]; nothing where it runs elsewhere, or died."""
@@ -145,9 +146,3 @@ def _require_installed(spec: ServerSpec) -> None:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({spec.needs!r}) is None)"
     if not python.exists() or subprocess.run([str(python), "-c", code], capture_output=True).returncode != 0:
         raise ContenderFailed(f"{python} has no {spec.needs}; name one that has", "not installed")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

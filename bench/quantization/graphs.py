@@ -14,6 +14,7 @@ from rich.console import Console
 from bench.harness.processes import ContenderFailed
 from bench.harness.workload import rows_of_run
 from bench.inference.contenders import export_for_optimum
+from export.int8.dynamic import quantize_dynamically
 from serve.contract.bundle import Bundle
 from serve.contract.errors import first_line
 from serve.encoder import Encoder
@@ -69,25 +70,6 @@ def make_graphs(sources: Sources, graphs: Mapping[str, Path], console: Console) 
     return reasons
 
 
-def dynamic_unfused(sources: Sources, target: Path) -> None:
-    """Quantize the unfused graph dynamically, as Optimum's ORTQuantizer does by default."""
-    _dynamic(sources.raw, target, {})
-
-
-def dynamic_per_tensor(sources: Sources, target: Path) -> None:
-    """Quantize dynamically, one scale a weight matrix, on the fused graph."""
-    import onnx
-
-    _dynamic(sources.fused, target, {"DefaultTensorType": onnx.TensorProto.FLOAT})
-
-
-def dynamic_per_channel(sources: Sources, target: Path) -> None:
-    """Quantize dynamically as `python -m export --quantization dynamic` does."""
-    from export.int8.dynamic import quantize_dynamically
-
-    quantize_dynamically(sources.fused, target)
-
-
 def weights_in_blocks(sources: Sources, target: Path) -> None:
     """Quantize only weights, to 8 bits in blocks; products stay in float32 or as the kernel chooses."""
     import onnx
@@ -122,17 +104,18 @@ def static_qdq(sources: Sources, target: Path) -> None:
     )
 
 
-def _dynamic(source: Path, target: Path, options: dict[str, Any]) -> None:
+def dynamic(source: Path, target: Path, **options: Any) -> None:
+    """Quantize dynamically by ONNX Runtime's defaults: one scale a weight matrix."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(source, target, per_channel=False, weight_type=QuantType.QInt8, extra_options=options)
 
 
 WAYS: dict[str, Callable[[Sources, Path], None]] = {
-    "dynamic, unfused (Optimum's default)": dynamic_unfused,
-    "dynamic, fused, per tensor": dynamic_per_tensor,
-    "dynamic, fused, per channel": dynamic_per_channel,
+    "dynamic, unfused (Optimum's default)": lambda sources, target: dynamic(sources.raw, target),
+    "dynamic, fused, per tensor": lambda sources, target: dynamic(sources.fused, target, DefaultTensorType=1),  # FLOAT
+    "dynamic, fused, per channel": lambda sources, target: quantize_dynamically(sources.fused, target),
     "MatMulNBits, 8 bits, blocks of 32": weights_in_blocks,
     "static QDQ, unfused": static_qdq,
 }
-"""Name of a graph -> how it is made."""
+"""Name of a graph -> how it is made: as Optimum's ORTQuantizer does, on our graph, as our export can, and so on."""

@@ -2,17 +2,16 @@
 
     python -m bench quantization --run runs/latest --output benchmarks/quantization
 
-The table of docs/QUANTIZATION.md. Only the model is timed, in order of arrival; every row's label is compared with
-PyTorch's, and alone with in batches of 32.
+Only the model is timed, in order of arrival; every row's label is compared with PyTorch's, and alone with in batches.
 """
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.harness.arena import Answer, Arena, Entrant
 from bench.harness.options import CommonOptions, results_of
@@ -61,14 +60,18 @@ def run(options: QuantizationOptions, command: str) -> None:
         settings = worker_settings(Path(folder), rows, classifier)
         graphs = place_graphs(bundle, Path(folder))
         reference = pytorch(REFERENCE, "PyTorch eager, float32", settings, model=str(model.resolve()), precision="fp32")
-        entrants = [reference, *(_entrant(name, graph, bundle, settings) for name, graph in graphs.items())]
-        chosen = options.choose(entrants, OURS)
+        tokenizer = str(bundle.folder.resolve())
+        specs = {name: worker_spec("OnnxGraph", settings, graph=str(g), bundle=tokenizer) for name, g in graphs.items()}
+        made = (Entrant(name=n, description=n, spec=spec, is_ours=n in (FP32, OURS)) for n, spec in specs.items())
+        chosen = options.choose([reference, *made], OURS)
         wanted = {each.original: graphs[each.original] for each in chosen if each.original in graphs}
         reasons = make_graphs(Sources(options.run, options.seed, bundle, Path(folder)), wanted, console)
         chosen = [dataclasses.replace(each, absent_because=reasons.get(each.original, "")) for each in chosen]
         with Arena(chosen, options.launch, console) as arena:
             arena.start()
-            found = {name: logits_of(arena, name) for name in arena.alive}
+            found = {
+                name: [arena.call(name, "logits", batch_size=size) for size in (1, 32)] for name in list(arena.alive)
+            }
             measurements = [
                 m
                 for size in BATCH_SIZES
@@ -102,29 +105,18 @@ def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:
     return {FP32: bundle.graph("fp32"), OURS: bundle.graph("int8")} | made
 
 
-def _entrant(name: str, graph: Path, bundle: Bundle, settings: Answer) -> Entrant:
-    spec = worker_spec("OnnxGraph", settings, graph=str(graph), bundle=str(bundle.folder.resolve()))
-    return Entrant(name=name, description=name, spec=spec, is_ours=name in (FP32, OURS))
-
-
-def logits_of(arena: Arena, name: str) -> list[NDArray[np.float64]]:
-    """Return the logits [N, C] of one contender, alone and in batches of 32; fewer where it failed."""
-    answers = [arena.call(name, "logits", batch_size=size) for size in (1, 32)]
-    return [np.array(answer["logits"]) for answer in answers if answer is not None]
-
-
 def quality(
-    found: dict[str, list[NDArray[np.float64]]], rows: Workload, temperature: float
+    found: Mapping[str, Sequence[Answer | None]], rows: Workload, temperature: float
 ) -> dict[str, dict[str, float]]:
     """Return contender -> agreement with PyTorch, accuracy, and what depends on the batch."""
+    logits = {name: [np.array(a["logits"]) for a in answers if a is not None] for name, answers in found.items()}
     facts: dict[str, dict[str, float]] = {}
-    expected = next((logits.argmax(axis=1) for logits in found.get(REFERENCE, [])), None)
-    for name, logits in found.items():
-        if len(logits) == 2:
-            alone, batched = (scores_from_logits(each, temperature) for each in logits)
-            labels = [each.argmax(axis=1) for each in logits]
-            facts[name] = judge(labels[0], labels[1], expected, rows.labels)
-            facts[name]["max_probability_change"] = float(np.abs(alone - batched).max())
+    expected = next((each.argmax(axis=1) for each in logits.get(REFERENCE, [])), None)
+    for name in (name for name in logits if len(logits[name]) == 2):  # the others failed meanwhile
+        alone, batched = (scores_from_logits(each, temperature) for each in logits[name])
+        lone, together = (each.argmax(axis=1) for each in logits[name])
+        facts[name] = judge(lone, together, expected, rows.labels)
+        facts[name]["max_probability_change"] = float(np.abs(alone - batched).max())
     return facts
 
 

@@ -30,11 +30,7 @@ STEPS_OF_REPEAT = {
     "Trainer dynamic fp32": 5,
     "Trainer padded fp32": 3,
 }
-"""Contender -> optimizer steps of a repeat.
-
-The Trainer's grouped batches run from the longest to the shortest of 50 and start over, so a repeat of the two
-headline contenders covers all 50; ten repeats of the float32 ones cover them twice.
-"""
+"""Contender -> optimizer steps of a repeat; the Trainer's grouped batches go from the longest to the shortest of 50."""
 SPLIT_STEPS = STEPS_OF_REPEAT | {"Trainer grouped fp32": 50}
 """Contender -> optimizer steps whose time is split: those grouped by length need all 50, or long batches prevail."""
 QUICK_SPLITS = (OURS, "Trainer best")
@@ -48,12 +44,10 @@ def main_entrants(config: Answer, loss_after: int) -> list[Entrant]:
         _ours(f"{OURS} fp32", "our loop, length windows, float32", config, loss_after, mixed_precision="no"),
     ]
     for name, (description, padding, grouped, bf16) in (TRAINERS | (ON_GPU if num_gpus() else {})).items():
-        settings = {"padding": padding, "group_by_length": grouped, "bf16": bf16, "loss_after": loss_after}
-        spec = WorkerSpec(
-            worker="bench.training.trainer_worker:HuggingFaceTrainer", settings={"config": config} | settings
-        )
-        description = f"transformers Trainer, {description}"
-        entrants.append(Entrant(name=name, description=description, spec=spec))
+        settings: Answer = {"padding": padding, "group_by_length": grouped, "bf16": bf16, "loss_after": loss_after}
+        settings |= {"config": config}
+        spec = WorkerSpec(worker="bench.training.trainer_worker:HuggingFaceTrainer", settings=settings)
+        entrants.append(Entrant(name=name, description=f"transformers Trainer, {description}", spec=spec))
     return entrants
 
 
@@ -73,10 +67,8 @@ def scaling_entrants(
             entrants.append(_ours(f"{number} processes", description, config, loss_after, num_processes=number))
     for cut in dict.fromkeys(micro_batches):
         if 1 < cut <= batch_size:
-            fields = {"gradient_accumulation_steps": cut}
-            entrants.append(
-                _ours(f"{cut} micro-batches", f"each step in {cut} forward passes", config, loss_after, **fields)
-            )
+            name, description = f"{cut} micro-batches", f"each step in {cut} forward passes"
+            entrants.append(_ours(name, description, config, loss_after, gradient_accumulation_steps=cut))
     return entrants
 
 

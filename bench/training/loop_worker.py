@@ -21,7 +21,7 @@ from train_loop.run.directory import open_run
 from train_loop.run.progress import StepReport
 from train_loop.steps.feed import StepFeed
 from train_loop.steps.loss import class_weights
-from train_loop.training import Training, build_training
+from train_loop.training import build_training
 
 NEVER = 10**9
 """Steps that are never reached: no evaluation and no checkpoint falls into a timed stretch."""
@@ -38,10 +38,20 @@ class OurLoop(PacedTraining):
         """Train until there are no more commands."""
         with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
             never = dict.fromkeys(("epochs", "eval_every", "log_every"), NEVER)
-            self._training = training = self._build(TrainConfig(**self._config | {"output_dir": folder} | never))
-            model = training.accelerator.unwrap_model(training.model)
-            clock = self.attach(session, model, training.accelerator.device)
-            watch_accelerator(clock, training.accelerator, training.model, training.optimizer)
+            config = TrainConfig(**self._config | {"output_dir": folder} | never)
+            accelerator = build_accelerator(config)
+            tokenizer, max_length = load_tokenizer(config)
+            with accelerator.local_main_process_first():
+                data = load_data(config, tokenizer, max_length)
+            weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
+            set_seed(config.seed)
+            model = load_model(config, data.labels, accelerator.device)
+            with open_run(config, accelerator) as run:
+                console = Console(quiet=True)
+                training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)
+            self._training = training
+            clock = self.attach(session, accelerator.unwrap_model(training.model), accelerator.device)
+            watch_accelerator(clock, accelerator, training.model, training.optimizer)
             clock.watch(StepFeed, "take", "data")
             training.progress = PacedProgress(self)  # type: ignore[assignment]  # the methods that the loop calls
             with contextlib.suppress(Finished):
@@ -59,17 +69,6 @@ class OurLoop(PacedTraining):
         commands = [command]
         broadcast_object_list(commands)
         return commands[0]
-
-    def _build(self, config: TrainConfig) -> Training:
-        accelerator = build_accelerator(config)
-        tokenizer, max_length = load_tokenizer(config)
-        with accelerator.local_main_process_first():
-            data = load_data(config, tokenizer, max_length)
-        weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
-        set_seed(config.seed)
-        model = load_model(config, data.labels, accelerator.device)
-        with open_run(config, accelerator) as run:
-            return build_training(config, accelerator, model, tokenizer, data, weights, run, Console(quiet=True))
 
 
 class PacedProgress:

@@ -2,9 +2,7 @@
 
     python -m bench training --run runs/latest --output benchmarks/training
 
-Between repeats a contender waits in the middle of its run, so that all take turns. The timed unit is real tokens a
-second: repeats hold different rows, whose lengths would decide the rows a second. Rows a second are tokens a second
-over the mean length of all rows, as of a whole epoch.
+The timed unit is real tokens a second: repeats hold different rows, whose lengths would decide the rows a second.
 """
 
 import dataclasses
@@ -12,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich.console import Console
@@ -33,10 +31,6 @@ from bench.training.contenders import (
 from bench.training.report import SCALING, TRAINING, training_pictures, training_tables
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1
-
-if TYPE_CHECKING:
-    from train_loop.config import TrainConfig
-    from train_loop.rows.data import Split
 
 HELD_OUT_ROWS, QUICK_HELD_OUT_ROWS = 500, 100
 MIN_BATCHES = 200
@@ -104,6 +98,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
     Raises:
         InputError: the run or recipe cannot be read, or has too few rows.
     """
+    from serve.contract.text import clean
     from train_loop.command_line import read_config
     from train_loop.config import CONFIG_FILE
     from train_loop.model.pretrained import load_tokenizer, resolve_model
@@ -117,11 +112,16 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
         raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
     random = np.random.default_rng(options.seed)
     lengths = {}
+    columns = {"text": source.text_column} | ({"pair": source.text_pair_column} if source.text_pair_column else {})
     num_held_out = QUICK_HELD_OUT_ROWS if options.quick else HELD_OUT_ROWS
     for name, count in {"train": options.rows, "validation": num_held_out}.items():
         split = data.splits[name]
         rows = np.sort(random.permutation(len(split))[:count])
-        _write_rows(folder / f"{name}.jsonl", split.take(rows, name=name, origin=""), source, data.labels)
+        taken = split.take(rows, name=name, origin="")
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as target:
+            for row, label in zip(taken.rows, taken.labels, strict=True):
+                texts = {key: clean(row[column], source.cleaning) for key, column in columns.items()}
+                target.write(json.dumps(texts | {"label": data.labels[label]}) + "\n")
         lengths[name] = split.lengths[rows]
     config = {
         "model_name": resolve_model(source.model_name, source.model_revision)[0],
@@ -152,17 +152,6 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
     return config, work
 
 
-def _write_rows(path: Path, split: "Split", source: "TrainConfig", labels: tuple[str, ...]) -> None:
-    from serve.contract.text import clean
-
-    with path.open("w", encoding="utf-8") as file:
-        for row, label in zip(split.rows, split.labels, strict=True):
-            values = {"text": clean(row[source.text_column], source.cleaning), "label": labels[label]}
-            if source.text_pair_column:
-                values["pair"] = clean(row[source.text_pair_column], source.cleaning)
-            file.write(json.dumps(values) + "\n")
-
-
 def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
     """Measure all contenders in turn, then the split of a step, the loss, and memory."""
 
@@ -172,28 +161,19 @@ def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
 
     measured = arena.measure(TRAINING, "tokens", options.limits(), steps)
     for name in arena.alive:
-        if not options.quick or name in QUICK_SPLITS:
-            add_split(arena, name)
-        loss = arena.call(name, "loss")
-        memory = arena.call(name, "memory")
+        split_steps = SPLIT_STEPS[name.removesuffix(TWIN)]
+        is_split = not options.quick or name in QUICK_SPLITS
+        if is_split and (split := arena.call(name, "split", steps=split_steps)) is not None:
+            shares = {f"{part}_share": seconds / split["seconds"] for part, seconds in split["split"].items()}
+            arena.add_facts(name, shares | {"other_share": 1.0 - sum(shares.values())})
+        loss, memory = arena.call(name, "loss"), arena.call(name, "memory")
         if loss is not None and memory is not None:
             arena.add_facts(name, memory | {"held_out_loss": loss["loss"]})
-    return [dataclasses.replace(m, facts=_total_work(arena.answers[TRAINING][m.contender])) for m in measured]
-
-
-def add_split(arena: Arena, name: str) -> None:
-    """Add the shares of a step's time to the record of a contender."""
-    split = arena.call(name, "split", steps=SPLIT_STEPS[name.removesuffix(TWIN)])
-    if split is not None:
-        shares = {part: seconds / split["seconds"] for part, seconds in split["split"].items()}
-        shares["other"] = 1.0 - sum(shares.values())
-        arena.add_facts(name, {f"{part}_share": share for part, share in shares.items()})
-
-
-def _total_work(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the sums of what was counted, and of the seconds."""
-    work = [answer["work"] | {"seconds": answer["seconds"]} for answer in answers]
-    return {name: float(sum(part[name] for part in work)) for name in work[0]}
+    for place, m in enumerate(measured):
+        work = [answer["work"] | {"seconds": answer["seconds"]} for answer in arena.answers[TRAINING][m.contender]]
+        sums = {name: float(sum(part[name] for part in work)) for name in work[0]}
+        measured[place] = dataclasses.replace(m, facts=sums)
+    return measured
 
 
 def measure_scaling(arena: Arena, options: TrainingOptions) -> list[Measurement]:

@@ -29,13 +29,9 @@ ROWS_OF_EVALUATION = 16
 
 
 class HuggingFaceTrainer(PacedTraining):
-    """transformers' Trainer.
+    """transformers' Trainer; `config` holds fields of our `TrainConfig`, the rest is as in `TrainingArguments`.
 
-    Args:
-        config: fields of our `TrainConfig`: model, rows and hyperparameters.
-        padding: `max_length` pads every row to the longest allowed; `batch` to the longest of its batch.
-        group_by_length: batches of rows of similar length.
-        bf16: bf16 autocast instead of float32.
+    `padding` by `max_length` pads every row to the longest allowed; by `batch`, to the longest of its batch.
     """
 
     def __init__(self, config: Message, loss_after: int, padding: str, group_by_length: bool, bf16: bool) -> None:

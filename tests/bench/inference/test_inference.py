@@ -102,11 +102,12 @@ def test_a_row_missed_by_the_reference_or_the_lone_call_is_no_disagreement() -> 
 
 
 def test_graphs_are_judged_alone_against_pytorch_and_in_batches() -> None:
-    reference = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
-    shifted = reference.copy()
-    shifted[0] = [0.0, 2.0]
+    logits = [[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]]
+    reference, shifted = {"logits": logits}, {"logits": [[0.0, 2.0], *logits[1:]]}
     facts = graph_quality(
-        {"PyTorch fp32": [reference, reference], "graph": [reference, shifted]}, ROWS, temperature=1.0
+        {"PyTorch fp32": [reference, reference], "graph": [reference, shifted], "broken": [None, None]},
+        ROWS,
+        temperature=1.0,
     )
     assert facts["PyTorch fp32"] == {"flips": 0, "max_probability_change": 0.0, "agreement": 1.0, "accuracy": 1.0}
     assert facts["graph"]["flips"] == 1

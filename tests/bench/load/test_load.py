@@ -17,8 +17,7 @@ import pytest
 from bench.harness.processes import ContenderFailed
 from bench.harness.results import read_results
 from bench.load import traffic
-from bench.load.contenders import ServerSpec, server_entrants
-from bench.load.options import LoadOptions
+from bench.load.contenders import LoadOptions, ServerSpec, server_entrants
 from bench.load.run import highest_rate, majority, run
 from bench.load.server import Server
 from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, open_loop
@@ -110,7 +109,7 @@ def test_an_open_loop_sends_everything_that_is_due_and_counts_each_answer(live: 
     assert found.share(429) == pytest.approx(0.5, abs=0.02)
     assert len(found.latencies_ms) == found.statuses[200]
     assert len(found.lags_ms) == found.num_requests
-    assert found.failed_share == 0.0
+    assert found.shares()["failed_share"] == 0.0
 
 
 def test_a_closed_loop_counts_only_the_stretch_and_leaves_nothing_unanswered(live: tuple[str, list[str]]) -> None:
@@ -125,7 +124,7 @@ def test_a_closed_loop_counts_only_the_stretch_and_leaves_nothing_unanswered(liv
 def test_an_absent_server_fails_every_request() -> None:
     found = with_session(open_loop, "http://127.0.0.1:9/", itertools.cycle([b"{}"]), rate=50.0, seconds=0.2, seed=0)
     assert set(found.statuses) == {FAILED}
-    assert found.failed_share == 1.0
+    assert found.shares()["failed_share"] == 1.0
     assert found.latencies_ms == []
 
 
@@ -137,7 +136,7 @@ def test_answers_keep_the_order_of_the_questions(live: tuple[str, list[str]]) ->
 
 
 def test_shares_of_no_traffic_are_zero() -> None:
-    assert (Traffic().share(200), Traffic().failed_share) == (0.0, 0.0)
+    assert (Traffic().share(200), Traffic().shares()["failed_share"]) == (0.0, 0.0)
 
 
 def write_run(folder: Path) -> Path:
