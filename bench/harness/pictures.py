@@ -30,11 +30,8 @@ def draw_lines(
     figure, axes = _figure(title, x_label, y_label)
     axes.set(xscale="log", yscale="log" if log_y else "linear")
     for name, points in lines.items():
-        x, y = zip(*points, strict=True)
-        size = 9 if len(points) == 1 else 5
-        axes.plot(
-            x, y, label=name, markersize=size, linewidth=2.2 if name in ours else 1.3, **_style(name, lines, ours)
-        )
+        look = {"markersize": 9 if len(points) == 1 else 5, "linewidth": 2.2 if name in ours else 1.3}
+        axes.plot(*zip(*points, strict=True), label=name, **look, **_style(name, lines, ours))
     _use_plain_numbers(axes.xaxis, axes.yaxis)
     if x_ticks:
         axes.set_xticks(list(x_ticks), [f"{tick:g}" for tick in x_ticks])
@@ -47,7 +44,8 @@ def draw_lines(
     axes.margins(0.12 if not from_zero else 0.05)
     if from_zero and not log_y:
         axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, frameon=False)
+    if lines:  # such as of a trade-off without the reference
+        axes.legend(fontsize=8, frameon=False)
     figure.savefig(path)
 
 
