@@ -70,7 +70,7 @@ class RecordingGate:
         """Be the only one that uses CUDA."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_recording)
-            self._is_recording = True  # from here on nobody new may begin
+            self._is_recording = True  # from here on no other may begin
             self._changed.wait_for(lambda: not self._num_using)
         try:
             yield
