@@ -60,6 +60,8 @@ class BatchLimits:
     """Most tokens that may wait; a request that does not fit is refused."""
     max_untokenized: int = 1_024
     """Most inputs that may wait for their tokens."""
+    window: int = WINDOW
+    """Inputs considered for one batch, at least twice as many as fit into it: the more, the less padding."""
     run_cost_tokens: int = RUN_COST_TOKENS
     """Cost of one more forward pass, in tokens: an input that causes less padding joins a batch."""
 
@@ -108,7 +110,7 @@ class Batcher:
         self._on_death, self._on_close = on_death, on_close
         self._lock = threading.Lock()  # guards the line, the admission, the workers' state and `_closed_because`
         self._line = WaitingLine(
-            window=max(WINDOW, 2 * limits.max_batch_rows),
+            window=max(limits.window, 2 * limits.max_batch_rows),
             run_cost_tokens=limits.run_cost_tokens,
             length_multiple=length_multiple,
         )

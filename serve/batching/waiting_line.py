@@ -8,6 +8,7 @@ threads, no clock.
 
 import bisect
 from collections import deque
+from operator import attrgetter
 
 from serve.batching.ticket import Item
 
@@ -15,6 +16,9 @@ WINDOW = 128
 """Inputs considered for one batch; bounds the cost of forming it, however long the line."""
 RUN_COST_TOKENS = 16
 """Cost of one more forward pass on a CPU, in tokens."""
+PRIVILEGE = 2**62
+"""What a privileged input is ahead of all others."""
+LENGTH, RANK = attrgetter("length"), attrgetter("rank")
 
 
 class WaitingLine:
@@ -45,6 +49,7 @@ class WaitingLine:
         self.tokens += item.length
         self._num_added += 1
         item.sequence = self._num_added
+        item.rank = item.sequence - (PRIVILEGE if item.ticket.is_privileged else 0)
         if not item.ticket.is_privileged and (self._backlog or len(self._window) >= self._window_size):
             self._backlog.append(item)
         else:
@@ -59,7 +64,7 @@ class WaitingLine:
         window = self._window
         if not window:
             return []
-        first = min(range(len(window)), key=lambda index: _rank(window[index]))
+        first = window.index(min(window, key=RANK))
         last = first
         longest = self._padded(window[first])
         while (rows := last - first + 1) < max_rows:
@@ -102,11 +107,19 @@ class WaitingLine:
 
     def _keep_wanted(self, now: float) -> None:
         """Drop from the window what is not wanted any more, and fill it up."""
-        self._window = [item for item in self._window if self._is_wanted(item, now)]
-        while self._backlog and len(self._window) < self._window_size:
+        window = self._window
+        # Written out: with a long window, a call for each input would cost more than the rest of a batch.
+        kept = [item for item in window if not item.ticket.closed and now < item.ticket.deadline]
+        if len(kept) < len(window):
+            self.tokens += sum(map(LENGTH, kept)) - sum(map(LENGTH, window))
+        num_kept = len(kept)
+        while self._backlog and len(kept) < self._window_size:
             item = self._backlog.popleft()
             if self._is_wanted(item, now):
-                self._insert(item)
+                kept.append(item)
+        if len(kept) > num_kept:
+            kept.sort(key=LENGTH)
+        self._window = kept
 
     def _is_wanted(self, item: Item, now: float) -> bool:
         if item.is_wanted(now):
@@ -119,8 +132,4 @@ class WaitingLine:
         return -(-item.length // self._length_multiple) * self._length_multiple
 
     def _insert(self, item: Item) -> None:
-        bisect.insort(self._window, item, key=lambda each: each.length)
-
-
-def _rank(item: Item) -> tuple[bool, int]:
-    return not item.ticket.is_privileged, item.sequence
+        bisect.insort(self._window, item, key=LENGTH)

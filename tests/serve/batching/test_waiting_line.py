@@ -115,7 +115,7 @@ def test_many_abandoned_inputs_give_their_room_back() -> None:
     assert len(line.take(1000, 1_000_000, time.monotonic())) == WINDOW
 
 
-def test_a_window_of_a_gpu_fills_a_batch_of_512_mixed_lengths() -> None:
+def test_a_long_window_fills_a_batch_of_512_mixed_lengths() -> None:
     """30 tokens on average: padded to 32, they are the budget of a batch."""
     line = WaitingLine(window=1024, run_cost_tokens=1_024, length_multiple=8)
     for item in make_items([25 + number % 8 for number in range(600)]):
