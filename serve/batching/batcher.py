@@ -196,13 +196,13 @@ class Batcher:
     def _choose(self, num_waiting: int, now: float) -> tuple[Worker, int, int] | None:
         """Return the worker that should start now, and the most rows and tokens of its batch. All policy is here."""
         limits, workers = self.limits, self.workers
-        resting = [session for session in workers.wide if all(worker.is_idle for worker in session)]
+        by_rest = sorted(workers.wide, key=lambda session: max(worker.last_used for worker in session))
+        resting = [session for session in by_rest if all(worker.is_idle for worker in session)]
         if not workers.narrow:
             if resting:  # the one that rests longest, so that every GPU answers the canary now and then
-                session = min(resting, key=lambda session: max(worker.last_used for worker in session))
                 fair_share = math.ceil(num_waiting / len(resting))
-                return session[0], min(limits.max_batch_rows, fair_share), limits.max_batch_tokens
-            for session in workers.wide:
+                return resting[0][0], min(limits.max_batch_rows, fair_share), limits.max_batch_tokens
+            for session in by_rest:  # the one whose batch began first
                 idle = [worker for worker in session if worker.is_idle]
                 running = [worker for worker in session if not worker.is_idle]
                 # Fewer would rather wait for others to join them: they cannot run before this batch is over.
