@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(
         lambda: _measure(given_arguments(argv)),
         needs=NEEDED,
-        extra="bench",
+        extra="cpu,bench-base",  # the message says that gpu may stand for cpu
         interrupted="Stopped; nothing was written.",
     )
 

@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         help="share of held-out rows on which int8 must agree with PyTorch (default: 0.98)",
     )
     parser.add_argument(
+        "--raw_mask",
+        action="store_true",
+        help="keep fp16 right for padding on any side, for clients that run the graph themselves; slower on CUDA",
+    )
+    parser.add_argument(
         "--no_fusion", action="store_true", help="keep only operators of ONNX, which TensorRT knows; slower elsewhere"
     )
     parser.add_argument(
@@ -95,6 +100,7 @@ def _export(arguments: argparse.Namespace) -> int:
         variants=tuple(arguments.variants),
         quantization=arguments.quantization,
         min_label_agreement=arguments.min_label_agreement,
+        raw_mask=arguments.raw_mask,
         fuse=not arguments.no_fusion,
         verify_device=arguments.verify_device,
     )

@@ -21,10 +21,11 @@ import onnx
 from rich.console import Console
 
 from export.console import Exported, Progress
-from export.graphs import Candidate, Refused, export_graph, external_files, fuse_operators, input_names, to_half
+from export.graphs import Candidate, Refused, export_graph, external_files, fuse_operators, input_names
 from export.int8.dynamic import quantize_dynamically
 from export.int8.quantize import instruction_set
 from export.int8.static import quantize_statically
+from export.mask_lengths import float16_candidates
 from export.pack import canary_texts, copy_graph, copy_model_files, write_bundle_records
 from export.reference import Reference
 from export.rewrites import with_early_gather, without_skip_layer_norms
@@ -59,6 +60,8 @@ class Settings:
     quantization: Literal["static", "dynamic"] = "static"
     min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
     """Overrides the gate of int8."""
+    raw_mask: bool = False
+    """True keeps float16 right for padding on any side, for clients that run the graph themselves."""
     fuse: bool = True
     """False keeps only operators of ONNX, for TensorRT."""
     verify_device: DeviceName = "cpu"
@@ -307,26 +310,26 @@ def _int8(float32: Float32, context: Context) -> Proved | Refused:
 
 def _float16(float32: Float32, context: Context) -> Proved | Refused:
     context.progress.step("float16, for CUDA")
-    graph = context.work / "fp16.onnx"
-    to_half(float32.source, graph)
-    candidate = Candidate(
-        graph=graph,
-        method="float16 inside, float32 at inputs and outputs",
-        details={"verified_on": PROVIDERS[context.settings.verify_device]},  # a CPU's does not show CUDA's arithmetic
-    )
-    return _prove("fp16", candidate, GATES["fp16"], context)
+    outcome: Proved | Refused = Refused("")
+    verified_on = PROVIDERS[context.settings.verify_device]  # a CPU's does not show CUDA's arithmetic
+    raw_mask = context.settings.raw_mask
+    for candidate in float16_candidates(float32.source, context.work, context.judge, verified_on, raw_mask=raw_mask):
+        outcome = _prove("fp16", candidate, GATES["fp16"], context)
+        if isinstance(outcome, Proved):
+            break
+    return outcome
 
 
 def _prove(name: str, candidate: Candidate, gate: Gate, context: Context) -> Proved | Refused:
     """Return a graph that passes its gate, or where it fell short."""
     try:
-        verdict = _verify(candidate.graph, name, gate, context)
+        verdict = _verify(candidate.graph, name, gate, context, right_padding_only=candidate.right_padding_only)
     except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
         return Refused(first_line(error))
     return Refused("; ".join(verdict.shortfalls)) if verdict.shortfalls else Proved(candidate, verdict)
 
 
-def _verify(graph: Path, name: str, gate: Gate, context: Context) -> Verdict:
+def _verify(graph: Path, name: str, gate: Gate, context: Context, *, right_padding_only: bool = False) -> Verdict:
     """Return the verdict on a graph; its record is the last device's, its shortfalls are those of all."""
     num_rows = len(context.judge.rows)
     on_cuda: dict[str, tuple[DeviceName, ...]] = {"fp32": ("cuda", "cpu"), "fp16": ("cuda",)}
@@ -337,7 +340,7 @@ def _verify(graph: Path, name: str, gate: Gate, context: Context) -> Verdict:
         where = f"{name} on CUDA" if device == "cuda" else name
         try:
             with context.progress.count(f"Verifying {where} on {num_rows:,} held-out rows", num_rows) as advance:
-                verdict = context.judge.verify(session, gate, advance)
+                verdict = context.judge.verify(session, gate, advance, right_padding_only=right_padding_only)
         finally:
             session.close()
         shortfalls += [f"on CUDA: {each}" if device == "cuda" else each for each in verdict.shortfalls]

@@ -33,6 +33,8 @@ BY_TOKEN = {*ELEMENTWISE.split(), *NORMALIZATIONS, *SKIP_NORMALIZATIONS}
 """Operators whose output at a token depends only on their inputs at that token, as does MatMul by a constant."""
 FIRST_OR_LAST = (0, -1, [0], [-1])
 """Indices of the head's token that are also right when only that token is left."""
+EARLY_INDEX = "early_gather/index"
+"""Constant of the early gather: the head's token."""
 TOLERANCE = 1e-5
 """How far a logit may move: one row is multiplied by another kernel than many."""
 SMOOTH = "/smooth"
@@ -102,7 +104,7 @@ def with_early_gather(graph: Path, output: Path, batches: Sequence[Mapping[str, 
         return graph
     onnx.save(model, output)
     try:
-        both = zip(_logits(graph, batches), _logits(output, batches), strict=True)
+        both = zip(logits_of_batches(graph, batches), logits_of_batches(output, batches), strict=True)
         alike = all(np.allclose(before, after, rtol=0, atol=TOLERANCE) for before, after in both)
     except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
         alike = False
@@ -145,8 +147,7 @@ def _read_for_one_token(model: onnx.ModelProto, gather: onnx.NodeProto, constant
 def _move(model: onnx.ModelProto, axes: Mapping[str, int], constants: Constants, index: int) -> None:
     """Insert a pick of one token [B, 1, H] before the nodes in `axes`."""
     made = {name for node in model.graph.node if node.name in axes for name in node.output}
-    which = "early_gather/index"
-    model.graph.initializer.append(numpy_helper.from_array(np.array([index], np.int64), which))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([index], np.int64), EARLY_INDEX))
     nodes: list[onnx.NodeProto] = []
     gathered: dict[str, str] = {}
     for node in model.graph.node:
@@ -156,7 +157,7 @@ def _move(model: onnx.ModelProto, axes: Mapping[str, int], constants: Constants,
             if name not in gathered:
                 gathered[name] = f"{name}/one_token"
                 pick, axis = f"{name}/early_gather", axes[node.name]
-                nodes.append(helper.make_node("Gather", [name, which], [gathered[name]], pick, axis=axis))
+                nodes.append(helper.make_node("Gather", [name, EARLY_INDEX], [gathered[name]], pick, axis=axis))
             node.input[place] = gathered[name]
         nodes.append(node)
     replace_nodes(model, nodes)
@@ -189,7 +190,8 @@ def _swaps_batch_and_tokens(node: onnx.NodeProto) -> bool:
     return any(each.name == "perm" and list(each.ints) == [1, 0, 2] for each in node.attribute)
 
 
-def _logits(graph: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[NDArray[np.float32]]:
+def logits_of_batches(graph: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[NDArray[np.float32]]:
+    """Return a graph's logits [B, C] for each of the inputs [B, T], on the CPU."""
     session = Session(graph, num_threads=num_usable_cores())
     try:
         return [session.run(inputs) for inputs in batches]

@@ -34,6 +34,8 @@ TOO_FEW_ROWS = 50
 """On fewer held-out rows every label must agree: a single exception would be more than 2 %."""
 NUM_SHAPE_ROWS = 64
 """Rows per padding."""
+RIGHT_PADDED = ("1x1", "1xlongest", "right")
+"""The odd shapes without padding, or with padding on the right."""
 SHAPE_ERROR = 4.0
 """How much further from PyTorch a graph may be on another padding or shape than on the held-out rows, as a factor.
 
@@ -88,10 +90,12 @@ class Judge:
     """PyTorch's logits [N, C]."""
     canary: tuple[str, ...]
 
-    def verify(self, session: Session, gate: Gate, advance: Advance = ignore) -> Verdict:
+    def verify(
+        self, session: Session, gate: Gate, advance: Advance = ignore, *, right_padding_only: bool = False
+    ) -> Verdict:
         """Compare a graph with PyTorch, and its answers to lone rows with those in batches.
 
-        `advance` gets the number of rows done.
+        `advance` gets the number of rows done. With `right_padding_only`, no other padding is tried.
 
         Raises:
             InputError: contract and model have different numbers of labels, or the tokenizer produces ids that the
@@ -104,7 +108,11 @@ class Judge:
         alone = self._logits(session, encodings, list(np.arange(len(encodings))[:, None]), advance)  # [N, C]
         by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
         together = [self._logits(session, encodings, batches) for batches in (_slices(len(encodings)), by_length)]
-        shapes = {name: session.run(arrays) - expected for name, (arrays, expected) in self._odd_shapes.items()}
+        shapes = {
+            name: session.run(arrays) - expected
+            for name, (arrays, expected) in self._odd_shapes.items()
+            if name in RIGHT_PADDED or not right_padding_only
+        }
         record = self._record(alone, together, shapes)
         if not all(np.isfinite(found).all() for found in (alone, *together)):
             problems.append("NaN or infinite logits")
@@ -114,9 +122,10 @@ class Judge:
         canary_logits = session.run(self.encoder.pad(self.encoder.encode([inputs])))[0]
         return Verdict(record, problems, tuple(float(value) for value in np.nan_to_num(canary_logits)))
 
-    def odd_shapes(self) -> list[dict[str, NDArray[np.int64]]]:
+    def odd_shapes(self, *, right_padding_only: bool = False) -> list[dict[str, NDArray[np.int64]]]:
         """Return inputs [B, T]: 1 x 1, 1 x longest, and ragged batches with each padding."""
-        return [arrays for arrays, _ in self._odd_shapes.values()]
+        shapes = self._odd_shapes.items()
+        return [arrays for name, (arrays, _) in shapes if name in RIGHT_PADDED or not right_padding_only]
 
     @functools.cached_property
     def _encodings(self) -> list[Encoding]:

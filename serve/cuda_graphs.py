@@ -11,15 +11,18 @@ What ONNX Runtime's CUDA provider demands, by its sources:
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import InputError
 from serve.device_buffers import Buffers, allocate
+
+T = TypeVar("T")
 
 LENGTH_MULTIPLE = 32
 """Lengths that are recorded [tokens], besides the longest."""
@@ -70,7 +73,7 @@ class RecordingGate:
         """Be the only one that uses CUDA."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_recording)
-            self._is_recording = True  # from here on nobody new may begin
+            self._is_recording = True  # from here on no other may begin
             self._changed.wait_for(lambda: not self._num_using)
         try:
             yield
@@ -82,6 +85,46 @@ class RecordingGate:
 
 GATE = RecordingGate()
 """The process's: recording excludes all other sessions."""
+
+
+class RunThread:
+    """Does one thing after the other in a thread of its own.
+
+    A daemon, unlike an executor's: a run that never returns must not keep a stopping process alive.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._inbox: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._closing = threading.Lock()
+        self._is_closed = False
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns there.
+
+        Raises:
+            RuntimeError: the thread was closed.
+        """
+        future: Future[T] = Future()
+        with self._closing:
+            if self._is_closed:
+                raise RuntimeError("the session was closed")
+            self._inbox.put((future, work))
+        return future.result()
+
+    def close(self) -> None:
+        """End the thread after what it already has."""
+        with self._closing:
+            self._is_closed = True
+            self._inbox.put(None)
+
+    def _run(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            future, work = item
+            try:
+                future.set_result(work())
+            except BaseException as error:  # whatever it was, the caller waits for it
+                future.set_exception(error)
 
 
 class CudaGraphs:
@@ -107,20 +150,20 @@ class CudaGraphs:
                 f"({self._output.shape}); export the run again, or leave out cuda_graphs"
             )
         self._graphs: dict[tuple[int, int], Buffers] = {}
-        self._thread = ThreadPoolExecutor(1, "rawloop-cuda-graphs")
+        self._thread = RunThread("rawloop-cuda-graphs")
         try:
-            self._thread.submit(self._record, graph_shapes(max_length)).result()
+            self._thread.do(lambda: self._record(graph_shapes(max_length)))
         except Exception as error:  # ONNX Runtime's errors have no common base class
             self.close()
             raise InputError(f"cuda_graphs: the model's kernels cannot be recorded ({error}); leave it out") from error
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return logits [B, C] for inputs [B, T]."""
-        return self._thread.submit(self._run, inputs).result()
+        return self._thread.do(lambda: self._run(inputs))
 
     def close(self) -> None:
         """End the thread after the runs it already has."""
-        self._thread.shutdown(wait=False)
+        self._thread.close()
 
     def _record(self, shapes: list[tuple[int, int]]) -> None:
         names = [each.name for each in self._session.get_inputs()]

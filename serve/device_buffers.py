@@ -100,7 +100,7 @@ class DeviceBuffers:
     def __init__(self, session: Any, device: DeviceName, device_id: int = 0) -> None:
         self._session, self._device, self._device_id = session, device, device_id
         self._kept: list[Buffers] = []
-        """Buffers that nobody uses, the least recently used first."""
+        """Buffers that are free, the least recently used first."""
         self._keeping = threading.Lock()
         self._running = threading.Lock()  # two runs at once would need the memory of two
 

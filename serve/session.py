@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 DEFAULT_MAX_LENGTH = 512
-"""Longest input [tokens] if nobody says."""
+"""Longest input [tokens] of a session, unless given."""
 
 
 class Session:

@@ -3,9 +3,12 @@
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from places import ROOT
 
 from train_loop.command_line import parse_config
@@ -75,10 +78,59 @@ def first_line_of(module: Path) -> str:
     return docstring.split("\n")[0].rstrip(".").replace("|", "\\|")
 
 
-def test_the_launcher_reads_accelerate_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    from accelerate.commands.config import load_config_from_file
+def extras_named_anywhere() -> set[str]:
+    """Return every combination of extras that a document, a message, a script or a container installs."""
+    places = [*ROOT.glob("*.md"), *ROOT.glob("*.txt"), *(ROOT / ".ci").iterdir(), ROOT / "pyproject.toml"]
+    for folder in ("bench", "docs", "examples", "export", "serve", "train_loop"):
+        places += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".cpu", ".cuda")]
+    found = set((ROOT / ".ci" / "extras").read_text("utf-8").partition("*:-")[2].partition("}")[0].split())
+    for place in places:
+        text = place.read_text("utf-8")
+        found |= {*re.findall(r"(?:rawloop|'\.)\[([a-z,-]+)\]", text), *re.findall(r'extra="([a-z,-]+)",', text)}
+    return found
 
-    config = load_config_from_file(str(ROOT / "accelerate_config.yaml"))
-    assert config.distributed_type == "MULTI_GPU"
-    assert config.num_processes == 8
-    assert config.mixed_precision in (None, "no")  # topology only
+
+def packages_of(extras: str, offered: dict[str, list[str]]) -> set[str]:
+    """Return the names of what a combination of extras requires, those that its extras name included."""
+    found: set[str] = set()
+    for extra in extras.split(","):
+        for requirement in map(Requirement, offered[extra]):
+            inner = packages_of(",".join(requirement.extras), offered) if requirement.name == "rawloop" else set()
+            found |= inner or {requirement.name}
+    return found
+
+
+def test_no_combination_of_extras_brings_two_onnx_runtimes() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        offered = tomllib.load(file)["project"]["optional-dependencies"]
+    named = extras_named_anywhere()
+    assert {"demo", "test", "bench", "cpu,server", "cpu,bench-base", "gpu,test-base"} <= named
+    swapped = {re.sub(r"\bcpu\b", "gpu", extras) for extras in named}  # as messages offer
+    runtimes = {
+        extras: {"onnxruntime", "onnxruntime-gpu"} & packages_of(extras, offered)
+        for extras in {*named, *swapped, *(f"gpu,{extra}" for extra in offered if extra.endswith("-base"))}
+    }
+    assert {extras for extras, found in runtimes.items() if len(found) > 1} == set()
+    for extra in ("demo", "bench", "test"):  # as for a CPU they always were
+        assert runtimes[extra] == {"onnxruntime"}
+        assert packages_of(extra, offered) - {"onnxruntime"} == packages_of(f"{extra}-base", offered)
+
+
+def test_the_launcher_takes_the_number_of_gpus_from_the_user_or_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands import launch
+
+    def launched(*flags: str) -> Any:
+        parser = launch.launch_command_parser()
+        return launch._validate_launch_command(parser.parse_args([*flags, "train_loop/main.py"]))[0]
+
+    config = ("--config_file", str(ROOT / "accelerate_config.yaml"))
+    given = launched(*config, "--num_processes", "4")
+    assert (given.num_processes, given.multi_gpu) == (4, True)
+    assert given.mixed_precision == "no"  # topology only
+    with pytest.raises(ValueError, match="manually pass in `--num_processes`"):
+        launched(*config)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("accelerate.commands.launch.default_config_file", "no such file")
+    counted = launched()
+    assert (counted.num_processes, counted.multi_gpu) == (3, True)

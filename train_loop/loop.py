@@ -233,9 +233,9 @@ def _zero(training: Training, logits: Tensor) -> Tensor:
 
     Under DDP it leaves out what the model computed: logits that overflowed in fp16, times 0, are NaN.
     """
-    if training.accelerator.distributed_type == DistributedType.FSDP:  # its hooks are on the way back from the logits
-        return logits.sum() * 0.0
     trainable = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+    if isinstance(trainable[0], DTensor):  # FSDP's hooks are on the way back from the logits
+        return logits.sum() * 0.0
     return torch.stack([parameter.flatten()[0] for parameter in trainable]).sum() * 0.0
 
 

@@ -1,16 +1,21 @@
-"""The contenders of a benchmark: started one after the other, then measured in turn."""
+"""The contenders of a benchmark: started one after the other, then measured in turn.
 
+In turn is forwards in one round and backwards in the next, A B C, C B A, A B C ...: a machine that slowly heats up or
+gets busy then slows all alike.
+"""
+
+import contextlib
 import dataclasses
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 
-from bench.harness.processes import ContenderAbsent, NeighbourWatch, Running
+from bench.harness.processes import ContenderFailed, NeighbourWatch, Running
 from bench.harness.results import Contender, Measurement
-from bench.harness.rounds import ContenderFailed, Limits, take_turns
+from bench.harness.samples import Sample
 from serve.contract.errors import InputError
 
 REPORT_EVERY_S = 20.0
@@ -49,12 +54,32 @@ class Entrant:
         return dataclasses.replace(self, name=f"{self.name}{TWIN}")
 
 
-class Arena:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """When enough has been measured."""
+
+    min_repeats: int = 10
+    min_seconds: float = 10.0
+    """Timed seconds of each contender."""
+    warm_ups: int = 1
+    """Untimed repeats of each contender before the first round."""
+    max_repeats: int = 1000
+    """Rounds after which a measurement ends even if a contender has too few seconds."""
+
+    def are_met(self, samples: Sequence[Sample]) -> bool:
+        """Return whether a contender has been measured enough."""
+        enough_time = sum(sample.seconds for sample in samples) >= self.min_seconds
+        return len(samples) >= self.max_repeats or (len(samples) >= self.min_repeats and enough_time)
+
+
+class Arena(contextlib.AbstractContextManager["Arena"]):
     """Runs the entrants, by launching what their `spec` describes, and keeps the record of each."""
 
     def __init__(self, entrants: Sequence[Entrant], launch: Callable[[Any], Running], console: Console) -> None:
         self.answers: dict[str, dict[str, list[Answer]]] = {}
         """Case -> contender -> what it answered in each measured round."""
+        self.warnings: list[str] = []
+        """What makes the figures doubtful; whole once the arena is closed."""
         self._entrants = entrants
         self._launch = launch
         self._console = console
@@ -63,7 +88,6 @@ class Arena:
             entrant.name: Contender(name=entrant.name, description=entrant.description, is_ours=entrant.is_ours)
             for entrant in entrants
         }
-        self._warnings: list[str] = []
         self._watch = NeighbourWatch()
         self._began = self._last_report = time.monotonic()
 
@@ -86,9 +110,9 @@ class Arena:
         for entrant in self._entrants:
             try:
                 if entrant.missing:
-                    raise ContenderAbsent("not installed", f"needs {', '.join(entrant.missing)}")
+                    raise ContenderFailed(f"needs {', '.join(entrant.missing)}", "not installed")
                 if entrant.absent_because:
-                    raise ContenderAbsent("not available", entrant.absent_because)
+                    raise ContenderFailed(entrant.absent_because, "not available")
                 self._running[entrant.name] = self._launch(entrant.spec)
                 self.add_facts(entrant.name, self._running[entrant.name].start())
             except ContenderFailed as failure:
@@ -155,25 +179,17 @@ class Arena:
             if taken
         ]
 
-    def warn(self, text: str) -> None:
-        """Record something that makes the figures doubtful."""
-        self._warnings.append(text)
-
-    def warnings(self) -> list[str]:
-        """Return what makes the figures doubtful."""
-        return [*self._warnings, *self._watch.warnings()]
-
     def close(self) -> None:
-        """End every contender."""
+        """End every contender, and say whether neighbours kept the machine busy."""
+        self.warnings += self._watch.warnings()
         for running in self._running.values():
             running.close()
         self._running.clear()
 
     def _drop(self, name: str, failure: ContenderFailed) -> None:
         """Record why a contender cannot continue, and end it."""
-        status = failure.status if isinstance(failure, ContenderAbsent) else "failed"
-        self._records[name] = dataclasses.replace(self._records[name], status=status, reason=str(failure))
-        self._report(f"{name}: {status}: {failure}")
+        self._records[name] = dataclasses.replace(self._records[name], status=failure.status, reason=str(failure))
+        self._report(f"{name}: {failure.status}: {failure}")
         if running := self._running.pop(name, None):
             running.close()
 
@@ -181,9 +197,6 @@ class Arena:
         self._last_report = time.monotonic()
         seconds = self._last_report - self._began
         self._console.print(f"{seconds:4.0f} s  {text}", style="dim", highlight=False, markup=False)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -194,3 +207,38 @@ def _is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package is missing
         return False
+
+
+def order_of_round(names: Sequence[str], number: int) -> list[str]:
+    """Return the order of a round: ABC, CBA, ABC, ... (ABBA for two)."""
+    return list(names) if number % 2 == 0 else list(reversed(names))
+
+
+def take_turns(
+    names: Sequence[str],
+    repeat: Callable[[str, int], tuple[float, float]],
+    limits: Limits,
+    on_failure: Callable[[str, ContenderFailed], None],
+) -> dict[str, list[Sample]]:
+    """Measure contenders in turn until each has enough; return the samples of each.
+
+    `repeat` does a contender's work of a round and returns its amount and its seconds; warm-ups are rounds below 0.
+
+    Every round holds all contenders: those that have enough continue until the last one has. One that fails is
+    passed to `on_failure` and keeps its samples.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    alive = list(names)
+    number = -limits.warm_ups
+    while number < 0 or any(not limits.are_met(samples[name]) for name in alive):
+        for name in order_of_round(alive, number):
+            try:
+                amount, seconds = repeat(name, number)
+            except ContenderFailed as failure:
+                alive.remove(name)
+                on_failure(name, failure)
+                continue
+            if number >= 0:
+                samples[name].append(Sample(round=number, amount=amount, seconds=seconds))
+        number += 1
+    return samples

@@ -40,14 +40,23 @@ def compare(before: Results, after: Results) -> list[Table]:
     Raises:
         InputError: the work was different, or no measurement is in both.
     """
-    _require_same_work(before, after)
+    if before.benchmark != after.benchmark:
+        raise InputError(
+            f"compare: {before.benchmark} against {after.benchmark}; name two results of the same benchmark"
+        )
+    if differences := list(_differences(before.work, after.work, "{} ({} and {})")):
+        raise InputError(
+            f"compare: different work: {', '.join(differences)}; run one of them again with the same options"
+        )
     speeds = list(_speeds(before, after))
     if not speeds:
         raise InputError("compare: no contender was measured in both; run both with the same --contenders")
     tables = [table_of(f"{before.machine.commit[:12] or 'before'} -> {after.machine.commit[:12] or 'after'}", speeds)]
     if facts := list(_facts(before, after)):
         tables.append(table_of("Other figures that changed", facts))
-    if unmatched := list(_unmatched(before, after)):
+    old, new = ({(m.contender, m.case) for m in results.measurements} for results in (before, after))
+    alone = [(*key, "before only") for key in sorted(old - new)] + [(*key, "after only") for key in sorted(new - old)]
+    if unmatched := [{"contender, case": f"{name}, {case}", "in": where} for name, case, where in alone]:
         tables.append(table_of("Measured in only one of the two", unmatched))
     return tables
 
@@ -64,18 +73,6 @@ def doubts(before: Results, after: Results) -> list[str]:
     found += [f"before: {warning}" for warning in before.warnings]
     found += [f"after: {warning}" for warning in after.warnings]
     return found
-
-
-def _require_same_work(before: Results, after: Results) -> None:
-    """Refuse results of different work: their ratio would mean nothing."""
-    if before.benchmark != after.benchmark:
-        raise InputError(
-            f"compare: {before.benchmark} against {after.benchmark}; name two results of the same benchmark"
-        )
-    if differences := list(_differences(before.work, after.work, "{} ({} and {})")):
-        raise InputError(
-            f"compare: different work: {', '.join(differences)}; run one of them again with the same options"
-        )
 
 
 def _differences(before: Mapping[str, object], after: Mapping[str, object], form: str) -> Iterator[str]:
@@ -111,10 +108,3 @@ def _facts(before: Results, after: Results) -> Iterator[dict[str, str]]:
                     "before": f"{value:,.4g}",
                     "after": f"{new[fact]:,.4g}",
                 }
-
-
-def _unmatched(before: Results, after: Results) -> Iterator[dict[str, str]]:
-    old, new = ({(m.contender, m.case) for m in results.measurements} for results in (before, after))
-    for label, keys in (("before", old - new), ("after", new - old)):
-        for name, case in sorted(keys):
-            yield {"contender, case": f"{name}, {case}", "in": f"{label} only"}

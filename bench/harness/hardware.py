@@ -1,6 +1,7 @@
 """What a benchmark ran on: processor, cores, GPU, versions, commit."""
 
 import dataclasses
+import importlib.util
 import os
 import platform
 import subprocess
@@ -48,14 +49,29 @@ class Machine:
 
 def available_cores() -> tuple[int, ...]:
     """Return the cores that this process may run on; `serve.contract.cores` knows how much of them it gets."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def num_gpus() -> int:
+    """Return how many GPUs torch can use; 0 without torch. It opens no context on them."""
+    if importlib.util.find_spec("torch") is None:
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def first_gpus(count: int) -> str:
+    """Return the CUDA_VISIBLE_DEVICES with which a process sees only the first GPUs of this one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(number) for number in range(count)] if visible is None else visible.split(",")
+    return ",".join(names[:count])
 
 
 def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
     """Return what the benchmark runs on."""
-    processor = _processor_facts()
+    first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    processor = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
     versions = installed_versions(PACKAGES)
     # nvidia-smi and not torch: torch would open a CUDA context in the process that only orchestrates.
     gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
@@ -87,12 +103,3 @@ def _output_of(*command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _processor_facts() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    first = path.read_text(encoding="utf-8").partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}

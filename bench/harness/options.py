@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from bench.harness.arena import Entrant
+from bench.harness.arena import Arena, Entrant, Limits
 from bench.harness.hardware import available_cores, describe_machine
 from bench.harness.processes import ContenderProcess, WorkerSpec
-from bench.harness.results import Benchmark, Contender, Fact, Measurement, Results
-from bench.harness.rounds import Limits
+from bench.harness.results import Benchmark, Fact, Measurement, Results
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE, out_of_range
@@ -99,11 +98,11 @@ def results_of(
     command: str,
     work: dict[str, Fact],
     headline: str,
-    contenders: Sequence[Contender],
     measurements: Sequence[Measurement],
-    warnings: Sequence[str],
+    *arenas: Arena,
 ) -> Results:
     """Return results as of now, with the machine; the first contender replaces a headline that was not measured."""
+    contenders = [record for arena in arenas for record in arena.records]
     measured = [measurement.contender for measurement in measurements]
     if not measured:
         raise InputError(f"nothing was measured: {'; '.join(f'{each.name}: {each.reason}' for each in contenders)}")
@@ -116,5 +115,5 @@ def results_of(
         headline=headline if headline in measured else measured[0],
         contenders=tuple(contenders),
         measurements=tuple(measurements),
-        warnings=tuple(warnings),
+        warnings=tuple(warning for arena in arenas for warning in arena.warnings),
     )

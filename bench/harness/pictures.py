@@ -1,6 +1,6 @@
 """The pictures of the benchmarks, drawn by matplotlib into files; no window is opened."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ Points = Sequence[tuple[float, float]]
 def draw_lines(
     path: Path,
     title: str,
+    ours: Sequence[str],
     lines: Mapping[str, Points],
     *,
-    ours: Sequence[str],
     x_label: str,
     y_label: str,
     log_y: bool = False,
+    from_zero: bool = True,
     x_ticks: Sequence[float] = (),
     limit: tuple[float, str] | None = None,
 ) -> None:
@@ -29,9 +30,8 @@ def draw_lines(
     figure, axes = _figure(title, x_label, y_label)
     axes.set(xscale="log", yscale="log" if log_y else "linear")
     for name, points in lines.items():
-        x, y = zip(*points, strict=True)
-        style = _style(name, list(lines), ours)
-        axes.plot(x, y, label=name, markersize=5, linewidth=2.2 if name in ours else 1.3, **style)
+        look = {"markersize": 9 if len(points) == 1 else 5, "linewidth": 2.2 if name in ours else 1.3}
+        axes.plot(*zip(*points, strict=True), label=name, **look, **_style(name, lines, ours))
     _use_plain_numbers(axes.xaxis, axes.yaxis)
     if x_ticks:
         axes.set_xticks(list(x_ticks), [f"{tick:g}" for tick in x_ticks])
@@ -41,60 +41,36 @@ def draw_lines(
         axes.axhline(height, color="#dc2626", linestyle=":", linewidth=1.2)
         style = {"ha": "right", "va": "bottom", "fontsize": 8, "color": "#dc2626"}
         axes.annotate(name, (0.99, height), xycoords=("axes fraction", "data"), **style)
-    if not log_y:
+    axes.margins(0.12 if not from_zero else 0.05)
+    if from_zero and not log_y:
         axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, frameon=False)
-    figure.savefig(path)
-
-
-def draw_trade_off(
-    path: Path,
-    title: str,
-    points: Mapping[str, tuple[float, float]],
-    *,
-    ours: Sequence[str],
-    x_label: str,
-    y_label: str,
-) -> None:
-    """Draw one named point a contender: speed against how often it is right."""
-    figure, axes = _figure(title, x_label, y_label)
-    axes.set_xscale("log")
-    for name, (x, y) in points.items():
-        style = _style(name, list(points), ours) | {"linestyle": "none"}
-        axes.plot([x], [y], markersize=9 if name in ours else 7, label=name, **style)
-    _use_plain_numbers(axes.xaxis)
-    axes.margins(0.12)
-    if points:
-        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    if lines:  # such as of a trade-off without the reference
+        axes.legend(fontsize=8, frameon=False)
     figure.savefig(path)
 
 
 def draw_bars(
-    path: Path,
-    title: str,
-    bars: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]],
-    *,
-    ours: Sequence[str],
-    x_label: str,
+    path: Path, title: str, ours: Sequence[str], bars: Mapping[str, tuple[float, float, float]], *, x_label: str
 ) -> None:
-    """Draw one horizontal bar a contender, with its interval, largest first."""
+    """Draw one horizontal bar a contender, largest first: its length, and the two ends of its interval."""
     figure, axes = _figure(title, x_label, "")
     names = sorted(bars, key=lambda name: bars[name])
     for place, name in enumerate(names):
-        low, high = intervals[name]
-        spread = [[max(0.0, bars[name] - low)], [max(0.0, high - bars[name])]]
+        length, low, high = bars[name]
+        spread = [[max(0.0, length - low)], [max(0.0, high - length)]]
         colour = OUR_COLOURS[0] if name in ours else PEER_COLOURS[3]
-        axes.barh(place, bars[name], color=colour, height=0.62, xerr=spread, ecolor="#111827", capsize=3)
+        axes.barh(place, length, color=colour, height=0.62, xerr=spread, ecolor="#111827", capsize=3)
         style = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        axes.annotate(f"{bars[name]:,.0f}", (high, place), **style)
+        axes.annotate(f"{length:,.0f}", (high, place), **style)
     axes.set_yticks(range(len(names)), names)
     axes.margins(x=0.1)
     axes.grid(visible=False, axis="y")
     figure.savefig(path)
 
 
-def draw_shares(path: Path, title: str, parts: Mapping[str, Mapping[str, float]], *, x_label: str) -> None:
+def draw_shares(
+    path: Path, title: str, _: Sequence[str], parts: Mapping[str, Mapping[str, float]], *, x_label: str
+) -> None:
     """Draw one stacked horizontal bar a contender: part -> amount."""
     figure, axes = _figure(title, x_label, "")
     names = list(parts)[::-1]
@@ -135,7 +111,7 @@ def _use_plain_numbers(*axes: Any) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
-def _style(name: str, names: Sequence[str], ours: Sequence[str]) -> dict[str, Any]:
+def _style(name: str, names: Iterable[str], ours: Sequence[str]) -> dict[str, Any]:
     """Return colour and marker by alphabetical place, among ours or among the others: the same in every picture."""
     place = sorted(other for other in names if (other in ours) == (name in ours)).index(name)
     colours = OUR_COLOURS if name in ours else PEER_COLOURS

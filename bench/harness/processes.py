@@ -9,15 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 
+from bench.harness.hardware import first_gpus
 from bench.harness.results import Status
-from bench.harness.rounds import ContenderFailed
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 BUSY_NEIGHBOUR_CORES = 0.25
@@ -25,12 +26,12 @@ BUSY_NEIGHBOUR_CORES = 0.25
 LOG_LINES_SHOWN = 5
 
 
-class ContenderAbsent(ContenderFailed):
-    """A contender never started; `status` says whether it is missing or broken."""
+class ContenderFailed(RuntimeError):
+    """A contender could not start or continue; the others do."""
 
-    def __init__(self, status: Status, reason: str) -> None:
+    def __init__(self, reason: str, status: Status = "failed") -> None:
         super().__init__(reason)
-        self.status: Status = status
+        self.status = status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,10 @@ class WorkerSpec:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the class; JSON."""
     num_processes: int = 1
-    """More than one are started by torchrun and share the threads."""
+    """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
 
 
-class Running:
+class Running(contextlib.AbstractContextManager["Running"]):
     """A contender that runs, in a process with a log and a folder of its own, or elsewhere.
 
     Whatever it does raises `ContenderFailed` where it cannot continue.
@@ -64,28 +65,30 @@ class Running:
         *,
         cores: Sequence[int],
         num_threads: int,
+        num_gpus: int = 1,
         new_session: bool = False,
-        **environment: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Start the process on some cores, with its threads set by the environment; OSError without its program."""
+        """Start the process on some cores, with its threads set by the environment; OSError without its program.
+
+        It sees no more GPUs than it is to use: transformers' Trainer would spread a batch over all it sees.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
         root = str(Path(__file__).resolve().parents[2])
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(num_threads))
-        environment |= {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")]))
-
-        def stay_on_cores() -> None:
-            if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(0, cores)
-
+        own = dict.fromkeys(THREAD_VARIABLES, str(num_threads)) | {
+            "CUDA_VISIBLE_DEVICES": first_gpus(num_gpus),
+            "TOKENIZERS_PARALLELISM": "true",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")])),
+        }
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=inherited | environment,
-                preexec_fn=stay_on_cores,
+                env={**inherited, **own, **environment},
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
                 start_new_session=new_session,
             )
 
@@ -94,8 +97,9 @@ class Running:
         raise NotImplementedError
 
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        """Have it do something and return the answer."""
-        raise NotImplementedError
+        """Have it do something and return the answer: here, by its method of that name."""
+        answer: dict[str, Any] = getattr(self, verb)(**arguments)
+        return answer
 
     def close(self) -> None:
         """Wait for the end of the process, and force it if need be."""
@@ -116,9 +120,6 @@ class Running:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -136,7 +137,8 @@ class ContenderProcess(Running):
             command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(spec.num_processes), "-m"]
         command += ["bench.harness.worker", str(file)]
         with Listener(address, "AF_UNIX") as listener:
-            self.launch(command, cores=cores, num_threads=num_threads // spec.num_processes or 1)
+            threads = num_threads // spec.num_processes or 1
+            self.launch(command, cores=cores, num_threads=threads, num_gpus=spec.num_processes)
             self._connection = self._accept(listener)
 
     def start(self) -> dict[str, float]:
@@ -151,9 +153,7 @@ class ContenderProcess(Running):
             status = self.process.wait(timeout=10)
             raise ContenderFailed(f"died with exit status {status}: {self.last_words()}") from error
         if "error" in answer:
-            if answer["status"] == "not available":
-                raise ContenderAbsent("not available", answer["error"])
-            raise ContenderFailed(answer["error"])
+            raise ContenderFailed(answer["error"], answer["status"])
         return answer
 
     def close(self) -> None:
@@ -174,24 +174,20 @@ class ContenderProcess(Running):
         self.process.kill()
         words = self.last_words()
         super().close()
-        raise ContenderAbsent("failed", f"did not start: {words}")
+        raise ContenderFailed(f"did not start: {words}")
 
 
 class NeighbourWatch:
     """Measures how busy other processes kept the cores while contenders were measured."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._others = _cpu_seconds_of_others()
+        self._began, self._others = time.monotonic(), _cpu_seconds_of_others()
 
-    def warnings(self) -> Iterator[str]:
-        """Yield a warning where others used more than a measurement bears."""
-        used = _cpu_seconds_of_others() - self._others
-        if (cores := used / max(1e-9, time.monotonic() - self._began)) > BUSY_NEIGHBOUR_CORES:
-            yield (
-                f"other processes kept {cores:.1f} cores busy on average while this was measured: too noisy for small "
-                "differences; run it again on a quiet machine"
-            )
+    def warnings(self) -> list[str]:
+        """Return a warning where others used more than a measurement bears."""
+        cores = (_cpu_seconds_of_others() - self._others) / max(1e-9, time.monotonic() - self._began)
+        what = f"other processes kept {cores:.1f} cores busy on average while this was measured: too noisy for small "
+        return [what + "differences; run it again on a quiet machine"] if cores > BUSY_NEIGHBOUR_CORES else []
 
 
 def _cpu_seconds_of_others() -> float:

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -15,8 +16,6 @@ from rich.text import Text
 
 from bench.harness.results import RESULTS_FILE, Contender, Measurement, Results, write_results
 from bench.harness.samples import Ratio, median_rate, paired_ratio, percentile
-
-REPORT_FILE = "results.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +54,14 @@ def table_of(title: str, rows: Sequence[Mapping[str, str]], *, note: str = "") -
     return Table(title, tuple(rows[0]) if rows else (), tuple(tuple(row.values()) for row in rows), note)
 
 
-@dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture of the results; `draw` takes the path of its file and its title."""
+    """A picture of the results, drawn by one of `pictures.py` from its data and style."""
 
-    file: str
-    title: str
-    draw: Callable[[Path, str], None]
+    def __init__(self, file: str, title: str, draw: Callable[..., None], data: object, **style: Any) -> None:
+        self.file, self.title, self._draw, self._data, self._style = file, title, draw, data, style
+
+    def draw(self, folder: Path, ours: Sequence[str]) -> None:
+        self._draw(folder / self.file, self.title, ours, self._data, **self._style)
 
 
 def build_console() -> Console:
@@ -84,9 +84,10 @@ def publish(
     for warning in results.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     if output is not None:
-        drawn = [picture for picture in pictures if _draw(picture, output, console)]
-        (output / REPORT_FILE).write_text(markdown(results, tables, drawn), encoding="utf-8")
-        console.print(f"written to {output}: {RESULTS_FILE}, {REPORT_FILE}, {len(drawn)} pictures", highlight=False)
+        ours = [contender.name for contender in results.contenders if contender.is_ours]
+        drawn = [picture for picture in pictures if _is_drawn(picture, output, ours, console)]
+        (output / "results.md").write_text(markdown(results, tables, drawn), encoding="utf-8")
+        console.print(f"written to {output}: {RESULTS_FILE}, results.md, {len(drawn)} pictures", highlight=False)
     print(json.dumps(summary(results)), flush=True)
 
 
@@ -172,9 +173,9 @@ def cell(value: float | None, form: str = ",.1f") -> str:
     return "" if value is None else format(value, form)
 
 
-def _draw(picture: Picture, output: Path, console: Console) -> bool:
+def _is_drawn(picture: Picture, output: Path, ours: Sequence[str], console: Console) -> bool:
     try:
-        picture.draw(output / picture.file, picture.title)
+        picture.draw(output, ours)
     except Exception as error:  # matplotlib raises many types; the figures are safe already
         console.print(f"warning: {picture.file} could not be drawn ({type(error).__name__}: {error})", markup=False)
         return False

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from bench.harness.hardware import Machine
 from bench.harness.samples import Sample
-from serve.contract.errors import InputError
 from serve.contract.field_limits import NOT_EMPTY
 from serve.contract.files import write_json
 from serve.contract.records import read_record, require_valid
@@ -70,13 +69,6 @@ class Results:
 
     def __post_init__(self) -> None:
         require_valid(self, RESULTS_FILE)
-        names = [contender.name for contender in self.contenders]
-        keys = [(m.contender, m.case) for m in self.measurements]
-        problems = [f"contender {name!r} is listed twice" for name in {n for n in names if names.count(n) > 1}]
-        problems += [f"a measurement of {name!r}, which is not a contender" for name, _ in keys if name not in names]
-        problems += [f"{key} was measured twice" for key in {k for k in keys if keys.count(k) > 1}]
-        if problems:
-            raise InputError(f"{RESULTS_FILE}: " + "; ".join(sorted(problems)))
 
     @property
     def cases(self) -> list[str]:

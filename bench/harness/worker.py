@@ -1,12 +1,11 @@
 """The process of one contender: `python -m bench.harness.worker SPEC.json`, launched by `processes.py`.
 
-It connects to the socket of the specification and answers commands, one JSON object each; under torchrun, only rank 0
-does.
+It answers commands over the specification's socket, one JSON object each; under torchrun, only rank 0 does.
 """
 
 import importlib
 import json
-import resource
+import re
 import sys
 import traceback
 from multiprocessing.connection import Client, Connection
@@ -53,13 +52,12 @@ class ContenderWorker:
             session.answer(**getattr(self, command.pop("verb"))(**command))
 
     def memory(self) -> Message:
-        """Return the resident memory of this process, now and at its peak [MiB]."""
-        import psutil
+        """Return the resident memory of this process, now and at its peak [MiB].
 
-        return {
-            "memory_mib": psutil.Process().memory_info().rss / 2**20,
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        }
+        Linux counts both in /proc; `ru_maxrss` would begin with the peak of the process that started this one.
+        """
+        kib = dict(re.findall(r"^Vm(RSS|HWM):\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE))
+        return {"memory_mib": int(kib["RSS"]) / 2**10, "peak_memory_mib": int(kib["HWM"]) / 2**10}
 
 
 def main(argv: list[str]) -> int:

@@ -1,8 +1,6 @@
 """The tables and pictures of the inference benchmark."""
 
-from functools import partial
-
-from bench.harness.pictures import draw_lines, draw_trade_off
+from bench.harness.pictures import draw_lines
 from bench.harness.report import Picture, Table, cell, speed_table, table_of
 from bench.harness.results import Results
 from bench.harness.samples import median_rate, percentile
@@ -78,7 +76,6 @@ def _batch_sizes(results: Results) -> list[int]:
 
 def inference_pictures(results: Results) -> list[Picture]:
     """Return the pictures of the inference benchmark."""
-    ours = [contender.name for contender in results.contenders if contender.is_ours]
     sizes, lengths = _batch_sizes(results), _lengths(results)
     latencies: dict[str, list[tuple[float, float]]] = {}
     throughputs: dict[str, list[tuple[float, float]]] = {}
@@ -87,37 +84,26 @@ def inference_pictures(results: Results) -> list[Picture]:
             median_ms = percentile(m.latencies_ms, 50)
             latencies.setdefault(name, []).append((size, median_ms))
             throughputs.setdefault(name, []).append((median_ms, median_rate(m.samples)))
-    trade_off = {
-        name: (median_rate(m.samples), 100 * results.contender(name).facts["agreement"])
+    by_length = {name: list(speeds.items()) for name, speeds in _speeds_by_length(results).items()}
+    latency, rate = "latency of a call, p50 [ms]", "rows/s"
+    by_size = {"x_label": "rows of a call", "y_label": latency, "log_y": True, "x_ticks": sizes}
+    fixed = {"x_label": "tokens of a row", "y_label": rate, "log_y": True, "x_ticks": lengths}
+    title = "Throughput against latency, one point a batch size"
+    pictures = [
+        Picture("latency_batch.png", "Latency against batch size, end to end", draw_lines, latencies, **by_size),
+        Picture("throughput_latency.png", title, draw_lines, throughputs, x_label=latency, y_label=rate),
+        trade_off_picture(results, "trade_off.png", "Speed against agreement, batches of 32", rate),
+    ]
+    title = "Model alone at fixed lengths, batches of 8"
+    return [*pictures, Picture("lengths.png", title, draw_lines, by_length, **fixed)] if lengths else pictures
+
+
+def trade_off_picture(results: Results, file: str, title: str, x_label: str) -> Picture:
+    """Return speed against agreement in batches of 32, one point a contender."""
+    points = {
+        name: [(median_rate(m.samples), 100 * results.contender(name).facts["agreement"])]
         for name, m in results.of_case("batch 32").items()
         if "agreement" in results.contender(name).facts
     }
-    by_length = {name: list(speeds.items()) for name, speeds in _speeds_by_length(results).items()}
-    latency, rate = "latency of a call, p50 [ms]", "rows/s"
-    pictures = [
-        Picture(
-            "latency_batch.png", "Latency against batch size, end to end",
-            partial(
-                draw_lines, lines=latencies, ours=ours, x_label="rows of a call", y_label=latency, log_y=True,
-                x_ticks=sizes,
-            ),
-        ),
-        Picture(
-            "throughput_latency.png", "Throughput against latency, one point a batch size",
-            partial(draw_lines, lines=throughputs, ours=ours, x_label=latency, y_label=rate),
-        ),
-        Picture(
-            "trade_off.png", "Speed against agreement, batches of 32",
-            partial(
-                draw_trade_off, points=trade_off, ours=ours, x_label=rate, y_label="labels as PyTorch fp32 [%]"
-            ),
-        ),
-        Picture(
-            "lengths.png", "Model alone at fixed lengths, batches of 8",
-            partial(
-                draw_lines, lines=by_length, ours=ours, x_label="tokens of a row", y_label=rate, log_y=True,
-                x_ticks=lengths,
-            ),
-        ),
-    ]  # fmt: skip
-    return pictures if lengths else pictures[:3]
+    y_label = "labels as PyTorch fp32 [%]"
+    return Picture(file, title, draw_lines, points, x_label=x_label, y_label=y_label, from_zero=False)

@@ -2,8 +2,7 @@
 
     python -m bench inference --run runs/latest --output benchmarks/inference
 
-Each round classifies another part of the rows, the same for all contenders; over the rounds every row is classified
-alone and in batches, so agreement and flips are counted on all of them.
+Over the rounds every row is classified alone and in batches, so agreement and flips are counted on all of them.
 """
 
 import dataclasses
@@ -14,23 +13,26 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.harness.arena import Answer, Arena
+from bench.harness.arena import TWIN, Answer, Arena, Limits
 from bench.harness.options import CommonOptions, results_of
 from bench.harness.report import build_console, publish
 from bench.harness.results import Fact, Measurement
-from bench.harness.rounds import Limits
 from bench.harness.samples import median_rate
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.classifying import Labels, judge, measure_model, read_own_bundle, worker_settings
 from bench.inference.contenders import REFERENCE, ours, peers, with_export
 from bench.inference.report import inference_pictures, inference_tables
-from serve.contract.classifier import read_classifier
+from serve.contract.bundle import Bundle, read_bundle
+from serve.contract.classifier import Classifier, read_classifier
+from serve.contract.errors import InputError
 from serve.contract.field_limits import POSITIVE
 from serve.encoder import Encoder
 from serve.session import resolve_device
 
 ALONE, BATCHED = "batch 1", "batch 32"
+Labels = NDArray[np.int64]
+"""Class numbers [N]; -1 where a row was not classified."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,6 @@ class InferenceOptions(CommonOptions):
     """Run directory; its model, contract and held-out rows are used."""
     bundle: Path | None = None
     """Bundle of the run; null takes RUN/onnx."""
-    dynamic_bundle: Path | None = None
-    """Another bundle of the run, exported with --quantization dynamic; null leaves it out."""
-    split: str = "validation"
-    """Split whose rows are classified."""
     rows: int = 2000
     """Rows to classify, drawn by the seed."""
     batch_sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
@@ -88,37 +86,38 @@ def run(options: InferenceOptions, command: str) -> None:
     model = options.run / "model"
     classifier = read_classifier(model)
     bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
-    dynamic = read_own_bundle(options.dynamic_bundle, classifier) if options.dynamic_bundle else None
-    rows = rows_of_run(options.run, options.split).sample(192 if options.quick else options.rows, options.seed)
-    rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included), or --split")
-    lengths = [length for length in options.used_lengths if length <= max_positions(model)]
+    rows = rows_of_run(options.run, "validation").sample(192 if options.quick else options.rows, options.seed)
+    rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included)")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
+    lengths = [n for n in options.used_lengths if n <= config.get("max_position_embeddings", n)]
     headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = worker_settings(Path(folder), rows, classifier)
         optimum = Path(folder) / "optimum"
-        chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, dynamic, settings)], headline)
+        chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, settings)], headline)
         with Arena(with_export(chosen, model, optimum), options.launch, console) as arena:
             arena.start()
             measurements = measure(arena, options, rows, lengths)
             add_facts(arena, options, rows, measurements)
-            contenders, warnings = arena.records, arena.warnings()
     encodings = Encoder.from_bundle(bundle).encode(rows.inputs)
     work: dict[str, Fact] = {
         "model": classifier.name,
         "rows": len(rows),
         "rows_digest": rows.digest,
-        "split": options.split,
+        "split": "validation",
         "mean_tokens_of_a_row": round(float(np.mean([encoding.num_tokens for encoding in encodings])), 2),
         "max_length": classifier.max_length,
     }
-    results = results_of(options, command, work, headline, contenders, measurements, warnings)
+    results = results_of(options, command, work, headline, measurements, arena)
     publish(results, inference_tables(results), inference_pictures(results), options.output, console)
 
 
 def measure(arena: Arena, options: InferenceOptions, rows: Workload, lengths: Sequence[int]) -> list[Measurement]:
     """Measure texts end to end, then only the model: on the same rows, and at fixed lengths."""
     measurements = [m for size in options.used_batch_sizes for m in measure_texts(arena, options, rows, size)]
-    only_model = [name for name in arena.alive if name != "pipeline"]  # PyTorch fp32 is its model alone
+    only_model = [
+        name for name in arena.alive if name.removesuffix(TWIN) != "pipeline"
+    ]  # PyTorch fp32 is its model alone
     measurements += measure_model(
         arena, options, "model alone, batch 32", batch_size=32, num_rows=len(rows),
         num_parts=options.num_parts, min_seconds=0.0 if options.quick else 0.3, only=only_model,
@@ -143,12 +142,6 @@ def add_facts(arena: Arena, options: InferenceOptions, rows: Workload, measureme
         if m.case == BATCHED and options.hourly_price is not None:
             cost = options.hourly_price / 3600 / median_rate(m.samples) * 1e6
             arena.add_facts(m.contender, {"cost_of_a_million": cost})
-
-
-def max_positions(model: Path) -> int:
-    """Return the most tokens that a model takes, by its config.json; one that states none takes any length."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("max_position_embeddings", 10**9))
 
 
 def measure_texts(arena: Arena, options: InferenceOptions, rows: Workload, size: int) -> list[Measurement]:
@@ -190,3 +183,69 @@ def quality(rows: Workload, labels: dict[str, dict[str, Labels]]) -> dict[str, d
         | judge(found, alone.get(name), batched.get(REFERENCE), rows.labels)
         for name, found in batched.items()
     }
+
+
+def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
+    """Return a bundle of the run.
+
+    Raises:
+        InputError: no bundle there, a damaged one, or one of another run.
+    """
+    bundle = read_bundle(folder)
+    for field in ("name", "labels", "data_fingerprint", "max_length"):
+        expected, found = getattr(classifier, field), getattr(bundle.classifier, field)
+        if expected != found:
+            raise InputError(
+                f"{folder}: the bundle of another run: its {field} is {found!r:.80}, and the run's {expected!r:.80}; "
+                "name the run's own (python -m export --run RUN)"
+            )
+    return bundle
+
+
+def worker_settings(folder: Path, rows: Workload, classifier: Classifier) -> Answer:
+    """Write the rows for the contenders' processes; return the settings of every `ClassifierWorker`."""
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows.inputs), encoding="utf-8")
+    return {"rows_file": str(path), "max_length": classifier.max_length}
+
+
+def measure_model(
+    arena: Arena,
+    options: CommonOptions,
+    case: str,
+    *,
+    batch_size: int,
+    num_rows: int,
+    num_parts: int,
+    min_seconds: float,
+    only: Sequence[str] | None = None,
+) -> list[Measurement]:
+    """Measure only the model, on the arrays of some batches of each part of the rows."""
+    part = num_rows // num_parts
+
+    def arguments(_: str, number: int) -> Answer:
+        return {
+            "batch_size": batch_size,
+            "first": number % num_parts * part,
+            "num_rows": min(part, max(2 * batch_size, 32)),
+            "min_seconds": min_seconds,
+            "model_only": True,
+        }
+
+    return arena.measure(case, "rows", options.limits(seconds=0.0), arguments, only=only)
+
+
+def judge(found: Labels, other: Labels | None, expected: Labels | None, true: Sequence[int]) -> dict[str, float]:
+    """Return accuracy, agreement with the reference's labels, and flips, over the rows that both sides classified.
+
+    Flips are rows with another label in `other`, the contender's labels in batches of another size.
+    """
+    seen = found >= 0
+    facts = {"accuracy": float((found[seen] == np.array(true)[seen]).mean())}
+    if expected is not None:
+        both = seen & (expected >= 0)
+        facts["agreement"] = float((found[both] == expected[both]).mean())
+    if other is not None:
+        both = seen & (other >= 0)
+        facts["flips"] = float((other[both] != found[both]).sum())
+    return facts

@@ -30,6 +30,7 @@ class ClassifierWorker(ContenderWorker):
         self.rows: list[TextInput] = [row if isinstance(row, str) else tuple(row) for row in rows]
         self.max_length = max_length
         self.settings = settings
+        self._tokenizer: Any = None
         self.num_threads = int(os.environ["OMP_NUM_THREADS"])
 
     def load(self) -> None:
@@ -47,6 +48,11 @@ class ClassifierWorker(ContenderWorker):
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         """Return the logits [B, C] of arrays: only the model."""
         raise NotImplementedError
+
+    def tokenize(self, rows: Sequence[TextInput], tensors: str) -> Any:
+        """Return what a contender's transformers tokenizer makes of texts, padded to the longest."""
+        how = {"truncation": True, "max_length": self.max_length, "padding": True, "return_tensors": tensors}
+        return self._tokenizer(list(rows), **how)
 
     def start(self) -> Message:
         """Load, and answer a first text."""
@@ -123,21 +129,16 @@ class PyTorchEager(ClassifierWorker):
                 raise NotAvailable(f"torch.compile does not work here: {first_line(error)}") from error
 
     def classify(self, rows: Sequence[TextInput]) -> list[int]:
-        labels: list[int] = self._logits(self._tokens(rows)).argmax(-1).tolist()
+        labels: list[int] = self._logits(self.tokenize(rows, "pt")).argmax(-1).tolist()
         return labels
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
-        return {name: tensor.numpy() for name, tensor in self._tokens(rows).items()}
+        return {name: tensor.numpy() for name, tensor in self.tokenize(rows, "pt").items()}
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         tokens = {name: self._torch.from_numpy(array) for name, array in arrays.items()}
         logits: NDArray[np.float32] = self._logits(tokens).float().cpu().numpy()
         return logits
-
-    def _tokens(self, rows: Sequence[TextInput]) -> Any:
-        return self._tokenizer(
-            list(rows), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
-        )
 
     def _logits(self, tokens: Any) -> Any:
         with self._torch.inference_mode():
@@ -181,10 +182,7 @@ class OptimumPipeline(TransformersPipeline):
         return ORTModelForSequenceClassification.from_pretrained(self.settings["model"], session_options=options)
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
-        tokens = self._tokenizer(
-            list(rows), truncation=True, max_length=self.max_length, padding=True, return_tensors="np"
-        )
-        return {name: array.astype(np.int64) for name, array in tokens.items()}
+        return {name: array.astype(np.int64) for name, array in self.tokenize(rows, "np").items()}
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._model(**arrays).logits
@@ -214,13 +212,12 @@ class OnnxGraph(ClassifierWorker):
 
 
 class RawloopPredictor(OnnxGraph):
-    """Our predictor, as a service embeds it; settings: `bundle` and `variant`."""
+    """Our predictor, as a service embeds it; settings: `bundle`, `variant`, and perhaps `cuda_graphs`."""
 
     def load(self) -> None:
         from serve.predictor import Predictor
 
-        variant = self.settings["variant"]
-        self._predictor = Predictor(self.settings["bundle"], variant=variant, num_threads=self.num_threads)
+        self._predictor = Predictor(num_threads=self.num_threads, **self.settings)
         self._encoder = self._predictor.pipeline.encoder
         self._session = self._predictor.pipeline.sessions.wide
         self._numbers = {label: number for number, label in enumerate(self._predictor.labels)}

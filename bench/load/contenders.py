@@ -1,21 +1,57 @@
-"""The servers that take part in the load benchmark: ours, peers, and those that run already; and their formats."""
+"""Options of the load benchmark, and the servers they name: ours, peers, those that run already; and their formats."""
 
 import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from bench.harness.arena import Entrant
-from bench.load.options import LoadOptions
+from bench.harness.hardware import num_gpus
+from bench.harness.options import CommonOptions
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
+from serve.contract.field_limits import POSITIVE
 from serve.encoder import TextInput
 from serve.session import resolve_device
 
 LITSERVE_SCRIPT = Path(__file__).with_name("litserve_server.py")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadOptions(CommonOptions):
+    """Load: live servers under many clients."""
+
+    benchmark = "load"
+
+    run: Path
+    """Run directory: its held-out rows are sent, peers serve its model, and ours serves RUN/onnx."""
+    bundle: Path | None = None
+    """Bundle to serve; null takes RUN/onnx, or none where --targets are named and there is no RUN/onnx."""
+    targets: list[str] = dataclasses.field(default_factory=list)
+    """Servers that run already: NAME=FORMAT@URL; formats are native, tei, hf, infinity and litserve."""
+    litserve_python: Path | None = None
+    """Python that has LitServe; null takes this one."""
+    infinity_python: Path | None = None
+    """Python that has infinity_emb; null takes this one."""
+    clients: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
+    """Numbers of clients of the closed loop."""
+    p99_bound_ms: Annotated[float, POSITIVE] = 100.0
+    """Find the highest rate at which the 99th percentile of latency stays within this bound."""
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        yield from self.too_small("clients")
+        if not self.clients:
+            yield "--clients is empty; name one or more numbers, or leave it out"
+
+    @property
+    def served(self) -> Path | None:
+        """Bundle that our server serves."""
+        own = self.bundle or self.run / "onnx"
+        return own if self.bundle or own.exists() or not self.targets else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +151,6 @@ def _own_servers(options: LoadOptions) -> Iterator[Entrant]:
 
 
 def _peers(options: LoadOptions) -> Iterator[Entrant]:
-    if options.run is None:
-        return
     model = str((options.run / "model").resolve())
     python = str(options.litserve_python or sys.executable)
     yield Entrant(
@@ -125,7 +159,7 @@ def _peers(options: LoadOptions) -> Iterator[Entrant]:
         spec=ServerSpec(format="litserve", command=(python, str(LITSERVE_SCRIPT), model, "PORT"), needs="litserve"),
     )
     script = str(Path(options.infinity_python or sys.executable).parent / "infinity_emb")
-    flags = ("--model-id", model, "--engine", "torch", "--device", "cpu", "--port", "PORT")
+    flags = ("--model-id", model, "--engine", "torch", "--device", "cuda" if num_gpus() else "cpu", "--port", "PORT")
     command = (script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer")
     yield Entrant(
         name="infinity",

@@ -1,7 +1,5 @@
 """The tables and pictures of the load benchmark."""
 
-from functools import partial
-
 from bench.harness.pictures import draw_lines
 from bench.harness.report import Picture, Table, cell, headline_cells, table_of
 from bench.harness.results import Measurement, Results
@@ -10,7 +8,7 @@ from bench.harness.samples import median_rate, percentile
 
 def load_tables(results: Results) -> list[Table]:
     """Return the tables of the load benchmark."""
-    opened = [_open(results)] if _open_measurements(results) else []
+    opened = [_open(results)] if _with(results, "offered_per_s") else []
     return [_overview(results), _closed(results), *opened]
 
 
@@ -48,7 +46,7 @@ def _closed(results: Results) -> Table:
             "failed": cell(m.facts["failed_share"], ".1%"),
             **headline_cells(results, m),
         }
-        for m in _closed_measurements(results)
+        for m in _with(results, "clients")
     ]
     return table_of("Closed loop", rows)
 
@@ -62,44 +60,31 @@ def _open(results: Results) -> Table:
             **{f"p{percent:g} ms": cell(percentile(m.latencies_ms, percent), ",.1f") for percent in (50, 99, 99.9)},
             "refused": cell(m.facts["refused_share"], ".1%"),
             "failed": cell(m.facts["failed_share"], ".1%"),
-            "queue share": cell(m.facts.get("queue_share"), ".0%"),
         }
-        for m in _open_measurements(results)
+        for m in _with(results, "offered_per_s")
     ]
-    note = "Queue share: of the time in the server, how much inputs waited for their batch, by our server's metrics."
-    return table_of("Open loop: random arrivals", rows, note=note)
+    return table_of("Open loop: random arrivals", rows)
 
 
-def _closed_measurements(results: Results) -> list[Measurement]:
-    return [m for m in results.measurements if "clients" in m.facts]
-
-
-def _open_measurements(results: Results) -> list[Measurement]:
-    return [m for m in results.measurements if m.case.startswith("open loop")]
+def _with(results: Results, fact: str) -> list[Measurement]:
+    """Return the closed loops, which have `clients`, or the open ones, which have `offered_per_s`."""
+    return [m for m in results.measurements if fact in m.facts]
 
 
 def load_pictures(results: Results) -> list[Picture]:
     """Return the pictures of the load benchmark."""
-    ours = [contender.name for contender in results.contenders if contender.is_ours]
     throughput: dict[str, list[tuple[float, float]]] = {}
-    for m in _closed_measurements(results):
+    for m in _with(results, "clients"):
         throughput.setdefault(m.contender, []).append((m.facts["clients"], median_rate(m.samples)))
     curve: dict[str, list[tuple[float, float]]] = {}
-    for m in _open_measurements(results):
+    for m in _with(results, "offered_per_s"):
         curve.setdefault(m.contender, []).append((m.facts["offered_per_s"], percentile(m.latencies_ms, 99)))
     bound = float(results.work["p99_bound_ms"])
-    ticks = sorted({m.facts["clients"] for m in _closed_measurements(results)})
-    pictures = [
-        Picture(
-            "load_clients.png", "Closed loop: throughput against clients",
-            partial(draw_lines, lines=throughput, ours=ours, x_label="clients", y_label="requests/s", x_ticks=ticks),
-        ),
-        Picture(
-            "load_curve.png", "Load curve: latency against random arrivals",
-            partial(
-                draw_lines, lines=curve, ours=ours, x_label="requests offered a second",
-                y_label="p99 of latency [ms]", log_y=True, limit=(bound, f"bound: {bound:g} ms"),
-            ),
-        ),
-    ]  # fmt: skip
-    return pictures if curve else pictures[:1]
+    ticks = sorted({m.facts["clients"] for m in _with(results, "clients")})
+    closed = {"x_label": "clients", "y_label": "requests/s", "x_ticks": ticks}
+    opened = {"x_label": "requests offered a second", "y_label": "p99 of latency [ms]", "log_y": True}
+    opened |= {"limit": (bound, f"bound: {bound:g} ms")}
+    title = "Closed loop: throughput against clients"
+    pictures = [Picture("load_clients.png", title, draw_lines, throughput, **closed)]
+    title = "Load curve: latency against random arrivals"
+    return [*pictures, Picture("load_curve.png", title, draw_lines, curve, **opened)] if curve else pictures

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import itertools
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -13,36 +12,31 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from bench.harness.arena import Answer
-from bench.harness.processes import ContenderAbsent, Running
-from bench.harness.rounds import ContenderFailed
+from bench.harness.processes import ContenderFailed, Running
 from bench.load.contenders import FORMATS, ServerSpec
-from bench.load.traffic import LoadGenerator, Traffic, ask, closed_loop, open_loop, steady_lengths
+from bench.load.traffic import Traffic, ask, closed_loop, generate, open_loop, steady_lengths
 from serve.contract.errors import first_line
 from serve.encoder import TextInput
 
-QUEUE_METRICS = ("rawloop_queue_seconds_sum", "rawloop_request_seconds_sum")
-"""Our server's metrics: the time inputs waited, and all the time requests took."""
 NUM_CLOSED_TRIES = 3
 """Turns without any answer after which a server is dropped."""
 
 
 class Server(Running):
-    """A server, the texts that are sent to it again and again, and the generator that sends them.
+    """A server, and the texts that are sent to it again and again.
 
     Raises:
-        ContenderAbsent: it is not installed, or its format has no pairs.
+        ContenderFailed: it is not installed, or its format has no pairs.
     """
 
     def __init__(
         self,
         spec: ServerSpec,
         texts: Sequence[TextInput],
-        generator: LoadGenerator,
         *,
         cores: Sequence[int],
         num_threads: int,
@@ -50,32 +44,32 @@ class Server(Running):
     ) -> None:
         self.wire = FORMATS[spec.format]
         if not self.wire.takes_pairs and not isinstance(texts[0], str):
-            raise ContenderAbsent("not available", f"the {spec.format} format has no pairs of texts")
+            raise ContenderFailed(f"the {spec.format} format has no pairs of texts", "not available")
         _require_installed(spec)
         super().__init__()
         self.url = spec.url
         self._bodies = [self.wire.request_of(text) for text in texts]
         self._endless = itertools.cycle(self._bodies)
-        self._generator = generator
         self._seen_ms: dict[int, list[float]] = {}  # number of clients -> latencies of the last turn
         self._timeout_s = timeout_s
         if spec.command:
-            port = str(_free_port())
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = str(listener.getsockname()[1])
             self.url = f"http://127.0.0.1:{port}{self.wire.path}"
             command = [port if word == "PORT" else word for word in spec.command]
             offline = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
             try:  # peers start children of their own; in a session, all of them end together
-                self.launch(command, cores=cores, num_threads=num_threads, new_session=True, **offline)
+                self.launch(command, cores=cores, num_threads=num_threads, new_session=True, environment=offline)
             except OSError as error:  # its module is installed, and its script is not
                 self.close()
-                raise ContenderAbsent("not installed", str(error)) from error
+                raise ContenderFailed(str(error), "not installed") from error
 
     def start(self) -> dict[str, float]:
         """Wait until it answers a first request."""
         problem = "it never listened"
         while time.perf_counter() < self.began + self._timeout_s:
             if self.process is not None and self.process.poll() is not None:
-                raise ContenderAbsent("failed", f"did not start: {self.last_words()}")
+                raise ContenderFailed(f"did not start: {self.last_words()}")
             request = urllib.request.Request(self.url, self._bodies[0], {"content-type": "application/json"})
             try:
                 with urllib.request.urlopen(request, timeout=20):
@@ -87,15 +81,11 @@ class Server(Running):
             if self.process is None:
                 break  # it should be running already
             time.sleep(0.1)
-        raise ContenderAbsent("failed", f"{self.url} does not answer: {problem}")
-
-    def call(self, verb: str, **arguments: Any) -> Answer:
-        answer: Answer = getattr(self, verb)(**arguments)
-        return answer
+        raise ContenderFailed(f"{self.url} does not answer: {problem}")
 
     def labels(self, *, num_texts: int) -> Answer:
         """Return the labels of the first texts, None for those without an answer; this also warms the server up."""
-        answers = self._generator.run(ask, self.url, self._bodies[:num_texts], clients=16)
+        answers = generate(ask, self.url, self._bodies[:num_texts], clients=16)
         try:
             labels = [None if answer is None else self.wire.label_of(answer) for answer in answers]
         except ValueError as error:
@@ -108,22 +98,15 @@ class Server(Running):
         """Return the traffic of one turn of clients that wait for their answers."""
         for _ in range(NUM_CLOSED_TRIES):  # the next one is longer, where answers took longer than the stretch
             warm_s, seconds = steady_lengths(self._seen_ms.get(clients, ()))
-            traffic = self._generator.run(
-                closed_loop, self.url, self._endless, clients=clients, warm_s=warm_s, seconds=seconds
-            )
+            traffic = generate(closed_loop, self.url, self._endless, clients=clients, warm_s=warm_s, seconds=seconds)
             self._seen_ms[clients] = traffic.seen_ms
             if traffic.latencies_ms:
                 return _answer(traffic)
         raise ContenderFailed(f"answered nothing to {clients} clients: {traffic.statuses}")
 
-    def open_loop(self, *, rate: float, seconds: float, seed: int) -> Answer:
-        """Return the traffic of random arrivals, and the share of the server's time that inputs waited in its queue."""
-        before = self._queue_seconds()
-        traffic = self._generator.run(open_loop, self.url, self._endless, rate=rate, seconds=seconds, seed=seed)
-        after = self._queue_seconds()
-        if before and after and after[1] > before[1]:
-            return _answer(traffic) | {"queue_share": (after[0] - before[0]) / (after[1] - before[1])}
-        return _answer(traffic)
+    def open_loop(self, **how: float) -> Answer:
+        """Return the traffic of random arrivals: of a `rate`, for some `seconds`, by a `seed`."""
+        return _answer(generate(open_loop, self.url, self._endless, **how))
 
     def memory(self) -> dict[str, float]:
         """Return the resident memory of the server and its children [MiB]; nothing where it runs elsewhere, or died."""
@@ -145,19 +128,6 @@ class Server(Running):
         if self.process is not None:
             os.killpg(self.process.pid, number)
 
-    def _queue_seconds(self) -> tuple[float, ...]:
-        """Return the sums of `QUEUE_METRICS`; nothing of a server that is not ours."""
-        if self.process is None or self.wire is not FORMATS["native"]:
-            return ()
-        url = re.sub(r"(https?://[^/]+)/.*", r"\1/metrics", self.url)
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
-            lines = response.read().decode().splitlines()
-            return tuple(
-                sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(metric))
-                for metric in QUEUE_METRICS
-            )
-        return ()
-
 
 def _answer(traffic: Traffic) -> Answer:
     return {
@@ -175,10 +145,4 @@ def _require_installed(spec: ServerSpec) -> None:
     python = python if python.name.startswith("python") else python.parent / "python"
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({spec.needs!r}) is None)"
     if not python.exists() or subprocess.run([str(python), "-c", code], capture_output=True).returncode != 0:
-        raise ContenderAbsent("not installed", f"{python} has no {spec.needs}; name one that has")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        raise ContenderFailed(f"{python} has no {spec.needs}; name one that has", "not installed")

@@ -1,8 +1,6 @@
 """The load generator: clients that wait for their answers, and arrivals that do not.
 
-In a closed loop, each of N clients sends its next request when the last was answered: it shows capacity. An open
-loop sends at random times (Poisson) whatever the server does, and counts latency from when a request was due: it
-shows what users wait, the queue included.
+A closed loop shows capacity; an open one, at random times (Poisson), what users wait, the queue included.
 """
 
 import asyncio
@@ -60,14 +58,10 @@ class Traffic:
         """Return the share of requests that got one of the statuses."""
         return sum(self.statuses[status] for status in statuses) / max(1, self.num_requests)
 
-    @property
-    def failed_share(self) -> float:
-        """Share of requests that were neither answered nor refused."""
-        return 1.0 - self.share(OK, *REFUSED) if self.num_requests else 0.0
-
     def shares(self) -> dict[str, float]:
-        """Return the shares of requests that were refused, and that failed, as facts of a measurement."""
-        return {"refused_share": self.share(*REFUSED), "failed_share": self.failed_share}
+        """Return the shares of requests that were refused, and that were neither answered nor refused, as facts."""
+        failed = 1.0 - self.share(OK, *REFUSED) if self.num_requests else 0.0
+        return {"refused_share": self.share(*REFUSED), "failed_share": failed}
 
 
 def arrival_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
@@ -79,10 +73,9 @@ def arrival_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]
 
 
 def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
-    """Return how long [s] a closed loop warms up, and for how long its answers are then counted.
+    """Return how long [s] a closed loop warms up, and for how long its answers are then counted, by an earlier turn.
 
-    The server is in its steady state once the slow ones of the first answers have come too; a stretch shorter than
-    they take would hold all of them, or none. Without latencies of an earlier turn, the turn is the shortest.
+    A stretch shorter than the slow answers take would hold all of them, or none.
     """
     if not seen_ms:
         return WARM_S, COUNTED_S
@@ -95,9 +88,8 @@ async def closed_loop(
 ) -> Traffic:
     """Keep `clients` asking; count the answers that arrive in the `seconds` after `warm_s`.
 
-    Clients start one after the other in the first half of the warm-up: all at once, they would stay in step. An answer
-    is counted by when it arrives, so slow ones are counted in proportion. Requests under way at the end are waited for,
-    and counted if they fail: one that is never answered would otherwise fall into no stretch.
+    Clients start one after the other: all at once, they would stay in step. Requests under way at the end are waited
+    for, and counted if they fail: one that is never answered would otherwise fall into no stretch.
     """
     traffic = Traffic(seconds=seconds)
     began = time.perf_counter() + warm_s
@@ -173,25 +165,16 @@ def keeps_bound(traffic: Traffic, p99_bound_ms: float) -> bool:
     return answered and percentile(traffic.latencies_ms, 99) <= p99_bound_ms
 
 
-class LoadGenerator:
-    """Runs traffic in an event loop of its own."""
+def generate(traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:
+    """Run one of the functions above over new connections: a server may have closed those of its last turn."""
 
-    def __init__(self) -> None:
-        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    async def in_session() -> T:
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
+            return await traffic(http, *arguments, **keywords)
 
-    def run(self, traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:
-        """Run one of the functions above over new connections: a server may have closed those of its last turn."""
-
-        async def in_session() -> T:
-            connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
-            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-                return await traffic(http, *arguments, **keywords)
-
-        return self._runner.run(in_session())
-
-    def close(self) -> None:
-        """Close the event loop."""
-        self._runner.close()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(in_session())
 
 
 async def _post(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from bench.harness.processes import ContenderAbsent
+from bench.harness.processes import ContenderFailed
 from bench.harness.workload import rows_of_run
 from bench.inference.contenders import export_for_optimum
+from export.int8.dynamic import quantize_dynamically
 from serve.contract.bundle import Bundle
 from serve.contract.errors import first_line
 from serve.encoder import Encoder
@@ -60,32 +61,13 @@ def make_graphs(sources: Sources, graphs: Mapping[str, Path], console: Console) 
         try:
             logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
             make(sources, graphs[name])
-        except ContenderAbsent as absent:
+        except ContenderFailed as absent:
             reasons[name] = str(absent)
         except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
             reasons[name] = f"could not be made ({type(error).__name__}: {first_line(error)})"
         finally:
             logging.disable(logging.NOTSET)
     return reasons
-
-
-def dynamic_unfused(sources: Sources, target: Path) -> None:
-    """Quantize the unfused graph dynamically, as Optimum's ORTQuantizer does by default."""
-    _dynamic(sources.raw, target, {})
-
-
-def dynamic_per_tensor(sources: Sources, target: Path) -> None:
-    """Quantize dynamically, one scale a weight matrix, on the fused graph."""
-    import onnx
-
-    _dynamic(sources.fused, target, {"DefaultTensorType": onnx.TensorProto.FLOAT})
-
-
-def dynamic_per_channel(sources: Sources, target: Path) -> None:
-    """Quantize dynamically as `python -m export --quantization dynamic` does."""
-    from export.int8.dynamic import quantize_dynamically
-
-    quantize_dynamically(sources.fused, target)
 
 
 def weights_in_blocks(sources: Sources, target: Path) -> None:
@@ -122,17 +104,18 @@ def static_qdq(sources: Sources, target: Path) -> None:
     )
 
 
-def _dynamic(source: Path, target: Path, options: dict[str, Any]) -> None:
+def dynamic(source: Path, target: Path, **options: Any) -> None:
+    """Quantize dynamically by ONNX Runtime's defaults: one scale a weight matrix."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(source, target, per_channel=False, weight_type=QuantType.QInt8, extra_options=options)
 
 
 WAYS: dict[str, Callable[[Sources, Path], None]] = {
-    "dynamic, unfused (Optimum's default)": dynamic_unfused,
-    "dynamic, fused, per tensor": dynamic_per_tensor,
-    "dynamic, fused, per channel": dynamic_per_channel,
+    "dynamic, unfused (Optimum's default)": lambda sources, target: dynamic(sources.raw, target),
+    "dynamic, fused, per tensor": lambda sources, target: dynamic(sources.fused, target, DefaultTensorType=1),  # FLOAT
+    "dynamic, fused, per channel": lambda sources, target: quantize_dynamically(sources.fused, target),
     "MatMulNBits, 8 bits, blocks of 32": weights_in_blocks,
     "static QDQ, unfused": static_qdq,
 }
-"""Name of a graph -> how it is made."""
+"""Name of a graph -> how it is made: as Optimum's ORTQuantizer does, on our graph, as our export can, and so on."""

@@ -2,27 +2,27 @@
 
     python -m bench quantization --run runs/latest --output benchmarks/quantization
 
-The table of docs/QUANTIZATION.md. Only the model is timed, in order of arrival; every row's label is compared with
-PyTorch's, and alone with in batches of 32.
+Only the model is timed, in order of arrival; every row's label is compared with PyTorch's, and alone with in batches.
 """
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.harness.arena import Answer, Arena, Entrant
 from bench.harness.options import CommonOptions, results_of
-from bench.harness.report import build_console, publish
-from bench.harness.results import Fact
+from bench.harness.report import Table, build_console, cell, headline_cells, publish, table_of
+from bench.harness.results import Fact, Results
+from bench.harness.samples import median_rate
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.classifying import judge, measure_model, read_own_bundle, worker_settings
 from bench.inference.contenders import REFERENCE, pytorch, worker_spec
+from bench.inference.report import trade_off_picture
+from bench.inference.run import judge, measure_model, read_own_bundle, worker_settings
 from bench.quantization.graphs import WAYS, Sources, make_graphs
-from bench.quantization.report import quantization_picture, quantization_table
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.errors import InputError
@@ -60,14 +60,18 @@ def run(options: QuantizationOptions, command: str) -> None:
         settings = worker_settings(Path(folder), rows, classifier)
         graphs = place_graphs(bundle, Path(folder))
         reference = pytorch(REFERENCE, "PyTorch eager, float32", settings, model=str(model.resolve()), precision="fp32")
-        entrants = [reference, *(_entrant(name, graph, bundle, settings) for name, graph in graphs.items())]
-        chosen = options.choose(entrants, OURS)
+        tokenizer = str(bundle.folder.resolve())
+        specs = {name: worker_spec("OnnxGraph", settings, graph=str(g), bundle=tokenizer) for name, g in graphs.items()}
+        made = (Entrant(name=n, description=n, spec=spec, is_ours=n in (FP32, OURS)) for n, spec in specs.items())
+        chosen = options.choose([reference, *made], OURS)
         wanted = {each.original: graphs[each.original] for each in chosen if each.original in graphs}
         reasons = make_graphs(Sources(options.run, options.seed, bundle, Path(folder)), wanted, console)
         chosen = [dataclasses.replace(each, absent_because=reasons.get(each.original, "")) for each in chosen]
         with Arena(chosen, options.launch, console) as arena:
             arena.start()
-            found = {name: logits_of(arena, name) for name in arena.alive}
+            found = {
+                name: [arena.call(name, "logits", batch_size=size) for size in (1, 32)] for name in list(arena.alive)
+            }
             measurements = [
                 m
                 for size in BATCH_SIZES
@@ -81,10 +85,11 @@ def run(options: QuantizationOptions, command: str) -> None:
             for each in chosen:
                 if each.original in wanted and wanted[each.original].is_file():
                     arena.add_facts(each.name, {"size_mb": wanted[each.original].stat().st_size / 1e6})
-            contenders, warnings = arena.records, arena.warnings()
     work: dict[str, Fact] = {"model": classifier.name, "rows": len(rows), "rows_digest": rows.digest}
-    results = results_of(options, command, work, OURS, contenders, measurements, warnings)
-    publish(results, [quantization_table(results)], [quantization_picture(results)], options.output, console)
+    results = results_of(options, command, work, OURS, measurements, arena)
+    title = "Ways to 8 bits, batches of 32"
+    picture = trade_off_picture(results, "quantization.png", title, "rows/s, model alone")
+    publish(results, [quantization_table(results)], [picture], options.output, console)
 
 
 def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:
@@ -100,27 +105,45 @@ def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:
     return {FP32: bundle.graph("fp32"), OURS: bundle.graph("int8")} | made
 
 
-def _entrant(name: str, graph: Path, bundle: Bundle, settings: Answer) -> Entrant:
-    spec = worker_spec("OnnxGraph", settings, graph=str(graph), bundle=str(bundle.folder.resolve()))
-    return Entrant(name=name, description=name, spec=spec, is_ours=name in (FP32, OURS))
-
-
-def logits_of(arena: Arena, name: str) -> list[NDArray[np.float64]]:
-    """Return the logits [N, C] of one contender, alone and in batches of 32; fewer where it failed."""
-    answers = [arena.call(name, "logits", batch_size=size) for size in (1, 32)]
-    return [np.array(answer["logits"]) for answer in answers if answer is not None]
-
-
 def quality(
-    found: dict[str, list[NDArray[np.float64]]], rows: Workload, temperature: float
+    found: Mapping[str, Sequence[Answer | None]], rows: Workload, temperature: float
 ) -> dict[str, dict[str, float]]:
     """Return contender -> agreement with PyTorch, accuracy, and what depends on the batch."""
+    logits = {name: [np.array(a["logits"]) for a in answers if a is not None] for name, answers in found.items()}
     facts: dict[str, dict[str, float]] = {}
-    expected = next((logits.argmax(axis=1) for logits in found.get(REFERENCE, [])), None)
-    for name, logits in found.items():
-        if len(logits) == 2:
-            alone, batched = (scores_from_logits(each, temperature) for each in logits)
-            labels = [each.argmax(axis=1) for each in logits]
-            facts[name] = judge(labels[0], labels[1], expected, rows.labels)
-            facts[name]["max_probability_change"] = float(np.abs(alone - batched).max())
+    expected = next((each.argmax(axis=1) for each in logits.get(REFERENCE, [])), None)
+    for name in (name for name in logits if len(logits[name]) == 2):  # the others failed meanwhile
+        alone, batched = (scores_from_logits(each, temperature) for each in logits[name])
+        lone, together = (each.argmax(axis=1) for each in logits[name])
+        facts[name] = judge(lone, together, expected, rows.labels)
+        facts[name]["max_probability_change"] = float(np.abs(alone - batched).max())
     return facts
+
+
+def quantization_table(results: Results) -> Table:
+    """Return the table of docs/QUANTIZATION.md."""
+    cases = {case: results.of_case(case) for case in results.cases}
+    rows = [
+        {
+            "graph": contender.name,
+            **{
+                f"rows/s, {case}": cell(median_rate(m.samples) if m else None, ",.0f")
+                for case in results.cases
+                for m in [cases[case].get(contender.name)]
+            },
+            "agrees with PyTorch": cell(facts.get("agreement"), ".2%"),
+            "accuracy": cell(facts.get("accuracy"), ".4f"),
+            "flips": cell(facts.get("flips"), ",.0f"),
+            "max change of p": cell(facts.get("max_probability_change"), ".2g"),
+            "MB": cell(facts.get("size_mb"), ",.1f"),
+            **headline_cells(results, cases["batch 32"][contender.name]),
+        }
+        for contender in results.contenders
+        if contender.name in cases["batch 32"]
+        for facts in [contender.facts]
+    ]
+    note = (
+        f"The model alone on {results.work['rows']:,} held-out rows; ratios in batches of 32. Flips: rows with another "
+        "label alone than in batches of 32 in order of arrival; max change of p: the largest change of a probability."
+    )
+    return table_of("Ways to 8 bits", rows, note=note)

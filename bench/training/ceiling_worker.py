@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
 from bench.harness.worker import ContenderWorker, Message
+from train_loop.machine.device import resolve_precision
 
 LENGTHS = (16, 32, 64)
 """Three lengths [tokens] determine  a + b T + c T^2  exactly."""
@@ -19,9 +20,11 @@ class Ceiling(ContenderWorker):
         self._model = model
         self._num_labels = num_labels
 
-    def ceilings(self, precisions: list[str], seconds: float) -> Message:
-        """Return the FLOP/s of the best large matrix product by precision."""
+    def ceilings(self, seconds: float) -> Message:
+        """Return the FLOP/s of the best large matrix product in float32, and in bf16 where the machine has it."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        has_bf16 = resolve_precision("auto", torch.device(device)) == "bf16"
+        precisions = ("fp32", "bf16") if has_bf16 else ("fp32",)
         return {name: matmul_ceiling(name, device, seconds=seconds) for name in precisions}
 
     def flops_of_row(self) -> Message:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.harness.arena import Answer, Entrant
+from bench.harness.hardware import num_gpus
 from bench.harness.processes import WorkerSpec
 
 OURS = "rawloop"
@@ -16,19 +17,20 @@ TRAINERS = {
     ),
 }  # fmt: skip
 """Name -> description, padding, group_by_length, bf16."""
+ON_GPU = {
+    "Trainer bf16": ("padded to the longest of a batch, bf16 autocast, as scripts for GPUs do", "batch", False, True)
+}
+"""More of them, where torch can use a GPU."""
 STEPS_OF_REPEAT = {
     OURS: 50,
     f"{OURS} fp32": 10,
     "Trainer best": 50,
+    "Trainer bf16": 50,
     "Trainer grouped fp32": 10,
     "Trainer dynamic fp32": 5,
     "Trainer padded fp32": 3,
 }
-"""Contender -> optimizer steps of a repeat.
-
-The Trainer's grouped batches run from the longest to the shortest of 50 and start over, so a repeat of the two
-headline contenders covers all 50; ten repeats of the float32 ones cover them twice.
-"""
+"""Contender -> optimizer steps of a repeat; the Trainer's grouped batches go from the longest to the shortest of 50."""
 SPLIT_STEPS = STEPS_OF_REPEAT | {"Trainer grouped fp32": 50}
 """Contender -> optimizer steps whose time is split: those grouped by length need all 50, or long batches prevail."""
 QUICK_SPLITS = (OURS, "Trainer best")
@@ -37,38 +39,36 @@ QUICK_SPLITS = (OURS, "Trainer best")
 
 def main_entrants(config: Answer, loss_after: int) -> list[Entrant]:
     """Return our loop and the ways the Trainer is used; `config` holds fields of `TrainConfig`."""
-    no_bf16 = "" if has_bf16() else "this machine has no bf16 instructions: bf16 would be slower than float32"
     entrants = [
         _ours(OURS, "our loop, length windows, bf16 autocast", config, loss_after, mixed_precision="auto"),
         _ours(f"{OURS} fp32", "our loop, length windows, float32", config, loss_after, mixed_precision="no"),
     ]
-    for name, (description, padding, grouped, bf16) in TRAINERS.items():
-        settings = {"padding": padding, "group_by_length": grouped, "bf16": bf16, "loss_after": loss_after}
-        spec = WorkerSpec(
-            worker="bench.training.trainer_worker:HuggingFaceTrainer", settings={"config": config} | settings
-        )
-        description = f"transformers Trainer, {description}"
-        why_not = no_bf16 if bf16 else ""
-        entrants.append(Entrant(name=name, description=description, spec=spec, absent_because=why_not))
+    for name, (description, padding, grouped, bf16) in (TRAINERS | (ON_GPU if num_gpus() else {})).items():
+        settings: Answer = {"padding": padding, "group_by_length": grouped, "bf16": bf16, "loss_after": loss_after}
+        settings |= {"config": config}
+        spec = WorkerSpec(worker="bench.training.trainer_worker:HuggingFaceTrainer", settings=settings)
+        entrants.append(Entrant(name=name, description=f"transformers Trainer, {description}", spec=spec))
     return entrants
 
 
 def scaling_entrants(
     config: Answer, loss_after: int, processes: Sequence[int], micro_batches: Sequence[int], num_cores: int
 ) -> list[Entrant]:
-    """Return our loop over several processes and in several forward passes; the first is the plain one."""
+    """Return our loop over several processes and in several forward passes; the first is the plain one.
+
+    There are as many processes at most as GPUs, or as cores without one.
+    """
     batch_size = config["batch_size"]
+    where = "each on a GPU of its own" if num_gpus() else "that share the same cores"
     entrants = [_ours("1 process", "one process, one forward pass a step", config, loss_after)]
     for number in dict.fromkeys(processes):
-        if 1 < number <= min(num_cores, batch_size):
-            description = f"{number} processes that share the same cores, started by torchrun"
+        if 1 < number <= min(num_gpus() or num_cores, batch_size):
+            description = f"{number} processes {where}, started by torchrun"
             entrants.append(_ours(f"{number} processes", description, config, loss_after, num_processes=number))
     for cut in dict.fromkeys(micro_batches):
         if 1 < cut <= batch_size:
-            fields = {"gradient_accumulation_steps": cut}
-            entrants.append(
-                _ours(f"{cut} micro-batches", f"each step in {cut} forward passes", config, loss_after, **fields)
-            )
+            name, description = f"{cut} micro-batches", f"each step in {cut} forward passes"
+            entrants.append(_ours(name, description, config, loss_after, gradient_accumulation_steps=cut))
     return entrants
 
 
@@ -78,12 +78,3 @@ def _ours(
     settings = {"config": config | fields, "loss_after": loss_after}
     spec = WorkerSpec(worker="bench.training.loop_worker:OurLoop", settings=settings, num_processes=num_processes)
     return Entrant(name=name, description=description, spec=spec, is_ours=True)
-
-
-def has_bf16() -> bool:
-    """Return whether this machine computes bf16 natively."""
-    import torch
-
-    from train_loop.machine.device import resolve_precision
-
-    return resolve_precision("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")) == "bf16"

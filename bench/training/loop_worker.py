@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from rich.console import Console
 
 from bench.harness.worker import Message, Session
@@ -13,7 +13,7 @@ from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.loop import train
 from train_loop.machine.device import build_accelerator
-from train_loop.machine.processes import local_main_process_first
+from train_loop.machine.processes import local_main_process_first, on_main_process
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.model.weights import load_model
 from train_loop.rows.data import class_counts, load_data
@@ -22,7 +22,7 @@ from train_loop.run.directory import open_run
 from train_loop.run.progress import StepReport
 from train_loop.steps.feed import StepFeed
 from train_loop.steps.loss import class_weights
-from train_loop.training import Training, build_training
+from train_loop.training import build_training
 
 NEVER = 10**9
 """Steps that are never reached: no evaluation and no checkpoint falls into a timed stretch."""
@@ -39,10 +39,20 @@ class OurLoop(PacedTraining):
         """Train until there are no more commands."""
         with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
             never = dict.fromkeys(("epochs", "eval_every", "log_every"), NEVER)
-            self._training = training = self._build(TrainConfig(**self._config | {"output_dir": folder} | never))
-            model = training.accelerator.unwrap_model(training.model)
-            clock = self.attach(session, model, training.accelerator.device)
-            watch_accelerator(clock, training.accelerator, training.model, training.optimizer)
+            config = TrainConfig(**self._config | {"output_dir": folder} | never)
+            accelerator = build_accelerator(config)
+            tokenizer, max_length = load_tokenizer(config)
+            with local_main_process_first(accelerator):
+                data = load_data(config, tokenizer, max_length)
+            weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
+            set_seed(config.seed)
+            model = load_model(config, data.labels, accelerator.device)
+            with open_run(config, accelerator) as run:
+                console = Console(quiet=True)
+                training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)
+            self._training = training
+            clock = self.attach(session, accelerator.unwrap_model(training.model), accelerator.device)
+            watch_accelerator(clock, accelerator, training.model, training.optimizer)
             clock.watch(StepFeed, "take", "data")
             training.progress = PacedProgress(self)  # type: ignore[assignment]  # the methods that the loop calls
             with contextlib.suppress(Finished):
@@ -55,22 +65,7 @@ class OurLoop(PacedTraining):
         return loss
 
     def share(self, command: Message | None) -> Message | None:
-        if self._training.accelerator.num_processes == 1:
-            return command
-        commands = [command]
-        broadcast_object_list(commands)
-        return commands[0]
-
-    def _build(self, config: TrainConfig) -> Training:
-        accelerator = build_accelerator(config)
-        tokenizer, max_length = load_tokenizer(config)
-        with local_main_process_first(accelerator):
-            data = load_data(config, tokenizer, max_length)
-        weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
-        set_seed(config.seed)
-        model = load_model(config, data.labels, accelerator.device)
-        with open_run(config, accelerator) as run:
-            return build_training(config, accelerator, model, tokenizer, data, weights, run, Console(quiet=True))
+        return on_main_process(self._training.accelerator, lambda: command)
 
 
 class PacedProgress:

@@ -1,7 +1,6 @@
 """Stops a training loop between optimizer steps, so that contenders can take turns; times and counts the steps.
 
-Our loop and transformers' Trainer have the same instruments: both call the model, and both update through an
-`Accelerator`.
+Our loop and transformers' Trainer have the same instruments: both update through an `Accelerator`.
 """
 
 import contextlib
@@ -22,10 +21,7 @@ class Finished(Exception):
 
 
 class WorkMeter:
-    """Counts the input of a model while it trains: rows, real tokens, and padded ones.
-
-    The sum of squared lengths is kept too: attention costs by the square of the length.
-    """
+    """Counts the input of a model while it trains: rows, real and padded tokens, and squares of lengths (attention)."""
 
     NAMES = ("rows", "tokens", "tokens_squared", "padded_tokens")
 

@@ -1,7 +1,5 @@
 """The tables and pictures of the training benchmark."""
 
-from functools import partial
-
 from bench.harness.pictures import draw_bars, draw_shares
 from bench.harness.report import Picture, Table, cell, headline_cells, table_of
 from bench.harness.results import Results
@@ -80,28 +78,22 @@ def _scaling(results: Results) -> Table:
                 "verdict": ratio.verdict if ratio else "",
             }
         )
-    note = "By the plan, every step has the same rows and learns the same. All share the same cores."
+    note = "By the plan, every step has the same rows and learns the same. On a CPU all share the same cores."
     return table_of("Processes and micro-batches", rows, note=note)
 
 
 def training_pictures(results: Results) -> list[Picture]:
     """Return the pictures of the training benchmark."""
-    ours = [contender.name for contender in results.contenders if contender.is_ours]
-    measured = results.of_case(TRAINING)
-    rates = {name: _rows_per_s(results, median_rate(m.samples)) for name, m in measured.items()}
-    intervals = {
-        name: median_interval([_rows_per_s(results, sample.rate) for sample in m.samples])
-        for name, m in measured.items()
-    }
+    bars = {}
+    for name, m in results.of_case(TRAINING).items():
+        rates = [_rows_per_s(results, sample.rate) for sample in m.samples]
+        bars[name] = (_rows_per_s(results, median_rate(m.samples)), *median_interval(rates))
     parts = {
-        name: {part: share * 1e3 / rates[name] for part, share in shares.items()}
+        name: {part: share * 1e3 / bars[name][0] for part, share in shares.items()}
         for name, shares in _split_steps(results).items()
-        if name in rates
+        if name in bars
     }
-    speed = partial(draw_bars, bars=rates, intervals=intervals, ours=ours, x_label="rows/s (median, 95 % interval)")
-    steps = partial(draw_shares, parts=parts, x_label="ms a row")
-    pictures = [
-        Picture("training_speed.png", "Training speed", speed),
-        Picture("training_step.png", "Where the time of a row goes", steps),
-    ]
-    return pictures if parts else pictures[:1]
+    label = "rows/s (median, 95 % interval)"
+    speed = Picture("training_speed.png", "Training speed", draw_bars, bars, x_label=label)
+    title = "Where the time of a row goes"
+    return [speed, Picture("training_step.png", title, draw_shares, parts, x_label="ms a row")] if parts else [speed]

@@ -2,9 +2,7 @@
 
     python -m bench training --run runs/latest --output benchmarks/training
 
-Between repeats a contender waits in the middle of its run, so that all take turns. The timed unit is real tokens a
-second: repeats hold different rows, whose lengths would decide the rows a second. Rows a second are tokens a second
-over the mean length of all rows, as of a whole epoch.
+The timed unit is real tokens a second: repeats hold different rows, whose lengths would decide the rows a second.
 """
 
 import dataclasses
@@ -12,33 +10,27 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich.console import Console
 
 from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
-from bench.harness.processes import WorkerSpec
+from bench.harness.processes import ContenderFailed, WorkerSpec
 from bench.harness.report import build_console, publish
 from bench.harness.results import Measurement
-from bench.harness.rounds import ContenderFailed
 from bench.training.contenders import (
     OURS,
     QUICK_SPLITS,
     SPLIT_STEPS,
     STEPS_OF_REPEAT,
-    has_bf16,
     main_entrants,
     scaling_entrants,
 )
 from bench.training.report import SCALING, TRAINING, training_pictures, training_tables
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1
-
-if TYPE_CHECKING:
-    from train_loop.config import TrainConfig
-    from train_loop.rows.data import Split
 
 HELD_OUT_ROWS, QUICK_HELD_OUT_ROWS = 500, 100
 MIN_BATCHES = 200
@@ -58,7 +50,7 @@ class TrainingOptions(CommonOptions):
     batch_size: Annotated[int, AT_LEAST_1] = 16
     """Rows of an optimizer step."""
     processes: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
-    """Numbers of processes to scale over; those above the number of cores are left out."""
+    """Numbers of processes to scale over; those above the number of GPUs, or of cores without one, are left out."""
     micro_batches: list[int] = dataclasses.field(default_factory=lambda: [2, 4])
     """Numbers of forward passes to cut a step into, besides one."""
 
@@ -83,23 +75,20 @@ def run(options: TrainingOptions, command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         console.print("reading the rows", style="dim")
         config, work = prepare(options, Path(folder))
-        entrants = options.choose(main_entrants(config, options.loss_after), OURS)
-        with Arena(entrants, options.launch, console) as arena:
+        arenas = [Arena(options.choose(main_entrants(config, options.loss_after), OURS), options.launch, console)]
+        with arenas[0] as arena:
             arena.start()
             measurements = measure_passes(arena, options)
-            contenders, warnings = arena.records, arena.warnings()
         has_scaling = not options.quick and bool(options.processes or options.micro_batches)
-        if has_scaling and OURS in {entrant.name for entrant in entrants}:
-            scaled = scaling_entrants(
-                config, options.loss_after, options.processes, options.micro_batches, options.num_cores
-            )
-            with Arena(scaled, options.launch, console) as arena:
+        if has_scaling and OURS in {record.name for record in arena.records}:
+            counts = options.processes, options.micro_batches, options.num_cores
+            arenas.append(Arena(scaling_entrants(config, options.loss_after, *counts), options.launch, console))
+            with arenas[1] as arena:
                 arena.start()
                 measurements += measure_scaling(arena, options)
-                contenders += arena.records
         ceilings, row_flops = measure_ceiling(options, config, console)
     measurements = [with_flops(m, row_flops, ceilings) for m in measurements]
-    results = results_of(options, command, work, OURS, contenders, measurements, warnings)
+    results = results_of(options, command, work, OURS, measurements, *arenas)
     publish(results, training_tables(results), training_pictures(results), options.output, console)
 
 
@@ -109,6 +98,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
     Raises:
         InputError: the run or recipe cannot be read, or has too few rows.
     """
+    from serve.contract.text import clean
     from train_loop.command_line import read_config
     from train_loop.config import CONFIG_FILE
     from train_loop.model.pretrained import load_tokenizer, resolve_model
@@ -122,11 +112,16 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
         raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
     random = np.random.default_rng(options.seed)
     lengths = {}
+    columns = {"text": source.text_column} | ({"pair": source.text_pair_column} if source.text_pair_column else {})
     num_held_out = QUICK_HELD_OUT_ROWS if options.quick else HELD_OUT_ROWS
     for name, count in {"train": options.rows, "validation": num_held_out}.items():
         split = data.splits[name]
         rows = np.sort(random.permutation(len(split))[:count])
-        _write_rows(folder / f"{name}.jsonl", split.take(rows, name=name, origin=""), source, data.labels)
+        taken = split.take(rows, name=name, origin="")
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as target:
+            for row, label in zip(taken.rows, taken.labels, strict=True):
+                texts = {key: clean(row[column], source.cleaning) for key, column in columns.items()}
+                target.write(json.dumps(texts | {"label": data.labels[label]}) + "\n")
         lengths[name] = split.lengths[rows]
     config = {
         "model_name": resolve_model(source.model_name, source.model_revision)[0],
@@ -157,17 +152,6 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, dict[str, A
     return config, work
 
 
-def _write_rows(path: Path, split: "Split", source: "TrainConfig", labels: tuple[str, ...]) -> None:
-    from serve.contract.text import clean
-
-    with path.open("w", encoding="utf-8") as file:
-        for row, label in zip(split.rows, split.labels, strict=True):
-            values = {"text": clean(row[source.text_column], source.cleaning), "label": labels[label]}
-            if source.text_pair_column:
-                values["pair"] = clean(row[source.text_pair_column], source.cleaning)
-            file.write(json.dumps(values) + "\n")
-
-
 def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
     """Measure all contenders in turn, then the split of a step, the loss, and memory."""
 
@@ -177,28 +161,19 @@ def measure_passes(arena: Arena, options: TrainingOptions) -> list[Measurement]:
 
     measured = arena.measure(TRAINING, "tokens", options.limits(), steps)
     for name in arena.alive:
-        if not options.quick or name in QUICK_SPLITS:
-            add_split(arena, name)
-        loss = arena.call(name, "loss")
-        memory = arena.call(name, "memory")
+        split_steps = SPLIT_STEPS[name.removesuffix(TWIN)]
+        is_split = not options.quick or name in QUICK_SPLITS
+        if is_split and (split := arena.call(name, "split", steps=split_steps)) is not None:
+            shares = {f"{part}_share": seconds / split["seconds"] for part, seconds in split["split"].items()}
+            arena.add_facts(name, shares | {"other_share": 1.0 - sum(shares.values())})
+        loss, memory = arena.call(name, "loss"), arena.call(name, "memory")
         if loss is not None and memory is not None:
             arena.add_facts(name, memory | {"held_out_loss": loss["loss"]})
-    return [dataclasses.replace(m, facts=_total_work(arena.answers[TRAINING][m.contender])) for m in measured]
-
-
-def add_split(arena: Arena, name: str) -> None:
-    """Add the shares of a step's time to the record of a contender."""
-    split = arena.call(name, "split", steps=SPLIT_STEPS[name.removesuffix(TWIN)])
-    if split is not None:
-        shares = {part: seconds / split["seconds"] for part, seconds in split["split"].items()}
-        shares["other"] = 1.0 - sum(shares.values())
-        arena.add_facts(name, {f"{part}_share": share for part, share in shares.items()})
-
-
-def _total_work(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the sums of what was counted, and of the seconds."""
-    work = [answer["work"] | {"seconds": answer["seconds"]} for answer in answers]
-    return {name: float(sum(part[name] for part in work)) for name in work[0]}
+    for place, m in enumerate(measured):
+        work = [answer["work"] | {"seconds": answer["seconds"]} for answer in arena.answers[TRAINING][m.contender]]
+        sums = {name: float(sum(part[name] for part in work)) for name in work[0]}
+        measured[place] = dataclasses.replace(m, facts=sums)
+    return measured
 
 
 def measure_scaling(arena: Arena, options: TrainingOptions) -> list[Measurement]:
@@ -220,8 +195,7 @@ def measure_ceiling(options: TrainingOptions, config: Answer, console: Console) 
     settings = {"model": config["model_name"], "num_labels": len(config["label_names"])}
     try:
         with options.launch(WorkerSpec(worker="bench.training.ceiling_worker:Ceiling", settings=settings)) as worker:
-            precisions = ["fp32", *(["bf16"] if has_bf16() else [])]
-            ceilings = worker.call("ceilings", precisions=precisions, seconds=0.5 if options.quick else 3.0)
+            ceilings = worker.call("ceilings", seconds=0.5 if options.quick else 3.0)
             return ceilings, worker.call("flops_of_row")["coefficients"]
     except ContenderFailed as failure:  # the measurements so far are kept
         console.print(f"warning: no FLOP/s: {failure}", style="yellow", highlight=False, markup=False)

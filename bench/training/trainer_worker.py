@@ -16,9 +16,10 @@ from transformers import (
     set_seed,
 )
 
-from bench.harness.worker import Message, Session
+from bench.harness.worker import Message, NotAvailable, Session
 from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
+from train_loop.machine.device import resolve_precision
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import Split, load_data
 
@@ -28,13 +29,9 @@ ROWS_OF_EVALUATION = 16
 
 
 class HuggingFaceTrainer(PacedTraining):
-    """transformers' Trainer.
+    """transformers' Trainer; `config` holds fields of our `TrainConfig`, the rest is as in `TrainingArguments`.
 
-    Args:
-        config: fields of our `TrainConfig`: model, rows and hyperparameters.
-        padding: `max_length` pads every row to the longest allowed; `batch` to the longest of its batch.
-        group_by_length: batches of rows of similar length.
-        bf16: bf16 autocast instead of float32.
+    `padding` by `max_length` pads every row to the longest allowed; by `batch`, to the longest of its batch.
     """
 
     def __init__(self, config: Message, loss_after: int, padding: str, group_by_length: bool, bf16: bool) -> None:
@@ -47,6 +44,9 @@ class HuggingFaceTrainer(PacedTraining):
     def serve(self, session: Session | None) -> None:
         """Train until there are no more commands."""
         config = self._config
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._bf16 and resolve_precision("auto", device) != "bf16":
+            raise NotAvailable("this machine has no bf16 instructions: bf16 would be slower than float32")
         our_tokenizer, max_length = load_tokenizer(config)
         data = load_data(config, our_tokenizer, max_length)
         tokenizer = AutoTokenizer.from_pretrained(config.model_name)

@@ -11,8 +11,9 @@ The way of a request, in the order of the methods of `Batcher`:
 What ends a request early follows: its timeout, a client that hangs up, a worker's death, and closing.
 
 There is no timer. While nothing runs, an input goes at once to the wide session, which spreads it over all cores; when
-more wait, narrow sessions of one thread each take small batches side by side. A request is admitted whole or refused
-at once, before it costs anything if that can be known.
+more wait, narrow sessions of one thread each take small batches side by side. On GPUs there are only wide sessions, one
+for each, and as soon as as many inputs wait as run, the next batch is padded while a batch runs. A request is admitted
+whole or refused at once, before it costs anything if that can be known.
 """
 
 import asyncio
@@ -22,19 +23,22 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from serve.batching.admission import Admission
 from serve.batching.request_errors import DeadlineExceeded, InvalidRequest, Unavailable
 from serve.batching.threads import TokenizerThread, ToScores, Worker, Workers
 from serve.batching.ticket import Encoder, Item, Outcome, Runner, Ticket, in_loop
-from serve.batching.waiting_line import WaitingLine
+from serve.batching.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine
 from serve.encoder import ItemError, TextInput, Truncation, num_characters
 
 logger = logging.getLogger(__name__)
 
 LONG_INPUT_CHARS = 20_000
 """Requests with more characters have a tokenizer thread of their own, so that they hold up no short ones."""
+MAYBE_HANGS_S = 1.0
+"""Nothing is put behind a batch that has been running on a GPU for longer: it may never end."""
 JOIN_TIMEOUT_S = 1.0
 """How long closing waits for running batches whose answers are no longer wanted."""
 
@@ -56,6 +60,10 @@ class BatchLimits:
     """Most tokens that may wait; a request that does not fit is refused."""
     max_untokenized: int = 1_024
     """Most inputs that may wait for their tokens."""
+    window: int = WINDOW
+    """Inputs considered for one batch, at least twice as many as fit into it: the more, the less padding."""
+    run_cost_tokens: int = RUN_COST_TOKENS
+    """Cost of one more forward pass, in tokens: an input that causes less padding joins a batch."""
 
 
 class BatchObserver(Protocol):
@@ -69,10 +77,12 @@ class Batcher:
 
     Args:
         encoder: tokenizes and pads.
-        wide: the session for a lone batch.
-        narrow: sessions for batches side by side; if empty, as on a GPU, the wide session runs everything.
+        wide: the session for a lone batch; on GPUs, one for each.
+        narrow: sessions for batches side by side; if empty, the wide ones run everything.
         to_scores: logits [B, C] -> probabilities [B, C].
         limits: how much runs together and how much may wait.
+        turns: workers for each wide session; 2 pads a batch while another runs.
+        length_multiple: batches are padded to a multiple of this [tokens].
         observer: sees every batch.
         restart_workers: replace a worker that died; otherwise the batcher closes.
         on_death: called with the error of each worker that dies, in its thread.
@@ -82,31 +92,38 @@ class Batcher:
     def __init__(
         self,
         encoder: Encoder,
-        wide: Runner,
+        wide: Sequence[Runner],
         narrow: Sequence[Runner],
         to_scores: ToScores,
         limits: BatchLimits,
         *,
+        turns: int = 1,
+        length_multiple: int = 1,
         observer: BatchObserver | None = None,
         restart_workers: bool = True,
         on_death: Callable[[BaseException], None] = lambda error: None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.limits, self.to_scores = limits, to_scores
-        self._encoder, self._observer = encoder, observer
+        self._pad = partial(encoder.pad, length_multiple=length_multiple)
+        self._observer = observer
         self._on_death, self._on_close = on_death, on_close
         self._lock = threading.Lock()  # guards the line, the admission, the workers' state and `_closed_because`
-        self._line = WaitingLine()
+        self._line = WaitingLine(
+            window=max(limits.window, 2 * limits.max_batch_rows),
+            run_cost_tokens=limits.run_cost_tokens,
+            length_multiple=length_multiple,
+        )
         self._admission = Admission(
             self._line, lambda: self._num_untokenized, limits.max_queued_tokens, limits.max_untokenized
         )
         self._closed_because: str | None = None
         self._tickets: set[Ticket] = set()  # used only by the event loop
-        self.workers = Workers(wide, narrow, self._start_worker, restart=restart_workers)
+        self.workers = Workers(wide, narrow, self._start_worker, turns=turns, restart=restart_workers)
         self._tokenizers = [TokenizerThread(f"tokenize-{name}", encoder, self._admit) for name in ("short", "long")]
 
     def _start_worker(self, name: str, runner: Runner) -> Worker:
-        return Worker(name, runner, self._encoder.pad, self.to_scores, self._finish, self._died)
+        return Worker(name, runner, self._pad, self.to_scores, self._finish, self._died)
 
     async def submit(
         self,
@@ -170,32 +187,48 @@ class Batcher:
             in_loop(ticket.loop, ticket.settle, position, InvalidRequest(error.reason))
 
     def _dispatch(self, now: float) -> None:
-        """Give batches to the workers that should start now; the lock is held. All of this policy is here."""
-        limits, workers = self.limits, self.workers
-        while len(self._line) and workers.wide.is_idle:  # the wide session uses every core: nothing runs next to it
-            idle = [worker for worker in workers.narrow if worker.is_idle]
-            nothing_runs = len(idle) == len(workers.narrow)
-            if nothing_runs and (not idle or len(self._line) <= limits.wide_rows):
-                worker = workers.wide
-                items = self._line.take(limits.max_batch_rows, limits.max_batch_tokens, now)
-            elif idle:
-                worker = idle[0]
-                fair_share = math.ceil(len(self._line) / len(idle))
-                rows = min(limits.narrow_batch_rows, fair_share)
-                items = self._line.take(rows, limits.narrow_batch_tokens, now)
-            else:
-                return
-            if items:
+        """Give batches to the workers that should start now; the lock is held."""
+        while len(self._line) and (chosen := self._choose(len(self._line), now)):
+            worker, max_rows, max_tokens = chosen
+            if items := self._line.take(max_rows, max_tokens, now):
                 worker.put(items, now)
+
+    def _choose(self, num_waiting: int, now: float) -> tuple[Worker, int, int] | None:
+        """Return the worker that should start now, and the most rows and tokens of its batch. All policy is here."""
+        limits, workers = self.limits, self.workers
+        resting = [session for session in workers.wide if all(worker.is_idle for worker in session)]
+        if not workers.narrow:
+            if resting:  # the one that rests longest, so that every GPU answers the canary now and then
+                session = min(resting, key=lambda session: max(worker.last_used for worker in session))
+                fair_share = math.ceil(num_waiting / len(resting))
+                return session[0], min(limits.max_batch_rows, fair_share), limits.max_batch_tokens
+            for session in workers.wide:
+                idle = [worker for worker in session if worker.is_idle]
+                running = [worker for worker in session if not worker.is_idle]
+                # Fewer would rather wait for others to join them: they cannot run before this batch is over.
+                joins = num_waiting >= max(len(worker.items) for worker in running)
+                if idle and joins and all(now - worker.last_used < MAYBE_HANGS_S for worker in running):
+                    return idle[0], limits.max_batch_rows, limits.max_batch_tokens
+            return None
+        if not resting:
+            return None  # the wide session uses every core: nothing runs next to it
+        idle = [worker for worker in workers.narrow if worker.is_idle]
+        if len(idle) == len(workers.narrow) and num_waiting <= limits.wide_rows:
+            return workers.wide[0][0], limits.max_batch_rows, limits.max_batch_tokens
+        if not idle:
+            return None
+        fair_share = math.ceil(num_waiting / len(idle))
+        return idle[0], min(limits.narrow_batch_rows, fair_share), limits.narrow_batch_tokens
 
     def _finish(self, worker: Worker, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
         """Send out the outcomes of a batch and take the next one; in the worker's thread."""
         self._deliver(items, outcomes)
         tokens = sum(item.length for item in items)
         with self._lock:
-            share_s = seconds / sum(not each.is_idle for each in self.workers)
-            worker.items, worker.began = [], None
             now = time.monotonic()
+            assert worker.began is not None
+            share_s = (now - worker.began) / sum(not each.is_idle for each in self.workers)
+            worker.items, worker.began = [], None
             self._dispatch(now)
             self._admission.throughput.ran(tokens, len(items), now, share_s, others_wait=len(self._line) > 0)
         if self._observer is not None:

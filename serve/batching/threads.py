@@ -1,5 +1,10 @@
-"""The batcher's threads: those that tokenize requests, and the workers, which run batches on a session."""
+"""The batcher's threads: those that tokenize requests, and the workers, which run batches on a session.
 
+On a GPU a session has two workers, and runs one batch at a time: one worker pads and copies its batch, or sends out
+answers, while the other's batch runs.
+"""
+
+import itertools
 import logging
 import math
 import queue
@@ -83,6 +88,8 @@ class Worker:
         """The batch that it runs, or is about to run; empty while it is idle."""
         self.began: float | None = None
         """When it was given that batch."""
+        self.last_used = 0.0
+        """When it was last given a batch."""
         self._pad, self._to_scores = pad, to_scores
         self._finished, self._died = finished, died
         self._inbox: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
@@ -96,7 +103,7 @@ class Worker:
 
     def put(self, items: list[Item], now: float) -> None:
         """Start a batch, sorted shortest first; the worker must be idle."""
-        self.items, self.began = items, now
+        self.items, self.began, self.last_used = items, now, now
         self._inbox.put(items)
 
     def stop(self) -> None:
@@ -143,18 +150,37 @@ def _outcome(item: Item, logits: list[float], scores: list[float], began: float,
 
 
 class Workers:
-    """The worker of the wide session and those of the narrow ones. The batcher's lock guards everything but `join`."""
+    """The workers of wide sessions and those of narrow ones. The batcher's lock guards everything but `join`.
+
+    Args:
+        wide: sessions that take large batches: one, or one for each GPU.
+        narrow: sessions that take small batches side by side.
+        start: starts a worker, given its name and its session.
+        turns: workers for each wide session; 2 pads a batch while another runs.
+        restart: replace those that die.
+    """
 
     def __init__(
-        self, wide: Runner, narrow: Sequence[Runner], start: Callable[[str, Runner], Worker], *, restart: bool
+        self,
+        wide: Sequence[Runner],
+        narrow: Sequence[Runner],
+        start: Callable[[str, Runner], Worker],
+        *,
+        turns: int,
+        restart: bool,
     ) -> None:
         self._start, self._restart = start, restart
         self._deaths: list[float] = []
-        self.wide = start("run-wide", wide)
+        self.wide: list[list[Worker]] = []
+        """The workers of each wide session."""
+        for number, runner in enumerate(wide):
+            name = "run-wide" if len(wide) == 1 else f"run-wide-{number}"
+            names = [name] if turns == 1 else [f"{name}-turn-{turn}" for turn in range(turns)]
+            self.wide.append([start(each, runner) for each in names])
         self.narrow = [start(f"run-narrow-{number}", runner) for number, runner in enumerate(narrow)]
 
     def __iter__(self) -> Iterator[Worker]:
-        return iter([self.wide, *self.narrow])
+        return itertools.chain(*self.wide, self.narrow)
 
     def replace(self, worker: Worker, now: float) -> bool:
         """Start another in the place of one that died; return False if it is not replaced."""
@@ -162,10 +188,8 @@ class Workers:
         if not self._restart or len(self._deaths) > MAX_DEATHS:
             return False
         successor = self._start(worker.name, worker.runner)
-        if worker is self.wide:
-            self.wide = successor
-        else:
-            self.narrow[self.narrow.index(worker)] = successor
+        for group in (*self.wide, self.narrow):
+            group[:] = [successor if each is worker else each for each in group]
         return True
 
     def stalled_s(self) -> float:

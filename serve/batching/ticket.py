@@ -18,7 +18,7 @@ class Encoder(Protocol):
     """Texts -> encodings -> arrays: what the batcher needs of `serve.encoder.Encoder`."""
 
     def encode_each(self, inputs: Sequence[TextInput], truncation: Truncation | None = ..., /) -> Sequence[Any]: ...
-    def pad(self, encodings: Sequence[Any], /) -> dict[str, NDArray[np.int64]]: ...
+    def pad(self, encodings: Sequence[Any], /, *, length_multiple: int = ...) -> dict[str, NDArray[np.int64]]: ...
 
 
 class Runner(Protocol):
@@ -114,7 +114,7 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *argumen
 class Item:
     """One encoded input that waits for its batch."""
 
-    __slots__ = ("encoding", "length", "position", "queued_at", "sequence", "ticket")
+    __slots__ = ("encoding", "length", "position", "queued_at", "rank", "sequence", "ticket")
 
     def __init__(self, ticket: Ticket, position: int, encoding: Any, queued_at: float) -> None:
         self.ticket = ticket
@@ -123,6 +123,8 @@ class Item:
         self.length: int = encoding.num_tokens
         self.sequence = 0
         """Order of arrival in the waiting line, which sets it."""
+        self.rank = 0
+        """Order in which inputs go into batches: that of arrival, but privileged ones first."""
         self.queued_at = queued_at
 
     def is_wanted(self, now: float) -> bool:

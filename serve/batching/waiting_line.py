@@ -1,26 +1,40 @@
 """The waiting line: which inputs form the next batch.
 
 The oldest input is in every batch, so none starves; but a privileged one, the canary, goes first: a long line does not
-mean a broken model. The others are the nearest to it in length among the oldest `WINDOW`, so that little of a batch is
-padding; one joins only if the padding that it causes costs less than running it alone. Plain data: no threads, no
-clock.
+mean a broken model. The others are the nearest to it in length among the oldest (the window), so that little of a
+batch is padding; one joins only if the padding that it causes costs less than running it alone. Plain data: no
+threads, no clock.
 """
 
 import bisect
 from collections import deque
+from operator import attrgetter
 
 from serve.batching.ticket import Item
 
 WINDOW = 128
 """Inputs considered for one batch; bounds the cost of forming it, however long the line."""
 RUN_COST_TOKENS = 16
-"""Cost of one more forward pass, in tokens."""
+"""Cost of one more forward pass on a CPU, in tokens."""
+PRIVILEGE = 2**62
+"""What a privileged input is ahead of all others."""
+LENGTH, RANK = attrgetter("length"), attrgetter("rank")
 
 
 class WaitingLine:
-    """Inputs in order of arrival, to be taken in batches of similar length."""
+    """Inputs in order of arrival, to be taken in batches of similar length.
 
-    def __init__(self) -> None:
+    Args:
+        window: inputs considered for one batch.
+        run_cost_tokens: cost of one more forward pass, in tokens.
+        length_multiple: batches are padded to a multiple of this [tokens].
+    """
+
+    def __init__(
+        self, *, window: int = WINDOW, run_cost_tokens: int = RUN_COST_TOKENS, length_multiple: int = 1
+    ) -> None:
+        self._window_size, self._run_cost_tokens = window, run_cost_tokens
+        self._length_multiple = length_multiple
         self._window: list[Item] = []  # the oldest, by length
         self._backlog: deque[Item] = deque()  # the others, by arrival
         self._num_abandoned = 0
@@ -35,7 +49,8 @@ class WaitingLine:
         self.tokens += item.length
         self._num_added += 1
         item.sequence = self._num_added
-        if not item.ticket.is_privileged and (self._backlog or len(self._window) >= WINDOW):
+        item.rank = item.sequence - (PRIVILEGE if item.ticket.is_privileged else 0)
+        if not item.ticket.is_privileged and (self._backlog or len(self._window) >= self._window_size):
             self._backlog.append(item)
         else:
             self._insert(item)
@@ -49,24 +64,24 @@ class WaitingLine:
         window = self._window
         if not window:
             return []
-        first = min(range(len(window)), key=lambda index: _rank(window[index]))
+        first = window.index(min(window, key=RANK))
         last = first
-        longest = window[first].length
+        longest = self._padded(window[first])
         while (rows := last - first + 1) < max_rows:
-            shorter = window[first - 1].length if first > 0 else None
-            longer = window[last + 1].length if last + 1 < len(window) else None
+            shorter = self._padded(window[first - 1]) if first > 0 else None
+            longer = self._padded(window[last + 1]) if last + 1 < len(window) else None
             padding_if_shorter = None if shorter is None else longest - shorter
             padding_if_longer = None if longer is None else (longer - longest) * rows
             if padding_if_shorter is not None and (
                 padding_if_longer is None or padding_if_shorter <= padding_if_longer
             ):
                 assert shorter is not None
-                if padding_if_shorter > shorter + RUN_COST_TOKENS or (rows + 1) * longest > max_tokens:
+                if padding_if_shorter > shorter + self._run_cost_tokens or (rows + 1) * longest > max_tokens:
                     break
                 first -= 1
             elif padding_if_longer is not None:
                 assert longer is not None
-                if padding_if_longer > longer + RUN_COST_TOKENS or (rows + 1) * longer > max_tokens:
+                if padding_if_longer > longer + self._run_cost_tokens or (rows + 1) * longer > max_tokens:
                     break
                 last, longest = last + 1, longer
             else:
@@ -92,11 +107,19 @@ class WaitingLine:
 
     def _keep_wanted(self, now: float) -> None:
         """Drop from the window what is not wanted any more, and fill it up."""
-        self._window = [item for item in self._window if self._is_wanted(item, now)]
-        while self._backlog and len(self._window) < WINDOW:
+        window = self._window
+        # Written out: with a long window, a call for each input would cost more than the rest of a batch.
+        kept = [item for item in window if not item.ticket.closed and now < item.ticket.deadline]
+        if len(kept) < len(window):
+            self.tokens += sum(map(LENGTH, kept)) - sum(map(LENGTH, window))
+        num_kept = len(kept)
+        while self._backlog and len(kept) < self._window_size:
             item = self._backlog.popleft()
             if self._is_wanted(item, now):
-                self._insert(item)
+                kept.append(item)
+        if len(kept) > num_kept:
+            kept.sort(key=LENGTH)
+        self._window = kept
 
     def _is_wanted(self, item: Item, now: float) -> bool:
         if item.is_wanted(now):
@@ -104,9 +127,9 @@ class WaitingLine:
         self.tokens -= item.length
         return False
 
+    def _padded(self, item: Item) -> int:
+        """Return the length of a batch in which this input is the longest."""
+        return -(-item.length // self._length_multiple) * self._length_multiple
+
     def _insert(self, item: Item) -> None:
-        bisect.insort(self._window, item, key=lambda each: each.length)
-
-
-def _rank(item: Item) -> tuple[bool, int]:
-    return not item.ticket.is_privileged, item.sequence
+        bisect.insort(self._window, item, key=LENGTH)

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Item, Outcome
+from serve.http.gpu_metrics import GpuCollector
+from serve.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from serve.batching.engine import Engine
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -55,9 +57,10 @@ class Metrics:
         self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
         self._ready = gauge("ready", "1 while traffic should be sent here.")
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._gpus: GpuCollector | None = None
 
     def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format. May wait for a GPU's driver: call it in a thread."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry)
@@ -66,9 +69,10 @@ class Metrics:
         self._child(self._requests, protocol, str(status)).inc()
         self._child(self._request_seconds, protocol).observe(seconds)
 
-    def batch_ran(self, items: list[Item], seconds: float) -> None:
+    def batch_ran(self, items: list[Item], seconds: float, length_multiple: int) -> None:
         tokens = sum(item.length for item in items)
-        padding = len(items) * max(item.length for item in items) - tokens
+        longest = -(-max(item.length for item in items) // length_multiple) * length_multiple
+        padding = len(items) * longest - tokens
         self._inference_seconds.observe(seconds)
         self._batch_rows.observe(len(items))
         self._batch_tokens.observe(tokens + padding)
@@ -91,6 +95,9 @@ class Metrics:
         facts, batcher = engine.facts, engine.batcher
         self._model.clear()
         self._model.labels(facts.name, facts.version, facts.variant, facts.provider).set(1)
+        if self._gpus is None and facts.provider != PROVIDERS["cpu"]:
+            self._gpus = GpuCollector()
+            self.registry.register(self._gpus)
         self._queued_inputs.set_function(lambda: batcher.queued_inputs)
         self._queued_tokens.set_function(lambda: batcher.queued_tokens)
 
@@ -116,13 +123,13 @@ class Metrics:
 
 
 class BatchMetrics:
-    """Counts the batches of one model: the batcher's observer."""
+    """Counts the batches of one model, padded to a multiple of a length [tokens]: the batcher's observer."""
 
-    def __init__(self, metrics: Metrics, labels: Sequence[str]) -> None:
-        self._metrics, self._labels = metrics, labels
+    def __init__(self, metrics: Metrics, labels: Sequence[str], length_multiple: int) -> None:
+        self._metrics, self._labels, self._length_multiple = metrics, labels, length_multiple
 
     def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
-        self._metrics.batch_ran(items, seconds)
+        self._metrics.batch_ran(items, seconds, self._length_multiple)
         for item, outcome in zip(items, outcomes, strict=True):
             if item.ticket.is_privileged:
                 continue  # the canary is not traffic

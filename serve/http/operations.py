@@ -1,5 +1,6 @@
 """Routes for operators: health, metrics, reload, and the page to try the model."""
 
+import asyncio
 import time
 from functools import partial
 from importlib.resources import files
@@ -85,7 +86,8 @@ async def live(call: Call) -> Reply:
 async def metrics(call: Call) -> Reply:
     """Answer `GET /metrics`."""
     call.service.metrics.readiness(call.service.not_ready_because is None)
-    return Reply(call.service.metrics.text(), 200, "text/plain; version=0.0.4; charset=utf-8")
+    text = await asyncio.to_thread(call.service.metrics.text)
+    return Reply(text, 200, "text/plain; version=0.0.4; charset=utf-8")
 
 
 async def page(call: Call) -> Reply:

@@ -37,6 +37,7 @@ def _split(value: Any) -> Any:
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Several values in one flag or variable, separated by commas."""
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(use_attribute_docstrings=True))  # the docstrings are the help
@@ -51,6 +52,14 @@ class ServeSettings:
     """graph to run; the bundle's default for the device unless set"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to run: auto takes a GPU if there is one; cuda fails if there is none"""
+    devices: Numbers = ()
+    """GPUs to run on, counted from 0 among those that CUDA sees; the first unless set"""
+    gpu_memory_limit_mib: Annotated[int | None, AT_LEAST_1] = None
+    """most memory of each GPU for weights and activations, in MiB; no limit unless set"""
+    cuda_graphs: bool = False
+    """on GPUs, record the kernels of up to 64 shapes while loading, and replay them"""
+    tensorrt: bool = False
+    """on GPUs, run a bundle exported with --no_fusion on TensorRT"""
     max_length: Annotated[int | None, AT_LEAST_1] = None
     """longest input in tokens; the model's own limit unless set"""
 
@@ -75,16 +84,16 @@ class ServeSettings:
     """CPU cores to use; all that this process may use unless set"""
     narrow_workers: Annotated[int | None, NOT_NEGATIVE] = None
     """single-threaded workers for a deep queue; one per core unless set, 0 on a GPU"""
-    max_batch_rows: Annotated[int, AT_LEAST_1] = 64
-    """inputs in a batch on the wide session"""
-    max_batch_tokens: Annotated[int, AT_LEAST_1] = 16_384
-    """tokens in it, padding included"""
-    narrow_batch_rows: Annotated[int, AT_LEAST_1] = 8
-    """inputs in a batch on a narrow session"""
-    narrow_batch_tokens: Annotated[int, AT_LEAST_1] = 1_024
-    """tokens in it, padding included"""
-    max_queued_tokens: Annotated[int, AT_LEAST_1] = 65_536
-    """tokens that may wait; more are refused (429)"""
+    max_batch_rows: Annotated[int | None, AT_LEAST_1] = None
+    """inputs in a batch on the wide session; 64 unless set, 512 on a GPU"""
+    max_batch_tokens: Annotated[int | None, AT_LEAST_1] = None
+    """tokens in it, padding included; 16384 unless set"""
+    narrow_batch_rows: Annotated[int | None, AT_LEAST_1] = None
+    """inputs in a batch on a narrow session; 8 unless set, none on a GPU"""
+    narrow_batch_tokens: Annotated[int | None, AT_LEAST_1] = None
+    """tokens in it, padding included; 1024 unless set, none on a GPU"""
+    max_queued_tokens: Annotated[int | None, AT_LEAST_1] = None
+    """tokens that may wait, more are refused (429); 65536 unless set, 1048576 on a GPU"""
 
     request_timeout_ms: Annotated[int, AT_LEAST_1] = 10_000
     """time for an answer when there is no X-Request-Timeout-Ms"""
@@ -121,6 +130,7 @@ class ServeSettings:
         problems = list(out_of_range(self))
         if (self.tls_cert is None) != (self.tls_key is None):
             problems.append("--tls_cert and --tls_key go together; set both, or neither")
+        problems += self._device_problems()
         for name in ("tls_cert", "tls_key", "api_keys_file"):
             path = getattr(self, name)
             if path is not None and not path.is_file():
@@ -137,6 +147,15 @@ class ServeSettings:
             )
         if problems:
             raise InputError("\n".join(problems))
+
+    def _device_problems(self) -> Iterator[str]:
+        shown = f"--devices {','.join(map(str, self.devices))}"
+        if self.devices and self.device == "cpu":
+            yield f"{shown}: the numbers of GPUs; leave it out, or choose --device cuda"
+        if any(number < 0 for number in self.devices):
+            yield f"{shown}: GPUs are counted from 0; nvidia-smi -L lists them"
+        if len(set(self.devices)) < len(self.devices):
+            yield f"{shown}: a GPU is named twice; name each once, it serves many requests at a time"
 
     def all_api_keys(self) -> tuple[str, ...]:
         """Return the keys of the flag and those now in the file; if there are none, anyone may call.

@@ -10,6 +10,7 @@ from tiny_models import ARCHITECTURES
 from tiny_runs import save_tiny_run, text_of
 
 from export.graphs import export_graph
+from export.mask_lengths import use_lengths
 from serve.contract.bundle import Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.session import Session
@@ -19,6 +20,7 @@ from serve.tensorrt import tensorrt_for
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 FUSED_ATTENTION = {"albert", "bert", "distilbert", "electra", "roberta", "xlm-roberta"}
+ALL_ATTENTION_FUSED = FUSED_ATTENTION - {"albert"}
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
@@ -35,6 +37,8 @@ def test_every_architecture_exports_and_is_verified(architecture: str, tmp_path:
     for variant in exported.variants.values():  # the last layer works only on the head's token
         nodes = onnx.load(exported.folder / variant.file).graph.node
         assert any(node.name.endswith("/early_gather") for node in nodes)
+    fp32 = onnx.load(exported.folder / "model.onnx")
+    assert use_lengths(fp32) == (architecture in ALL_ATTENTION_FUSED), "whether attention can get lengths"
     # int8 is either proved invariant, or left out with its reason.
     if "int8" in exported.variants:
         assert exported.variants["int8"].verification.num_batch_flips == 0
@@ -118,6 +122,20 @@ def test_a_graph_with_external_weights_ships_as_exported(
     assert exported.variants["fp32"].method == "over 2 GB: exported as it is"
     assert exported.left_out == dict.fromkeys(("int8", "fp16"), "over 2 GB: not supported")
     assert logits_of(read_bundle(tmp_path / "bundle"), "fp32", ["a film"], 1).shape == (1, 2)
+
+
+def test_float16_gets_the_mask_as_lengths_and_answers_as_with_the_mask(
+    run: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    export_tiny_run(run, tmp_path / "b", variants=("fp32", "fp16"), raw_mask=True)
+    raw = read_bundle(tmp_path / "b")
+    texts = [text_of(number) for number in range(40)]  # padded on the right, to 20 words
+    np.testing.assert_allclose(logits_of(bundle, "fp16", texts, 16), logits_of(raw, "fp16", texts, 16), atol=1e-3)
+    variants = [each.manifest.variants["fp16"] for each in (bundle, raw)]
+    assert [variant.details["attention_mask"] for variant in variants] == ["lengths", "raw"]
+    assert "padding on the right" in variants[0].method
+    assert variants[0].verification.shape_differences.keys() == {"1x1", "1xlongest", "right"}
+    assert variants[1].verification.shape_differences.keys() == {"1x1", "1xlongest", "right", "left", "mixed"}
 
 
 def test_verify_device_cuda_runs_the_gates_there_and_leaves_out_a_float16_that_overflows(

@@ -106,7 +106,7 @@ def test_a_full_disk_is_one_message_and_costs_nothing(
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     shutil.copytree(bundle.folder, tmp_path / "b")
-    monkeypatch.setattr("export.build.to_half", fill)
+    monkeypatch.setattr("export.mask_lengths.to_half", fill)
     assert main(["--run", str(run), "--output", str(tmp_path / "b"), "--variants", "fp16"]) == 1
     assert re.search(r"error: .*fp16.onnx: No space left on device; a bundle .* unchanged", capsys.readouterr().err)
     assert read_bundle(tmp_path / "b").manifest == bundle.manifest

@@ -15,7 +15,7 @@ from tiny_bundles import INPUT_NAMES, VOCABULARY, save_tiny_bundle, token_weight
 
 from serve.contract.bundle import DeviceName, read_bundle
 from serve.contract.errors import InputError
-from serve.cuda_graphs import MAX_GRAPH_TOKENS, MAX_GRAPHS, RecordingGate, graph_shapes
+from serve.cuda_graphs import MAX_GRAPH_TOKENS, MAX_GRAPHS, RecordingGate, RunThread, graph_shapes
 from serve.device_buffers import MAX_KEPT, DeviceBuffers
 from serve.providers import RELU, cuda_libraries, preload_cuda_libraries
 from serve.session import Session, SessionPool, resolve_device
@@ -386,6 +386,16 @@ def test_graphs_are_recorded_and_run_in_one_thread_one_at_a_time(graph: Path, gp
     assert len({thread for _, _, thread in fake.runs}) == 1
     assert fake.most_running == 1
     session.close()
+
+
+def test_the_thread_of_the_graphs_does_not_keep_a_process_alive() -> None:
+    thread = RunThread("graphs")
+    assert thread.do(lambda: threading.current_thread().daemon)
+    with pytest.raises(ZeroDivisionError):
+        thread.do(lambda: 1 // 0)
+    thread.close()
+    with pytest.raises(RuntimeError, match="the session was closed"):
+        thread.do(lambda: 1)
 
 
 @pytest.mark.parametrize("max_length", [1, 20, 32, 128, 512, 8_192, 100_000])

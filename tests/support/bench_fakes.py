@@ -44,7 +44,9 @@ class FakeWorker(ContenderWorker):
     def environment(self) -> dict[str, Any]:
         import os
 
-        return {"threads": os.environ["OMP_NUM_THREADS"], "cores": sorted(os.sched_getaffinity(0)), "pid": os.getpid()}
+        variables = {"threads": "OMP_NUM_THREADS", "gpus": "CUDA_VISIBLE_DEVICES"}
+        found = {name: os.environ[variable] for name, variable in variables.items()}
+        return found | {"cores": sorted(os.sched_getaffinity(0)), "pid": os.getpid()}
 
     def die(self) -> dict[str, Any]:
         import os

@@ -1,6 +1,7 @@
 """What each process of the distributed tests runs; every function takes and returns plain data."""
 
 import contextlib
+import datetime
 import os
 import runpy
 import signal
@@ -17,6 +18,8 @@ from distributed import build, weights_of
 from torch.nn import functional
 
 from train_loop import loop
+from train_loop.config import TrainConfig
+from train_loop.machine import device, processes
 from train_loop.run.checkpoint import TrainState
 from train_loop.training import restore
 
@@ -144,9 +147,29 @@ def evaluated(argv: list[str]) -> dict[str, Any]:
     """Score the validation split of a command line with its initial weights."""
     training = build(argv)
     evaluation = training.evaluate(training.data.splits["validation"])
-    group = torch.distributed.distributed_c10d._get_default_group() if torch.distributed.is_initialized() else None
-    timeout = group._get_backend(torch.device("cpu")).options._timeout if group is not None else None
-    return {"logits": evaluation.logits, "metrics": evaluation.metrics, "timeout": timeout}
+    return {"logits": evaluation.logits, "metrics": evaluation.metrics}
+
+
+def work_and_step_that_outlast_a_step() -> tuple[str, str]:
+    """Let rank 0 be late by more than the time for a step: first working for all, then in a step."""
+    processes.STEP_TIMEOUT = device.STEP_TIMEOUT = datetime.timedelta(seconds=2)
+    accelerator = device.build_accelerator(TrainConfig(train_file="rows.csv"))
+
+    def work() -> str:
+        time.sleep(3)
+        return "done"
+
+    done = processes.on_main_process(accelerator, work)
+    with processes.local_main_process_first(accelerator):
+        time.sleep(3 if accelerator.is_local_main_process else 0)
+    if accelerator.is_main_process:
+        time.sleep(4)
+        return done, ""
+    try:
+        processes.from_all_processes(accelerator, 1)
+    except RuntimeError as error:
+        return done, str(error)
+    return done, ""
 
 
 def command(words: list[str], interrupt: int | None = None, once_written: str = "") -> dict[str, Any]:

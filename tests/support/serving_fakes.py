@@ -41,8 +41,13 @@ class FakeEncoder:
             return ItemError(index, f"{len(words)} tokens")
         return FakeEncoding(tuple(map(int, words[:MAX_LENGTH])) or (0,), truncated=len(words) > MAX_LENGTH)
 
-    def pad(self, encodings: Sequence[FakeEncoding], /) -> dict[str, NDArray[np.int64]]:
+    def __init__(self) -> None:
+        self.num_padded = 0  # batches
+
+    def pad(self, encodings: Sequence[FakeEncoding], /, *, length_multiple: int = 1) -> dict[str, NDArray[np.int64]]:
         longest = max(len(encoding.ids) for encoding in encodings)
+        longest = -(-longest // length_multiple) * length_multiple
+        self.num_padded += 1
         rows = [[*encoding.ids, *[0] * (longest - len(encoding.ids))] for encoding in encodings]
         return {"input_ids": np.array(rows, dtype=np.int64)}
 

@@ -251,6 +251,9 @@ def test_all_contradictions_are_listed_at_once(recipe: Any) -> None:
         ({"train_file": "a.csv", "run_name": "latest"}, "plain folder name"),
         ({"train_file": "a.csv", "run_name": "../up"}, "plain folder name"),
         ({"train_file": "a.csv", "class_weights": {1: 2.0}}, "quotes around the labels"),
+        ({"train_file": "a.csv", "compile_mode": "max-autotune"}, "needs --compile true"),
+        ({"train_file": "a.csv", "compile": True, "cuda_graphs": True}, "pass one"),
+        ({"train_file": "a.csv", "tf32": True}, "--mixed_precision no"),
     ],
 )
 def test_a_contradiction_names_its_remedy(fields: dict[str, Any], remedy: str) -> None:

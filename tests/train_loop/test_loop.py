@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from counted_waits import CountedWaits
 from labelled_rows import labelled_rows
 from scenarios import observe
 
 from train_loop import loop
 from train_loop.main import main
+from train_loop.model.masks import take_masks_as_given
 from train_loop.run.checkpoint import TrainState
 
 pytestmark = pytest.mark.usefixtures("pictureless")
@@ -114,6 +117,53 @@ def test_an_infinite_gradient_stops_before_the_update(argv: list[str], monkeypat
     with pytest.raises(loop.NonFiniteLoss, match="the gradient is not finite"):
         loop.train(training, TrainState())
     assert torch.equal(parameter.detach(), before)
+
+
+def test_the_cpu_waits_for_the_device_once_a_step(argv: list[str]) -> None:
+    from distributed import build
+
+    training = build([*argv, "--attn_implementation=sdpa"])
+    take_masks_as_given(training.model, int(training.tokenizer.pad_token_id))
+    waits: list[int] = []
+    after_step = training.progress.after_step
+    with CountedWaits() as counted:
+
+        def remember(report: Any) -> None:
+            waits.append(counted.number)
+            after_step(report)
+
+        training.progress.after_step = remember
+        loop.train(training, TrainState())
+    assert len(waits) == 6
+    assert np.diff(waits[:5]).max() == 1  # the last step is waited for at once: it is saved
+
+
+def test_a_bad_gradient_is_found_before_the_next_update(argv: list[str]) -> None:
+    from distributed import build
+
+    training, state = build(argv), TrainState()
+    parameter = next(p for name, p in training.model.named_parameters() if name == "classifier.bias")
+    parameter.register_hook(lambda gradient: gradient * (float("nan") if state.step == 2 else 1.0))
+    after: list[Any] = []
+    training.progress.after_step = lambda report: after.append(parameter.detach().clone())
+    with pytest.raises(loop.NonFiniteLoss, match="step 3: the gradient is not finite"):
+        loop.train(training, state)
+    assert len(after) == 2
+    assert torch.equal(parameter.detach(), after[-1])
+    assert all(torch.isfinite(p).all() for p in training.model.parameters())
+
+
+def test_a_filler_whose_logits_overflow_adds_nothing(argv: list[str]) -> None:
+    from distributed import build
+
+    training = build(argv)
+    torch.nn.init.constant_(training.model.classifier.weight, float("inf"))
+    filler = training.collate(np.empty(0, np.int64))
+    training.model.classifier.weight.requires_grad_(False)
+    loss = loop._one_pass(training, filler, torch.ones(()))
+    assert loss == 0
+    trainable = [p for p in training.model.parameters() if p.requires_grad]
+    assert all((p.grad == 0).all() for p in trainable)
 
 
 def test_a_single_row_that_does_not_fit_names_the_remedy(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
             "DeepSpeed runs its own accumulation, clipping and update, which this loop writes by hand; "
             "use FSDP2 for sharding (accelerate launch --use_fsdp --fsdp_version 2)"
         )
-    _require_device(config, state)
+    if not for_evaluation:
+        _require_device(config, state)
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     keep_freed_memory(state.device)
@@ -92,11 +93,11 @@ def _require_device(config: TrainConfig, state: PartialState) -> None:
     """Check the options that only some devices have."""
     for name in ("tf32", "cuda_graphs"):
         if getattr(config, name) and state.device.type != "cuda":
-            raise InputError(f"--{name} is for NVIDIA GPUs, and the device is {state.device.type}; leave it out")
+            raise InputError(f"--{name} is for NVIDIA GPUs, and the device is {state.device.type}; pass --{name} false")
     if config.cuda_graphs and state.num_processes > 1:
         raise InputError(
-            "--cuda_graphs: one process only, as the exchange of gradients is not recorded; leave it out, or use "
-            "--compile true --compile_mode reduce-overhead"
+            "--cuda_graphs: one process only, as gradients are exchanged outside of a graph; pass --cuda_graphs false, "
+            "or instead --compile true --compile_mode reduce-overhead"
         )
 
 

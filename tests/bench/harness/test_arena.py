@@ -2,14 +2,15 @@ import io
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from places import SUPPORT
 from rich.console import Console
 
-from bench.harness.arena import Arena, Entrant
+from bench.harness.arena import Arena, Entrant, Limits
+from bench.harness.hardware import first_gpus
 from bench.harness.processes import ContenderProcess, WorkerSpec
 from bench.harness.results import Measurement
-from bench.harness.rounds import Limits
 from bench.harness.samples import median_rate, paired_ratio
 from serve.contract.errors import InputError
 
@@ -104,6 +105,25 @@ def test_a_worker_has_its_own_process_with_the_threads_and_cores_asked_for() -> 
     assert [environment["threads"] for environment in environments] == ["3", "3"]
     assert [environment["cores"] for environment in environments] == [CORES, CORES]
     assert len({os.getpid(), *(environment["pid"] for environment in environments)}) == 3
+
+
+def test_a_worker_sees_as_many_gpus_as_it_has_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
+    with start(fake("one", speed=1.0).spec) as one:
+        assert one.call("environment")["gpus"] == "GPU-a"
+    assert first_gpus(2) == "GPU-a,GPU-b"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none: it stays so
+    assert first_gpus(1) == ""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert first_gpus(2) == "0,1"
+
+
+def test_a_worker_reports_its_own_peak_of_memory_and_not_that_of_the_process_that_started_it() -> None:
+    large = np.ones(2**26)  # 512 MiB
+    with start(fake("one", speed=1.0).spec) as one:
+        del large
+        memory = one.call("memory")
+    assert 10 < memory["memory_mib"] <= memory["peak_memory_mib"] < 512
 
 
 def test_a_worker_that_dies_is_reported_with_its_last_words() -> None:

@@ -1,6 +1,7 @@
 import pytest
 
-from bench.harness.rounds import ContenderFailed, Limits, order_of_round, take_turns
+from bench.harness.arena import Limits, order_of_round, take_turns
+from bench.harness.processes import ContenderFailed
 
 
 def test_two_contenders_run_in_the_order_abba() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,18 @@ from tiny_bundles import save_tiny_bundle
 from tiny_runs import LABELS, save_tiny_run
 
 from bench.harness.arena import Entrant
-from bench.harness.results import read_results
+from bench.harness.results import Measurement, read_results
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.classifying import read_own_bundle
-from bench.inference.contenders import peers, with_export
-from bench.inference.run import InferenceOptions, quality, run
+from bench.inference.contenders import ours, peers, with_export
+from bench.inference.run import InferenceOptions, measure, quality, read_own_bundle, run
 from bench.inference.workers import ClassifierWorker
 from bench.quantization.run import quality as graph_quality
 from export.__main__ import main as export
+from serve.contract.bundle import read_bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.errors import InputError, first_line
 
-ROWS = Workload(origin="here", texts=tuple(f"text {n}" for n in range(6)), labels=(0, 1, 0, 1, 0, 1))
+ROWS = Workload(origin="here", inputs=tuple(f"text {n}" for n in range(6)), labels=(0, 1, 0, 1, 0, 1))
 
 
 class CountingWorker(ClassifierWorker):
@@ -101,11 +102,12 @@ def test_a_row_missed_by_the_reference_or_the_lone_call_is_no_disagreement() -> 
 
 
 def test_graphs_are_judged_alone_against_pytorch_and_in_batches() -> None:
-    reference = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
-    shifted = reference.copy()
-    shifted[0] = [0.0, 2.0]
+    logits = [[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]]
+    reference, shifted = {"logits": logits}, {"logits": [[0.0, 2.0], *logits[1:]]}
     facts = graph_quality(
-        {"PyTorch fp32": [reference, reference], "graph": [reference, shifted]}, ROWS, temperature=1.0
+        {"PyTorch fp32": [reference, reference], "graph": [reference, shifted], "broken": [None, None]},
+        ROWS,
+        temperature=1.0,
     )
     assert facts["PyTorch fp32"] == {"flips": 0, "max_probability_change": 0.0, "agreement": 1.0, "accuracy": 1.0}
     assert facts["graph"]["flips"] == 1
@@ -147,7 +149,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_come_from_the_sample_that_training_left(tiny_run: Path) -> None:
     rows = rows_of_run(tiny_run, "validation")
     assert len(rows) == 60
-    assert rows.pairs is None
+    assert all(isinstance(row, str) for row in rows.inputs)
     assert rows.labels == tuple(number % len(LABELS) for number in range(60))
 
 
@@ -184,9 +186,40 @@ def test_a_model_that_optimum_cannot_export_loses_only_its_pipeline(
 def test_without_torch_its_contenders_are_named_as_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("bench.harness.arena", "bench.inference.contenders"):
+    for module in ("bench.harness.arena", "bench.harness.hardware"):
         monkeypatch.setattr(f"{module}.importlib.util.find_spec", lambda name: None if name == "torch" else object())
     assert all("torch" in entrant.missing for entrant in entrants(tmp_path))
+
+
+def test_contenders_for_a_gpu_appear_where_cuda_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offered(num_gpus: int, device: str) -> dict[str, Entrant]:
+        monkeypatch.setattr("bench.inference.contenders.num_gpus", lambda: num_gpus)
+        monkeypatch.setattr("bench.inference.contenders.resolve_device", lambda _: device)
+        entrants = [*peers(tmp_path, tmp_path, {}), *ours(bundle, {})]
+        return {entrant.name: entrant for entrant in entrants if not entrant.absent_because}
+
+    bundle = read_bundle(save_tiny_bundle(tmp_path / "bundle"))
+    fp16 = dataclasses.replace(bundle.manifest.variants["fp32"], method="converted")
+    manifest = dataclasses.replace(bundle.manifest, variants=bundle.manifest.variants | {"fp16": fp16})
+    bundle = dataclasses.replace(bundle, manifest=manifest)
+    on_cpu, on_gpu = offered(0, "cpu"), offered(1, "cuda")
+    assert on_cpu.keys() - on_gpu.keys() == {"torch.compile fp32"}
+    assert on_gpu.keys() - on_cpu.keys() == {
+        "PyTorch fp16", "torch.compile fp16", "torch.compile bf16", "rawloop fp16", "rawloop fp16, CUDA graphs",
+    }  # fmt: skip
+    assert on_gpu["rawloop fp16, CUDA graphs"].spec.settings["cuda_graphs"]
+    assert "cuda_graphs" not in on_gpu["rawloop fp16"].spec.settings
+
+
+def test_a_pipeline_and_its_twin_have_no_model_alone() -> None:
+    class Asked:
+        alive = ("pipeline", "pipeline (again)", "rawloop fp32")
+
+        def measure(self, case: str, *_: object, only: list[str] | None = None, **__: object) -> list[Measurement]:
+            assert case.startswith("batch") or only == ["rawloop fp32"]
+            return []
+
+    measure(Asked(), InferenceOptions(run=Path("run"), quick=True), ROWS, [16])  # type: ignore[arg-type]
 
 
 def test_an_error_without_a_message_is_reported_by_its_class() -> None:

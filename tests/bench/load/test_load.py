@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from bench.harness.processes import ContenderAbsent
+from bench.harness.processes import ContenderFailed
 from bench.harness.results import read_results
-from bench.load import arrivals, traffic
-from bench.load.arrivals import highest_rate, majority
-from bench.load.contenders import ServerSpec, server_entrants
-from bench.load.options import LoadOptions
-from bench.load.run import run
+from bench.load import traffic
+from bench.load.contenders import LoadOptions, ServerSpec, server_entrants
+from bench.load.run import highest_rate, majority, run
 from bench.load.server import Server
-from bench.load.texts import read_texts
-from bench.load.traffic import FAILED, LoadGenerator, Traffic, arrival_times, ask, closed_loop, open_loop
+from bench.load.traffic import FAILED, Traffic, arrival_times, ask, closed_loop, open_loop
+from serve.contract.classifier import Classifier, write_classifier
 from serve.contract.errors import InputError
 
 LISTENER = """
@@ -37,7 +37,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 """
 
 
-class Classifier(BaseHTTPRequestHandler):
+class Answering(BaseHTTPRequestHandler):
     """Finds the label in the text; refuses texts that say so; under /once it answers no second text."""
 
     protocol_version = "HTTP/1.1"
@@ -65,7 +65,7 @@ def live() -> Iterator[tuple[str, list[str]]]:
     """Return the URL of a server, and the list of texts that it saw."""
     seen: list[str] = []
     server = type("Wide", (ThreadingHTTPServer,), {"request_queue_size": 128, "daemon_threads": True})(
-        ("127.0.0.1", 0), type("Seeing", (Classifier,), {"seen": seen})
+        ("127.0.0.1", 0), type("Seeing", (Answering,), {"seen": seen})
     )
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -109,7 +109,7 @@ def test_an_open_loop_sends_everything_that_is_due_and_counts_each_answer(live: 
     assert found.share(429) == pytest.approx(0.5, abs=0.02)
     assert len(found.latencies_ms) == found.statuses[200]
     assert len(found.lags_ms) == found.num_requests
-    assert found.failed_share == 0.0
+    assert found.shares()["failed_share"] == 0.0
 
 
 def test_a_closed_loop_counts_only_the_stretch_and_leaves_nothing_unanswered(live: tuple[str, list[str]]) -> None:
@@ -124,7 +124,7 @@ def test_a_closed_loop_counts_only_the_stretch_and_leaves_nothing_unanswered(liv
 def test_an_absent_server_fails_every_request() -> None:
     found = with_session(open_loop, "http://127.0.0.1:9/", itertools.cycle([b"{}"]), rate=50.0, seconds=0.2, seed=0)
     assert set(found.statuses) == {FAILED}
-    assert found.failed_share == 1.0
+    assert found.shares()["failed_share"] == 1.0
     assert found.latencies_ms == []
 
 
@@ -136,13 +136,25 @@ def test_answers_keep_the_order_of_the_questions(live: tuple[str, list[str]]) ->
 
 
 def test_shares_of_no_traffic_are_zero() -> None:
-    assert (Traffic().share(200), Traffic().failed_share) == (0.0, 0.0)
+    assert (Traffic().share(200), Traffic().shares()["failed_share"]) == (0.0, 0.0)
+
+
+def write_run(folder: Path) -> Path:
+    """Write what the load test reads of a run: classifier.json and two rows of each label."""
+    (folder / "model").mkdir()
+    write_classifier(
+        folder / "model", Classifier(name="tiny", labels=("bad", "good"), text_column="text", max_length=8)
+    )
+    (folder / "samples").mkdir()
+    rows = {"text": ["this is good", "this is bad"], "label": ["good", "bad"]}
+    pq.write_table(pa.table(rows), folder / "samples" / "validation.parquet")
+    return folder
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"COUNTED_S": 0.05, "WARM_S": 0.02}.items():
         monkeypatch.setattr(traffic, name, value)
-    monkeypatch.setattr(arrivals, "QUICK_OPEN_S", 0.1)
+    monkeypatch.setattr("bench.load.run.QUICK_OPEN_S", 0.1)
 
 
 def test_the_whole_load_test_against_a_server_that_runs_already(
@@ -150,15 +162,14 @@ def test_the_whole_load_test_against_a_server_that_runs_already(
 ) -> None:
     url, _ = live
     hurry(monkeypatch)
-    texts = tmp_path / "texts.txt"
-    texts.write_text("this is good\nthis is bad\n", encoding="utf-8")
     options = LoadOptions(
-        file=texts, targets=[f"mine=native@{url}", "gone=tei@http://127.0.0.1:9"], quick=True, output=tmp_path
-    )
+        run=write_run(tmp_path), targets=[f"mine=native@{url}", "gone=tei@http://127.0.0.1:9"],
+        contenders=["mine", "gone"], quick=True, output=tmp_path,
+    )  # fmt: skip
     run(options, "python -m bench load")
     results = read_results(tmp_path)
     mine, gone = results.contenders
-    assert mine.facts["answered_share"] == 1.0
+    assert mine.facts["answered_share"] == mine.facts["accuracy"] == 1.0
     assert mine.facts["capacity_per_s"] > 0
     assert mine.facts["rate_within_bound_per_s"] >= 0
     assert gone.status == "failed"
@@ -175,11 +186,13 @@ def test_a_server_that_cannot_be_measured_costs_the_others_nothing(
 ) -> None:
     url, _ = live
     hurry(monkeypatch)
-    texts = tmp_path / "texts.txt"
-    texts.write_text("this is good\nthis is bad\n", encoding="utf-8")
     once = url.replace("/v1/classify", "/once")
     targets = [f"once=native@{once}", f"mine=native@{url}", f"twin=native@{url}", f"mistaken=hf@{url}"]
-    run(LoadOptions(file=texts, targets=targets, quick=True, output=tmp_path), "python -m bench load")
+    options = LoadOptions(
+        run=write_run(tmp_path), targets=targets, contenders=["once", "mine", "twin", "mistaken"], quick=True,
+        output=tmp_path,
+    )  # fmt: skip
+    run(options, "python -m bench load")
     records = {record.name: record for record in read_results(tmp_path).contenders}
     assert {name: record.status for name, record in records.items()} == {
         "once": "failed", "mine": "measured", "twin": "measured", "mistaken": "failed"
@@ -235,10 +248,8 @@ def spec(*command: str, needs: str = "") -> ServerSpec:
 
 @contextlib.contextmanager
 def launched(server: ServerSpec) -> Iterator[Server]:
-    with contextlib.closing(LoadGenerator()) as generator:
-        found = Server(server, ["x"], generator, cores=[0], num_threads=1, timeout_s=20)
-        with contextlib.closing(found):
-            yield found
+    with Server(server, ["x"], cores=[0], num_threads=1, timeout_s=20) as found:
+        yield found
 
 
 def test_a_server_is_started_on_a_free_port_and_stopped(tmp_path: Path) -> None:
@@ -256,7 +267,7 @@ def test_a_server_that_dies_is_reported_with_its_last_words() -> None:
     dying = spec(sys.executable, "-c", "import sys; print('the model is nowhere'); sys.exit(1)", "PORT")
     with (
         launched(dying) as server,
-        pytest.raises(ContenderAbsent, match="did not start: the model is nowhere") as caught,
+        pytest.raises(ContenderFailed, match="did not start: the model is nowhere") as caught,
     ):
         server.start()
     assert caught.value.status == "failed"
@@ -264,32 +275,23 @@ def test_a_server_that_dies_is_reported_with_its_last_words() -> None:
 
 def test_a_peer_that_is_not_installed_is_named_as_such() -> None:
     absent = spec(sys.executable, "-m", "no_such_module", needs="no_such_module")
-    with pytest.raises(ContenderAbsent, match="has no no_such_module") as caught, launched(absent):
+    with pytest.raises(ContenderFailed, match="has no no_such_module") as caught, launched(absent):
         pass
     assert caught.value.status == "not installed"
-    with pytest.raises(ContenderAbsent, match="/python has no litserve"), launched(spec("/x/peer", needs="litserve")):
+    with pytest.raises(ContenderFailed, match="/python has no litserve"), launched(spec("/x/peer", needs="litserve")):
         pass
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"targets": ["x=tei@http://h"]}, "no texts to send"),
-        ({"file": Path("x.txt")}, "no server"),
-        ({"lengths": "64", "targets": ["x=tei@http://h"]}, "--lengths makes texts with a bundle's tokenizer"),
         ({"run": Path("r"), "clients": [0]}, "--clients must be 1 or more each"),
         ({"run": Path("r"), "p99_bound_ms": 0.0}, "--p99_bound_ms must be positive"),
-        ({"run": Path("r"), "file": Path("f"), "lengths": "5"}, "both say what is sent"),
     ],
 )
 def test_options_that_contradict_each_other_name_the_way_out(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LoadOptions(**fields)
-
-
-def test_a_missing_bundle_is_reported_before_texts_are_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"bundle.json: no such file"):
-        read_texts(LoadOptions(bundle=tmp_path, lengths="64"))
 
 
 def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
@@ -298,19 +300,17 @@ def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
     assert options.served is None
     assert [entrant.name for entrant in server_entrants(options)] == ["LitServe", "infinity", "x"]
     assert LoadOptions(run=tmp_path).served == tmp_path / "onnx"  # and its absence is reported
-    with pytest.raises(InputError, match="--lengths makes texts with a bundle's tokenizer"):
-        LoadOptions(run=tmp_path, targets=[target], lengths="64")
     (tmp_path / "onnx").mkdir()
     assert options.served == tmp_path / "onnx"
 
 
 def test_a_server_without_its_script_is_not_installed() -> None:
-    with pytest.raises(ContenderAbsent, match="no_such_server") as caught, launched(spec("/bin/no_such_server")):
+    with pytest.raises(ContenderFailed, match="no_such_server") as caught, launched(spec("/bin/no_such_server")):
         pass
     assert caught.value.status == "not installed"
 
 
 def test_two_servers_with_the_same_name_are_refused() -> None:
-    options = LoadOptions(file=Path("x.txt"), targets=["x=tei@http://a", "x=tei@http://b"])
+    options = LoadOptions(run=Path("x"), targets=["x=tei@http://a", "x=tei@http://b"])
     with pytest.raises(InputError, match="two servers have the same name"):
         server_entrants(options)

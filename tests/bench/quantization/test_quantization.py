@@ -5,7 +5,7 @@ import pytest
 from tiny_bundles import save_tiny_bundle
 from tiny_runs import save_tiny_run
 
-from bench.harness.processes import ContenderAbsent
+from bench.harness.processes import ContenderFailed
 from bench.harness.results import read_results
 from bench.quantization import graphs
 from bench.quantization import run as quantization
@@ -30,7 +30,7 @@ def test_the_graphs_that_were_chosen_are_made_and_measured_and_no_others(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def cannot(*_: object) -> Path:
-        raise ContenderAbsent("not available", "Optimum cannot export this model: xlnet")
+        raise ContenderFailed("Optimum cannot export this model: xlnet", "not available")
 
     monkeypatch.setattr(graphs, "export_for_optimum", cannot)
     unfused, _, per_channel, *_ = WAYS

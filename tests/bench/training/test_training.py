@@ -10,7 +10,7 @@ from torch import nn
 from bench.harness.results import Measurement, read_results
 from bench.harness.samples import Sample
 from bench.harness.worker import Message, Session
-from bench.training.contenders import main_entrants, scaling_entrants
+from bench.training.contenders import STEPS_OF_REPEAT, main_entrants, scaling_entrants
 from bench.training.pace import Finished, PacedTraining, StepClock, WorkMeter
 from bench.training.run import TrainingOptions, measure_passes, run, with_flops
 from serve.contract.errors import InputError
@@ -169,6 +169,22 @@ def test_the_entrants_differ_only_in_what_they_state() -> None:
     scaled = scaling_entrants(config, 50, processes=[1, 2, 64], micro_batches=[1, 4], num_cores=2)
     assert [e.name for e in scaled] == ["1 process", "2 processes", "4 micro-batches"]
     assert [e.spec.num_processes for e in scaled] == [1, 2, 1]
+
+
+def test_on_gpus_the_trainer_has_its_bf16_and_each_process_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names_with(num_gpus: int) -> tuple[set[str], list[str]]:
+        monkeypatch.setattr("bench.training.contenders.num_gpus", lambda: num_gpus)
+        config = {"batch_size": 16}
+        scaled = scaling_entrants(config, 50, processes=[1, 2, 4], micro_batches=[], num_cores=4)
+        assert {entrant.name for entrant in main_entrants(config, 50)} <= STEPS_OF_REPEAT.keys()
+        return {entrant.name for entrant in main_entrants(config, 50)}, [entrant.name for entrant in scaled]
+
+    without, on_cores = names_with(0)
+    assert on_cores == ["1 process", "2 processes", "4 processes"]
+    with_one, on_one = names_with(1)
+    assert with_one - without == {"Trainer bf16"}
+    assert on_one == ["1 process"]
+    assert names_with(2)[1] == ["1 process", "2 processes"]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import random
+import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from serve.batching.request_errors import (
     TooLarge,
     Unavailable,
 )
-from serve.batching.ticket import Answer, Outcome
+from serve.batching.ticket import Answer, Outcome, Runner
 from serve.contract.labels import scores_from_logits
 
 NUM_NARROW = 3
@@ -34,9 +35,11 @@ class Bench:
     def __init__(self, num_narrow: int = NUM_NARROW, limits: BatchLimits | None = None, **options: Any) -> None:
         self.wide = FakeRunner()
         self.narrow = [FakeRunner() for _ in range(num_narrow)]
-        self.batcher = Batcher(
-            FakeEncoder(), self.wide, self.narrow, scores_from_logits, limits or BatchLimits(), **options
-        )
+        self.encoder = FakeEncoder()
+        self.batcher = self.build([self.wide], limits or BatchLimits(), **options)
+
+    def build(self, wide: Sequence[Runner], limits: BatchLimits, **options: Any) -> Batcher:
+        return Batcher(self.encoder, wide, self.narrow, scores_from_logits, limits, **options)
 
     @property
     def runners(self) -> list[FakeRunner]:
@@ -52,6 +55,33 @@ class Bench:
 
     async def submit(self, *texts: str, timeout_s: float = 30.0, **options: Any) -> list[Outcome]:
         return await self.batcher.submit(texts, timeout_s=timeout_s, **options)
+
+
+class FakeGpu(FakeRunner):
+    """Runs one batch at a time, as sessions on CUDA do; whoever comes meanwhile waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running = threading.Lock()
+
+    def run(self, inputs: dict[str, Any], /) -> Any:
+        with self._running:
+            return super().run(inputs)
+
+
+class GpuBench(Bench):
+    """A batcher as on GPUs: a session each, with two workers that take turns."""
+
+    def __init__(self, num_gpus: int = 1, **options: Any) -> None:
+        self.gpus = [FakeGpu() for _ in range(num_gpus)]
+        super().__init__(num_narrow=0, turns=2, **options)
+
+    def build(self, wide: Sequence[Runner], limits: BatchLimits, **options: Any) -> Batcher:
+        return super().build(self.gpus, limits, **options)
+
+    @property
+    def runners(self) -> list[FakeRunner]:
+        return self.gpus
 
 
 def run(bench: Bench, scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -172,7 +202,7 @@ def test_only_inputs_with_numbers_that_are_not_finite_fail() -> None:
             logits[logits[:, 0] == 5] = np.nan
             return logits
 
-    bench.batcher.workers.wide.runner = Broken()
+    bench.batcher.workers.wide[0][0].runner = Broken()
 
     async def scenario() -> None:
         good, bad = await bench.submit("4", "5")
@@ -419,12 +449,139 @@ def test_closing_leaves_the_event_loop_free() -> None:
     run(bench, scenario)
 
 
+def test_on_a_gpu_the_next_batch_is_padded_while_one_runs() -> None:
+    bench = GpuBench()
+    (gpu,) = bench.gpus
+
+    async def scenario() -> None:
+        bench.shut_gates()
+        running = asyncio.create_task(bench.submit("1", "2"))
+        await until(gpu.entered.is_set)
+        waiting = asyncio.create_task(bench.submit("3", "4", "5"))
+        await until(lambda: bench.encoder.num_padded == 2)
+        assert len(gpu.batches) == 1, "it still runs the first"
+        bench.open_gates()
+        assert [logits_of(each)[0] for each in [*await running, *await waiting]] == [1, 2, 3, 4, 5]
+
+    run(bench, scenario)
+    assert [len(batch) for batch in gpu.batches] == [2, 3]
+
+
+def test_on_a_gpu_fewer_inputs_than_run_wait_for_others_to_join_them() -> None:
+    bench = GpuBench()
+    (gpu,) = bench.gpus
+
+    async def scenario() -> None:
+        bench.shut_gates()
+        first = asyncio.create_task(bench.submit("1", "2", "3"))
+        await until(gpu.entered.is_set)
+        others = [asyncio.create_task(bench.submit(text)) for text in ("4", "5")]
+        await until(lambda: bench.batcher.queued_inputs == 2)
+        assert bench.encoder.num_padded == 1
+        others.append(asyncio.create_task(bench.submit("6")))
+        await until(lambda: bench.encoder.num_padded == 2)
+        bench.open_gates()
+        for task in (first, *others):
+            await task
+
+    run(bench, scenario)
+    assert [len(batch) for batch in gpu.batches] == [3, 3]
+
+
+def test_gpus_share_one_queue() -> None:
+    bench = GpuBench(num_gpus=2)
+
+    async def scenario() -> None:
+        bench.shut_gates()
+        pending = asyncio.create_task(bench.submit("1", "2", "3", "4"))
+        await until(lambda: all(gpu.entered.is_set() for gpu in bench.gpus))
+        bench.open_gates()
+        assert [logits_of(each)[0] for each in await pending] == [1, 2, 3, 4]
+
+    run(bench, scenario)
+    assert [len(batch) for gpu in bench.gpus for batch in gpu.batches] == [2, 2]
+
+
+def test_gpus_take_turns_with_lone_inputs_so_that_the_canary_reaches_each() -> None:
+    bench = GpuBench(num_gpus=3)
+
+    async def scenario() -> None:
+        for _ in range(6):
+            await bench.submit("1", privileged=True)
+
+    run(bench, scenario)
+    assert [len(gpu.batches) for gpu in bench.gpus] == [2, 2, 2]
+
+
+def test_a_gpu_that_hangs_is_seen_while_the_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.batching.batcher.MAYBE_HANGS_S", 0.01)
+    bench = GpuBench(num_gpus=2)
+    stuck, well = bench.gpus
+
+    async def scenario() -> None:
+        stuck.gate.clear()
+        lost = asyncio.create_task(bench.submit("1"))
+        await until(lambda: bench.batcher.workers.stalled_s() > 0.02)
+        for number in range(2, 5):
+            assert logits_of((await bench.submit(str(number)))[0])[0] == number
+        await bench.batcher.close(timeout_s=0.05)
+        with pytest.raises(Unavailable):
+            await lost
+
+    run(bench, scenario)
+    assert [len(batch) for batch in well.batches] == [1, 1, 1]
+
+
+def test_a_worker_that_dies_on_a_gpu_is_replaced_and_its_session_goes_on() -> None:
+    deaths: list[BaseException] = []
+    bench = GpuBench(num_gpus=2, on_death=deaths.append)
+
+    async def scenario() -> None:
+        for gpu in bench.gpus:
+            gpu.dies_of = SystemExit("killed")
+        outcomes = await bench.submit("1", "2")
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+        for number in range(3, 9):
+            assert logits_of((await bench.submit(str(number)))[0])[0] == number
+
+    run(bench, scenario)
+    assert [str(error) for error in deaths] == ["killed", "killed"]
+
+
+def test_closing_answers_what_waits_for_each_gpu() -> None:
+    bench = GpuBench(num_gpus=2, limits=BatchLimits(max_batch_rows=3))
+
+    async def scenario() -> None:
+        bench.shut_gates()
+        accepted = [asyncio.create_task(bench.submit(str(number))) for number in range(40)]
+        await until(lambda: bench.batcher.num_pending == 40)
+        closing = asyncio.create_task(bench.batcher.close(timeout_s=20))
+        bench.open_gates()
+        assert [logits_of((await task)[0])[0] for task in accepted] == list(range(40))
+        await closing
+
+    run(bench, scenario)
+    assert not any(worker._thread.is_alive() for worker in bench.batcher.workers)
+
+
+def test_batches_are_padded_to_the_multiple_that_the_session_wants() -> None:
+    bench = GpuBench(length_multiple=8)
+
+    async def scenario() -> None:
+        for text in ("1 1", "1 1 1 1 1", "1 " * 9):
+            await bench.submit(text)
+
+    run(bench, scenario)
+    assert [batch.shape for gpu in bench.gpus for batch in gpu.batches] == [(1, 8), (1, 8), (1, 16)]
+
+
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_every_request_gets_its_own_answer_exactly_once(seed: int) -> None:
+@given(seed=st.integers(0, 2**32 - 1), num_gpus=st.integers(0, 2))
+def test_every_request_gets_its_own_answer_exactly_once(seed: int, num_gpus: int) -> None:
     """Requests of any size and order, some poisoned, malformed, cancelled or expired, and workers that die."""
     random_source = random.Random(seed)
-    bench = Bench(limits=BatchLimits(max_queued_tokens=200, narrow_batch_rows=3, narrow_batch_tokens=30))
+    limits = BatchLimits(max_queued_tokens=200, narrow_batch_rows=3, narrow_batch_tokens=30)
+    bench = GpuBench(num_gpus, limits=limits) if num_gpus else Bench(limits=limits)
 
     async def one(number: int) -> str:
         numbers = [number % 600 + 1, *[1] * random_source.randrange(20)]

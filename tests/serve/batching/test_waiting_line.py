@@ -113,3 +113,25 @@ def test_many_abandoned_inputs_give_their_room_back() -> None:
         line.abandon(1, time.monotonic())
     assert line.tokens < 7 * 2 * WINDOW
     assert len(line.take(1000, 1_000_000, time.monotonic())) == WINDOW
+
+
+def test_a_long_window_fills_a_batch_of_512_mixed_lengths() -> None:
+    """30 tokens on average: padded to 32, they are the budget of a batch."""
+    line = WaitingLine(window=1024, run_cost_tokens=1_024, length_multiple=8)
+    for item in make_items([25 + number % 8 for number in range(600)]):
+        line.add(item)
+    assert len(line.take(512, 16_384, time.monotonic())) == 512
+
+
+def test_lengths_that_are_padded_alike_cost_nothing_together() -> None:
+    line = WaitingLine(window=1024, run_cost_tokens=0, length_multiple=8)
+    for item in make_items([1] * 100 + [8] * 100 + [9]):
+        line.add(item)
+    assert [len(line.take(512, 16_384, time.monotonic())) for _ in range(2)] == [200, 1]
+
+
+def test_a_batch_fits_its_budget_with_the_padding_that_it_gets() -> None:
+    line = WaitingLine(length_multiple=8)
+    for item in make_items([9] * 10):
+        line.add(item)
+    assert len(line.take(64, 64, time.monotonic())) == 4

@@ -64,6 +64,10 @@ def test_values_are_read_by_their_kind() -> None:
         (["--bundle", "b", "--port", "1"], {"RAWLOOP_SERVICE_HOST": "10.0.0.1"}, "enableServiceLinks: false"),
         (["--bundle", "b", "--request_timeout_ms", "90000"], {}, "--max_request_timeout_ms"),
         (["--bundle", "b", "--api_keys_file", "/nowhere"], {}, "no such file"),
+        (["--bundle", "b", "--devices", "0,x"], {}, "--devices: Input should be a valid integer"),
+        (["--bundle", "b", "--devices", "0,-1"], {}, "--devices 0,-1: .* counted from 0"),
+        (["--bundle", "b"], {"RAWLOOP_DEVICES": "0,1,0"}, "--devices 0,1,0: a GPU is named twice"),
+        (["--bundle", "b", "--device", "cpu", "--devices", "1"], {}, "--devices 1: .* choose --device cuda"),
     ],
 )
 def test_problems_are_named_with_their_source(argv: list[str], environment: dict[str, str], complaint: str) -> None:

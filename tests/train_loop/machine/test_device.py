@@ -1,6 +1,7 @@
 """How the launcher's environment and the hardware affect a configuration."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,28 @@ def test_auto_is_float32_if_torch_does_not_report_cpu_capabilities(monkeypatch: 
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert resolve_precision("auto", CPU) == "no"
     assert resolve_precision("bf16", CPU) == "bf16"
+
+
+def test_fsdp_in_fp16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setattr(device, "resolve_precision", lambda requested, _: requested)
+    with pytest.raises(InputError, match=r"not with FSDP.*use bf16 or no"):
+        build_accelerator(TrainConfig(train_file="rows.csv", mixed_precision="fp16"))
+
+
+@pytest.mark.parametrize("name", ["tf32", "cuda_graphs"])
+def test_an_option_of_gpus_is_refused_in_training_but_not_in_evaluation(name: str) -> None:
+    config = TrainConfig(train_file="rows.csv", mixed_precision="no", **{name: True})
+    with pytest.raises(InputError, match=f"--{name} is for NVIDIA GPUs, and the device is cpu; pass --{name} false"):
+        build_accelerator(config)
+    assert build_accelerator(config, for_evaluation=True).device.type == "cpu"
+
+
+def test_cuda_graphs_are_refused_on_several_processes() -> None:
+    state: Any = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
+    with pytest.raises(InputError, match="one process only"):
+        device._require_device(TrainConfig(train_file="rows.csv", cuda_graphs=True), state)
 
 
 def test_a_precision_that_the_hardware_lacks_is_refused_in_training(monkeypatch: pytest.MonkeyPatch) -> None:

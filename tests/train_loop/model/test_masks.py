@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from counted_waits import CountedWaits
 from tiny_models import ARCHITECTURES, save_tiny_model
-from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, modeling_attn_mask_utils
 
 from train_loop.model import masks
@@ -18,18 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning") 
 
 LOOKING = ["albert", "bert", "distilbert", "roberta", "xlm-roberta"]
 """Architectures that have fused attention and look into the mask."""
-WAITS = {"__bool__", "__contains__", "__float__", "__int__", "cpu", "equal", "item", "nonzero", "numpy", "tolist"}
-"""Functions whose result the host reads: on a GPU, it waits for it."""
-
-
-class CountedWaits(TorchFunctionMode):
-    """Counts the calls in which the host would wait for a GPU."""
-
-    number = 0
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.number += getattr(function, "__name__", "") in WAITS
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)

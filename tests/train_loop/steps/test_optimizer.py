@@ -1,9 +1,11 @@
+import copy
 import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, save_tiny_model
@@ -14,7 +16,7 @@ from transformers import (
 )
 
 from train_loop.config import TrainConfig
-from train_loop.steps.optimizer import build_optimizer, learning_rate_at, parameter_groups
+from train_loop.steps.optimizer import build_optimizer, learning_rate_at, parameter_groups, update
 
 # torch deprecates what transformers still imports for DeBERTa and ModernBERT.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -149,3 +151,16 @@ def test_optimizer_has_the_configured_settings(tiny_model: Path) -> None:
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.2, 0.0)
     for group in (decayed, undecayed):
         assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.8, 0.95), 1e-6)
+
+
+def test_a_bad_gradient_leaves_weights_and_statistics_alone() -> None:
+    model = torch.nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True)
+    optimizer = build_optimizer(model, TrainConfig(train_file="rows.csv"))
+    states = []
+    for gradient, is_bad in [(1.0, False), (float("nan"), True)]:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        assert update(accelerator, optimizer, 0.1, torch.tensor(is_bad)) == is_bad
+        states.append(copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"])))
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
