@@ -228,7 +228,7 @@ def _fused(raw: Path, context: Context) -> Float32 | Refused:
         source = _gathered_early(fused, context)
         graph = context.work / "fp32.onnx"
         without_skip_layer_norms(source, graph)
-        rates = rows_per_second({"raw": raw, "fused": graph}, encoder, encoder.encode(held_out.inputs[:256]))
+        rates = rows_per_second({"raw": raw, "fused": graph}, encoder, encoder.encode(held_out.inputs[:128]))
         if rates["fused"][32] < SLOWER * rates["raw"][32]:
             return Refused("not fused: the fused graph is slower here")
         verdict = _verify(graph, "fp32", GATES["fp32"], context)

@@ -10,8 +10,8 @@ from serve.contract.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
 from serve.session import Session
 
-NUM_ROUNDS = 5
-NUM_ROWS = {1: 40, 32: 256}
+NUM_ROUNDS = 3
+NUM_ROWS = {1: 20, 32: 128}
 """Batch size -> rows of one round."""
 
 

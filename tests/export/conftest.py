@@ -12,8 +12,9 @@ from serve.contract.bundle import Bundle, read_bundle
 
 @pytest.fixture(autouse=True)
 def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a fused graph is kept must not depend on how busy the machine is."""
+    """Whether a fused graph is kept must not depend on how busy the machine is; and a short timing will do."""
     monkeypatch.setattr("export.build.SLOWER", 0.0)
+    monkeypatch.setattr("export.speed.NUM_ROUNDS", 1)
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,7 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as monkeypatch:
         warnings.simplefilter("ignore")
         monkeypatch.setattr("export.build.SLOWER", 0.0)
+        monkeypatch.setattr("export.speed.NUM_ROUNDS", 1)
         exported = export_tiny_run(run, tmp_path_factory.mktemp("bundles") / "bert", min_label_agreement=0.9)
     assert exported.left_out == {}
     return read_bundle(exported.folder)

@@ -8,6 +8,7 @@ longer than most tests.
 """
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -102,7 +103,13 @@ def _serve() -> None:
     import scenarios  # noqa: F401 - imported before the fork, as what `build` needs is
     import transformers
 
+    import train_loop.evaluation
+    import train_loop.finish  # noqa: F401
+    from train_loop.command_line import QUICKSTART, parse_config
+
     transformers.BertForSequenceClassification  # noqa: B018 - transformers imports it when it is first named
+    parse_config(["--config", QUICKSTART])  # makes the parsers
+    gc.freeze()  # or each child would copy what it collects
     for line in sys.stdin:
         job = json.loads(line)
         children = [_fork(job, rank) for rank in range(len(job["environments"]))]

@@ -2,7 +2,14 @@
 
 import contextlib
 import datetime
+import os
+import runpy
+import signal
+import sys
+import tempfile
+import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +170,39 @@ def work_and_step_that_outlast_a_step() -> tuple[str, str]:
     except RuntimeError as error:
         return done, str(error)
     return done, ""
+
+
+def command(words: list[str], interrupt: int | None = None, once_written: str = "") -> dict[str, Any]:
+    """Run `python -m MODULE ...` as `words` says, and return its status, stdout and stderr.
+
+    `interrupt` is a signal that this process gets as soon as the file `once_written` has two lines.
+    """
+    module, *sys.argv[1:] = words
+    if interrupt is not None:
+        threading.Thread(target=_interrupt, args=(interrupt, Path(once_written)), daemon=True).start()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* found in sys.modules", category=RuntimeWarning)
+        saved = [os.dup(stream) for stream in (1, 2)]
+        for stream, file in ((1, out), (2, errors)):
+            os.dup2(file.fileno(), stream)
+        status: Any = 0
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            status = ended.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for stream, old in zip((1, 2), saved, strict=True):
+                os.dup2(old, stream)
+        said = []
+        for file in (out, errors):
+            file.seek(0)
+            said.append(file.read())
+    return {"status": status, "out": said[0], "errors": said[1]}
+
+
+def _interrupt(number: int, log: Path) -> None:
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.Signals(number))

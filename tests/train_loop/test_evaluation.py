@@ -1,13 +1,10 @@
 import csv
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from distributed import on_processes
 from labelled_rows import labelled_rows
 from tiny_models import save_tiny_model
 
@@ -137,24 +134,18 @@ def test_labels_the_model_was_trained_on_are_not_suspected(finished: Path, capsy
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_the_command_runs_as_a_module_on_several_processes(finished: Path, tmp_path: Path, num_processes: int) -> None:
-    launcher = [sys.executable, "-m"]
+def test_the_command_runs_as_a_module_on_several_processes(
+    finished: Path, tmp_path: Path, num_processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if num_processes > 1:
-        with socket.create_server(("127.0.0.1", 0)) as probe:  # --standalone would look up `localhost`
-            address = ["--master_addr=127.0.0.1", f"--master_port={probe.getsockname()[1]}"]
-        launcher += ["torch.distributed.run", *address, f"--nproc_per_node={num_processes}", "-m"]
-    # With FSDP's RAM-efficient loading, transformers would leave the second process with uninitialized weights.
-    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    done = subprocess.run(
-        [*launcher, "train_loop.evaluation", "--run_directory", str(finished), "--output", str(tmp_path / "out")],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", **(fsdp if num_processes > 1 else {})},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Report: ") == 1  # only the main process prints
+        # With FSDP's RAM-efficient loading, transformers would leave the second process with uninitialized weights.
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    words = ["train_loop.evaluation", "--run_directory", str(finished), "--output", str(tmp_path / "out")]
+    ended = on_processes(num_processes, "scenarios:command", {"words": words})
+    assert [process["status"] for process in ended] == [0] * num_processes, ended[0]["errors"]
+    assert "".join(process["out"] for process in ended).count("Report: ") == 1  # only the main process prints
     one, several = (metrics_of(folder)["splits"]["test"] for folder in (finished / "results", tmp_path / "out"))  # type: ignore[index]
     of_test = [
         [row for row in (folder / "confusion.csv").read_text().splitlines() if row.startswith("test,")]

@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from distributed import on_processes
 from fork_server import main
 from labelled_rows import labelled_rows
-from places import ROOT, SUPPORT
+from places import SUPPORT
 from tiny_models import save_tiny_model
 
 from train_loop.command_line import read_config
@@ -165,20 +165,11 @@ def test_early_stopping_and_the_best_model_survive_a_resume(tmp_path: Path, argv
 def test_a_signal_saves_once_and_says_how_to_continue(tmp_path: Path, argv: list[str], number: signal.Signals) -> None:
     argv = [*argv, "--epochs=2000", "--save_every=100000", "--eval_every=100000", "--run_name=r"]
     run = tmp_path / "runs" / "r"
-    process = subprocess.Popen(
-        [sys.executable, "train_loop/main.py", *argv],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     log = run / "logs" / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    arguments = {"words": ["train_loop.main", *argv], "interrupt": number, "once_written": str(log)}
+    (ended,) = on_processes(1, "scenarios:command", arguments)
+    errors = ended["errors"]
+    assert ended["status"] == 128 + number
     assert f"--resume {run}" in errors
     assert "Traceback" not in errors
     (saved,) = (run / "checkpoints").glob("step-*")
