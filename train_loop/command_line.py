@@ -60,7 +60,7 @@ LENGTH_FLAGS = {"epochs", "max_steps"}
 
 @functools.cache
 def _parser(*, exit_on_error: bool = True) -> Any:
-    """Return the parser of all fields: made once, since that takes a tenth of a second; nobody may change it."""
+    """Return the parser of all fields: made once, since that takes a tenth of a second; it must not be changed."""
     return _new_parser(exit_on_error=exit_on_error)
 
 
