@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--raw_mask",
         action="store_true",
-        help="keep fp16 right for padding on any side, for clients that run the graph themselves; slower on CUDA",
+        help="keep fp16 right for padding on any side, for clients that run the graph; may be slower on CUDA",
     )
     parser.add_argument(
         "--no_fusion", action="store_true", help="keep only operators of ONNX, which TensorRT knows; slower elsewhere"

@@ -36,7 +36,7 @@ def float16_candidates(
     *,
     raw_mask: bool,
 ) -> Iterator[Candidate]:
-    """Yield float16 forms of a graph, the one that is expected to be fastest on CUDA first.
+    """Yield float16 forms of a graph, the one that is expected, not measured, to be fastest on CUDA first.
 
     Args:
         source: the fused float32 graph.

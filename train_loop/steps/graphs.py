@@ -23,8 +23,6 @@ WIDTH_MULTIPLE = 16
 Pass = Callable[[MicroBatch, Tensor], Tensor]
 """(micro-batch, denominator) -> its share of the loss; adds to the gradients. All on the device."""
 Replay = Callable[[], object]
-Record = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
-"""Records work without doing it; returns what does it, and its output, which each replay overwrites."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +102,10 @@ class CudaCapture:
         return output
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        """Record work; all graphs share their memory, as only one runs at a time."""
+        """Record work without doing it; return what does it, and its output, which each replay overwrites.
+
+        All graphs share their memory, as only one runs at a time.
+        """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             output = work()
