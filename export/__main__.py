@@ -1,14 +1,22 @@
-"""Turn a finished run into a verified ONNX bundle.
+"""Turn a finished run, or any classifier of transformers, into a verified ONNX bundle.
 
 python -m export --run runs/latest
 python -m export --run runs/latest --output bundle --variants fp32 int8
+python -m export --model FOLDER_OR_HUB_ID --rows labelled.csv
 """
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from export.source import Source
 
 NEEDED = ("torch", "transformers", "optimum", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn")
 
@@ -31,11 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
-        description="Turn a finished run into an ONNX bundle, every graph of it verified against PyTorch.",
+        description="Turn a finished run, or any classifier of transformers, into an ONNX bundle, every graph of it "
+        "verified against PyTorch.",
         allow_abbrev=False,
     )
-    parser.add_argument("--run", type=Path, required=True, help="run directory, such as runs/latest")
-    parser.add_argument("--output", type=Path, help="bundle folder, replaced as a whole (default: RUN/onnx)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run directory, such as runs/latest")
+    source.add_argument("--model", help="folder or Hub id of a classifier that was trained elsewhere; needs --rows")
+    parser.add_argument(
+        "--output", type=Path, help="bundle folder, replaced as a whole (default: RUN/onnx, or NAME_onnx for --model)"
+    )
+    _add_row_flags(parser)
+    _add_model_flags(parser)
     parser.add_argument(
         "--variants",
         nargs="+",
@@ -76,11 +91,40 @@ def _parser() -> argparse.ArgumentParser:
         help="exit with status 1 if a variant is left out because it fell short (default)",
     )
     strict.add_argument("--no_strict", dest="strict", action="store_false", help="exit with status 0 then, too")
-    rows = "rows to {}, parquet, csv or jsonl (default: the {} split in RUN/samples)"
-    parser.add_argument("--calibration_file", type=Path, help="training " + rows.format("calibrate int8 on", "train"))
-    parser.add_argument("--verification_file", type=Path, help="held-out " + rows.format("verify on", "validation"))
     parser.add_argument("--triton", type=Path, help="folder for a Triton model repository (default: none is written)")
     return parser
+
+
+def _add_row_flags(parser: argparse.ArgumentParser) -> None:
+    rows = parser.add_argument_group("rows", "csv, tsv, jsonl or parquet")
+    held_out = rows.add_mutually_exclusive_group()
+    held_out.add_argument(
+        "--rows",
+        type=Path,
+        help="labelled rows that the model was not trained on, to verify with (default: those that training kept in "
+        "RUN/samples); without --calibration_rows, half of them calibrate a --model",
+    )
+    held_out.add_argument("--texts", type=Path, help="rows without labels instead: accuracy is not measured then")
+    rows.add_argument(
+        "--calibration_rows",
+        type=Path,
+        help="rows to calibrate int8 on, and the scores of a --model if they have labels (default: RUN/samples)",
+    )
+    rows.add_argument("--text_column", default="text", help="default: text")
+    rows.add_argument("--text_pair_column", help="second text of a pair (default: text_pair, if a run has pairs)")
+    rows.add_argument("--label_column", default="label", help="label, as the model names it or as a number")
+    rows.add_argument("--delimiter", help="between the fields of csv or tsv (default: the format's)")
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("for --model", "what its files do not say, or say wrongly")
+    model.add_argument("--revision", help="branch, tag or commit on the Hub")
+    model.add_argument("--label_names", nargs="+", help="labels in the order of the logits (default: config.json's)")
+    model.add_argument("--max_length", type=int, help="longest input in tokens (default: the longest it takes)")
+    model.add_argument("--padding_side", choices=("left", "right"), help="default: the tokenizer's")
+    model.add_argument(
+        "--no_calibrate", dest="calibrate", action="store_false", help="keep the model's scores (default: calibrate)"
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -91,9 +135,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from export.build import Settings, export_bundle
     from export.console import print_summary
     from export.pack import write_triton
-    from export.rows import read_rows
     from serve.contract.bundle import BUNDLE_FILE
-    from serve.contract.classifier import read_classifier
     from serve.contract.errors import InputError
 
     settings = Settings(
@@ -103,29 +145,71 @@ def _export(arguments: argparse.Namespace) -> int:
         raw_mask=arguments.raw_mask,
         fuse=not arguments.no_fusion,
         verify_device=arguments.verify_device,
+        calibrate=arguments.calibrate,
     )
-    run: Path = arguments.run.resolve()
-    model_folder = run / "model"
-    if not model_folder.exists() and (run / "checkpoints").is_dir():
-        raise InputError(f"--run {run}: this run is not finished; continue it with train_loop/main.py --resume {run}")
-    classifier = read_classifier(model_folder)
-    output: Path = (arguments.output or run / "onnx").resolve()
+    output: Path = (arguments.output or _default_output(arguments)).resolve()
     if output.is_file():
         raise InputError(f"--output {output}: this is a file; name a folder")
     if output.exists() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file():
         raise InputError(f"--output {output}: the folder has other files, and would be replaced; name a new one")
-    train, held_out = (
-        read_rows(file or run / "samples" / f"{split}.parquet", file.name if file else f"the {split} split", classifier)
-        for file, split in ((arguments.calibration_file, "train"), (arguments.verification_file, "validation"))
-    )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)
-    exported = export_bundle(model_folder, classifier, train, held_out, output, settings, console)
+    with _source(arguments, output, console) as source:
+        exported = export_bundle(source, output, settings, console)
     if arguments.triton is not None:
-        write_triton(arguments.triton, exported.folder, classifier, exported.variants)
+        write_triton(arguments.triton, exported.folder, source.classifier, exported.variants)
     print_summary(console, exported, arguments.triton)
     return 1 if exported.left_out and arguments.strict else 0
+
+
+def _default_output(arguments: argparse.Namespace) -> Path:
+    if arguments.run is not None:
+        return Path(arguments.run).resolve() / "onnx"
+    return Path(f"{Path(arguments.model).resolve().name}_onnx")  # of a folder, or the Hub id without its namespace
+
+
+@contextlib.contextmanager
+def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> Iterator["Source"]:
+    """Yield what to export, as the command line says."""
+    from export.console import Progress
+    from export.rows import Columns
+    from export.source import RowFiles, source_of_existing_model, source_of_run
+    from serve.contract.errors import InputError
+    from serve.contract.rows.file import given_delimiter
+    from train_loop.config import TrainConfig
+
+    columns = Columns(
+        text=arguments.text_column,
+        text_pair=arguments.text_pair_column,
+        label=None if arguments.texts else arguments.label_column,
+        delimiter=given_delimiter(arguments.delimiter),
+    )
+    files = RowFiles(arguments.rows or arguments.texts, arguments.calibration_rows, columns)
+    of_model = {name: getattr(arguments, name) for name in ("revision", "label_names", "max_length", "padding_side")}
+    if arguments.run is not None:
+        for name in (name for name, value in of_model.items() if value is not None):
+            raise InputError(f"--{name} is for --model; a run's is in its model/classifier.json")
+        yield source_of_run(arguments.run.resolve(), files)
+        return
+    if files.held_out is None:
+        raise InputError(
+            "--model needs rows that it was not trained on: --rows with labels, or --texts without; half of them "
+            "calibrate int8, and every graph is verified on the others"
+        )
+    config = TrainConfig(
+        model_name=arguments.model,
+        model_revision=arguments.revision,
+        label_names=arguments.label_names,
+        max_length=arguments.max_length,
+        text_column=arguments.text_column,
+        text_pair_column=arguments.text_pair_column,
+        train_file=str(files.held_out),
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    progress = Progress(console)
+    with source_of_existing_model(config, arguments.padding_side, files, output.parent, progress) as source:
+        yield source
 
 
 if __name__ == "__main__":

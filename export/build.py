@@ -21,6 +21,7 @@ import onnx
 from rich.console import Console
 
 from export.console import Exported, Progress
+from export.existing import examined
 from export.graphs import Candidate, Refused, export_graph, external_files, fuse_operators, input_names
 from export.int8.dynamic import quantize_dynamically
 from export.int8.quantize import instruction_set
@@ -29,11 +30,12 @@ from export.mask_lengths import float16_candidates
 from export.pack import canary_texts, copy_graph, copy_model_files, write_bundle_records
 from export.reference import Reference
 from export.rewrites import with_early_gather, without_skip_layer_norms
-from export.rows import LabelledRows
+from export.rows import Rows
+from export.source import Source, rows_to_calibrate_on
 from export.speed import rows_per_second
-from export.verify import FEW_ROWS, GATES, Gate, Judge, Proved, Verdict
+from export.verify import GATES, Gate, Judge, Proved, Verdict
 from serve.contract.bundle import DeviceName, VariantName
-from serve.contract.classifier import Classifier
+from serve.contract.classifier import write_classifier
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, first_line
 from serve.contract.field_limits import Limit, out_of_range
@@ -62,6 +64,8 @@ class Settings:
     """Overrides the gate of int8."""
     raw_mask: bool = False
     """True keeps float16 right for padding on any side, for clients that run the graph themselves."""
+    calibrate: bool = True
+    """False keeps the scores of a classifier that was trained elsewhere; a run's were calibrated by training."""
     fuse: bool = True
     """False keeps only operators of ONNX, for TensorRT."""
     verify_device: DeviceName = "cpu"
@@ -78,8 +82,7 @@ class Context:
 
     settings: Settings
     judge: Judge
-    train: LabelledRows
-    """Rows to calibrate on."""
+    calibration: Rows
     work: Path
     """Folder for temporary files."""
     progress: Progress
@@ -94,22 +97,11 @@ class Float32:
     """As `proved`, but with fused layer norms: int8 splits them itself, and on CUDA float16 needs them."""
 
 
-def export_bundle(
-    model_folder: Path,
-    classifier: Classifier,
-    train: LabelledRows,
-    held_out: LabelledRows,
-    output: Path,
-    settings: Settings,
-    console: Console,
-) -> Exported:
+def export_bundle(source: Source, output: Path, settings: Settings, console: Console) -> Exported:
     """Export, verify and pack a model.
 
     Args:
-        model_folder: the run's `model/`.
-        classifier: its contract.
-        train: rows to calibrate on.
-        held_out: rows to verify on.
+        source: the model and its rows.
         output: the bundle's folder; replaced as a whole, or left as it was.
         settings: what to export.
         console: where progress is printed.
@@ -122,15 +114,20 @@ def export_bundle(
     switch_off_telemetry()
     require_device(settings.verify_device)
     progress = Progress(console)
-    _check_held_out(held_out, train, progress)
+    classifier, held_out = source.classifier, source.held_out
+    calibration = rows_to_calibrate_on(source, progress)
     with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:
         progress.step("PyTorch, float32: the reference answers")
-        reference = Reference(model_folder, classifier)
+        reference = Reference(source.model_folder, classifier)
         expected = reference.logits(held_out)
+        if source.is_existing:
+            progress.step("Comparing its answers with the rows' labels")
+            classifier = examined(classifier, reference, calibration, held_out, expected, settings.calibrate, progress)
 
         progress.step("ONNX, float32")
-        raw = export_graph(model_folder, work / "raw")
-        copy_model_files(model_folder, staged)
+        raw = export_graph(source.model_folder, work / "raw")
+        copy_model_files(source.model_folder, staged)
+        write_classifier(staged, classifier)
         pad_token_id, pad_token_type_id = reference.tokenizer.pad_token_id, reference.tokenizer.pad_token_type_id
         encoder = Encoder(
             staged / "tokenizer.json",
@@ -140,7 +137,7 @@ def export_bundle(
             pad_token_type_id=pad_token_type_id,
         )
         judge = Judge(encoder, reference, held_out, expected, canary_texts(classifier))
-        context = Context(settings, judge, train, work, progress)
+        context = Context(settings, judge, calibration, work, progress)
 
         float32 = _fused(raw, context) if settings.fuse else Refused("not fused, as asked")
         if isinstance(float32, Refused):
@@ -165,25 +162,6 @@ def export_bundle(
         write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id)
         sizes = {name: (staged / variant.file).stat().st_size for name, variant in variants.items()}
     return Exported(output, variants, left_out, rates, sizes)
-
-
-def _check_held_out(held_out: LabelledRows, train: LabelledRows, progress: Progress) -> None:
-    """Warn of held-out rows that prove little.
-
-    Raises:
-        InputError: all of them are calibration rows.
-    """
-    num_rows, calibration = len(held_out), set(train.inputs)
-    if num_rows < FEW_ROWS:
-        progress.warn(f"{num_rows} held-out rows prove little; --verification_file takes {FEW_ROWS} or more")
-    num_shared = sum(row in calibration for row in held_out.inputs)
-    if num_shared == num_rows:
-        raise InputError(
-            f"{held_out.name}: every row is also one of the calibration rows ({train.name}), so they prove nothing; "
-            "pass --verification_file with rows that the model was not trained on"
-        )
-    if num_shared:
-        progress.warn(f"{num_shared} of {num_rows} held-out rows are calibration rows too")
 
 
 @contextlib.contextmanager
@@ -292,7 +270,7 @@ def _int8(float32: Float32, context: Context) -> Proved | Refused:
     for attempt in quantize_statically(
         float32.source,
         context.judge.encoder,
-        context.train.inputs,
+        context.calibration.inputs,
         gate.min_label_agreement or 0.0,
         context.work,
         context.progress,

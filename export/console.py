@@ -49,6 +49,10 @@ class Progress:
         seconds = time.monotonic() - self._started
         self._console.print(f"[{seconds:5.1f} s] {text} ...", highlight=False, markup=False)
 
+    def note(self, text: str) -> None:
+        """Print a result of the step."""
+        self._console.print(f"  {text}", highlight=False, markup=False)
+
     def warn(self, text: str) -> None:
         """Print a warning."""
         self._console.print(f"  {text}", style="yellow", highlight=False, markup=False)
@@ -70,7 +74,8 @@ def ignore(_: int) -> None:
 def print_summary(console: Console, exported: Exported, triton: Path | None) -> None:
     """Print a table of the variants, the reasons for those left out, and the next commands."""
     record = next(iter(exported.variants.values())).verification
-    title = f"Verified on {record.rows:,} rows of {record.split}, PyTorch's accuracy {record.pytorch_accuracy:.4f}"
+    title = f"Verified on {record.rows:,} rows of {record.split}"
+    title += "" if record.pytorch_accuracy is None else f", PyTorch's accuracy {record.pytorch_accuracy:.4f}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     columns = ("variant", "MB", "labels as PyTorch", "accuracy", "95 % of difference", "batch flips", "max Δp")
     for column in columns:
@@ -80,14 +85,14 @@ def print_summary(console: Console, exported: Exported, triton: Path | None) -> 
     table.add_column("how")
     for name, variant in exported.variants.items():
         found = variant.verification
-        low, high = found.accuracy_difference_interval
+        interval = found.accuracy_difference_interval
         rates = exported.rows_per_s.get(name, {})
         table.add_row(
             name,
             f"{exported.sizes[name] / 1e6:.1f}",
             f"{found.label_agreement:.2%}",
-            f"{found.accuracy:.4f}",
-            f"{low:+.2%} to {high:+.2%}",
+            "" if found.accuracy is None else f"{found.accuracy:.4f}",
+            "" if interval is None else f"{interval[0]:+.2%} to {interval[1]:+.2%}",
             str(found.num_batch_flips),
             f"{found.max_abs_batch_probability_difference:.2g}",
             *(f"{rates[size]:,.0f}" if size in rates else "" for size in (1, 32)),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.rows import LabelledRows
+from export.rows import Rows
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.text import clean
@@ -41,7 +41,7 @@ class Reference:
         self.labels = tuple(self._model.config.id2label[index] for index in range(self._model.config.num_labels))
         self.vocabulary_size = int(self._model.config.vocab_size)
 
-    def logits(self, rows: LabelledRows) -> NDArray[np.float32]:
+    def logits(self, rows: Rows) -> NDArray[np.float32]:
         """Return the logits of rows [N, C]."""
         encoded = self._encode(rows.inputs)
         batches = length_sorted_batches([len(ids) for ids in encoded["input_ids"]], MAX_TOKENS, MAX_ROWS)

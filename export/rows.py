@@ -9,29 +9,59 @@ from numpy.typing import NDArray
 
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
+from serve.contract.labels import match_labels
 from serve.contract.rows.file import RowFile, row_format
 from serve.contract.rows.reader import open_rows
 from serve.encoder import TextInput
+from train_loop.rows.export_samples import NUM_ROWS, stratified_sample
 
-COLUMNS = "`text`, `text_pair` for pairs, and `label`"
+NUM_CALIBRATION, NUM_PROOF = NUM_ROWS["train"], NUM_ROWS["validation"]
+SPLIT_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns of a file of rows."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    """None for single texts."""
+    label: str | None = "label"
+    """None if the rows have no labels."""
+    delimiter: str | None = None
+    """Character between the fields of csv or tsv; None for the format's own."""
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledRows:
-    """Texts as stored, with class numbers."""
+class Rows:
+    """Texts as stored, with class numbers if they have labels."""
 
     name: str
     """Where they come from, for the manifest."""
     inputs: list[TextInput]
-    labels: NDArray[np.int64]
-    """[N]."""
+    labels: NDArray[np.int64] | None
+    """[N]; None if unknown."""
 
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def pick(self, chosen: NDArray[np.int64]) -> "Rows":
+        """Return the rows with these indices."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return Rows(self.name, [self.inputs[index] for index in chosen], labels)
 
-def read_rows(path: Path, name: str, classifier: Classifier) -> LabelledRows:
-    """Read labelled rows from parquet, csv, tsv or jsonl.
+
+def read_rows(
+    path: Path, name: str, classifier: Classifier, columns: Columns | None = None, *, may_lack_labels: bool = False
+) -> Rows:
+    """Read rows from parquet, csv, tsv or jsonl.
+
+    Args:
+        path: of the file.
+        name: of the rows, for the manifest.
+        classifier: the model's contract.
+        columns: to read; None for `text`, `text_pair` for pairs, and `label`.
+        may_lack_labels: whether a file without the label column has rows without labels, instead of being wrong.
 
     Raises:
         InputError: the file is absent, of another type, empty or malformed, lacks a column, or has an unknown label
@@ -40,28 +70,72 @@ def read_rows(path: Path, name: str, classifier: Classifier) -> LabelledRows:
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; training writes it into the run (samples/). For a run of an older rawloop pass "
-            f"--calibration_file and --verification_file, with the columns {COLUMNS}"
+            "--calibration_rows and --rows"
         )
-    takes_pairs = classifier.text_pair_column is not None
-    wanted = ["text", *(["text_pair"] if takes_pairs else []), "label"]
-    numbers = {label: index for index, label in enumerate(classifier.labels)}
+    columns = columns or Columns()
+    if classifier.text_pair_column is not None:
+        columns = dataclasses.replace(columns, text_pair=columns.text_pair or "text_pair")
+    elif columns.text_pair is not None:
+        raise InputError("--text_pair_column: the model takes single texts; leave it out")
+    texts = [columns.text, *([] if columns.text_pair is None else [columns.text_pair])]
+    file = RowFile(
+        path=path,
+        form=row_format(path, str(path)),
+        name=str(path),
+        columns_help="choose with --text_column, --text_pair_column and --label_column",
+        delimiter=columns.delimiter,
+        delimiter_flag="--delimiter",
+    )
     inputs: list[TextInput] = []
-    labels = []
-    file = RowFile(path=path, form=row_format(path, str(path)), name=str(path), columns_help=f"expected {COLUMNS}")
-    with open_rows(file, wanted) as rows:
+    found: list[str] = []
+    places = []
+    wanted = [] if columns.label is None or (may_lack_labels and not _has(file, columns.label)) else [columns.label]
+    with open_rows(file, [*texts, *wanted]) as rows:
         for number, row in enumerate(rows.all_good(), start=1):
-            where = f"{path}, " + (f"row {number}" if row.lines is None else f"line {row.lines[0]}")
-            *texts, label = row.values
-            if not all(isinstance(text, str) for text in texts):
-                raise InputError(f"{where}: expected text, found {texts!r:.80}")
-            named = str(label) if isinstance(label, int) else label  # training names classes 0 and True so, too
-            if not isinstance(named, str) or named not in numbers:
-                raise InputError(f"{where}: label {label!r} is not one of the model's: {', '.join(classifier.labels)}")
-            inputs.append((texts[0], texts[1]) if takes_pairs else texts[0])
-            labels.append(numbers[named])
+            places.append(f"row {number}" if row.lines is None else f"line {row.lines[0]}")
+            values, label = row.values[: len(texts)], row.values[len(texts) :]
+            if not all(isinstance(text, str) for text in values):
+                raise InputError(f"{path}, {places[-1]}: expected text, found {list(values)!r:.80}")
+            inputs.append(values[0] if len(values) == 1 else (values[0], values[1]))
+            found += [str(value) if isinstance(value, int | float | str) else repr(value) for value in label]
     if not inputs:
         raise InputError(f"{path}: no rows")
-    return LabelledRows(name, inputs, np.array(labels, np.int64))
+    if not wanted:
+        return Rows(name, inputs, None)
+    distinct = list(dict.fromkeys(found))
+    numbers = match_labels(distinct, classifier.labels)
+    if unknown := [label for label in distinct if label not in numbers]:
+        raise InputError(
+            f"{path}, {places[found.index(unknown[0])]}: label {unknown[0]!r} is not one of the model's: "
+            f"{', '.join(classifier.labels[:50])}; in the file: {', '.join(distinct[:50])}"
+        )
+    return Rows(name, inputs, np.array([numbers[label] for label in found], np.int64))
+
+
+def _has(file: RowFile, column: str) -> bool:
+    """Whether a file has a column; of jsonl, whether its first row has it."""
+    with open_rows(file, [], None) as rows:
+        return column in rows.columns
+
+
+def halves(rows: Rows) -> tuple[Rows, Rows]:
+    """Return rows to calibrate on and rows to prove with: half each, with the same share of each label, none in both.
+
+    No more than training keeps for the export of a run; what is drawn does not depend on the machine.
+    """
+    first = {row: index for index, row in reversed(list(enumerate(rows.inputs)))}
+    distinct = rows.pick(np.array(sorted(first.values())))
+    codes = np.zeros(len(distinct), np.int64) if distinct.labels is None else distinct.labels
+    calibration = stratified_sample(codes, min(len(codes) // 2, NUM_CALIBRATION), SPLIT_SEED)
+    others = np.setdiff1d(np.arange(len(codes)), calibration)
+    proof = others[stratified_sample(codes[others], NUM_PROOF, SPLIT_SEED)]
+    return distinct.pick(calibration), distinct.pick(proof)
+
+
+def without(rows: Rows, others: Rows) -> Rows:
+    """Return the rows that are not among others."""
+    known = set(others.inputs)
+    return rows.pick(np.array([index for index, row in enumerate(rows.inputs) if row not in known], np.int64))
 
 
 def recombined(inputs: Sequence[TextInput], count: int, seed: int) -> list[TextInput]:

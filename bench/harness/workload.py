@@ -76,5 +76,6 @@ def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
             return clean(row, classifier.cleaning)
         return clean(row[0], classifier.cleaning), clean(row[1], classifier.cleaning)
 
+    assert rows.labels is not None  # a run's samples have them
     labels = tuple(rows.labels.tolist())
     return Workload(origin=f"{split} sample of {run.name}", inputs=tuple(map(cleaned, rows.inputs)), labels=labels)

@@ -46,11 +46,12 @@ class Verification:
     """Fraction of rows with PyTorch's label."""
     num_ties: Annotated[int, NOT_NEGATIVE]
     """Rows with another label whose top two logits tied, within the tolerance."""
-    accuracy: Annotated[float, FRACTION]
-    pytorch_accuracy: Annotated[float, FRACTION]
-    macro_f1: Annotated[float, FRACTION]
-    pytorch_macro_f1: Annotated[float, FRACTION]
-    accuracy_difference_interval: tuple[float, float]
+    accuracy: Annotated[float | None, FRACTION] = None
+    """This and all that follows from the rows' labels: null if they have none."""
+    pytorch_accuracy: Annotated[float | None, FRACTION] = None
+    macro_f1: Annotated[float | None, FRACTION] = None
+    pytorch_macro_f1: Annotated[float | None, FRACTION] = None
+    accuracy_difference_interval: tuple[float, float] | None = None
     """95 % paired bootstrap interval of accuracy - PyTorch's."""
     num_batch_flips: Annotated[int, NOT_NEGATIVE]
     """Rows whose label differs between single and batched, in order of arrival or sorted by length."""

@@ -80,7 +80,7 @@ def _read_fields(given: dict[str, Any], record: Any, where: str, problems: list[
         num_problems = len(problems)
         values[name] = _read(given[name], hints[name], place, problems)
         limit = limits.get(name)
-        if len(problems) == num_problems and limit is not None and not limit.holds(given[name]):
+        if len(problems) == num_problems and limit and given[name] is not None and not limit.holds(given[name]):
             problems.append(f"{place} must be {limit.expected}, found {given[name]!r:.200}")
     return values
 

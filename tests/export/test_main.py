@@ -54,15 +54,15 @@ def test_a_failed_export_leaves_the_old_bundle_unchanged(run: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--verification_file", "absent.csv"], "absent.csv: no such file"),
+        (["--rows", "absent.csv"], "absent.csv: no such file"),
         (["--min_label_agreement", "1.5"], "above 0 and at most 1"),
         (["--output", "FULL"], "the folder has other files, and would be replaced"),
-        (["--calibration_file", "BAD"], "line 2: label 'ugly' is not one of the model's: bad, good"),
-        (["--calibration_file", "EMPTY"], "no rows"),
-        (["--calibration_file", "COLUMN"], "line 1: no column 'text'; it has 'body', 'label'"),
-        (["--calibration_file", "LATER"], "line 2: no column 'label'"),
-        (["--calibration_file", "LIST"], "line 1: expected a JSON object, found list"),
-        (["--calibration_file", "ODD"], "line 1: label ['bad'] is not one of the model's"),
+        (["--calibration_rows", "BAD"], "line 2: label 'ugly' is not one of the model's: bad, good"),
+        (["--calibration_rows", "EMPTY"], "no rows"),
+        (["--calibration_rows", "COLUMN"], "line 1: no column 'text'; it has 'body', 'label'"),
+        (["--calibration_rows", "LATER"], "line 2: no column 'label'"),
+        (["--calibration_rows", "LIST"], "line 1: expected a JSON object, found list"),
+        (["--calibration_rows", "ODD"], "line 1: label \"['bad']\" is not one of the model's"),
         (["--output", "BAD"], "this is a file; name a folder"),
     ],
 )
@@ -123,7 +123,7 @@ def test_a_calibration_on_empty_texts_is_caught_by_the_gate(run: Path, tmp_path:
     empty.write_text("text,label\n" + "".join(f'"",{LABELS[n % 2]}\n' for n in range(40)), encoding="utf-8")
     assert (
         main(
-            ["--run", str(run), "--output", str(tmp_path / "b"), "--variants", "int8", "--calibration_file", str(empty)]
+            ["--run", str(run), "--output", str(tmp_path / "b"), "--variants", "int8", "--calibration_rows", str(empty)]
         )
         == 1
     )
@@ -134,8 +134,11 @@ def test_a_calibration_on_empty_texts_is_caught_by_the_gate(run: Path, tmp_path:
 
 def test_calibration_rows_prove_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = str(run / "samples" / "train.parquet")
-    assert main(["--run", str(run), "--output", str(tmp_path / "b"), "--verification_file", seen]) == 2
-    assert "train.parquet: every row is also one of the calibration rows (the train split)" in capsys.readouterr().err
+    assert main(["--run", str(run), "--output", str(tmp_path / "b"), "--rows", seen]) == 2
+    assert (
+        "train.parquet: every calibration row (the train split) is also one of the rows to verify on"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_file_of_rows_goes_by_its_name(run: Path, tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_a_file_of_rows_goes_by_its_name(run: Path, tmp_path: Path) -> None:
     # Line endings of other kinds belong to the text.
     lines = [{"text": f"{text_of(number)}\u2028{number}\x85", "label": LABELS[number % 2]} for number in range(60)]
     rows.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    arguments = ["--run", str(run), "--output", str(tmp_path / "b"), "--variants", "fp32", "--verification_file"]
+    arguments = ["--run", str(run), "--output", str(tmp_path / "b"), "--variants", "fp32", "--rows"]
     assert main([*arguments, str(rows)]) == 0
     record = read_bundle(tmp_path / "b").manifest.variants["fp32"].verification
     assert (record.split, record.rows) == ("new.jsonl", 60)

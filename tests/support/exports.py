@@ -8,19 +8,18 @@ from rich.console import Console
 
 from export.build import Settings, export_bundle
 from export.console import Exported
-from export.rows import read_rows
+from export.rows import Columns
+from export.source import RowFiles, source_of_run
 from serve.contract.bundle import Bundle
-from serve.contract.classifier import read_classifier
 from serve.encoder import Encoder
 from serve.session import Session
 
 
 def export_tiny_run(run: Path, output: Path, **settings: object) -> Exported:
     """Export a run with its own samples."""
-    classifier = read_classifier(run / "model")
-    rows = [read_rows(run / "samples" / f"{name}.parquet", name, classifier) for name in ("train", "validation")]
     wanted = Settings(**settings)  # type: ignore[arg-type]
-    return export_bundle(run / "model", classifier, rows[0], rows[1], output, wanted, Console(quiet=True))
+    source = source_of_run(run, RowFiles(None, None, Columns()))
+    return export_bundle(source, output, wanted, Console(quiet=True))
 
 
 def logits_of(bundle: Bundle, variant: str, inputs: list[str], batch: int) -> NDArray[np.float32]:

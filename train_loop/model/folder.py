@@ -12,12 +12,12 @@ from serve.contract.files import staged_folder
 def write_model(
     folder: Path,
     model: PreTrainedModel,
-    weights: Path,
+    weights: Path | None,
     tokenizer: PreTrainedTokenizerFast,
     classifier: Classifier,
-    card: str,
+    card: str | None,
 ) -> None:
-    """Write a model folder with the weights from a file; the card becomes its README.md.
+    """Write a model folder with the weights from a file, or else the model's own; the card becomes its README.md.
 
     It loads with `AutoModelForSequenceClassification.from_pretrained` and `pipeline`, and its
     `tokenizer.json` truncates as in training.
@@ -26,7 +26,9 @@ def write_model(
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.enable_truncation(classifier.max_length, direction=classifier.truncation_side)
     with staged_folder(folder) as staged:
-        model.save_pretrained(staged, state_dict=load_file(weights), safe_serialization=True)
+        state = None if weights is None else load_file(weights)
+        model.save_pretrained(staged, state_dict=state, safe_serialization=True)
         tokenizer.save_pretrained(staged)
         write_classifier(staged, classifier)
-        (staged / "README.md").write_text(card, encoding="utf-8")
+        if card is not None:
+            (staged / "README.md").write_text(card, encoding="utf-8")

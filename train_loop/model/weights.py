@@ -1,6 +1,7 @@
 """The encoder's weights and its classification head, loaded: only the head may be new."""
 
 import inspect
+import pickle
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,46 @@ def load_model(
     model_config.problem_type = "single_label_classification"
     if config.dropout is not None:
         _set_dropout(model_config, config.dropout)
-    source, revision = resolve_model(config.model_name, config.model_revision)
+    model, info = _read_weights(config, model_config, attention_on(device, model_config, config.attn_implementation))
+    _require_encoder(config.model_name, model, info)
+    name, layer = last_layer(model)
+    is_new = any(key.startswith(f"{name}.") for key in (*info["missing_keys"], *info["mismatched_keys"]))
+    report(_settle_head(layer, () if is_new else head_labels, labels, model_config))
+    _keep_logits_precise(model)
+    return model
+
+
+def load_classifier(config: TrainConfig, model_config: PretrainedConfig, flag: str) -> PreTrainedModel:
+    """Return a classifier that was trained elsewhere, on the CPU, in float32; `flag` names it in messages.
+
+    Raises:
+        InputError: it cannot be found, or its weights are not those that its config.json describes.
+    """
+    attention = attention_on(torch.device("cpu"), model_config)
+    model, info = _read_weights(config, model_config, attention, flag)
+    name, missing = f"{flag} {config.model_name}", sorted({*info["missing_keys"], *info["mismatched_keys"]})
+    if missing:
+        raise InputError(
+            f"{name}: {len(missing)} weights are missing from its file, or of another shape ({_few(missing)}), so its "
+            "answers would be random; train it first: rawloop train --model_name MODEL"
+        )
+    if strange := _unknown_weights(model, info):
+        raise InputError(
+            f"{name}: its file has {len(strange)} weights that the model lacks ({_few(strange)}); restore the "
+            "config.json that was saved with them"
+        )
+    return model
+
+
+def _read_weights(
+    config: TrainConfig, model_config: PretrainedConfig, attention: str, flag: str = "--model_name"
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """Return a model, and its weights that are missing, of another shape and unknown."""
+    source, revision = resolve_model(config.model_name, config.model_revision, flag)
     options = {
         "config": model_config,
         "dtype": torch.float32,  # master weights; autocast casts them to half precision
-        "attn_implementation": attention_on(device, model_config, config.attn_implementation),
+        "attn_implementation": attention,
         "ignore_mismatched_sizes": True,  # replaces a head for another number of labels
         "output_loading_info": True,
     }
@@ -67,15 +103,13 @@ def load_model(
         else:
             model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(model_config)]
             model, info = model_class.from_pretrained(None, state_dict=weights, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise not_found(config, error) from error
+    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise not_found(config, error, flag) from error
     assert isinstance(model, PreTrainedModel)
-    _require_encoder(config.model_name, model, info)
-    name, layer = last_layer(model)
-    is_new = any(key.startswith(f"{name}.") for key in (*info["missing_keys"], *info["mismatched_keys"]))
-    report(_settle_head(layer, () if is_new else head_labels, labels, model_config))
-    _keep_logits_precise(model)
-    return model
+    return model, {
+        kind: [key if isinstance(key, str) else key[0] for key in info[kind]]  # some come with their two shapes
+        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
+    }
 
 
 def load_finished_model(folder: Path, device: torch.device) -> PreTrainedModel:
@@ -240,34 +274,35 @@ def _settle_head(
     return f"Head: new, for {len(labels)} labels."
 
 
-def _require_encoder(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+def _require_encoder(name: str, model: PreTrainedModel, info: dict[str, list[str]]) -> None:
     """Check that the encoder has all its weights, and no others."""
-    encoder, prefix = model.base_model, f"{model.base_model_prefix}."
-    parts = {part for part, _ in (*encoder.named_children(), *encoder.named_parameters(recurse=False))}
-    buffers = {buffer.rsplit(".", 1)[-1] for buffer, _ in encoder.named_buffers()}  # older files hold position_ids
-
-    def is_strange(key: str) -> bool:
-        path = key.removeprefix(prefix).split(".")
-        return path[0] in parts - {POOLER} and path[-1] not in buffers
-
+    prefix = f"{model.base_model_prefix}."
     found = {
         "missing from its file": [
             key for key in info["missing_keys"] if key.startswith(prefix) and not key.startswith(prefix + POOLER)
         ],
         "of another shape": [key for key in info["mismatched_keys"] if key.startswith(prefix)],
-        "unknown to the model": [key for key in info["unexpected_keys"] if is_strange(key)],
+        "unknown to the model": _unknown_weights(model, info),
     }
-    problems = [
-        f"{len(keys)} {what} ({', '.join(sorted(keys)[:NUM_NAMED])}{', ...' if len(keys) > NUM_NAMED else ''})"
-        for what, keys in found.items()
-        if keys
-    ]
-    if problems:
+    if problems := [f"{len(keys)} {what} ({_few(keys)})" for what, keys in found.items() if keys]:
         raise InputError(
             f"--model_name {name}: the encoder's weights are not those that its config.json describes: "
             f"{'; '.join(problems)}. Training would start from random numbers there: restore the config.json that was "
             "saved with these weights, or save the weights again with save_pretrained"
         )
+
+
+def _unknown_weights(model: PreTrainedModel, info: dict[str, list[str]]) -> list[str]:
+    """Return the weights of a file that belong into the encoder, but are not part of it."""
+    encoder, prefix = model.base_model, f"{model.base_model_prefix}."
+    parts = {part for part, _ in (*encoder.named_children(), *encoder.named_parameters(recurse=False))}
+    buffers = {buffer.rsplit(".", 1)[-1] for buffer, _ in encoder.named_buffers()}  # older files hold position_ids
+    paths = {key: key.removeprefix(prefix).split(".") for key in info["unexpected_keys"]}
+    return [key for key, path in paths.items() if path[0] in parts - {POOLER} and path[-1] not in buffers]
+
+
+def _few(keys: Sequence[str]) -> str:
+    return ", ".join(sorted(keys)[:NUM_NAMED]) + (", ..." if len(keys) > NUM_NAMED else "")
 
 
 def _unwrapped_weights(folder: Path) -> dict[str, Tensor] | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serve.contract.files import write_bytes
 from train_loop.config import TrainConfig
-from train_loop.rows.data import Data, Split
+from train_loop.rows.data import Data
 
 NUM_ROWS = {"train": 512, "validation": 2_000}
 """Most rows of each sample."""
@@ -27,7 +27,7 @@ def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
     folder.mkdir(exist_ok=True)
     for name, num_rows in NUM_ROWS.items():
         split = data.splits[name]
-        chosen = stratified_sample(split, num_rows, config.seed)
+        chosen = stratified_sample(split.labels, num_rows, config.seed)
         rows = split.rows.select(chosen).with_format("arrow")[:]
         columns = dict(zip(("text", "text_pair"), map(rows.column, config.text_columns), strict=False))
         labels = [data.labels[code] for code in split.labels[chosen]]
@@ -36,18 +36,18 @@ def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
         write_bytes(folder / f"{name}.parquet", file.getvalue().to_pybytes())
 
 
-def stratified_sample(split: Split, num_rows: int, seed: int) -> NDArray[np.int64]:
-    """Return the sorted indices of `num_rows` rows, or of all; every label keeps its share to within one row.
+def stratified_sample(labels: NDArray[np.int64], num_rows: int, seed: int) -> NDArray[np.int64]:
+    """Return the sorted indices of `num_rows` of the labels [N], or of all; each keeps its share to within one row.
 
     Rows are shuffled within their label, then taken from the label whose share is furthest behind.
     """
-    if len(split) <= num_rows:
-        return np.arange(len(split))
-    order = np.random.default_rng(seed).permutation(len(split))
-    codes = split.labels[order]
+    if len(labels) <= num_rows:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    codes = labels[order]
     by_label = np.argsort(codes, kind="stable")
     counts = np.bincount(codes)
-    place_in_label = np.empty(len(split), np.int64)
+    place_in_label = np.empty(len(labels), np.int64)
     place_in_label[by_label] = np.concatenate([np.arange(count) for count in counts])
     progress = (place_in_label + 0.5) / counts[codes]  # 0 to 1 through the label
     chosen: NDArray[np.int64] = np.sort(order[np.argsort(progress, kind="stable")[:num_rows]])

@@ -1,8 +1,7 @@
 """Raw labels -> class numbers, in one fixed and recorded order."""
 
 import contextlib
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -12,11 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import InputError
-from serve.contract.labels import order_labels
+from serve.contract.labels import match_labels, one_spelling, order_labels
 from train_loop.config import TrainConfig
 from train_loop.rows.unsuitable_labels import MAX_FRACTIONS, a_value, are_fractions, is_several, several_labels
-
-WHOLE_NUMBER = re.compile(r"-?[0-9]+(\.0*)?")
 
 
 def encode_labels(
@@ -37,7 +34,7 @@ def encode_labels(
     distinct: dict[str, list[str]] = {split: pc.unique(column).to_pylist() for split, column in raw.items()}
     for split, found in distinct.items():
         _refuse_unsuitable(found, config, split)
-    spelling = _one_spelling(distinct["train"], {value for found in distinct.values() for value in found})
+    spelling = one_spelling(distinct["train"], {value for found in distinct.values() for value in found})
     trained = [*dict.fromkeys(spelling.get(value, value) for value in distinct["train"])]
     names, values = _label_names(features["train"], trained, config)
     known = dict(zip(values, names, strict=True))
@@ -99,27 +96,22 @@ def encode_known_labels(
 ) -> NDArray[np.int64]:
     """Return the class numbers [N] of rows to evaluate a trained model on.
 
-    A label is one of the model's, or its number if training had named numbers (`label_names`).
+    A label is one of the model's, by name or by number (`match_labels`).
 
     Raises:
         InputError: nulls, labels of a wrong type, or labels unknown to the model.
     """
     column = _raw_labels(rows, config, where, where)
     found: list[str] = pc.unique(column).to_pylist()
-    spelling = _one_spelling(labels, found)
-    known = {spelling.get(label, label): index for index, label in enumerate(labels)}
-    meant = {value: spelling.get(value, value) for value in found}
-    numerals = {str(index): index for index in range(len(labels))}
-    if not set(meant.values()) <= known.keys() and set(meant.values()) <= numerals.keys():
-        known = numerals
-    unknown = [value for value in found if meant[value] not in known]
+    numbers = match_labels(found, labels)
+    unknown = [value for value in found if value not in numbers]
     if unknown:
         first = np.flatnonzero(pc.is_in(column, value_set=pa.array(unknown, pa.string())).to_numpy())
         raise InputError(
             f"{where}, column {config.label_column!r}: labels {unknown[:5]} ({row_numbers(first)}) are not among the "
             f"model's: {', '.join(labels[:20])}; fix them, or choose the column with --label_column"
         )
-    return _numbers(column, {value: known[meant[value]] for value in found})
+    return _numbers(column, numbers)
 
 
 def _numbers(column: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.int64]:
@@ -133,23 +125,6 @@ def _class_names(rows: datasets.Dataset, column: str) -> list[str] | None:
     """Return the names of a ClassLabel."""
     feature = rows.features[column]
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-
-
-def _one_spelling(trained: Collection[str], found: Collection[str]) -> dict[str, str]:
-    """Return the label that each means: files and types write 0 also as 0.0, and true as True.
-
-    Args:
-        trained: the labels of training.
-        found: those of all rows.
-    """
-    whole = {value: value.partition(".")[0] for value in {*trained, *found} if WHOLE_NUMBER.fullmatch(value)}
-    if whole.keys() >= {*trained}:
-        return whole
-    both = {*trained, *found}
-    lower = {value.lower() for value in both}
-    if lower <= {"true", "false"} and len(lower) < len(both):
-        return {value: value.lower() for value in both}
-    return {value: number for value, number in whole.items() if value not in trained}
 
 
 def _refuse_unsuitable(labels: Sequence[str], config: TrainConfig, split: str) -> None:

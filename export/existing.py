@@ -1,0 +1,124 @@
+"""A classifier that was trained elsewhere: whether its answers fit the labels of some rows, and its temperature."""
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.console import Progress
+from export.reference import Reference
+from export.rows import Rows
+from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
+from serve.contract.labels import scores_from_logits
+from train_loop.findings.calibration import fit_temperature
+from train_loop.findings.metrics import Counts, Matrix, confusion_matrix, count_metrics, log_loss, reliability
+
+MIN_ROWS = 50
+"""On fewer labelled rows, a model's answers are not judged."""
+SIGNIFICANT = 1e-3
+"""A wrong model is one that chance would explain, or another label order one that chance would not, at this level."""
+
+
+def examined(
+    classifier: Classifier,
+    reference: Reference,
+    calibration: Rows,
+    held_out: Rows,
+    expected: NDArray[np.float32],
+    calibrate: bool,
+    progress: Progress,
+) -> Classifier:
+    """Return the contract of a classifier with its metrics, and with a temperature where the rows have labels.
+
+    Args:
+        classifier: its contract.
+        reference: answers the calibration rows.
+        calibration: rows to fit the temperature on.
+        held_out: other rows.
+        expected: the model's logits of the held-out rows [N, C].
+        calibrate: False keeps its temperature.
+        progress: where it is reported.
+
+    Raises:
+        InputError: the labels seem to be in another order, or the answers have nothing to do with the rows' labels.
+    """
+    before = classifier.temperature
+    if held_out.labels is not None:
+        _require_fitting_answers(classifier.labels, held_out, expected, progress)
+    if calibrate and calibration.labels is None:
+        progress.note(f"{calibration.name} has no labels: scores stay as the model has them")
+    elif calibrate and calibration.labels is not None:
+        fitted = fit_temperature(reference.logits(calibration), calibration.labels)
+        classifier = dataclasses.replace(classifier, temperature=fitted.temperature)
+        warning = "" if fitted.warning is None else f" ({fitted.warning})"
+        progress.note(f"temperature {fitted.temperature:.3g}, of {len(calibration):,} rows{warning}")
+    if held_out.labels is None:
+        return classifier
+    counts = Counts.of(confusion_matrix(expected.argmax(axis=1), held_out.labels, expected.shape[1]))
+    found = {name: float(value) for name, value in count_metrics(counts).items() if name in ("accuracy", "macro_f1")}
+    for suffix, temperature in (("", classifier.temperature), ("_uncalibrated", before)):
+        scores = scores_from_logits(expected, temperature)
+        found[f"log_loss{suffix}"] = log_loss(scores, held_out.labels)
+        found[f"expected_calibration_error{suffix}"] = reliability(scores, held_out.labels).expected_calibration_error
+    progress.note(
+        f"on {len(held_out):,} other rows: accuracy {found['accuracy']:.4f}, log loss "
+        f"{found['log_loss_uncalibrated']:.4f} -> {found['log_loss']:.4f}, calibration error "
+        f"{found['expected_calibration_error_uncalibrated']:.4f} -> {found['expected_calibration_error']:.4f}"
+    )
+    return dataclasses.replace(classifier, metrics=classifier.metrics | {held_out.name: found})
+
+
+def _require_fitting_answers(
+    labels: tuple[str, ...], rows: Rows, logits: NDArray[np.float32], progress: Progress
+) -> None:
+    """Check that a model's logits [N, C] fit the rows better than chance, and best in its own label order."""
+    assert rows.labels is not None
+    predicted, num_found = logits.argmax(axis=1), len(np.unique(rows.labels))
+    accuracy = float((predicted == rows.labels).mean())
+    if len(rows) < MIN_ROWS or num_found < 2:
+        progress.warn(f"{rows.name}: {len(rows)} rows, {num_found} labels: too few to recognise a wrong model")
+        return
+    if (order := _better_order(predicted, rows.labels, len(labels))) is not None:
+        named = [labels[index] for index in order]
+        better = float((order[predicted] == rows.labels).mean())
+        raise InputError(
+            f"{rows.name}: the model's labels seem to be in another order: {accuracy:.1%} of the rows are right with "
+            f"{', '.join(labels[:20])}, and {better:.1%} with {', '.join(named[:20])}; if that is the right order, "
+            f"pass --label_names {' '.join(named)}"
+        )
+    if _chance(confusion_matrix(predicted, rows.labels, len(labels))) > SIGNIFICANT:
+        most = np.bincount(rows.labels).max() / len(rows)
+        raise InputError(
+            f"{rows.name}: the model's answers have nothing to do with the rows' labels (accuracy {accuracy:.1%}, and "
+            f"{most:.1%} of the rows have the most frequent label): its weights or its tokenizer belong to another "
+            "model, or the rows to another task; pass those that belong together"
+        )
+
+
+def _better_order(predicted: NDArray[np.int64], true: NDArray[np.int64], num_labels: int) -> NDArray[np.int64] | None:
+    """Return the class that each logit means if the rows [N] show another order than the model's, else None.
+
+    The order is found on every other row and tested on the rest, so that it does not fit chance.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.stats import binomtest
+
+    matrix = confusion_matrix(predicted[::2], true[::2], num_labels)
+    # Among equals the model's own order wins: classes that no row of this half has keep their places.
+    classes, logits = linear_sum_assignment(matrix + 0.5 * np.eye(num_labels), maximize=True)
+    order = np.empty(num_labels, np.int64)
+    order[logits] = classes
+    better, own = order[predicted[1::2]] == true[1::2], predicted[1::2] == true[1::2]
+    gained, lost = int((better & ~own).sum()), int((own & ~better).sum())
+    if gained <= lost:
+        return None
+    return order if binomtest(gained, gained + lost, alternative="greater").pvalue < SIGNIFICANT else None
+
+
+def _chance(matrix: Matrix) -> float:
+    """Return how likely chance is to make predictions depend on true classes at least so much: [C, C] rows."""
+    from scipy.stats import chi2_contingency
+
+    filled = matrix[matrix.sum(axis=1) > 0][:, matrix.sum(axis=0) > 0]
+    return float(chi2_contingency(filled).pvalue) if min(filled.shape) > 1 else 1.0

@@ -1,0 +1,168 @@
+"""A classifier that was trained elsewhere, written as a run's `model/`: weights, tokenizer and contract."""
+
+import dataclasses
+from pathlib import Path
+from typing import NoReturn
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from serve.contract.bundle import BUNDLE_FILE
+from serve.contract.classifier import CLASSIFIER_FILE, Classifier, Side, read_classifier
+from serve.contract.errors import InputError
+from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.model.folder import write_model
+from train_loop.model.pretrained import load_model_config, load_tokenizer, stated_limits
+from train_loop.model.weights import load_classifier, padding_changes_answers
+
+CLASSIFIER_SUFFIX = "ForSequenceClassification"
+
+
+def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side | None = None) -> Classifier:
+    """Write a classifier as `model/` of a run, and return its contract.
+
+    The contract of a model that rawloop trained is kept; otherwise it is made from config.json and the tokenizer.
+
+    Args:
+        folder: replaced as a whole.
+        config: names the model (`model_name`, `model_revision`), the columns of its texts, and what its files do not
+            say or say wrongly (`label_names`, `max_length`).
+        padding_side: None for the tokenizer's.
+
+    Raises:
+        InputError: it is not a classifier of one label per text, lacks weights or a fast tokenizer, its files
+            contradict each other, or do not say what is needed.
+    """
+    contract = _own_contract(config)
+    model_config = load_model_config(config, "--model")
+    _require_classifier(config, model_config)
+    labels = _labels(config, model_config, contract)
+    tokenizer, longest = load_tokenizer(config, "--model")
+    if config.max_length is None and contract is None and not stated_limits(model_config, tokenizer):
+        _refuse(config, "neither config.json nor the tokenizer states the longest input; pass --max_length [tokens]")
+    if padding_side is not None:
+        # init_kwargs too: the constructor gets them again when the saved tokenizer is loaded.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = padding_side
+    model_config.id2label = dict(enumerate(labels))
+    model_config.label2id = {label: index for index, label in enumerate(labels)}
+    model = load_classifier(config, model_config, "--model")
+    _require_own_tokenizer(config, model, tokenizer)
+
+    if contract is None:
+        contract = Classifier(
+            name=Path(config.model_name).resolve().name,  # of a folder, or the Hub id without its namespace
+            labels=labels,
+            text_column=config.text_column,
+            max_length=longest,
+        )
+    contract = dataclasses.replace(
+        contract,
+        labels=labels,
+        text_column=config.text_column,
+        text_pair_column=config.text_pair_column,
+        max_length=config.max_length or min(longest, contract.max_length),
+        truncation_side=tokenizer.truncation_side,
+        padding_side=tokenizer.padding_side,
+    )
+    write_model(folder, model, None, tokenizer, contract, None)
+    return contract
+
+
+def _refuse(config: TrainConfig, reason: str) -> NoReturn:
+    raise InputError(f"--model {config.model_name}: {reason}")
+
+
+def _own_contract(config: TrainConfig) -> Classifier | None:
+    """Return the contract of a model that rawloop trained; None for others."""
+    folder = Path(config.model_name)
+    if not folder.is_dir():
+        try:
+            file = hf_hub_download(config.model_name, CLASSIFIER_FILE, revision=config.model_revision)
+        except (EntryNotFoundError, OSError, ValueError):  # a model that cannot be found is reported with config.json
+            return None
+        return read_classifier(Path(file).parent)
+    if (folder / BUNDLE_FILE).is_file():
+        _refuse(config, "a bundle, which is exported already; pass the model that it was made from")
+    if (folder / CONFIG_FILE).is_file() and (folder / "model").is_dir():
+        _refuse(config, f"a run of training; pass --run {config.model_name}")
+    return read_classifier(folder) if (folder / CLASSIFIER_FILE).is_file() else None
+
+
+def _require_classifier(config: TrainConfig, model_config: PretrainedConfig) -> None:
+    architectures = model_config.architectures or []
+    train_it = f"train one from it: rawloop train --model_name {config.model_name}"
+    if not architectures:
+        _refuse(
+            config,
+            "config.json names no `architectures`, so it may be no classifier; save the model with save_pretrained, "
+            f"or {train_it}",
+        )
+    if not architectures[0].endswith(CLASSIFIER_SUFFIX):
+        _refuse(config, f"{architectures[0]} is not a text classifier (Auto{CLASSIFIER_SUFFIX[3:]}); {train_it}")
+    if model_config.problem_type == "multi_label_classification":
+        _refuse(
+            config,
+            "a model of several labels per text (multi_label_classification), which rawloop cannot serve yet: its "
+            "scores would be wrong; Optimum exports it: optimum-cli export onnx",
+        )
+    if model_config.problem_type == "regression" or model_config.num_labels == 1:
+        _refuse(
+            config,
+            "a model of one number per text (regression), which rawloop cannot serve yet; Optimum exports it: "
+            "optimum-cli export onnx",
+        )
+
+
+def _labels(config: TrainConfig, model_config: PretrainedConfig, contract: Classifier | None) -> tuple[str, ...]:
+    """Return the label of each logit."""
+    num_labels = model_config.num_labels
+    given = tuple(config.label_names or ())
+    if given and len(given) != num_labels:
+        _refuse(config, f"--label_names has {len(given)} names, and the model {num_labels} labels; name all of them")
+    names = model_config.id2label
+    own = tuple(str(names.get(index, f"LABEL_{index}")) for index in range(num_labels))
+    labels = given or own
+    if contract is not None and contract.text_pair_column and config.text_pair_column is None:
+        _refuse(config, "trained on pairs; pass --text_pair_column with the column of the second text")
+    if contract is not None and not given and contract.labels != own:
+        _refuse(
+            config,
+            f"label order: {CLASSIFIER_FILE} has {list(contract.labels)[:10]}, config.json {list(own)[:10]}; restore "
+            "the files that were saved together",
+        )
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        _refuse(config, f"several labels are named {repeated[0]!r}; pass --label_names with a name for each")
+    return labels
+
+
+def _require_own_tokenizer(config: TrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Check that the tokenizer's ids and padding are the model's."""
+    num_tokens, num_rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    if num_tokens > num_rows:
+        _refuse(
+            config,
+            f"the tokenizer has {num_tokens:,} tokens and the model {num_rows:,}, so it belongs to another model; put "
+            "this model's tokenizer into the folder",
+        )
+    pads = model.config.pad_token_id, tokenizer.pad_token_id
+    if None not in pads and pads[0] != pads[1]:
+        _refuse(
+            config,
+            f"padding is token {pads[0]} in config.json and {pads[1]} in the tokenizer, so it belongs to another "
+            "model; put this model's tokenizer into the folder, or correct pad_token_id in config.json",
+        )
+    side: Side = tokenizer.padding_side
+    if padding_changes_answers(model, tokenizer, side):
+        other: Side = "left" if side == "right" else "right"
+        if padding_changes_answers(model, tokenizer, other):
+            _refuse(
+                config,
+                "its answers change with padding on either side; is its pad_token_id right in config.json "
+                f"({pads[0]}) and in the tokenizer ({pads[1]})?",
+            )
+        _refuse(
+            config,
+            f"padding on the {side}, as its tokenizer has it, changes its answers, and padding on the {other} does "
+            f"not; pass --padding_side {other}",
+        )
