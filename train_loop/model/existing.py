@@ -99,7 +99,7 @@ def _require_classifier(config: TrainConfig, model_config: PretrainedConfig) -> 
             f"or {train_it}",
         )
     if not architectures[0].endswith(CLASSIFIER_SUFFIX):
-        _refuse(config, f"{architectures[0]} is not a text classifier (Auto{CLASSIFIER_SUFFIX[3:]}); {train_it}")
+        _refuse(config, f"{architectures[0]} is not a text classifier (AutoModel{CLASSIFIER_SUFFIX}); {train_it}")
     if model_config.problem_type == "multi_label_classification":
         _refuse(
             config,

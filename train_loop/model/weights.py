@@ -75,7 +75,7 @@ def load_classifier(config: TrainConfig, model_config: PretrainedConfig, flag: s
     if missing:
         raise InputError(
             f"{name}: {len(missing)} weights are missing from its file, or of another shape ({_few(missing)}), so its "
-            "answers would be random; train it first: rawloop train --model_name MODEL"
+            f"answers would be random; train it first: rawloop train --model_name {config.model_name}"
         )
     if strange := _unknown_weights(model, info):
         raise InputError(
@@ -205,18 +205,28 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
 
 @torch.inference_mode()
 def padding_changes_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, side: str) -> bool:
-    """Whether the logits of a short row change with padding on a side."""
+    """Whether the logits of a short row change with padding on a side.
+
+    Raises:
+        InputError: they are others each time.
+    """
     special = set(tokenizer.all_special_ids)
     ids = [token for token in range(min(model.get_input_embeddings().num_embeddings, 64)) if token not in special][:4]
     filler = [tokenizer.pad_token_id] * 4
-    rows = [(ids, [1] * len(ids))]
-    rows += [(filler + ids, [0] * 4 + rows[0][1])] if side == "left" else [(ids + filler, rows[0][1] + [0] * 4)]
+    mask, no_mask = [1] * len(ids), [0] * len(filler)
+    padded_row = (filler + ids, no_mask + mask) if side == "left" else (ids + filler, mask + no_mask)
+    rows = [(ids, mask), (ids, mask), padded_row]
     was_training = model.training
     model.eval()
-    alone, padded = (
+    alone, again, padded = (
         model(input_ids=torch.tensor([row]), attention_mask=torch.tensor([mask])).logits for row, mask in rows
     )
     model.train(was_training)
+    if not torch.equal(alone, again):
+        raise InputError(
+            f"{model.config.model_type}: the model answers the same row differently each time, so its own code leaves "
+            "a dropout on; choose another model, or turn it off there"
+        )
     return bool((alone - padded).abs().max() > 1e-3 * alone.abs().max())
 
 

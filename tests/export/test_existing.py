@@ -1,0 +1,234 @@
+"""A classifier that rawloop did not train, from its folder to a bundle; and wrong ones, which never ship."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from existing_models import LABELS, change_config, save_existing_model, write_answered_rows
+from rich.console import Console
+from tiny_models import WORDS, tiny_tokenizer
+from tiny_runs import text_of
+
+from export.__main__ import main
+from export.console import Progress
+from export.existing import examined
+from export.odd_shapes import OddShape
+from export.reference import Reference
+from export.rows import Columns, Rows, halves, read_rows
+from serve import Predictor
+from serve.contract.bundle import BUNDLE_FILE, read_bundle
+from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
+
+# Tracing and Optimum warn about their own code.
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_existing_model(tmp_path_factory.mktemp("models") / "sentiment")
+
+
+@pytest.fixture(scope="module")
+def rows(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_answered_rows(tmp_path_factory.mktemp("rows") / "rows.csv", model)
+
+
+def test_a_folder_and_rows_become_a_bundle_that_answers_like_the_model(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(model.iterdir())
+    assert main(["--model", str(model), "--rows", str(rows), "--variants", "int8", "--no_strict"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"rows in rows.csv: \d+ to verify on; \d+ of rows.csv to calibrate on", printed)
+    assert re.search(r"other rows: accuracy 1.0000, log loss [\d.]+ -> [\d.]+, calibration error", printed)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["sentiment_onnx"]
+    assert sorted(model.iterdir()) == before
+    bundle = read_bundle(tmp_path / "sentiment_onnx")
+    record = bundle.manifest.variants["fp32"].verification
+    assert (record.split, record.accuracy, record.pytorch_accuracy) == ("rows.csv", 1.0, 1.0)
+    assert bundle.classifier.labels == LABELS
+    assert bundle.classifier.metrics["rows.csv"].keys() >= {"accuracy", "log_loss", "log_loss_uncalibrated"}
+    with rows.open(encoding="utf-8") as opened:
+        expected = [row["label"] for row in csv.DictReader(opened)]
+    with rows.open(encoding="utf-8") as opened, Predictor(bundle.folder, variant="fp32") as predictor:
+        assert [found.label for found in predictor([row["text"] for row in csv.DictReader(opened)])] == expected
+
+
+def test_texts_without_labels_prove_agreement_and_claim_no_accuracy(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "b"
+    assert main(["--model", str(model), "--texts", str(rows), "--output", str(output), "--variants", "fp32"]) == 0
+    assert "rows.csv has no labels: scores stay as the model has them" in capsys.readouterr().out
+    bundle = read_bundle(output)
+    record = bundle.manifest.variants["fp32"].verification
+    assert (record.label_agreement, record.accuracy, record.macro_f1) == (1.0, None, None)
+    assert (bundle.classifier.temperature, bundle.classifier.metrics) == (1.0, {})
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "rows of rows.csv without labels" in card
+    assert "| unknown | unknown |" in card
+
+
+def test_pairs_and_other_columns(tmp_path: Path) -> None:
+    model = save_existing_model(tmp_path / "pairs")
+    rows = write_answered_rows(tmp_path / "rows.csv", model, pairs=True)
+    renamed = rows.read_text(encoding="utf-8").replace("text,text_pair,label", "premise,hypothesis,gold", 1)
+    rows.write_text(renamed.replace("neutral", "1").replace("positive", "0").replace("negative", "2"), encoding="utf-8")
+    columns = ["--text_column", "premise", "--text_pair_column", "hypothesis", "--label_column", "gold"]
+    arguments = ["--model", str(model), "--rows", str(rows), *columns, "--no_calibrate", "--variants", "fp32"]
+    assert main([*arguments, "--output", str(tmp_path / "b")]) == 0
+    bundle = read_bundle(tmp_path / "b")
+    assert (bundle.classifier.text_column, bundle.classifier.text_pair_column) == ("premise", "hypothesis")
+    assert bundle.manifest.variants["fp32"].verification.accuracy == 1.0
+    assert bundle.classifier.temperature == 1.0
+
+
+def permuted(folder: Path) -> None:
+    names = [LABELS[1], LABELS[2], LABELS[0]]
+    change_config(folder, id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)})
+
+
+def foreign_tokenizer(folder: Path) -> None:
+    """The same number of tokens, with other ids."""
+    tokenizer = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    ids = np.random.default_rng(0).permutation(np.arange(5, 5 + len(WORDS))).tolist()
+    tokenizer["model"]["vocab"] |= dict(zip(WORDS, ids, strict=True))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (permuted, "the model's labels seem to be in another order: .* pass --label_names positive neutral negative"),
+        (foreign_tokenizer, "the model's answers have nothing to do with the rows' labels"),
+    ],
+)
+def test_a_wrong_model_never_ships(
+    model: Path,
+    rows: Path,
+    tmp_path: Path,
+    plant: Callable[[Path], None],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "sentiment")
+    plant(folder)
+    arguments = ["--model", str(folder), "--rows", str(rows), "--output", str(tmp_path / "b"), "--variants", "fp32"]
+    assert main(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".b.lock"] == ["sentiment"]
+
+
+def test_the_advice_for_permuted_labels_works(model: Path, rows: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "sentiment")
+    permuted(folder)
+    arguments = ["--model", str(folder), "--rows", str(rows), "--output", str(tmp_path / "b"), "--variants", "fp32"]
+    assert main([*arguments, "--label_names", *LABELS]) == 0
+    assert read_bundle(tmp_path / "b").classifier.labels == LABELS
+
+
+def test_a_dropout_left_on_is_named(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(
+        torch.nn.Dropout, "forward", lambda self, values: torch.nn.functional.dropout(values, 0.2, training=True)
+    )
+    assert main(["--model", str(model), "--rows", str(rows), "--output", str(tmp_path / "b")]) == 2
+    assert "its own code leaves a dropout on" in capsys.readouterr().err
+    assert not (tmp_path / "b" / BUNDLE_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([], "--model needs rows that it was not trained on: --rows with labels, or --texts without"),
+        (["--rows", "absent.csv"], "absent.csv: no such file"),
+        (
+            ["--rows", "OTHER"],
+            "line 2: label 'joy' is not one of the model's: positive, neutral, negative; in",
+        ),
+        (["--rows", "EMPTY"], "EMPTY.csv: no rows"),
+        (["--rows", "ROWS", "--label_column", "gold"], "no column 'gold'; it has 'text', 'label'. choose with"),
+        (["--rows", "ROWS", "--calibration_rows", "ROWS"], "every calibration row (rows.csv) is also one of"),
+        (["--rows", "ROWS", "--max_length", "65"], "--max_length 65:"),
+        (["--rows", "ROWS", "--label_names", "a", "b"], "--label_names has 2 names, and the model 3 labels"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    model: Path, rows: Path, tmp_path: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = {"OTHER": "text,label\na,joy\nb,positive\n", "EMPTY": "text,label\n"}
+    places = {name: tmp_path / f"{name}.csv" for name in contents} | {"ROWS": rows}
+    for name, content in contents.items():
+        places[name].write_text(content, encoding="utf-8")
+    arguments = ["--model", str(model), "--output", str(tmp_path / "b")]
+    assert main([*arguments, *(str(places.get(word, word)) for word in extra)]) == 2
+    assert message in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"OTHER.csv", "EMPTY.csv", ".b.lock"}
+
+
+def test_flags_of_a_model_are_refused_for_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(run), "--max_length", "8"]) == 2
+    assert "--max_length is for --model; a run's is in its model/classifier.json" in capsys.readouterr().err
+
+
+def test_halves_share_no_text_and_keep_the_share_of_each_label() -> None:
+    labels = np.array([0] * 90 + [1] * 30)
+    rows = Rows("rows", [text_of(number % 100) + f" w{number % 100}" for number in range(120)], labels)
+    calibration, proof = halves(rows)
+    assert not set(calibration.inputs) & set(proof.inputs)
+    assert len(calibration) + len(proof) == len(set(rows.inputs)) == 100
+    for half in (calibration, proof):
+        assert half.labels is not None
+        assert abs((half.labels == 1).mean() - 0.1) < 0.02
+
+
+def test_rows_to_calibrate_on_may_lack_labels(tmp_path: Path) -> None:
+    classifier = Classifier(name="tiny", labels=LABELS, text_column="text", max_length=8)
+    for name, content in (("a.csv", "text\nfine\n"), ("b.jsonl", '{"text": "fine"}\n')):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert read_rows(tmp_path / name, name, classifier, Columns(), may_lack_labels=True).labels is None
+        with pytest.raises(InputError, match="no column 'label'"):
+            read_rows(tmp_path / name, name, classifier, Columns())
+
+
+def test_overconfident_scores_get_a_temperature(model: Path) -> None:
+    classifier = Classifier(name="tiny", labels=LABELS, text_column="text", max_length=32)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    answered = np.where(rng.random(600) < 0.7, labels, rng.integers(0, 3, 600))
+    logits = 8.0 * np.eye(3, dtype=np.float32)[answered]  # sure of every answer; 80 % are right
+
+    class Answers(Reference):
+        def __init__(self) -> None:
+            pass
+
+        def logits(self, rows: Rows) -> np.ndarray:
+            return logits[: len(rows)]
+
+    calibration, proof = (Rows("rows", [str(n) for n in range(300)], part) for part in (labels[:300], labels[300:]))
+    progress = Progress(Console(quiet=True))
+    found = examined(classifier, Answers(), calibration, proof, logits[300:], True, progress)
+    assert found.temperature > 2.0
+    measured = found.metrics["rows"]
+    assert measured["log_loss"] < measured["log_loss_uncalibrated"]
+    assert measured["expected_calibration_error"] < 0.05 < measured["expected_calibration_error_uncalibrated"]
+
+
+def test_a_graph_far_off_on_another_padding_passes_only_if_it_minds_the_padding() -> None:
+    """int8 on positions it was not calibrated on is far off too, but nowhere near the answers without the mask."""
+    expected = np.zeros((4, 2), np.float32)
+    shape = OddShape("left", {}, expected, ignored=0.4)
+    usual = np.full((9, 2), 0.02, np.float32)
+    assert shape.problem(np.full((4, 2), 0.15, np.float32), usual) is None
+    found = shape.problem(np.full((4, 2), 0.35, np.float32), usual)
+    assert found == "padding left: logits 0.35 from PyTorch's, on the held-out rows 0.02"
