@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.exporters.versions import attention
 from export.rows import LabelledRows
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
@@ -30,7 +31,9 @@ class Reference:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._classifier = classifier
-        model, info = AutoModelForSequenceClassification.from_pretrained(model_folder, output_loading_info=True)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            model_folder, attn_implementation=attention(), output_loading_info=True
+        )
         if strange := [*info["missing_keys"], *info["unexpected_keys"]]:
             raise InputError(
                 f"{model_folder}: its weights are not those of a finished run ({', '.join(strange[:3])}); restore "
