@@ -15,6 +15,7 @@ from export.graphs import RAW_GRAPH, external_files
 OPSET = 18
 EXAMPLE = ("The quick brown fox jumps over the lazy dog.", "A fox is jumping.")
 """Two lengths, so that padding is traced."""
+CONFIG = "config.json"
 AXES = {0: "batch_size", 1: "sequence_length"}
 
 
@@ -74,10 +75,10 @@ def write_fused(graph: Path, output: Path) -> None:
 
 def _into_one_file(graph: Path) -> None:
     """Move the weights that the tracer wrote into separate files, one for each tensor, into one."""
-    files = external_files(graph)
-    if not files:
+    if not external_files(graph):
         return
     model = onnx.load(graph)
-    for name in files:
-        (graph.parent / name).unlink()
+    for path in graph.parent.iterdir():
+        if path.name not in (graph.name, CONFIG):
+            path.unlink()
     onnx.save_model(model, graph, save_as_external_data=True, location=f"{graph.name}_data")
