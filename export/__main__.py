@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from export.source import Source
 
-NEEDED = ("torch", "transformers", "optimum", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn")
+NEEDED = ("torch", "transformers", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         default="cpu",
         help="cuda also verifies on this machine's GPU: fp32 there too, fp16 only there, int8 never (default: cpu)",
     )
+    parser.add_argument(
+        "--exporter",
+        choices=("auto", "optimum", "torch"),
+        default="auto",
+        help="what exports and fuses: Optimum, which needs transformers 4, or torch and ONNX Runtime's optimizer "
+        "(default: auto, which is Optimum where it can be imported)",
+    )
     strict = parser.add_mutually_exclusive_group()
     strict.add_argument(
         "--strict",
@@ -146,6 +153,7 @@ def _export(arguments: argparse.Namespace) -> int:
         fuse=not arguments.no_fusion,
         verify_device=arguments.verify_device,
         calibrate=arguments.calibrate,
+        exporter=arguments.exporter,
     )
     output: Path = (arguments.output or _default_output(arguments)).resolve()
     if output.is_file():
@@ -154,6 +162,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise InputError(f"--output {output}: the folder has other files, and would be replaced; name a new one")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # of transformers 5, while it loads weights
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)
     with _source(arguments, output, console) as source:
         exported = export_bundle(source, output, settings, console)

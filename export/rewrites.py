@@ -116,22 +116,25 @@ def gather_early(model: onnx.ModelProto) -> list[str]:
     name_nodes(model)
     constants = _constants(model)
     for node in model.graph.node:
-        if node.op_type != "Gather" or _axis(node, 0) != 1 or node.input[0] in constants:
+        axis = _axis(node, 0)  # 0 in XLNet, whose fused graph picks before it transposes
+        if node.op_type != "Gather" or axis not in (0, 1) or node.input[0] in constants:
             continue
         index = array_of(constants[node.input[1]]) if node.input[1] in constants else np.empty(0)
-        if index.tolist() in FIRST_OR_LAST and (axes := _read_for_one_token(model, node, constants)):
+        if index.tolist() in FIRST_OR_LAST and (axes := _read_for_one_token(model, node, axis, constants)):
             _move(model, axes, constants, int(index.item()))
             return list(axes)
     return []
 
 
-def _read_for_one_token(model: onnx.ModelProto, gather: onnx.NodeProto, constants: Constants) -> dict[str, int]:
+def _read_for_one_token(
+    model: onnx.ModelProto, gather: onnx.NodeProto, gather_axis: int, constants: Constants
+) -> dict[str, int]:
     """Return the nodes that work token by token and are read only at the head's token -> token axis of their inputs."""
     readers: dict[str, set[str]] = {value.name: {""} for value in model.graph.output}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, set()).add(node.name)
-    axes = {gather.name: 1}
+    axes = {gather.name: gather_axis}
     for node in reversed(model.graph.node):  # readers come first
         read_by = {reader for name in node.output for reader in readers.get(name, ())}
         wanted = {axes.get(reader) for reader in read_by}

@@ -86,6 +86,22 @@ def test_the_layer_before_the_head_works_on_one_token(index: int, by_time: bool)
     assert normed.shape == ((1, 3, SMALL) if by_time else (3, 1, SMALL))
 
 
+def test_a_head_that_reads_by_time_is_moved_too() -> None:
+    """As in XLNet's fused graph."""
+
+    def read_by_time() -> onnx.ModelProto:
+        model = head_graph(index=-1, by_time=True)
+        (turned,) = (node for node in model.graph.node if node.name == "by_batch")
+        (head,) = (node for node in model.graph.node if node.name == "head")
+        head.input[0], head.attribute[0].i = turned.input[0], 0
+        model.graph.node.remove(turned)
+        return model
+
+    early = read_by_time()
+    assert set(gather_early(early)) >= set(LAYER) - {"by_batch"}
+    np.testing.assert_allclose(run(early)[0], run(head_graph(index=-1, by_time=True))[0], rtol=1e-6, atol=1e-6)
+
+
 def test_a_head_that_reads_another_token_is_unchanged() -> None:
     assert gather_early(head_graph(index=2)) == []
 
