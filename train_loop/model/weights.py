@@ -70,6 +70,8 @@ def load_model(
     except (OSError, ValueError, KeyError) as error:
         raise not_found(config, error) from error
     assert isinstance(model, PreTrainedModel)
+    # transformers 5 gives the two shapes besides the name
+    info["mismatched_keys"] = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     _require_encoder(config.model_name, model, info)
     name, layer = last_layer(model)
     is_new = any(key.startswith(f"{name}.") for key in (*info["missing_keys"], *info["mismatched_keys"]))
