@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-NEEDED = ("torch", "transformers", "optimum", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn")
+NEEDED = ("torch", "transformers", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         default="cpu",
         help="cuda also verifies on this machine's GPU: fp32 there too, fp16 only there, int8 never (default: cpu)",
     )
+    parser.add_argument(
+        "--exporter",
+        choices=("auto", "optimum", "torch"),
+        default="auto",
+        help="what exports and fuses: Optimum, which needs transformers 4, or torch and ONNX Runtime's optimizer "
+        "(default: auto, which is Optimum where it can be imported)",
+    )
     strict = parser.add_mutually_exclusive_group()
     strict.add_argument(
         "--strict",
@@ -103,6 +110,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raw_mask=arguments.raw_mask,
         fuse=not arguments.no_fusion,
         verify_device=arguments.verify_device,
+        exporter=arguments.exporter,
     )
     run: Path = arguments.run.resolve()
     model_folder = run / "model"
@@ -120,6 +128,7 @@ def _export(arguments: argparse.Namespace) -> int:
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # of transformers 5, while it loads weights
     console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)
     exported = export_bundle(model_folder, classifier, train, held_out, output, settings, console)
     if arguments.triton is not None:

@@ -21,7 +21,8 @@ import onnx
 from rich.console import Console
 
 from export.console import Exported, Progress
-from export.graphs import Candidate, Refused, export_graph, external_files, fuse_operators, input_names
+from export.exporters.choose import Exporter, ExporterName, choose
+from export.graphs import Candidate, Refused, external_files, input_names
 from export.int8.dynamic import quantize_dynamically
 from export.int8.quantize import instruction_set
 from export.int8.static import quantize_statically
@@ -66,6 +67,8 @@ class Settings:
     """False keeps only operators of ONNX, for TensorRT."""
     verify_device: DeviceName = "cpu"
     """cuda verifies fp32 there too, and float16 only there, where its activations may overflow; int8 is for CPUs."""
+    exporter: ExporterName = "auto"
+    """auto is Optimum where it can be imported, else torch."""
 
     def __post_init__(self) -> None:
         if problems := list(out_of_range(self)):
@@ -77,6 +80,7 @@ class Context:
     """What the steps share."""
 
     settings: Settings
+    exporter: Exporter
     judge: Judge
     train: LabelledRows
     """Rows to calibrate on."""
@@ -121,6 +125,7 @@ def export_bundle(
     """
     switch_off_telemetry()
     require_device(settings.verify_device)
+    exporter = choose(settings.exporter)
     progress = Progress(console)
     _check_held_out(held_out, train, progress)
     with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:
@@ -129,7 +134,7 @@ def export_bundle(
         expected = reference.logits(held_out)
 
         progress.step("ONNX, float32")
-        raw = export_graph(model_folder, work / "raw")
+        raw = exporter.export_graph(model_folder, work / "raw")
         copy_model_files(model_folder, staged)
         pad_token_id, pad_token_type_id = reference.tokenizer.pad_token_id, reference.tokenizer.pad_token_type_id
         encoder = Encoder(
@@ -140,7 +145,7 @@ def export_bundle(
             pad_token_type_id=pad_token_type_id,
         )
         judge = Judge(encoder, reference, held_out, expected, canary_texts(classifier))
-        context = Context(settings, judge, train, work, progress)
+        context = Context(settings, exporter, judge, train, work, progress)
 
         float32 = _fused(raw, context) if settings.fuse else Refused("not fused, as asked")
         if isinstance(float32, Refused):
@@ -162,7 +167,7 @@ def export_bundle(
         rates = rows_per_second(graphs, encoder, encoder.encode(held_out.inputs))
 
         variants = {name: copy_graph(each, staged / FILES[name]) for name, each in proved.items()}
-        write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id)
+        write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id, exporter.name)
         sizes = {name: (staged / variant.file).stat().st_size for name, variant in variants.items()}
     return Exported(output, variants, left_out, rates, sizes)
 
@@ -220,7 +225,7 @@ def _work_folder(output: Path) -> Iterator[Path]:
 def _fused(raw: Path, context: Context) -> Float32 | Refused:
     """Return the fused graph, or why the graph as exported is better."""
     context.progress.step("Fusing operators")
-    fused = fuse_operators(raw, context.work / "fused")
+    fused = context.exporter.fuse_operators(raw, context.work / "fused")
     if isinstance(fused, Refused):
         return fused
     encoder, held_out = context.judge.encoder, context.judge.rows

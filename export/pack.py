@@ -61,10 +61,15 @@ def copy_graph(proved: Proved, file: Path) -> Variant:
 
 
 def write_bundle_records(
-    staged: Path, classifier: Classifier, variants: dict[str, Variant], pad_token_id: int, pad_token_type_id: int
+    staged: Path,
+    classifier: Classifier,
+    variants: dict[str, Variant],
+    pad_token_id: int,
+    pad_token_type_id: int,
+    exporter: str,
 ) -> None:
     """Write README.md and bundle.json into a folder that holds all other files."""
-    (staged / "README.md").write_text(_bundle_card(classifier, variants, staged), encoding="utf-8")
+    (staged / "README.md").write_text(_bundle_card(classifier, variants, staged, exporter), encoding="utf-8")
     manifest = Manifest(
         name=classifier.name,
         input_names=input_names(staged / variants["fp32"].file),
@@ -77,12 +82,13 @@ def write_bundle_records(
             "cuda": "fp16" if "fp16" in variants else "fp32",
         },
         files=record_files(staged),
+        exporter=exporter,
         versions=installed_versions(RECORDED_PACKAGES),
     )
     write_manifest(staged, manifest)
 
 
-def _bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Path) -> str:
+def _bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Path, exporter: str) -> str:
     """Return the bundle's README.md: what it is, what was measured, how to load it."""
     import jinja2  # here: needed once, at the end
 
@@ -93,6 +99,8 @@ def _bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: P
         classifier=classifier,
         pair=classifier.text_pair_column is not None,
         variants=variants,
+        exporter=exporter,
+        versions=installed_versions(RECORDED_PACKAGES),
         record=variants["fp32"].verification,
         sizes={name: (folder / variant.file).stat().st_size for name, variant in variants.items()},
     )

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.exporters.versions import attention
 from export.rows import LabelledRows
 from serve.contract.classifier import Classifier
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
 from serve.contract.text import clean
 from serve.encoder import TextInput, length_sorted_batches
 
@@ -29,21 +30,27 @@ class Reference:
         # Imported here, after the command line was checked.
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        self.folder = model_folder
         self._classifier = classifier
-        model, info = AutoModelForSequenceClassification.from_pretrained(model_folder, output_loading_info=True)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            model_folder, attn_implementation=attention(), output_loading_info=True
+        )
         if strange := [*info["missing_keys"], *info["unexpected_keys"]]:
             raise InputError(
                 f"{model_folder}: its weights are not those of a finished run ({', '.join(strange[:3])}); restore "
                 "them, or train again from this folder: --model_name"
             )
         self._model: Any = model.float().eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)
+        except ValueError as error:  # a class of another transformers
+            raise InputError(f"{model_folder}: {first_line(error).rstrip('.')}. {self.tokenizer_remedy()}") from error
         self.labels = tuple(self._model.config.id2label[index] for index in range(self._model.config.num_labels))
         self.vocabulary_size = int(self._model.config.vocab_size)
 
     def logits(self, rows: LabelledRows) -> NDArray[np.float32]:
         """Return the logits of rows [N, C]."""
-        encoded = self._encode(rows.inputs)
+        encoded = self.encode(rows.inputs)
         batches = length_sorted_batches([len(ids) for ids in encoded["input_ids"]], MAX_TOKENS, MAX_ROWS)
         found = np.zeros((len(rows), len(self.labels)), np.float32)
         for batch in batches:
@@ -60,7 +67,17 @@ class Reference:
             logits: NDArray[np.float32] = self._model(**tensors).logits.numpy()
         return logits
 
-    def _encode(self, inputs: Sequence[TextInput]) -> Mapping[str, list[list[int]]]:
+    def tokenizer_remedy(self) -> str:
+        """Return what to do where this transformers does not tokenize as that which trained the model."""
+        version = self._model.config.transformers_version
+        return (
+            f"Export with the transformers that trained the model ({version}), or let this one take tokenizer.json as "
+            f'it is: in {self.folder / "tokenizer_config.json"}, set "tokenizer_class" to "PreTrainedTokenizerFast" '
+            f'and "padding_side" to "{self._classifier.padding_side}"'
+        )
+
+    def encode(self, inputs: Sequence[TextInput]) -> Mapping[str, list[list[int]]]:
+        """Return what the model takes of each input, as the transformers tokenizer makes it: input_ids, ..."""
         cleaning = self._classifier.cleaning
         parts = [(text,) if isinstance(text, str) else text for text in inputs]
         columns = [[clean(part[place], cleaning) for part in parts] for place in range(len(parts[0]))]

@@ -7,6 +7,7 @@ session, against the run's model with its transformers tokenizer.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +99,8 @@ class Judge:
         `advance` gets the number of rows done. With `right_padding_only`, no other padding is tried.
 
         Raises:
-            InputError: contract and model have different numbers of labels, or the tokenizer produces ids that the
-                model does not have.
+            InputError: contract and model have different numbers of labels, or tokenizer.json produces ids that the
+                model does not have, or others than the transformers tokenizer.
         """
         problems = contract_problems(self.encoder, self.reference)
         if len(self.encoder.classifier.labels) != len(self.reference.labels):
@@ -137,6 +138,8 @@ class Judge:
                 f"tokenizer.json produces id {unknown}, but the model has {self.reference.vocabulary_size} words: it "
                 "belongs to another model. Put this model's tokenizer into the run's model/"
             )
+        if problem := tokenizer_problem(encodings, self.reference, self.rows):
+            raise InputError(problem)  # the graph and PyTorch would answer different inputs
         return encodings
 
     @functools.cached_property
@@ -217,6 +220,25 @@ def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
             f"{reference.tokenizer.padding_side}"
         )
     return problems
+
+
+def tokenizer_problem(encodings: Sequence[Encoding], reference: Reference, rows: LabelledRows) -> str | None:
+    """Return how tokenizer.json, which is served, and the transformers tokenizer differ on the rows, or None.
+
+    transformers 5 makes parts of some tokenizers anew from their class, whatever tokenizer.json says.
+    """
+    theirs, ours = reference.encode(rows.inputs)["input_ids"], [encoding.ids.tolist() for encoding in encodings]
+    differing = [row for row in range(len(rows)) if theirs[row] != ours[row]]
+    if not differing:
+        return None
+    row = differing[0]
+    parts = zip(theirs[row], ours[row], strict=False)
+    place = next((place for place, (one, other) in enumerate(parts) if one != other), 0)
+    return (
+        f"tokenizer: {len(differing)} of {len(rows)} rows of {rows.name} get other ids from transformers "
+        f"{version('transformers')} than from tokenizer.json, such as {rows.inputs[row]!r:.60}: from token {place + 1} "
+        f"on {theirs[row][place : place + 8]} and {ours[row][place : place + 8]}. {reference.tokenizer_remedy()}"
+    )
 
 
 def missed_bounds(record: Verification, gate: Gate) -> list[str]:

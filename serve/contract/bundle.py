@@ -101,6 +101,8 @@ class Manifest:
     """Device (cpu, cuda) -> variant that serves it best."""
     files: dict[str, FileRecord]
     """File, relative to the folder -> size and hash; all files but bundle.json itself."""
+    exporter: str = ""
+    """What traced the model, `optimum` or `torch`; empty in bundles made before this was recorded."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Package -> version used for the export."""
     schema_version: int = BUNDLE_SCHEMA_VERSION

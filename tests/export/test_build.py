@@ -9,7 +9,7 @@ from exports import export_tiny_run, logits_of
 from tiny_models import ARCHITECTURES
 from tiny_runs import save_tiny_run, text_of
 
-from export.graphs import export_graph
+from export.exporters.choose import Exporter
 from export.mask_lengths import use_lengths
 from serve.contract.bundle import Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
@@ -111,12 +111,14 @@ def test_a_quantizer_that_fails_costs_only_int8(
 def test_a_graph_with_external_weights_ships_as_exported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export_with_external_weights(model_folder: Path, output: Path) -> Path:
-        graph = export_graph(model_folder, output)
+    export_graph = Exporter.export_graph
+
+    def export_with_external_weights(exporter: Exporter, model_folder: Path, output: Path) -> Path:
+        graph = export_graph(exporter, model_folder, output)
         onnx.save_model(onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
         return graph
 
-    monkeypatch.setattr("export.build.export_graph", export_with_external_weights)
+    monkeypatch.setattr(Exporter, "export_graph", export_with_external_weights)
     exported = export_tiny_run(run, tmp_path / "bundle")
     assert exported.variants["fp32"].external_files == ("weights.bin",)
     assert exported.variants["fp32"].method == "over 2 GB: exported as it is"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_bundles import VERIFICATION
 from tiny_runs import LABELS
 
+from export.__main__ import main
 from export.int8.layers import find_layers
 from export.reference import Reference
 from export.rows import read_rows
@@ -170,8 +172,49 @@ def test_a_tokenizer_of_another_vocabulary_is_caught(run: Path, bundle: Bundle, 
     shifted = dict(zip(words, numbers[1:] + numbers[:1], strict=True))
     tokenizer["model"]["vocab"] = vocabulary | shifted
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    assert any("logit difference" in s for s in judged(run, tmp_path, bundle.graph("fp32")).shortfalls)
+    with pytest.raises(InputError, match=r"tokenizer: 60 of 60 rows of validation get other ids from transformers \d"):
+        judged(run, tmp_path, bundle.graph("fp32"))
     tokenizer["model"]["vocab"] = {word: number + (word in shifted) * 5_000 for word, number in vocabulary.items()}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(InputError, match=r"produces id \d+, but the model has 74 words: it belongs to another model"):
         judged(run, tmp_path, bundle.graph("fp32"))
+
+
+def test_a_transformers_that_tokenizes_otherwise_is_caught_and_the_way_out_works(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Classes of tokenizers make parts anew: transformers 4 BERT's letter case, 5 more of more classes."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    tokenizer_json, config_json = copy / "model" / "tokenizer.json", copy / "model" / "tokenizer_config.json"
+    tokenizer = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    on = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+    tokenizer["normalizer"] = {"type": "BertNormalizer", **on}
+    tokenizer_json.write_text(json.dumps(tokenizer), encoding="utf-8")
+    config = json.loads(config_json.read_text(encoding="utf-8"))
+    config_json.write_text(
+        json.dumps({**config, "tokenizer_class": "BertTokenizerFast", "do_lower_case": False}), encoding="utf-8"
+    )
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "w1,bad\nthe GOOD food,good\nvery fine,good\n" * 8, encoding="utf-8")
+    arguments = ["--run", str(copy), "--verification_file", str(rows), "--variants", "fp32"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "tokenizer: 8 of 24 rows of rows.csv get other ids from transformers" in said
+    assert "such as 'the GOOD food': from token 3 on" in said
+    assert f"Export with the transformers that trained the model ({version('transformers')}), or" in said
+    assert f'in {config_json}, set "tokenizer_class" to "PreTrainedTokenizerFast" and "padding_side" to "right"' in said
+    assert not (copy / "onnx").exists()
+    ways_out = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
+    config_json.write_text(json.dumps({**config, **ways_out}), encoding="utf-8")
+    assert main(arguments) == 0
+
+
+@pytest.mark.skipif(version("transformers").startswith("5."), reason="takes its own class then")
+def test_a_tokenizer_class_that_transformers_lacks_is_one_message(run: Path, tmp_path: Path) -> None:
+    """transformers 5 saves `TokenizersBackend`, which 4 does not know."""
+    folder = shutil.copytree(run / "model", tmp_path / "model")
+    config_json = folder / "tokenizer_config.json"
+    config = json.loads(config_json.read_text(encoding="utf-8"))
+    config_json.write_text(json.dumps({**config, "tokenizer_class": "TokenizersBackend"}), encoding="utf-8")
+    with pytest.raises(InputError, match=r'TokenizersBackend .*Export with .* set "tokenizer_class" to "PreTrained'):
+        Reference(folder, read_classifier(folder))

@@ -1,0 +1,1 @@
+"""The ways from PyTorch to a fused ONNX graph in float32."""

@@ -1,0 +1,118 @@
+"""The choice between two exporters, and what they share: silence, and errors with a way out.
+
+Optimum knows each architecture, but only those of transformers 4. torch's exporter traces whatever model it is given.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from export.exporters import by_optimum, by_torch
+from export.exporters.versions import require_exportable
+from export.graphs import RAW_GRAPH, Refused, external_files
+from serve.contract.errors import InputError, first_line
+
+ExporterName = Literal["auto", "optimum", "torch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exporter:
+    """One way from PyTorch to a fused graph."""
+
+    name: Literal["optimum", "torch"]
+    write_graph: Callable[[Path, Path], None]
+    """(model folder, output): writes `RAW_GRAPH`, and the model's config.json, into `output`."""
+    write_fused: Callable[[Path, Path], None]
+    """(graph, output): writes the fused graph into `output`, under the same name."""
+
+    def export_graph(self, model_folder: Path, output: Path) -> Path:
+        """Export a model folder to ONNX in float32, for any batch size and length, and return the graph's path.
+
+        Above 2 GB the weights are a separate file in `output`.
+
+        Raises:
+            InputError: the architecture cannot be exported.
+        """
+        import torch
+        from transformers import AutoConfig
+
+        architecture = AutoConfig.from_pretrained(model_folder).model_type
+        with _quiet(), torch.no_grad():
+            try:
+                self.write_graph(model_folder, output)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # of the model's own code too, which the tracer runs
+                remedy = "pass --exporter torch" if self.name == "optimum" else "train another model"
+                raise InputError(
+                    f"{model_folder}: {self.name} cannot export architecture {architecture!r} ({first_line(error)}); "
+                    f"{remedy}"
+                ) from error
+        return output / RAW_GRAPH
+
+    def fuse_operators(self, graph: Path, output: Path) -> Path | Refused:
+        """Fuse the operators of an exported graph into `output`; return the new graph's path.
+
+        The attention mask stays raw: reduced to a length, it would be wrong for all but padding on the right.
+        """
+        if external_files(graph):
+            return Refused("over 2 GB: exported as it is")
+        with _quiet():
+            try:
+                self.write_fused(graph, output)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # the optimizers have no errors of their own
+                return Refused(f"not fused: {first_line(error)}")
+        return output / graph.name
+
+
+OPTIMUM = Exporter("optimum", by_optimum.write_graph, by_optimum.write_fused)
+TORCH = Exporter("torch", by_torch.write_graph, by_torch.write_fused)
+
+
+def choose(name: ExporterName) -> Exporter:
+    """Return the exporter of a name; `auto` is Optimum where it can be imported.
+
+    Raises:
+        InputError: Optimum is asked for and cannot be imported, or transformers has a version that does not export.
+    """
+    require_exportable()
+    problem = None if name == "torch" else _why_not_optimum()
+    if name == "optimum" and problem:
+        raise InputError(
+            f"--exporter optimum: Optimum cannot be imported ({problem}); pip install optimum-onnx, which brings a "
+            "transformers that it knows, or pass --exporter torch"
+        )
+    return TORCH if name == "torch" or problem else OPTIMUM
+
+
+def _why_not_optimum() -> str | None:
+    """Return why Optimum cannot be imported, or None if it can."""
+    if importlib.util.find_spec("optimum") is None:
+        return "it is not installed"
+    try:
+        with _quiet():
+            import optimum.exporters.onnx
+            import optimum.onnxruntime  # noqa: F401
+    except Exception as error:  # not only ImportError, beside a transformers that it does not know
+        return first_line(error)
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what Optimum, the tracer and the optimizer warn of, log and print; verify.py is the judge."""
+    logging.disable(logging.ERROR)  # shapes that could not be inferred
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

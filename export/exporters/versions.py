@@ -1,0 +1,29 @@
+"""What export asks of transformers: a version that it can export, and the attention that ONNX Runtime fuses."""
+
+import re
+from importlib.metadata import version
+
+from serve.contract.errors import InputError
+
+
+def require_exportable() -> None:
+    """Refuse the versions of transformers whose models were found not to export, or not to fuse.
+
+    Raises:
+        InputError: transformers is 5.0 to 5.11.
+    """
+    if (5,) <= _transformers() < (5, 12):
+        raise InputError(
+            f"transformers {version('transformers')}: models of versions 5.0 to 5.11 do not export well (5.0 fuses no "
+            "operator, 5.8 fails); pip install -U 'transformers>=5.12'"
+        )
+
+
+def attention() -> str | None:
+    """Return the attention whose traced operators ONNX Runtime fuses; None is the default of transformers."""
+    return "eager" if _transformers() >= (5,) else None
+
+
+def _transformers() -> tuple[int, ...]:
+    """Return major and minor version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version("transformers"))[:2])
