@@ -30,7 +30,6 @@ class Reference:
         # Imported here, after the command line was checked.
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.folder = model_folder
         self._classifier = classifier
         model, info = AutoModelForSequenceClassification.from_pretrained(
             model_folder, attn_implementation=attention(), output_loading_info=True
@@ -72,8 +71,8 @@ class Reference:
         version = self._model.config.transformers_version
         return (
             f"Export with the transformers that trained the model ({version}), or let this one take tokenizer.json as "
-            f'it is: in {self.folder / "tokenizer_config.json"}, set "tokenizer_class" to "PreTrainedTokenizerFast" '
-            f'and "padding_side" to "{self._classifier.padding_side}"'
+            'it is: in the model\'s tokenizer_config.json, set "tokenizer_class" to "PreTrainedTokenizerFast" and '
+            f'"padding_side" to "{self._classifier.padding_side}"'
         )
 
     def encode(self, inputs: Sequence[TextInput]) -> Mapping[str, list[list[int]]]:

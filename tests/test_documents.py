@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from places import ROOT
 
 from train_loop.command_line import parse_config
@@ -104,16 +105,43 @@ def test_no_combination_of_extras_brings_two_onnx_runtimes() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         offered = tomllib.load(file)["project"]["optional-dependencies"]
     named = extras_named_anywhere()
-    assert {"demo", "test", "bench", "cpu,server", "cpu,bench-base", "gpu,test-base"} <= named
+    assert {"demo", "test", "bench", "cpu,server", "cpu,bench-base", "gpu,export,test-base", "gpu,test-base"} <= named
     swapped = {re.sub(r"\bcpu\b", "gpu", extras) for extras in named}  # as messages offer
     runtimes = {
         extras: {"onnxruntime", "onnxruntime-gpu"} & packages_of(extras, offered)
-        for extras in {*named, *swapped, *(f"gpu,{extra}" for extra in offered if extra.endswith("-base"))}
+        for extras in {*named, *swapped, *(f"gpu,export,{extra}" for extra in offered if extra.endswith("-base"))}
     }
     assert {extras for extras, found in runtimes.items() if len(found) > 1} == set()
     for extra in ("demo", "bench", "test"):  # as for a CPU they always were
         assert runtimes[extra] == {"onnxruntime"}
-        assert packages_of(extra, offered) - {"onnxruntime"} == packages_of(f"{extra}-base", offered)
+        assert packages_of(extra, offered) - {"onnxruntime"} == packages_of(f"export,{extra}-base", offered)
+
+
+def test_optimum_comes_with_export_and_never_holds_back_transformers_5() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        offered = tomllib.load(file)["project"]["optional-dependencies"]
+    optimum = {"optimum", "optimum-onnx"}
+    for extra in ("export", "demo", "bench", "test", "dev"):
+        assert optimum <= packages_of(extra, offered)
+    for extra in ("train", *(extra for extra in offered if extra.endswith("-base"))):
+        assert not optimum & packages_of(extra, offered)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "has_optimum"),
+    [("constraints.txt", "4.57.6", True), ("constraints-transformers5.txt", "5.24.0", False)],
+)
+def test_the_constraints_hold_what_is_required_in_exact_versions(name: str, version: str, has_optimum: bool) -> None:
+    lines = [line for line in (ROOT / name).read_text("utf-8").splitlines() if not line.startswith("#")]
+    pinned = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in lines}
+    assert len(pinned) == len(lines)
+    assert pinned["transformers"] == version
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    for group in (project["dependencies"], *project["optional-dependencies"].values()):
+        for requirement in map(Requirement, group):
+            if requirement.name != "rawloop" and (has_optimum or not requirement.name.startswith("optimum")):
+                assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
 
 
 def test_the_launcher_takes_the_number_of_gpus_from_the_user_or_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The contenders of the inference benchmark: what a user would pick instead, and our variants."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,6 @@ def export_for_optimum(model: Path, target: Path) -> Path:
     Raises:
         ContenderFailed: Optimum is not installed, or cannot export this model.
     """
-    import warnings
-
     try:
         import transformers
         from optimum.onnxruntime import ORTModelForSequenceClassification

@@ -24,6 +24,8 @@ from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import Split, load_data
 
 MANY_PASSES = 10**6
+ON_5 = hasattr(TrainingArguments, "train_sampling_strategy")
+GROUP_BY_LENGTH: Message = {"train_sampling_strategy": "group_by_length"} if ON_5 else {"group_by_length": True}
 ROWS_OF_EVALUATION = 16
 """Rows of one forward pass over held-out rows: few, so that training decides the peak of memory."""
 
@@ -70,8 +72,7 @@ class HuggingFaceTrainer(PacedTraining):
                 self._trainer.train()
 
     def held_out_loss(self) -> float:
-        loss: float = self._trainer.evaluate(self._rows["validation"])["eval_loss"]
-        return loss
+        return float(self._trainer.evaluate(self._rows["validation"])["eval_loss"])
 
     def watch(self, session: Session | None) -> None:
         """Set up the instruments, once the Trainer has prepared everything."""
@@ -97,7 +98,7 @@ class HuggingFaceTrainer(PacedTraining):
             lr_scheduler_type=config.lr_schedule,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
-            group_by_length=self._group_by_length,
+            **(GROUP_BY_LENGTH if self._group_by_length else {}),
             bf16=self._bf16,
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),

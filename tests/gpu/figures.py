@@ -27,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from bench.training.trainer_worker import GROUP_BY_LENGTH
 from serve import Predictor
 from train_loop import loop
 from train_loop.run.checkpoint import TrainState
@@ -173,7 +174,7 @@ def trainer(clock: Clock, folder: Path, model: Path, texts: list[str], batch_siz
 
     settings = TrainingArguments(
         str(folder / "trainer"), num_train_epochs=1000, per_device_train_batch_size=batch_size, bf16=ON_GPU,
-        use_cpu=not ON_GPU, group_by_length=True, dataloader_num_workers=4 if ON_GPU else 0, report_to="none",
+        use_cpu=not ON_GPU, **GROUP_BY_LENGTH, dataloader_num_workers=4 if ON_GPU else 0, report_to="none",
         dataloader_pin_memory=ON_GPU, save_strategy="no", logging_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     Trainer(

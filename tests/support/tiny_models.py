@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -10,6 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+ON_TRANSFORMERS_5 = int(transformers.__version__.partition(".")[0]) >= 5
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(60)] + ["good", "bad", "fine", "not", "very", "film", "food", "the", "a"]
 MAX_POSITIONS = 64

@@ -212,6 +212,7 @@ def _cpu_has_bf16() -> bool:
 def _quieten_libraries(*, is_main: bool) -> None:
     """Keep other libraries' messages from drowning the run's own."""
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # version 5 shows one for each file it reads or writes
     datasets.logging.set_verbosity_error()
     if not is_main:
         datasets.disable_progress_bars()

@@ -6,14 +6,15 @@ from typing import NoReturn
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from tokenizers import Tokenizer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from serve.contract.bundle import BUNDLE_FILE
+from serve.contract.bundle import BUNDLE_FILE, TOKENIZER_FILE
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier, Side, read_classifier
 from serve.contract.errors import InputError
 from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.model.folder import write_model
-from train_loop.model.pretrained import load_model_config, load_tokenizer, stated_limits
+from train_loop.model.pretrained import load_model_config, load_tokenizer, resolve_model, stated_limits
 from train_loop.model.weights import load_classifier, padding_changes_answers
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
@@ -66,6 +67,12 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
         padding_side=tokenizer.padding_side,
     )
     write_model(folder, model, None, tokenizer, contract, None)
+    if (file := _own_file(config, TOKENIZER_FILE)) is not None:
+        # As it is, since transformers may save another: export compares the two on the rows.
+        backend = Tokenizer.from_file(str(file))
+        backend.no_padding()
+        backend.enable_truncation(contract.max_length, direction=contract.truncation_side)
+        backend.save(str(folder / TOKENIZER_FILE))
     return contract
 
 
@@ -76,17 +83,22 @@ def _refuse(config: TrainConfig, reason: str) -> NoReturn:
 def _own_contract(config: TrainConfig) -> Classifier | None:
     """Return the contract of a model that rawloop trained; None for others."""
     folder = Path(config.model_name)
-    if not folder.is_dir():
-        try:
-            file = hf_hub_download(config.model_name, CLASSIFIER_FILE, revision=config.model_revision)
-        except (EntryNotFoundError, OSError, ValueError):  # a model that cannot be found is reported with config.json
-            return None
-        return read_classifier(Path(file).parent)
     if (folder / BUNDLE_FILE).is_file():
         _refuse(config, "a bundle, which is exported already; pass the model that it was made from")
     if (folder / CONFIG_FILE).is_file() and (folder / "model").is_dir():
         _refuse(config, f"a run of training; pass --run {config.model_name}")
-    return read_classifier(folder) if (folder / CLASSIFIER_FILE).is_file() else None
+    file = _own_file(config, CLASSIFIER_FILE)
+    return None if file is None else read_classifier(file.parent)
+
+
+def _own_file(config: TrainConfig, name: str) -> Path | None:
+    """Return a file of the model, from its folder or the Hub."""
+    if (folder := Path(resolve_model(config.model_name, config.model_revision, "--model")[0])).is_dir():
+        return folder / name if (folder / name).is_file() else None
+    try:
+        return Path(hf_hub_download(config.model_name, name, revision=config.model_revision))
+    except (EntryNotFoundError, OSError, ValueError):  # a model that cannot be found is reported with config.json
+        return None
 
 
 def _require_classifier(config: TrainConfig, model_config: PretrainedConfig) -> None:

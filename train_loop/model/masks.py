@@ -1,45 +1,54 @@
 """Attention masks on a GPU, taken as they are given: what the feed knows, the host need not wait to find out."""
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_attn_mask_utils import AttentionMaskConverter
-
-EXPAND = "_prepare_4d_attention_mask_for_sdpa"
-"""The function of transformers that prepares a mask for torch's fused attention."""
 
 
 def take_masks_as_given(model: PreTrainedModel, pad_token_id: int) -> bool:
     """Let a model use masks without looking into them; return whether rows without padding need none.
 
-    transformers 4.57 evaluates `torch.all(mask == 1)` in each forward pass, so that the host waits for the GPU. If all
-    are ones, attention runs without a mask, which allows the flash kernel. A missing mask is worse: the tokens are
-    searched for padding, where the host waits too, and then ones are made and looked at. Here neither is looked at,
+    transformers evaluates `torch.all(mask == 1)` in each forward pass, so that the host waits for the GPU. If all are
+    ones, attention runs without a mask, which allows the flash kernel. To version 4 a missing mask is worse: the tokens
+    are searched for padding, where the host waits too, and then ones are made and looked at. Here neither is looked at,
     and without a mask attention has none. Models that do not ask are left as they are and need their mask.
 
     Call it with the model on the CPU. It changes the model and the functions of its class's module.
     """
     module = sys.modules[type(model).__module__]
-    if model.config._attn_implementation != "sdpa" or not hasattr(module, EXPAND):
+    found = [name for name in PREPARE if hasattr(module, name)]
+    if model.config._attn_implementation != "sdpa" or not found or hasattr(module, WINDOW):
         return False
-    setattr(module, EXPAND, _expand)
+    for name in found:
+        setattr(module, name, PREPARE[name])
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.warn_if_padding_and_no_attention_mask = _keep_quiet
     return _ones_are_the_default(model, pad_token_id)
 
 
-def _expand(mask: Tensor, dtype: torch.dtype, tgt_len: int | None = None) -> Tensor | None:
-    """Return a mask [B, T] as what is added to the scores of attention, [B, 1, T, T], or None.
+def _expand(mask: Tensor, *_: Any, **__: Any) -> Tensor | None:
+    """Return a mask [B, T] as the keys that each query attends to, bool [B, 1, T, T], or None.
 
     The feed's masks are whole numbers. A mask of another type is the ones that a model makes if it is given none.
     """
     if mask.is_floating_point():
         return None
-    expanded: Tensor = AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
-    return expanded
+    return mask[:, None, None, :].bool().expand(-1, 1, mask.shape[1], -1)
+
+
+def _create(config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Any:
+    """Do the same where transformers 5 calls it; a mask that is missing is None there."""
+    return None if attention_mask is None else _expand(attention_mask)
+
+
+PREPARE = {"_prepare_4d_attention_mask_for_sdpa": _expand, "create_bidirectional_mask": _create}
+"""The functions of transformers 4 and 5 that prepare a mask for torch's fused attention -> what takes their place."""
+WINDOW = "create_bidirectional_sliding_window_mask"
+"""Models with this one (ModernBERT on transformers 5) look into their mask twice, and are left as they are."""
 
 
 def _keep_quiet(input_ids: Tensor, attention_mask: Tensor | None) -> None:

@@ -107,7 +107,7 @@ def _read_weights(
         raise not_found(config, error, flag) from error
     assert isinstance(model, PreTrainedModel)
     return model, {
-        kind: [key if isinstance(key, str) else key[0] for key in info[kind]]  # some come with their two shapes
+        kind: [key if isinstance(key, str) else key[0] for key in info[kind]]  # transformers 5 adds two shapes
         for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
     }
 

@@ -103,6 +103,13 @@ def test_fsdp_in_fp16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         build_accelerator(TrainConfig(train_file="rows.csv", mixed_precision="fp16"))
 
 
+def test_loading_and_saving_a_model_shows_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    build_accelerator(TrainConfig(train_file="rows.csv", mixed_precision="no"))
+    model = AutoModelForSequenceClassification.from_pretrained(save_tiny_model(tmp_path / "model", "bert"))
+    model.save_pretrained(tmp_path / "saved")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("name", ["tf32", "cuda_graphs"])
 def test_an_option_of_gpus_is_refused_in_training_but_not_in_evaluation(name: str) -> None:
     config = TrainConfig(train_file="rows.csv", mixed_precision="no", **{name: True})
