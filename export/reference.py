@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from export.exporters.versions import attention
 from export.rows import Rows
 from serve.contract.classifier import Classifier
-from serve.contract.errors import InputError, first_line
+from serve.contract.errors import InputError
 from serve.contract.text import clean
 from serve.encoder import TextInput, length_sorted_batches
 
@@ -28,7 +28,9 @@ class Reference:
 
     def __init__(self, model_folder: Path, classifier: Classifier) -> None:
         # Imported here, after the command line was checked.
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
+
+        from train_loop.model.pretrained import read_tokenizer
 
         self._classifier = classifier
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -40,10 +42,7 @@ class Reference:
                 "them, or train again from this folder: --model_name"
             )
         self._model: Any = model.float().eval()
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)
-        except ValueError as error:  # a class of another transformers
-            raise InputError(f"{model_folder}: {first_line(error).rstrip('.')}. {self.tokenizer_remedy()}") from error
+        self.tokenizer: Any = read_tokenizer(model_folder)
         self.labels = tuple(self._model.config.id2label[index] for index in range(self._model.config.num_labels))
         self.vocabulary_size = int(self._model.config.vocab_size)
 

@@ -41,15 +41,13 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     limit_spinning()  # before torch is imported
     # Imported here, so that --help and the message about a missing extra come at once.
-    from transformers import AutoTokenizer
-
     from train_loop.config import CONFIG_FILE
     from train_loop.findings.assessment import assess
     from train_loop.findings.calibration import Calibration
     from train_loop.findings.results import print_results, write_results
     from train_loop.machine.device import build_accelerator, precision_name
     from train_loop.machine.processes import local_main_process_first, on_main_process
-    from train_loop.model.pretrained import fitting_precision
+    from train_loop.model.pretrained import fitting_precision, read_tokenizer
     from train_loop.run.progress import build_console
 
     folder = Path(arguments.run).resolve()
@@ -67,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
             f"evaluating in {precision_name(accelerator)}.",
             style="yellow",
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer = read_tokenizer(folder / "model")
     with local_main_process_first(accelerator):  # the others find the tokens cached
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
     if train is not None and fingerprint != classifier.data_fingerprint:

@@ -22,11 +22,13 @@ AXES = {0: "batch_size", 1: "sequence_length"}
 def write_graph(model_folder: Path, output: Path) -> None:
     """Export a model folder into `output`; above 2 GB its weights are one separate file."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
+
+    from train_loop.model.pretrained import read_tokenizer
 
     model: Any = AutoModelForSequenceClassification.from_pretrained(model_folder, attn_implementation=attention())
     model = model.float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = read_tokenizer(model_folder)
     example = tokenizer(list(EXAMPLE), padding=True, return_tensors="pt")
     taken = inspect.signature(model.forward).parameters
     tensors = {name: example[name] for name in example if name in taken}

@@ -135,6 +135,27 @@ def test_the_advice_for_permuted_labels_works(model: Path, rows: Path, tmp_path:
     assert read_bundle(tmp_path / "b").classifier.labels == LABELS
 
 
+def test_a_transformers_that_tokenizes_otherwise_than_the_models_file_is_named(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "sentiment")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    on = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+    tokenizer["normalizer"] = {"type": "BertNormalizer", **on}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    config_json = folder / "tokenizer_config.json"
+    config = json.loads(config_json.read_text(encoding="utf-8"))
+    own_class = {"tokenizer_class": "BertTokenizerFast", "do_lower_case": False}
+    config_json.write_text(json.dumps(config | own_class), encoding="utf-8")
+    shouted = tmp_path / "rows.csv"
+    shouted.write_text(rows.read_text(encoding="utf-8").replace("w1 ", "W1 "), encoding="utf-8")
+    arguments = ["--model", str(folder), "--rows", str(shouted), "--output", str(tmp_path / "b"), "--variants", "fp32"]
+    assert main(arguments) == 2
+    assert re.search(r"tokenizer: \d+ of \d+ rows of rows.csv get other ids from transf", capsys.readouterr().err)
+    config_json.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8")
+    assert main(arguments) == 0
+
+
 def test_a_dropout_left_on_is_named(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -196,25 +196,26 @@ def test_a_transformers_that_tokenizes_otherwise_is_caught_and_the_way_out_works
     )
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\n" + "w1,bad\nthe GOOD food,good\nvery fine,good\n" * 8, encoding="utf-8")
-    arguments = ["--run", str(copy), "--verification_file", str(rows), "--variants", "fp32"]
+    arguments = ["--run", str(copy), "--rows", str(rows), "--variants", "fp32"]
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert "tokenizer: 8 of 24 rows of rows.csv get other ids from transformers" in said
     assert "such as 'the GOOD food': from token 3 on" in said
     assert f"Export with the transformers that trained the model ({version('transformers')}), or" in said
-    assert f'in {config_json}, set "tokenizer_class" to "PreTrainedTokenizerFast" and "padding_side" to "right"' in said
+    assert 'tokenizer_config.json, set "tokenizer_class" to "PreTrainedTokenizerFast" and "padding_side" to "r' in said
     assert not (copy / "onnx").exists()
     ways_out = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
     config_json.write_text(json.dumps({**config, **ways_out}), encoding="utf-8")
     assert main(arguments) == 0
 
 
-@pytest.mark.skipif(version("transformers").startswith("5."), reason="takes its own class then")
-def test_a_tokenizer_class_that_transformers_lacks_is_one_message(run: Path, tmp_path: Path) -> None:
-    """transformers 5 saves `TokenizersBackend`, which 4 does not know."""
+def test_a_tokenizer_saved_by_transformers_5_is_read_by_4(run: Path, tmp_path: Path) -> None:
+    """5 saves the class `TokenizersBackend`, which 4 does not know."""
     folder = shutil.copytree(run / "model", tmp_path / "model")
     config_json = folder / "tokenizer_config.json"
     config = json.loads(config_json.read_text(encoding="utf-8"))
     config_json.write_text(json.dumps({**config, "tokenizer_class": "TokenizersBackend"}), encoding="utf-8")
-    with pytest.raises(InputError, match=r'TokenizersBackend .*Export with .* set "tokenizer_class" to "PreTrained'):
-        Reference(folder, read_classifier(folder))
+    reference = Reference(folder, read_classifier(folder))
+    assert reference.encode(["the GOOD food"]) == Reference(run / "model", read_classifier(folder)).encode(
+        ["the good food"]
+    )

@@ -9,6 +9,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     PretrainedConfig,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -87,7 +88,7 @@ def load_tokenizer(config: TrainConfig, flag: str = "--model_name") -> tuple[Pre
     source, revision = resolve_model(config.model_name, config.model_revision, flag)
     model_config = load_model_config(config, flag)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
+        tokenizer = read_tokenizer(source, revision)
     except Exception as error:
         if importlib.util.find_spec("sentencepiece") is None and _has_sentencepiece_model(Path(source), error):
             raise InputError(
@@ -110,6 +111,17 @@ def load_tokenizer(config: TrainConfig, flag: str = "--model_name") -> tuple[Pre
     # init_kwargs too: the constructor gets them again when the saved tokenizer is loaded.
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = _shared_inputs(model_config, tokenizer)
     return tokenizer, config.max_length or limit
+
+
+def read_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or Hub id, as transformers finds it."""
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):
+            raise
+        # The class that transformers 5 saves, and 4 does not know; both read nothing but tokenizer.json.
+        return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
 
 
 def _has_sentencepiece_model(folder: Path, error: Exception) -> bool:
