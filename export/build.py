@@ -22,7 +22,7 @@ from rich.console import Console
 
 from export.console import Exported, Progress
 from export.existing import examined
-from export.exporters.choose import Exporter, ExporterName, choose
+from export.exporters.choose import TORCH, Exporter, ExporterName, choose
 from export.graphs import Candidate, Refused, external_files, input_names
 from export.int8.dynamic import quantize_dynamically
 from export.int8.quantize import instruction_set
@@ -130,7 +130,14 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
             classifier = examined(classifier, reference, calibration, held_out, expected, settings.calibrate, progress)
 
         progress.step("ONNX, float32")
-        raw = exporter.export_graph(source.model_folder, work / "raw")
+        try:
+            raw = exporter.export_graph(source.model_folder, work / "raw")
+        except InputError:
+            if settings.exporter != "auto" or exporter is TORCH:
+                raise
+            progress.note("Optimum does not know this architecture: exported by torch")
+            exporter = TORCH
+            raw = exporter.export_graph(source.model_folder, work / "raw")
         copy_model_files(source.model_folder, staged)
         write_classifier(staged, classifier)
         pad_token_id, pad_token_type_id = reference.tokenizer.pad_token_id, reference.tokenizer.pad_token_type_id

@@ -1,8 +1,12 @@
 """What is known of a graph file: what it holds, how it was made, why it may not ship; and its float16 form."""
 
+import contextlib
 import dataclasses
+import io
+import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -34,8 +38,7 @@ def to_half(graph: Path, output: Path) -> None:
     """Write the float16 form of a graph: inputs and outputs stay float32, operators stay fused. Needs no GPU."""
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weights too small for float16 become its smallest number
+    with quiet():  # weights too small for float16 become its smallest number
         model = OnnxModel(onnx.load(graph))
         model.convert_float_to_float16(keep_io_types=True, use_symbolic_shape_infer=False)
     onnx.save(model.model, output)
@@ -65,3 +68,15 @@ def fused_operators(graph: Path) -> dict[str, int]:
     model = onnx.load(graph, load_external_data=False)
     counts = Counter(node.op_type for node in model.graph.node if node.domain == FUSED_DOMAIN)
     return dict(sorted(counts.items()))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what Optimum, the tracer and ONNX Runtime's tools warn of, log and print; verify.py is the judge."""
+    logging.disable(logging.ERROR)  # shapes that could not be inferred
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

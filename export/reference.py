@@ -67,9 +67,10 @@ class Reference:
 
     def tokenizer_remedy(self) -> str:
         """Return what to do where this transformers does not tokenize as that which trained the model."""
-        version = self._model.config.transformers_version
+        version = self._model.config.transformers_version  # of the one that saved it
+        named = f" ({version})" if version else ""
         return (
-            f"Export with the transformers that trained the model ({version}), or let this one take tokenizer.json as "
+            f"Export with the transformers that trained the model{named}, or let this one take tokenizer.json as "
             'it is: in the model\'s tokenizer_config.json, set "tokenizer_class" to "PreTrainedTokenizerFast" and '
             f'"padding_side" to "{self._classifier.padding_side}"'
         )

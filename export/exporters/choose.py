@@ -3,19 +3,15 @@
 Optimum knows each architecture, but only those of transformers 4. torch's exporter traces whatever model it is given.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from export.exporters import by_optimum, by_torch
 from export.exporters.versions import require_exportable
-from export.graphs import RAW_GRAPH, Refused, external_files
+from export.graphs import RAW_GRAPH, Refused, external_files, quiet
 from serve.contract.errors import InputError, first_line
 
 ExporterName = Literal["auto", "optimum", "torch"]
@@ -43,7 +39,7 @@ class Exporter:
         from transformers import AutoConfig
 
         architecture = AutoConfig.from_pretrained(model_folder).model_type
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             try:
                 self.write_graph(model_folder, output)
             except (OSError, MemoryError):
@@ -63,7 +59,7 @@ class Exporter:
         """
         if external_files(graph):
             return Refused("over 2 GB: exported as it is")
-        with _quiet():
+        with quiet():
             try:
                 self.write_fused(graph, output)
             except (OSError, MemoryError):
@@ -98,21 +94,9 @@ def _why_not_optimum() -> str | None:
     if importlib.util.find_spec("optimum") is None:
         return "it is not installed"
     try:
-        with _quiet():
+        with quiet():
             import optimum.exporters.onnx
             import optimum.onnxruntime  # noqa: F401
     except Exception as error:  # not only ImportError, beside a transformers that it does not know
         return first_line(error)
     return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what Optimum, the tracer and the optimizer warn of, log and print; verify.py is the judge."""
-    logging.disable(logging.ERROR)  # shapes that could not be inferred
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

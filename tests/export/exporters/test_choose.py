@@ -1,5 +1,6 @@
 """Which exporter is chosen, and what is said where none can be."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from export.__main__ import main
 from export.exporters.choose import OPTIMUM, TORCH, ExporterName, choose
 from export.exporters.versions import attention
+from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
 
 
@@ -31,6 +33,23 @@ def test_without_optimum_torch_exports_and_optimum_by_name_is_one_message(
     assert line.endswith(
         "pip install optimum-onnx, which brings a transformers that it knows, or pass --exporter torch"
     )
+
+
+def test_what_optimum_does_not_know_is_exported_by_torch(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(model_folder: Path, output: Path) -> None:
+        raise ValueError("ernie model type is not supported")
+
+    ignorant = dataclasses.replace(OPTIMUM, write_graph=fail)
+    monkeypatch.setattr("export.build.choose", lambda name: ignorant)
+    arguments = ["--run", str(run), "--output", str(tmp_path / "b"), "--variants", "fp32"]
+    assert main([*arguments, "--exporter", "optimum"]) == 2
+    assert "optimum cannot export architecture 'bert' (ernie model type is not supported); pass --exporter torch" in (
+        capsys.readouterr().err
+    )
+    assert main(arguments) == 0
+    assert read_bundle(tmp_path / "b").manifest.exporter == "torch"
 
 
 @pytest.mark.parametrize("name", ["auto", "torch"])
