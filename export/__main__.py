@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(
         lambda: _export(arguments),
         needs=NEEDED,
-        extra="export,cpu",
+        extra="export-base,cpu",
         interrupted=f"Stopped; {unchanged}.",
         after_os_error=f"{unchanged}. Make room, or pass --output with another folder",
     )

@@ -14,6 +14,13 @@ from existing_models import LABELS, change_config, save_existing_model, write_an
 from rich.console import Console
 from tiny_models import WORDS, tiny_tokenizer
 from tiny_runs import text_of
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 
 from export.__main__ import main
 from export.console import Progress
@@ -25,6 +32,8 @@ from serve import Predictor
 from serve.contract.bundle import BUNDLE_FILE, read_bundle
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
+from train_loop.config import PACKAGED_MODEL
+from train_loop.model.pretrained import resolve_model
 
 # Tracing and Optimum warn about their own code.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -89,6 +98,47 @@ def test_pairs_and_other_columns(tmp_path: Path) -> None:
     assert (bundle.classifier.text_column, bundle.classifier.text_pair_column) == ("premise", "hypothesis")
     assert bundle.manifest.variants["fp32"].verification.accuracy == 1.0
     assert bundle.classifier.temperature == 1.0
+
+
+def test_minilm_fine_tuned_by_trainer_ships_int8(tmp_path: Path) -> None:
+    """Two layers of the packaged weights, transformers' own loop, and rows of the quickstart."""
+    with (Path(__file__).parents[2] / "recipes" / "support_tickets.csv").open(encoding="utf-8", newline="") as opened:
+        tickets = [row for row in csv.DictReader(opened) if row["label"] in ("billing", "delivery", "technical_issue")]
+    labels = ("technical_issue", "delivery", "billing")
+    source = resolve_model(PACKAGED_MODEL)[0]
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_hidden_layers=2, **names)
+    tickets.sort(key=lambda row: row["text"])  # which is no order of labels
+    data = [
+        {**tokenizer(row["text"], truncation=True, max_length=48), "labels": labels.index(row["label"])}
+        for row in tickets[:200]
+    ]
+    arguments = TrainingArguments(
+        str(tmp_path / "trainer"),
+        max_steps=30,
+        per_device_train_batch_size=16,
+        learning_rate=1e-3,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    collator = DataCollatorWithPadding(tokenizer)
+    trainer = Trainer(model, arguments, train_dataset=data, data_collator=collator, processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "tickets"))
+    rows = tmp_path / "rows.csv"
+    with rows.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.DictWriter(opened, ("text", "label"))
+        writer.writeheader()
+        writer.writerows(tickets[200:])
+    arguments_of_export = ["--model", str(tmp_path / "tickets"), "--rows", str(rows), "--max_length", "64"]
+    assert main([*arguments_of_export, "--output", str(tmp_path / "b"), "--variants", "int8"]) == 0
+    record = read_bundle(tmp_path / "b").manifest.variants["int8"].verification
+    assert record.num_batch_flips == 0
+    assert record.accuracy is not None
+    assert record.accuracy > 0.6
 
 
 def permuted(folder: Path) -> None:

@@ -114,6 +114,33 @@ def test_a_graph_that_is_wrong_on_another_padding_or_shape_is_caught(
     assert any(message in shortfall for shortfall in found.shortfalls)
 
 
+class Misread:
+    """A session whose graph reads the attention mask in another way."""
+
+    def __init__(self, graph: Path, read: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._session, self._read = Session(graph), read
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        return self._session.run(inputs | {"attention_mask": self._read(inputs["attention_mask"])})
+
+
+def as_length(mask: np.ndarray) -> np.ndarray:
+    return (np.arange(mask.shape[1]) < mask.sum(axis=1, keepdims=True)).astype(np.int64)
+
+
+@pytest.mark.parametrize("gate", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("read", [np.ones_like, as_length])
+def test_a_graph_that_ignores_padding_or_where_it_is_is_caught(
+    run: Path, bundle: Bundle, gate: str, read: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    classifier = read_classifier(run / "model")
+    rows = read_rows(run / "samples" / "validation.parquet", "validation", classifier)
+    reference = Reference(run / "model", classifier)
+    judge = Judge(Encoder.from_bundle(bundle), reference, rows, reference.logits(rows), ("a film",))
+    found = judge.verify(Misread(bundle.graph("fp32"), read), GATES[gate])  # type: ignore[arg-type]
+    assert any("padding left" in shortfall for shortfall in found.shortfalls)
+
+
 def test_weights_of_other_names_are_not_taken_for_the_truth(run: Path, tmp_path: Path) -> None:
     """transformers would draw random ones in their place."""
     folder = shutil.copytree(run / "model", tmp_path / "model")
