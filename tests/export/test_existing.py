@@ -25,7 +25,6 @@ from transformers import (
 from export.__main__ import main
 from export.console import Progress
 from export.existing import examined
-from export.odd_shapes import OddShape
 from export.reference import Reference
 from export.rows import Columns, Rows, halves, read_rows
 from serve import Predictor
@@ -111,12 +110,12 @@ def test_minilm_fine_tuned_by_trainer_ships_int8(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(source, num_hidden_layers=2, **names)
     tickets.sort(key=lambda row: row["text"])  # which is no order of labels
     data = [
-        {**tokenizer(row["text"], truncation=True, max_length=48), "labels": labels.index(row["label"])}
-        for row in tickets[:200]
+        {**tokenizer(row["text"], truncation=True, max_length=32), "labels": labels.index(row["label"])}
+        for row in tickets[:160]
     ]
     arguments = TrainingArguments(
         str(tmp_path / "trainer"),
-        max_steps=30,
+        max_steps=20,
         per_device_train_batch_size=16,
         learning_rate=1e-3,
         report_to=[],
@@ -132,8 +131,8 @@ def test_minilm_fine_tuned_by_trainer_ships_int8(tmp_path: Path) -> None:
     with rows.open("w", encoding="utf-8", newline="") as opened:
         writer = csv.DictWriter(opened, ("text", "label"))
         writer.writeheader()
-        writer.writerows(tickets[200:])
-    arguments_of_export = ["--model", str(tmp_path / "tickets"), "--rows", str(rows), "--max_length", "64"]
+        writer.writerows(tickets[160:280])
+    arguments_of_export = ["--model", str(tmp_path / "tickets"), "--rows", str(rows), "--max_length", "32"]
     assert main([*arguments_of_export, "--output", str(tmp_path / "b"), "--variants", "int8"]) == 0
     record = read_bundle(tmp_path / "b").manifest.variants["int8"].verification
     assert record.num_batch_flips == 0
@@ -293,13 +292,3 @@ def test_overconfident_scores_get_a_temperature(model: Path) -> None:
     measured = found.metrics["rows"]
     assert measured["log_loss"] < measured["log_loss_uncalibrated"]
     assert measured["expected_calibration_error"] < 0.05 < measured["expected_calibration_error_uncalibrated"]
-
-
-def test_a_graph_far_off_on_another_padding_passes_only_if_it_minds_the_padding() -> None:
-    """int8 on positions it was not calibrated on is far off too, but nowhere near the answers without the mask."""
-    expected = np.zeros((4, 2), np.float32)
-    shape = OddShape("left", {}, expected, ignored=0.4)
-    usual = np.full((9, 2), 0.02, np.float32)
-    assert shape.problem(np.full((4, 2), 0.15, np.float32), usual) is None
-    found = shape.problem(np.full((4, 2), 0.35, np.float32), usual)
-    assert found == "padding left: logits 0.35 from PyTorch's, on the held-out rows 0.02"

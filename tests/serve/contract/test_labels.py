@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from scipy.special import softmax
 
-from serve.contract.labels import order_labels, scores_from_logits
+from serve.contract.labels import match_labels, order_labels, scores_from_logits
 
 numbers = st.integers(-(10**6), 10**6).map(str)
 logit_rows = st_numpy.arrays(
@@ -63,3 +63,25 @@ def test_a_higher_temperature_flattens_the_scores() -> None:
     logits = np.array([[2.0, 0.0]])
     assert scores_from_logits(logits, 4.0)[0, 0] < scores_from_logits(logits)[0, 0]
     assert scores_from_logits(logits, 4.0)[0, 0] == pytest.approx(1 / (1 + np.exp(-0.5)), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("found", "labels", "numbers"),
+    [
+        (["good", "bad"], ("bad", "good"), {"good": 1, "bad": 0}),
+        (["GOOD", "Bad"], ("bad", "good"), {"GOOD": 1, "Bad": 0}),  # in another case
+        (["a"], ("A", "a"), {"a": 1}),
+        (["B"], ("A", "a"), {}),
+        (["b", "A"], ("A", "a", "B"), {"A": 0}),  # in another case, a and A would be one
+        (["0", "2"], ("bad", "fine", "good"), {"0": 0, "2": 2}),  # by number
+        (["1.0", "0"], ("bad", "good"), {"1.0": 1, "0": 0}),
+        (["1", "2"], ("bad", "good"), {}),  # counted from 1
+        (["1", "0"], ("1", "0"), {"1": 0, "0": 1}),  # numbers that are names
+        (["True", "false"], ("false", "true"), {"True": 1, "false": 0}),
+        (["good", "1"], ("bad", "good"), {"good": 1}),  # never both
+    ],
+)
+def test_labels_of_rows_are_a_models_by_name_in_any_case_or_by_number(
+    found: list[str], labels: tuple[str, ...], numbers: dict[str, int]
+) -> None:
+    assert match_labels(found, labels) == numbers
