@@ -157,12 +157,17 @@ def test_tei_info_and_health(server: LiveServer) -> None:
 
 
 @pytest.fixture
-def inference_client(server: LiveServer) -> Iterator[Any]:
-    from huggingface_hub import InferenceClient, configure_http_backend
+def inference_client(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    import huggingface_hub
 
-    configure_http_backend(requests.Session)  # the tests' offline mode refuses this machine, too
-    yield InferenceClient(model=server.url)
-    configure_http_backend()
+    # The tests' offline mode refuses this machine, too.
+    if not hasattr(huggingface_hub, "configure_http_backend"):  # from version 1
+        monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
+        yield huggingface_hub.InferenceClient(model=server.url)
+        return
+    huggingface_hub.configure_http_backend(requests.Session)
+    yield huggingface_hub.InferenceClient(model=server.url)
+    huggingface_hub.configure_http_backend()
 
 
 def test_inference_client(inference_client: Any, bundle: Path) -> None:
