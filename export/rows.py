@@ -75,7 +75,7 @@ def read_rows(
         InputError: the file is absent, of another type, empty or malformed, lacks a column, or has an unknown label
             or no text.
     """
-    if not path.is_file():
+    if columns is None and not path.is_file():
         raise InputError(
             f"{path}: no such file; training writes it into the run (samples/). For a run of an older rawloop pass "
             "--calibration_rows and --rows"

@@ -43,7 +43,7 @@ class ModelFlags:
         Raises:
             InputError: flags contradict each other.
         """
-        fields = dataclasses.asdict(self)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelFlags)}  # not a subclass's
         del fields["padding_side"]  # of the tokenizer
         fields |= {"model_name": fields.pop("model"), "model_revision": fields.pop("revision")}
         return TrainConfig(**fields | {"train_file": str(rows)} | more)
