@@ -2,6 +2,7 @@
 
 python -m bench training  --run runs/latest --output benchmarks/training
 python -m bench inference --run runs/latest --output benchmarks/inference
+python -m bench inference --model FOLDER_OR_HUB_ID --rows_file labelled.csv
 python -m bench load      --run runs/latest --output benchmarks/load
 python -m bench quantization --run runs/latest
 python -m bench compare BEFORE.json AFTER.json
@@ -51,7 +52,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
             for file in ("before", "after"):
                 subparser.add_argument(file, type=Path, help="results.json, or its folder")
         else:
-            subparser.add_class_arguments(options[command], as_group=False)
+            subparser.add_class_arguments(options[command], as_group=False, skip={"label_names"})
+        if command == "inference":
+            subparser.add_argument("--label_names", nargs="+", help="Labels of --model in the order of the logits.")
         subcommands.add_subcommand(command, subparser, help=options[command].__doc__.splitlines()[0])
     # jsonargparse wants `--quick true`
     given = parser.parse_args([f"{word}=true" if word in ("--quick", "--self_check") else word for word in argv])

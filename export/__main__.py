@@ -185,20 +185,14 @@ def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> 
     from export.rows import Columns
     from export.source import RowFiles, source_of_existing_model, source_of_run
     from serve.contract.errors import InputError
-    from serve.contract.rows.file import given_delimiter
-    from train_loop.config import TrainConfig
+    from train_loop.model.flags import ModelFlags
 
-    columns = Columns(
-        text=arguments.text_column,
-        text_pair=arguments.text_pair_column,
-        label=None if arguments.texts else arguments.label_column,
-        delimiter=given_delimiter(arguments.delimiter),
-    )
+    columns = Columns.of(arguments, labelled=not arguments.texts)
     files = RowFiles(arguments.rows or arguments.texts, arguments.calibration_rows, columns)
-    of_model = {name: getattr(arguments, name) for name in ("revision", "label_names", "max_length", "padding_side")}
     if arguments.run is not None:
-        for name in (name for name, value in of_model.items() if value is not None):
-            raise InputError(f"--{name} is for --model; a run's is in its model/classifier.json")
+        for name in ("revision", "label_names", "max_length", "padding_side"):
+            if getattr(arguments, name) is not None:
+                raise InputError(f"--{name} is for --model; a run's is in its model/classifier.json")
         yield source_of_run(arguments.run.resolve(), files)
         return
     if files.held_out is None:
@@ -206,15 +200,7 @@ def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> 
             "--model needs rows that it was not trained on: --rows with labels, or --texts without; half of them "
             "calibrate int8, and every graph is verified on the others"
         )
-    config = TrainConfig(
-        model_name=arguments.model,
-        model_revision=arguments.revision,
-        label_names=arguments.label_names,
-        max_length=arguments.max_length,
-        text_column=arguments.text_column,
-        text_pair_column=arguments.text_pair_column,
-        train_file=str(files.held_out),
-    )
+    config = ModelFlags.of(arguments).config(files.held_out, label_column=columns.label or "")
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(console)
     with source_of_existing_model(config, arguments.padding_side, files, output.parent, progress) as source:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.labels import match_labels
-from serve.contract.rows.file import RowFile, row_format
+from serve.contract.rows.file import RowFile, given_delimiter, row_format
 from serve.contract.rows.reader import open_rows
 from serve.encoder import TextInput
 from train_loop.rows.export_samples import NUM_ROWS, stratified_sample
@@ -30,6 +31,13 @@ class Columns:
     """None if the rows have no labels."""
     delimiter: str | None = None
     """Character between the fields of csv or tsv; None for the format's own."""
+
+    @classmethod
+    def of(cls, flags: Any, *, labelled: bool = True) -> "Columns":
+        """Return those of a command's flags: `text_column`, `text_pair_column`, `label_column` and `delimiter`."""
+        label = flags.label_column if labelled else None
+        texts = {"text": flags.text_column, "text_pair": flags.text_pair_column}
+        return cls(**texts, label=label, delimiter=given_delimiter(flags.delimiter))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +75,7 @@ def read_rows(
         InputError: the file is absent, of another type, empty or malformed, lacks a column, or has an unknown label
             or no text.
     """
-    if not path.is_file():
+    if columns is None and not path.is_file():
         raise InputError(
             f"{path}: no such file; training writes it into the run (samples/). For a run of an older rawloop pass "
             "--calibration_rows and --rows"

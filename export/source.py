@@ -77,8 +77,12 @@ def source_of_existing_model(
     Raises:
         InputError: the model cannot be exported, or rows cannot be read.
     """
-    from train_loop.model.existing import write_existing_model  # it takes seconds
+    # Imported here: these take seconds.
+    import transformers
 
+    from train_loop.model.existing import write_existing_model
+
+    transformers.logging.set_verbosity_error()
     assert files.held_out is not None
     with tempfile.TemporaryDirectory(prefix=".model.", dir=work) as folder:
         progress.step(f"Reading {config.model_name}")
@@ -104,7 +108,7 @@ def rows_to_calibrate_on(source: Source, progress: Progress) -> Rows:
     """
     calibration, held_out = source.calibration, source.held_out
     if len(held_out) < FEW_ROWS:
-        progress.warn(f"{len(held_out)} held-out rows prove little; --rows takes {FEW_ROWS} or more")
+        progress.warn(f"{len(held_out)} held-out rows prove little; {FEW_ROWS} or more are better")
     others = without(calibration, held_out)
     if not len(others):
         raise InputError(

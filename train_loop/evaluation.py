@@ -1,17 +1,20 @@
-"""Evaluate a finished run on one of its splits, or on any labelled file.
+"""Evaluate a finished run on one of its splits, or a run or any classifier of transformers on a labelled file.
 
 python -m train_loop.evaluation --run runs/latest
 python -m train_loop.evaluation --run runs/latest --file rows.csv --label_column team
+python -m train_loop.evaluation --model FOLDER_OR_HUB_ID --file rows.csv
 accelerate launch -m train_loop.evaluation --run runs/latest          # on several GPUs
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +31,25 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerFast
 
-    from train_loop.config import TrainConfig
+    from train_loop.config import MixedPrecision, TrainConfig
     from train_loop.rows.data import Split
+
+COLUMN_FLAGS = ("text_column", "text_pair_column", "label_column", "delimiter")
+MODEL_FLAGS = ("revision", "label_names", "max_length", "padding_side")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is evaluated."""
+
+    name: str
+    run: Path | None
+    """None for a classifier that was trained elsewhere."""
+    config: TrainConfig
+    """Of the run, or made from the command line; with the command line's changes."""
+    precision: MixedPrecision
+    results: Path
+    """Folder to write."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -41,31 +61,102 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     limit_spinning()  # before torch is imported
     # Imported here, so that --help and the message about a missing extra come at once.
-    from train_loop.config import CONFIG_FILE
-    from train_loop.findings.assessment import assess
-    from train_loop.findings.calibration import Calibration
-    from train_loop.findings.results import print_results, write_results
     from train_loop.machine.device import build_accelerator, precision_name
-    from train_loop.machine.processes import local_main_process_first, on_main_process
-    from train_loop.model.pretrained import fitting_precision, read_tokenizer
     from train_loop.run.progress import build_console
 
-    folder = Path(arguments.run).resolve()
-    if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
-    classifier = read_classifier(folder / "model")
-    config = _config(folder, classifier, arguments)
-    own_model = dataclasses.replace(config, model_name=str(folder / "model"), model_revision=None)
-    runnable = dataclasses.replace(config, mixed_precision=fitting_precision(own_model))
+    subject = _model_of(arguments) if arguments.run is None else _run_of(arguments)
+    runnable = dataclasses.replace(subject.config, mixed_precision=subject.precision)
     accelerator = build_accelerator(runnable, for_evaluation=True)
     console = build_console(quiet=not accelerator.is_main_process)
-    if config.mixed_precision not in ("auto", accelerator.mixed_precision):
+    if subject.config.mixed_precision not in ("auto", accelerator.mixed_precision):
         console.print(
-            f"This {accelerator.device.type} does not support the run's precision, {config.mixed_precision}: "
+            f"This {accelerator.device.type} does not support the run's precision, {subject.config.mixed_precision}: "
             f"evaluating in {precision_name(accelerator)}.",
             style="yellow",
         )
-    tokenizer = read_tokenizer(folder / "model")
+    with _model_folder(subject, arguments, accelerator, console) as model_folder:
+        _evaluate(subject, arguments, model_folder, accelerator, console)
+    accelerator.end_training()
+
+
+def _run_of(arguments: argparse.Namespace) -> _Subject:
+    from train_loop.config import CONFIG_FILE
+    from train_loop.model.pretrained import fitting_precision
+
+    if given := [f"--{name}" for name in MODEL_FLAGS if getattr(arguments, name) is not None]:
+        raise InputError(f"{', '.join(given)}: for --model only; a run's are in its model/classifier.json")
+    folder = Path(arguments.run).resolve()
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
+    config = _config(folder, read_classifier(folder / "model"), arguments)
+    own_model = dataclasses.replace(config, model_name=str(folder / "model"), model_revision=None)
+    name = arguments.split or (_plain(arguments.file.stem) if arguments.file else None)
+    return _Subject(
+        name=folder.name,
+        run=folder,
+        config=config,
+        precision=fitting_precision(own_model),
+        results=_results_folder(arguments.output, folder / (f"results_{name}" if name else "results")),
+    )
+
+
+def _model_of(arguments: argparse.Namespace) -> _Subject:
+    from train_loop.model.existing import name_of, read_existing_model
+    from train_loop.model.flags import ModelFlags
+    from train_loop.model.pretrained import fitting_precision
+
+    if arguments.file is None:
+        raise InputError("--model needs --file: labelled rows that it was not trained on; only a run has its own")
+    config = ModelFlags.of(arguments).config(arguments.file, **_limit(arguments))
+    _, contract = read_existing_model(config)
+    name = name_of(config, contract)
+    return _Subject(
+        name=name,
+        run=None,
+        config=config,
+        precision=fitting_precision(config),
+        results=_results_folder(arguments.output, Path(f"results_{_plain(name)}_{_plain(arguments.file.stem)}")),
+    )
+
+
+@contextlib.contextmanager
+def _model_folder(
+    subject: _Subject, arguments: argparse.Namespace, accelerator: Accelerator, console: Console
+) -> Iterator[Path]:
+    """Yield the run's `model/`, or a folder like it that one process of each machine writes, and removes in the end."""
+    from train_loop.machine.processes import from_all_processes, local_main_process_first
+    from train_loop.model.existing import write_existing_model
+
+    if subject.run is not None:
+        yield subject.run / "model"
+        return
+    console.print(f"Reading {subject.config.model_name} ...", highlight=False, markup=False)
+    with contextlib.ExitStack() as stack:
+        folder = ""
+        with local_main_process_first(accelerator):
+            if accelerator.is_local_main_process:
+                room = next(parent for parent in subject.results.parents if parent.is_dir())
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".model.", dir=room))
+                write_existing_model(Path(folder) / "model", subject.config, arguments.padding_side)
+        writer = accelerator.process_index - accelerator.local_process_index
+        yield Path(from_all_processes(accelerator, folder)[writer]) / "model"
+
+
+def _evaluate(
+    subject: _Subject, arguments: argparse.Namespace, model_folder: Path, accelerator: Accelerator, console: Console
+) -> None:
+    from train_loop.findings.assessment import assess
+    from train_loop.findings.calibration import Calibration
+    from train_loop.findings.results import print_results, write_results
+    from train_loop.machine.processes import local_main_process_first, on_main_process
+    from train_loop.model.pretrained import read_served_tokenizer
+
+    classifier = read_classifier(model_folder)
+    config = subject.config
+    if subject.run is None:
+        labels, limit = list(classifier.labels), classifier.max_length
+        config = dataclasses.replace(config, cleaning=classifier.cleaning, label_names=labels, max_length=limit)
+    tokenizer = read_served_tokenizer(model_folder, classifier)
     with local_main_process_first(accelerator):  # the others find the tokens cached
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
     if train is not None and fingerprint != classifier.data_fingerprint:
@@ -73,13 +164,13 @@ def run(argv: Sequence[str]) -> None:
             f"The run's data has changed since training ({fingerprint[:12]}, was {classifier.data_fingerprint[:12]}).",
             style="yellow",
         )
-    logits = _logits(accelerator, folder, config, classifier, tokenizer, splits, console)
-    results = _results_folder(folder, arguments)
+    logits = _logits(accelerator, model_folder, config, classifier, tokenizer, splits, console)
 
     def examine() -> None:
         assessment = assess(
-            name=folder.name,
+            name=subject.name,
             config=config,
+            is_run=subject.run is not None,
             best_step=None,
             data_fingerprint=fingerprint,
             labels=classifier.labels,
@@ -90,25 +181,27 @@ def run(argv: Sequence[str]) -> None:
             train=train,
             notify=lambda text: console.print(text, highlight=False),
         )
-        write_results(results, assessment, folder / "logs" / "metrics.jsonl" if train is not None else None)
-        print_results(console, assessment, results)
+        log = subject.run / "logs" / "metrics.jsonl" if subject.run is not None and train is not None else None
+        write_results(subject.results, assessment, log)
+        print_results(console, assessment, subject.results)
 
     on_main_process(accelerator, examine)
-    accelerator.end_training()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train_loop.evaluation",
-        description="Evaluate a finished run on one of its splits, or on any labelled file.",
+        description="Evaluate a finished run on one of its splits, or a run or any classifier of transformers on a "
+        "labelled file.",
         allow_abbrev=False,
     )
-    parser.add_argument(
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
         "--run",
         "--run_directory",  # torchrun takes --run for an abbreviation of its own option
-        required=True,
         help="run directory, such as runs/latest; under torchrun, use --run_directory",
     )
+    subject.add_argument("--model", help="folder or Hub id of a classifier that was trained elsewhere; needs --file")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument(
         "--split", choices=("train", "validation", "test"), help="a split of the run (default: all held-out ones)"
@@ -117,16 +210,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder to write, replaced as a whole (default: RUN/results; with --split or --file, RUN/results_NAME)",
+        help="folder to write, replaced as a whole (default: RUN/results; with --split or --file, RUN/results_NAME; "
+        "with --model, results_MODEL_NAME in the current folder)",
     )
-    for name in ("text_column", "text_pair_column", "label_column", "delimiter"):
-        parser.add_argument(f"--{name}", help=f"the file's {name.replace('_', ' ')} (default: the run's)")
+    defaults = dict(zip(COLUMN_FLAGS, ("text", "none", "label", "the format's"), strict=True))
+    for name, default in defaults.items():
+        what = f"the file's {name.replace('_', ' ')}"
+        parser.add_argument(f"--{name}", help=f"{what} (default: the run's; with --model, {default})")
     parser.add_argument(
         "--max_tokens_per_forward",
         type=int,
         help="most tokens of one forward pass, padding included (default: the run's)",
     )
+    model = parser.add_argument_group("for --model", "what its files do not say, or say wrongly")
+    model.add_argument("--revision", help="branch, tag or commit on the Hub")
+    model.add_argument("--label_names", nargs="+", help="labels in the order of the logits (default: config.json's)")
+    model.add_argument("--max_length", type=int, help="longest input in tokens (default: the longest it takes)")
+    model.add_argument("--padding_side", choices=("left", "right"), help="default: the tokenizer's")
     return parser
+
+
+def _limit(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the given limit of a forward pass, as a field of `TrainConfig`."""
+    tokens = arguments.max_tokens_per_forward
+    return {} if tokens is None else {"eval_max_tokens_per_forward": tokens}
 
 
 def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace) -> TrainConfig:
@@ -135,17 +242,12 @@ def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace)
     from train_loop.config import CONFIG_FILE
 
     config = read_config(folder / CONFIG_FILE)
-    changes: dict[str, Any] = {
-        name: getattr(arguments, name)
-        for name in ("text_column", "text_pair_column", "label_column", "delimiter")
-        if getattr(arguments, name) is not None
-    }
-    if changes and arguments.file is None:
-        raise InputError(f"--{next(iter(changes))} needs --file; the columns of the run's own rows are fixed")
-    if "text_pair_column" in changes and classifier.text_pair_column is None:
+    columns = {name: getattr(arguments, name) for name in COLUMN_FLAGS if getattr(arguments, name) is not None}
+    if columns and arguments.file is None:
+        raise InputError(f"--{next(iter(columns))} needs --file; the columns of the run's own rows are fixed")
+    if "text_pair_column" in columns and classifier.text_pair_column is None:
         raise InputError("--text_pair_column: the run was trained on single texts; leave it out")
-    if arguments.max_tokens_per_forward is not None:
-        changes["eval_max_tokens_per_forward"] = arguments.max_tokens_per_forward
+    changes: dict[str, Any] = columns | _limit(arguments)
     return dataclasses.replace(config, trackers=[], resume=None, output_dir=str(folder.parent), **changes)
 
 
@@ -154,9 +256,13 @@ def _rows(
 ) -> tuple[dict[str, Split], Split | None, str]:
     """Return the splits to evaluate, the training rows unless --file names others, and the data's fingerprint."""
     from train_loop.rows.data import load_data, load_labelled_file
+    from train_loop.rows.label_codes import OTHER_COLUMN
 
     if arguments.file is not None:
-        split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, classifier.max_length)
+        remedies = OTHER_COLUMN
+        remedies += "" if arguments.model is None else ", or name the model's labels with --label_names"
+        limit = classifier.max_length
+        split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, limit, remedies)
         return {split.name: split}, None, ""
     data = load_data(config, tokenizer, classifier.max_length)
     if data.labels != classifier.labels:
@@ -173,7 +279,7 @@ def _rows(
 
 def _logits(
     accelerator: Accelerator,
-    folder: Path,
+    model_folder: Path,
     config: TrainConfig,
     classifier: Classifier,
     tokenizer: PreTrainedTokenizerFast,
@@ -185,7 +291,7 @@ def _logits(
     from train_loop.steps.feed import Collator
     from train_loop.steps.scoring import predict_logits
 
-    model = load_finished_model(folder / "model", accelerator.device)
+    model = load_finished_model(model_folder, accelerator.device)
     on_cuda = accelerator.device.type == "cuda"
     omit_masks = on_cuda and take_masks_as_given(model, int(tokenizer.pad_token_id))  # before the model moves there
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
@@ -203,16 +309,20 @@ def _logits(
     return found
 
 
-def _results_folder(folder: Path, arguments: argparse.Namespace) -> Path:
-    if arguments.output is not None:
-        output = Path(arguments.output).resolve()
-        if output.exists() and any(output.iterdir()) and not (output / "metrics.json").is_file():
-            raise InputError(
-                f"--output {arguments.output}: the folder has other files, which would be lost; choose a new one"
-            )
-        return output
-    name = arguments.split or (re.sub(r"[^\w.-]+", "_", arguments.file.stem) if arguments.file else None)
-    return folder / (f"results_{name}" if name else "results")
+def _results_folder(given: Path | None, default: Path) -> Path:
+    """Return the folder to write, which has nothing that would be lost."""
+    output = (given or default).resolve()
+    if output.is_file():
+        raise InputError(f"--output {given or default}: this is a file; name a folder")
+    if output.exists() and any(output.iterdir()) and not (output / "metrics.json").is_file():
+        raise InputError(
+            f"--output {given or default}: the folder has other files, which would be lost; choose a new one"
+        )
+    return output
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

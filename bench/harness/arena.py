@@ -49,10 +49,6 @@ class Entrant:
         """Its name, or that of the contender it is a twin of."""
         return self.name.removesuffix(TWIN)
 
-    def twin(self) -> "Entrant":
-        """Return the same contender under another name: the ratio of the two should be 1."""
-        return dataclasses.replace(self, name=f"{self.name}{TWIN}")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -209,18 +205,13 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def order_of_round(names: Sequence[str], number: int) -> list[str]:
-    """Return the order of a round: ABC, CBA, ABC, ... (ABBA for two)."""
-    return list(names) if number % 2 == 0 else list(reversed(names))
-
-
 def take_turns(
     names: Sequence[str],
     repeat: Callable[[str, int], tuple[float, float]],
     limits: Limits,
     on_failure: Callable[[str, ContenderFailed], None],
 ) -> dict[str, list[Sample]]:
-    """Measure contenders in turn until each has enough; return the samples of each.
+    """Measure contenders in turn, ABC, CBA, ABC, ..., until each has enough; return the samples of each.
 
     `repeat` does a contender's work of a round and returns its amount and its seconds; warm-ups are rounds below 0.
 
@@ -231,7 +222,7 @@ def take_turns(
     alive = list(names)
     number = -limits.warm_ups
     while number < 0 or any(not limits.are_met(samples[name]) for name in alive):
-        for name in order_of_round(alive, number):
+        for name in alive[:: 1 if number % 2 == 0 else -1]:
             try:
                 amount, seconds = repeat(name, number)
             except ContenderFailed as failure:

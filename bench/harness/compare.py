@@ -15,9 +15,7 @@ class CompareOptions:
     """What changed between two results, and whether it means anything."""
 
     before: Path
-    """results.json, or its folder."""
     after: Path
-    """results.json, or its folder."""
 
 
 def run(options: CompareOptions, command: str) -> None:

@@ -91,10 +91,8 @@ def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
 
 def git_commit(folder: Path) -> str:
     """Return the commit of a folder, with `+changes` where tracked files differ from it; empty without git."""
-    git = ("git", "-C", str(folder))
-    if not (commit := _output_of(*git, "rev-parse", "HEAD")):
-        return ""  # installed from a wheel
-    return commit + ("+changes" if _output_of(*git, "status", "--porcelain", "-uno") else "")
+    how = ("--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    return _output_of("git", "-C", str(folder), "describe", *how)
 
 
 def _output_of(*command: str) -> str:

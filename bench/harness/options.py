@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from bench.harness.arena import Arena, Entrant, Limits
+from bench.harness.arena import TWIN, Arena, Entrant, Limits
 from bench.harness.hardware import available_cores, describe_machine
 from bench.harness.processes import ContenderProcess, WorkerSpec
 from bench.harness.results import Benchmark, Fact, Measurement, Results
@@ -45,8 +45,8 @@ class CommonOptions:
 
         Lists are checked here: jsonargparse takes `--contenders+=NAME` only where the field is not `Annotated`.
         """
-        for name in ("cores", "contenders"):
-            if getattr(self, name) == []:
+        for name in ("cores", "contenders", "clients"):
+            if getattr(self, name, None) == []:
                 yield f"--{name} is empty; name one or more, or leave it out"
         if self.cores is not None and not set(self.cores) <= set(available_cores()):
             yield f"--cores {self.cores}: this process may use {list(available_cores())}"
@@ -89,7 +89,7 @@ class CommonOptions:
         chosen = [entrant for entrant in entrants if entrant.name in wanted]
         if self.self_check:
             first = next((entrant for entrant in chosen if entrant.name == headline), chosen[0])
-            chosen.append(first.twin())
+            chosen.append(dataclasses.replace(first, name=f"{first.name}{TWIN}"))
         return chosen
 
 

@@ -3,14 +3,17 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from serve.contract.classifier import read_classifier
+from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
 from serve.contract.text import clean
 from serve.encoder import TextInput
+
+if TYPE_CHECKING:
+    from export.rows import Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class Workload:
 
 
 def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
-    """Return the sample of a split that training left in the run, cleaned: cleaning it again changes nothing.
+    """Return the sample of a split that training left in the run.
 
     Raises:
         InputError: the folder is no finished run, or its sample is damaged.
@@ -69,13 +72,16 @@ def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
     classifier = read_classifier(run / "model")
     if not sample.is_file():
         raise InputError(f"{sample}: no such file; finish the run, which writes it: rawloop train --resume {run}")
-    rows = read_rows(sample, split, classifier)
+    return workload_of(read_rows(sample, f"{split} sample of {run.name}", classifier), classifier)
+
+
+def workload_of(rows: "Rows", classifier: Classifier) -> Workload:
+    """Return labelled rows as the classifier gets them: cleaned, which changes nothing the second time."""
 
     def cleaned(row: TextInput) -> TextInput:
         if isinstance(row, str):
             return clean(row, classifier.cleaning)
         return clean(row[0], classifier.cleaning), clean(row[1], classifier.cleaning)
 
-    assert rows.labels is not None  # a run's samples have them
-    labels = tuple(rows.labels.tolist())
-    return Workload(origin=f"{split} sample of {run.name}", inputs=tuple(map(cleaned, rows.inputs)), labels=labels)
+    assert rows.labels is not None
+    return Workload(origin=rows.name, inputs=tuple(map(cleaned, rows.inputs)), labels=tuple(rows.labels.tolist()))

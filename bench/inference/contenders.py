@@ -91,15 +91,14 @@ def export_for_optimum(model: Path, target: Path) -> Path:
         import transformers
         from optimum.onnxruntime import ORTModelForSequenceClassification
         from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ContenderFailed(f"Optimum's export: {first_line(error)}", "not installed") from error
 
-    transformers.logging.set_verbosity_error()
-    try:
+        transformers.logging.set_verbosity_error()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer, about constants; the export is Optimum's
             ORTModelForSequenceClassification.from_pretrained(model, export=True).save_pretrained(target)
         AutoTokenizer.from_pretrained(model).save_pretrained(target)
+    except ImportError as error:
+        raise ContenderFailed(f"Optimum's export: {first_line(error)}", "not installed") from error
     except Exception as error:  # Optimum's and torch's own, of many types, for models they do not know
         raise ContenderFailed(f"Optimum cannot export this model: {first_line(error)}", "not available") from error
     return target

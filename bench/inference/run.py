@@ -1,11 +1,11 @@
 """Inference: our predictor next to PyTorch and common pipelines, with accuracy next to every speed.
 
-    python -m bench inference --run runs/latest --output benchmarks/inference
-
 Over the rounds every row is classified alone and in batches, so agreement and flips are counted on all of them.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,14 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
-from bench.harness.arena import TWIN, Answer, Arena, Limits
+from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
 from bench.harness.report import build_console, publish
 from bench.harness.results import Fact, Measurement
 from bench.harness.samples import median_rate
-from bench.harness.workload import Workload, rows_of_run
+from bench.harness.workload import Workload, rows_of_run, workload_of
 from bench.inference.contenders import REFERENCE, ours, peers, with_export
 from bench.inference.report import inference_pictures, inference_tables
 from serve.contract.bundle import Bundle, read_bundle
@@ -29,6 +30,7 @@ from serve.contract.errors import InputError
 from serve.contract.field_limits import POSITIVE
 from serve.encoder import Encoder
 from serve.session import resolve_device
+from train_loop.model.flags import ModelFlags
 
 ALONE, BATCHED = "batch 1", "batch 32"
 Labels = NDArray[np.int64]
@@ -36,13 +38,15 @@ Labels = NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InferenceOptions(CommonOptions):
+class InferenceOptions(CommonOptions, ModelFlags):
     """Inference: our predictor next to PyTorch and pipelines."""
 
     benchmark = "inference"
 
-    run: Path
+    run: Path | None = None
     """Run directory; its model, contract and held-out rows are used."""
+    rows_file: Path | None = None
+    """Labelled rows for --model: half of them calibrate its export, and it is measured on others."""
     bundle: Path | None = None
     """Bundle of the run; null takes RUN/onnx."""
     rows: int = 2000
@@ -57,6 +61,10 @@ class InferenceOptions(CommonOptions):
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         yield from self.too_small("batch_sizes", "lengths")
+        if (self.run is None) == (self.model is None) or (self.model is None) != (self.rows_file is None):
+            yield "name either a --run, or a --model with --rows_file: labelled rows that it was not trained on"
+        elif ModelFlags.of(self) != ModelFlags() if self.run else self.bundle:
+            yield "--bundle is for --run, columns of rows and what a model's files do not say for --model; leave it out"
         if self.rows < self.num_needed_rows:
             yield f"--rows must be at least {self.num_needed_rows}, the largest of --batch_sizes, found {self.rows}"
 
@@ -83,15 +91,14 @@ def run(options: InferenceOptions, command: str) -> None:
     """Measure, print and write."""
     console = build_console()
     console.print("reading the rows", style="dim")
-    model = options.run / "model"
-    classifier = read_classifier(model)
-    bundle = read_own_bundle(options.bundle or options.run / "onnx", classifier)
-    rows = rows_of_run(options.run, "validation").sample(192 if options.quick else options.rows, options.seed)
-    rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included)")
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
-    lengths = [n for n in options.used_lengths if n <= config.get("max_position_embeddings", n)]
-    headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
-    with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder,
+        subject(options, Path(folder), console) as (model, bundle, rows),
+    ):
+        classifier = bundle.classifier
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
+        lengths = [n for n in options.used_lengths if n <= config.get("max_position_embeddings", n)]
+        headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
         settings = worker_settings(Path(folder), rows, classifier)
         optimum = Path(folder) / "optimum"
         chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, settings)], headline)
@@ -99,12 +106,12 @@ def run(options: InferenceOptions, command: str) -> None:
             arena.start()
             measurements = measure(arena, options, rows, lengths)
             add_facts(arena, options, rows, measurements)
-    encodings = Encoder.from_bundle(bundle).encode(rows.inputs)
+        encodings = Encoder.from_bundle(bundle).encode(rows.inputs)
     work: dict[str, Fact] = {
         "model": classifier.name,
         "rows": len(rows),
         "rows_digest": rows.digest,
-        "split": "validation",
+        "split": "validation" if options.rows_file is None else options.rows_file.name,
         "mean_tokens_of_a_row": round(float(np.mean([encoding.num_tokens for encoding in encodings])), 2),
         "max_length": classifier.max_length,
     }
@@ -112,16 +119,46 @@ def run(options: InferenceOptions, command: str) -> None:
     publish(results, inference_tables(results), inference_pictures(results), options.output, console)
 
 
+@contextlib.contextmanager
+def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator[tuple[Path, Bundle, Workload]]:
+    """Yield a model's folder, its bundle and held-out rows: the run's, or those of an export into `work`.
+
+    Raises:
+        InputError: they cannot be read, the model cannot be exported, or there are too few rows.
+    """
+
+    def drawn(rows: Workload) -> Workload:
+        rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included)")
+        return rows.sample(192 if options.quick else options.rows, options.seed)
+
+    if options.run is not None:
+        model = options.run / "model"
+        bundle = read_own_bundle(options.bundle or options.run / "onnx", read_classifier(model))
+        yield model, bundle, drawn(rows_of_run(options.run, "validation"))
+        return
+    from export.build import Settings, export_bundle
+    from export.console import Progress
+    from export.rows import Columns
+    from export.source import RowFiles, source_of_existing_model
+
+    assert options.rows_file is not None  # it goes with --model
+    files = RowFiles(options.rows_file, None, Columns.of(options))
+    config, progress = options.config(options.rows_file), Progress(console)
+    with source_of_existing_model(config, options.padding_side, files, work, progress) as source:
+        rows = drawn(workload_of(source.held_out, source.classifier))  # too few are reported before the export
+        exported = export_bundle(source, work / "onnx", Settings(), console)
+        yield source.model_folder, read_bundle(exported.folder), rows
+
+
 def measure(arena: Arena, options: InferenceOptions, rows: Workload, lengths: Sequence[int]) -> list[Measurement]:
     """Measure texts end to end, then only the model: on the same rows, and at fixed lengths."""
-    measurements = [m for size in options.used_batch_sizes for m in measure_texts(arena, options, rows, size)]
-    only_model = [
-        name for name in arena.alive if name.removesuffix(TWIN) != "pipeline"
-    ]  # PyTorch fp32 is its model alone
-    measurements += measure_model(
-        arena, options, "model alone, batch 32", batch_size=32, num_rows=len(rows),
-        num_parts=options.num_parts, min_seconds=0.0 if options.quick else 0.3, only=only_model,
-    )  # fmt: skip
+    measured = functools.partial(measure_rows, arena, options, num_rows=len(rows), num_parts=options.num_parts)
+    measurements: list[Measurement] = []
+    for size in options.used_batch_sizes:
+        seconds = 0.0 if options.quick else 1.0 if size in (1, 32) else 0.3
+        measurements += measured(f"batch {size}", size, seconds, end_to_end=True)
+    only_model = [name for name in arena.alive if name.removesuffix(TWIN) != "pipeline"]  # whose model is PyTorch fp32
+    measurements += measured("model alone, batch 32", 32, 0.0 if options.quick else 0.3, only=only_model)
     for length in lengths:
         arguments = {"batch_size": 8, "length": length, "min_seconds": 0.1}
         measurements += arena.measure(
@@ -142,25 +179,6 @@ def add_facts(arena: Arena, options: InferenceOptions, rows: Workload, measureme
         if m.case == BATCHED and options.hourly_price is not None:
             cost = options.hourly_price / 3600 / median_rate(m.samples) * 1e6
             arena.add_facts(m.contender, {"cost_of_a_million": cost})
-
-
-def measure_texts(arena: Arena, options: InferenceOptions, rows: Workload, size: int) -> list[Measurement]:
-    """Measure one batch size end to end; 1 and 32 classify every row."""
-    is_main = size in (1, 32)
-    part = len(rows) // options.num_parts
-    num_rows = part if is_main else min(part, max(2 * size, 32))
-
-    def arguments(_: str, number: int) -> Answer:
-        is_warm_up = number < 0
-        return {
-            "batch_size": size,
-            "first": number % options.num_parts * part,
-            "num_rows": min(num_rows, 2 * size) if is_warm_up else num_rows,
-            "min_seconds": 0.0 if is_warm_up or options.quick else 1.0 if is_main else 0.3,
-            "model_only": False,
-        }
-
-    return arena.measure(f"batch {size}", "rows", Limits(min_repeats=options.num_parts, min_seconds=0.0), arguments)
 
 
 def labels_of(arena: Arena, options: InferenceOptions, num_rows: int) -> dict[str, dict[str, Labels]]:
@@ -209,27 +227,30 @@ def worker_settings(folder: Path, rows: Workload, classifier: Classifier) -> Ans
     return {"rows_file": str(path), "max_length": classifier.max_length}
 
 
-def measure_model(
+def measure_rows(
     arena: Arena,
     options: CommonOptions,
     case: str,
+    size: int,
+    seconds: float,
     *,
-    batch_size: int,
     num_rows: int,
     num_parts: int,
-    min_seconds: float,
+    end_to_end: bool = False,
     only: Sequence[str] | None = None,
 ) -> list[Measurement]:
-    """Measure only the model, on the arrays of some batches of each part of the rows."""
+    """Measure batches of each part of the rows: only the model, or end to end; then 1 and 32 classify every row."""
     part = num_rows // num_parts
+    taken = part if end_to_end and size in (1, 32) else min(part, max(2 * size, 32))
 
     def arguments(_: str, number: int) -> Answer:
+        is_brief = end_to_end and number < 0  # the warm-up
         return {
-            "batch_size": batch_size,
+            "batch_size": size,
             "first": number % num_parts * part,
-            "num_rows": min(part, max(2 * batch_size, 32)),
-            "min_seconds": min_seconds,
-            "model_only": True,
+            "num_rows": min(taken, 2 * size) if is_brief else taken,
+            "min_seconds": 0.0 if is_brief else seconds,
+            "model_only": not end_to_end,
         }
 
     return arena.measure(case, "rows", options.limits(seconds=0.0), arguments, only=only)

@@ -43,7 +43,7 @@ class ClassifierWorker(ContenderWorker):
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
         """Return the padded arrays [B, T] of texts, not timed."""
-        raise NotImplementedError
+        return {name: array.astype(np.int64) for name, array in self.tokenize(rows, "np").items()}
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         """Return the logits [B, C] of arrays: only the model."""
@@ -132,9 +132,6 @@ class PyTorchEager(ClassifierWorker):
         labels: list[int] = self._logits(self.tokenize(rows, "pt")).argmax(-1).tolist()
         return labels
 
-    def encode(self, rows: Sequence[TextInput]) -> Arrays:
-        return {name: tensor.numpy() for name, tensor in self.tokenize(rows, "pt").items()}
-
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         tokens = {name: self._torch.from_numpy(array) for name, array in arrays.items()}
         logits: NDArray[np.float32] = self._logits(tokens).float().cpu().numpy()
@@ -180,9 +177,6 @@ class OptimumPipeline(TransformersPipeline):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.num_threads
         return ORTModelForSequenceClassification.from_pretrained(self.settings["model"], session_options=options)
-
-    def encode(self, rows: Sequence[TextInput]) -> Arrays:
-        return {name: array.astype(np.int64) for name, array in self.tokenize(rows, "np").items()}
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._model(**arrays).logits

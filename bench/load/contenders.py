@@ -44,8 +44,6 @@ class LoadOptions(CommonOptions):
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         yield from self.too_small("clients")
-        if not self.clients:
-            yield "--clients is empty; name one or more numbers, or leave it out"
 
     @property
     def served(self) -> Path | None:

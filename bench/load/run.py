@@ -1,8 +1,4 @@
-"""Load: live servers under clients that wait, and under arrivals that do not; clients share the machine's cores.
-
-python -m bench load --run runs/latest --output benchmarks/load
-python -m bench load --run runs/latest --targets+=mine=tei@http://127.0.0.1:8080
-"""
+"""Load: live servers under clients that wait, and under arrivals that do not; clients share the machine's cores."""
 
 import dataclasses
 from collections import Counter

@@ -1,7 +1,5 @@
 """Quantization: our int8 next to the other ways to quantize a graph to 8 bits, on the same model and rows.
 
-    python -m bench quantization --run runs/latest --output benchmarks/quantization
-
 Only the model is timed, in order of arrival; every row's label is compared with PyTorch's, and alone with in batches.
 """
 
@@ -21,7 +19,7 @@ from bench.harness.samples import median_rate
 from bench.harness.workload import Workload, rows_of_run
 from bench.inference.contenders import REFERENCE, pytorch, worker_spec
 from bench.inference.report import trade_off_picture
-from bench.inference.run import judge, measure_model, read_own_bundle, worker_settings
+from bench.inference.run import judge, measure_rows, read_own_bundle, worker_settings
 from bench.quantization.graphs import WAYS, Sources, make_graphs
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
@@ -72,14 +70,12 @@ def run(options: QuantizationOptions, command: str) -> None:
             found = {
                 name: [arena.call(name, "logits", batch_size=size) for size in (1, 32)] for name in list(arena.alive)
             }
+            seconds = 0.1 if options.quick else 0.5
             measurements = [
                 m
                 for size in BATCH_SIZES
-                for m in measure_model(
-                    arena, options, f"batch {size}", batch_size=size, num_rows=len(rows), num_parts=10,
-                    min_seconds=0.1 if options.quick else 0.5,
-                )
-            ]  # fmt: skip
+                for m in measure_rows(arena, options, f"batch {size}", size, seconds, num_rows=len(rows), num_parts=10)
+            ]
             for name, facts in quality(found, rows, classifier.temperature).items():
                 arena.add_facts(name, facts)
             for each in chosen:

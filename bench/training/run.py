@@ -1,7 +1,5 @@
 """Training: our loop next to transformers' Trainer, on the same model, rows, batch size, optimizer and precision.
 
-    python -m bench training --run runs/latest --output benchmarks/training
-
 The timed unit is real tokens a second: repeats hold different rows, whose lengths would decide the rows a second.
 """
 

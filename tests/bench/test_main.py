@@ -48,7 +48,7 @@ def test_compare_takes_two_files() -> None:
     assert (module, options.before, options.after) == ("bench.harness.compare", Path("a.json"), Path("b"))
 
 
-@pytest.mark.parametrize("argv", [[], ["inference"], ["racing"], ["training", "--run", "x", "--laps", "3"]])
+@pytest.mark.parametrize("argv", [[], ["load"], ["racing"], ["training", "--run", "x", "--laps", "3"]])
 def test_an_unknown_or_missing_argument_exits_with_status_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(argv)

@@ -153,3 +153,123 @@ def test_the_command_runs_as_a_module_on_several_processes(
     ]
     assert of_test[0] == of_test[1] != []
     assert several["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def existing(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the model of the run as others save theirs: without a contract, a card or names of labels."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "their-model"
+    shutil.copytree(finished / "model", folder, ignore=shutil.ignore_patterns("classifier.json", "README.md"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_a_model_that_was_trained_elsewhere_gets_the_report_that_a_run_gets(
+    finished: Path,
+    existing: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write(tmp_path / "new rows.csv", labelled_rows(60), ("message", "team"))
+    file = ["--file", str(rows), "--text_column", "message", "--label_column", "team"]
+    assert evaluate(["--run", str(finished), *file]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in existing.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(["--model", str(existing), *file, "--label_names", "bad", "good"]) == 0
+    assert f"Reading {existing}" in capsys.readouterr().out.replace("\n", "")
+    folder, of_run = tmp_path / "results_their-model_new_rows", finished / "results_new_rows"
+    assert {path.name for path in tmp_path.iterdir()} == {rows.name, folder.name}
+    assert {path.name: path.stat().st_mtime_ns for path in existing.iterdir()} == before
+    assert {path.name for path in folder.iterdir()} == {path.name for path in of_run.iterdir()}
+    found, expected = metrics_of(folder), metrics_of(of_run)
+    assert (found["run"], found["best_step"], found["model"], found["temperature"]) == (None, None, str(existing), 1.0)
+    assert found["splits"]["new rows"]["rows"] == 60  # type: ignore[index]
+    for name in ("classes.csv", "confusion.csv"):
+        assert (folder / name).read_text().splitlines()[0] == (of_run / name).read_text().splitlines()[0]
+    of_both = [each["splits"]["new rows"]["metrics"] for each in (found, expected)]  # type: ignore[index]
+    for metric in ("accuracy", "macro_f1", "log_loss_uncalibrated"):
+        assert of_both[0][metric] == pytest.approx(of_both[1][metric], abs=1e-6)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<h1>their-model</h1>" in page
+    assert "<code>max_length</code></td><td><code>64</code>" in page
+    for untrue in ("learning_rate", "near duplicate", "Near duplicates", "training row", "fingerprint", "split, "):
+        assert untrue not in page
+
+
+def test_a_model_that_rawloop_trained_keeps_its_temperature_and_its_name(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train_loop.findings.results.draw_all", lambda *_: [])
+    rows = write(tmp_path / "rows.csv", labelled_rows(20))
+    output = tmp_path / "new" / "results"
+    assert evaluate(["--model", str(finished / "model"), "--file", str(rows), "--output", str(output)]) == 0
+    assert metrics_of(output)["temperature"] == read_classifier(finished / "model").temperature
+    assert "<h1>run</h1>" in (output / "report.html").read_text(encoding="utf-8")
+    assert [path.name for path in output.parent.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "no/such-model", "--file", "ROWS"], "--model no/such-model: could not be loaded"),
+        (["--model", "EMPTY", "--file", "ROWS"], "the folder has no config.json"),
+        (["--model", "ENCODER", "--file", "ROWS"], "BertModel is not a text classifier"),
+        (["--model", "RUN", "--file", "ROWS"], "a run of training; pass --run"),
+        (["--model", "BUNDLE", "--file", "ROWS"], "a bundle, which is exported already"),
+        (["--model", "MODEL"], "--model needs --file: labelled rows"),
+        (["--model", "MODEL", "--split", "test"], "--model needs --file: labelled rows"),
+        (["--model", "MODEL", "--file", "absent.csv"], "absent.csv: no such file"),
+        (["--model", "MODEL", "--file", "ROWS"], "or name the model's labels with --label_names"),
+        (["--model", "MODEL", "--file", "ROWS", "--label_names", "one"], "--label_names must be two or more"),
+        (["--model", "MODEL", "--file", "ROWS", "--max_length", "9999"], "takes at most 64 tokens; lower it"),
+        (["--model", "MODEL", "--file", "ROWS", "--output", "ROWS"], "this is a file; name a folder"),
+        (
+            ["--run", "RUN", "--label_names", "a", "b", "--max_length", "8"],
+            "--label_names, --max_length: for --model only; a run's are in its model/classifier.json",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_is_reported_in_one_message(
+    finished: Path,
+    existing: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("empty", "encoder", "bundle"):
+        (tmp_path / name).mkdir()
+    config = json.loads((existing / "config.json").read_text(encoding="utf-8")) | {"architectures": ["BertModel"]}
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "bundle" / "bundle.json").write_text("{}", encoding="utf-8")
+    rows = write(tmp_path / "rows.csv", labelled_rows(4))
+    places = {"ROWS": rows, "RUN": finished, "MODEL": existing}
+    places |= {name.upper(): tmp_path / name for name in ("empty", "encoder", "bundle")}
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert evaluate([str(places.get(word, word)) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [[], ["--run", "run", "--model", "model"]])
+def test_either_a_run_or_a_model_is_evaluated(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        evaluate([*words, "--file", "rows.csv"])
+    assert caught.value.code == 2
+
+
+def test_two_processes_share_one_copy_of_a_model_and_leave_none(finished: Path, existing: Path, tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.csv", labelled_rows(11))
+    words = ["train_loop.evaluation", "--model", str(existing), "--file", str(rows), "--label_names", "bad", "good"]
+    ended = on_processes(2, "scenarios:command", {"words": [*words, "--output", str(tmp_path / "out")]})
+    assert [process["status"] for process in ended] == [0, 0], ended[0]["errors"]
+    assert metrics_of(tmp_path / "out")["splits"]["rows"]["rows"] == 11  # type: ignore[index]
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "out"}

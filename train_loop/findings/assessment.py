@@ -58,6 +58,11 @@ class SplitMetrics:
     """Without the temperature."""
     after: Reliability
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a temperature has changed the scores."""
+        return self.values["log_loss"] != self.values["log_loss_uncalibrated"]
+
     def shown(self, metric: str) -> str:
         """Return a metric as text, with its interval if it has one."""
         low, high = self.intervals.get(metric, (math.nan, math.nan))
@@ -76,7 +81,9 @@ class Assessment:
     """The content of `results/`."""
 
     name: str
-    """Name of the run."""
+    """Name of the run, or of the classifier."""
+    is_run: bool
+    """False for a classifier that rawloop did not train here."""
     model_name: str
     best_step: int | None
     data_fingerprint: str
@@ -109,6 +116,7 @@ def assess(
     tokenizer: PreTrainedTokenizerFast,
     train: Split | None,
     notify: Callable[[str], None],
+    is_run: bool = True,
 ) -> Assessment:
     """Compute metrics, slices and findings of splits from their logits [N, C].
 
@@ -145,6 +153,7 @@ def assess(
             )
     return Assessment(
         name=name,
+        is_run=is_run,
         model_name=config.model_name,
         best_step=best_step,
         data_fingerprint=data_fingerprint,

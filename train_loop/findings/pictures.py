@@ -185,19 +185,19 @@ def _curves_figure(
 
 
 def reliability_figure(metrics: SplitMetrics, title: str) -> Figure:
-    """Draw accuracy by score, before and after calibration, over a histogram of the scores."""
+    """Draw accuracy by score, before and after calibration if there was one, over a histogram of the scores."""
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfectly calibrated")
     edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
-    for found, name, colour, marker in (
-        (metrics.before, "before", COLOURS[1], "o--"),
-        (metrics.after, "after", COLOURS[0], "s-"),
-    ):
+    curves = [(metrics.after, "after calibration" if metrics.is_calibrated else "the scores", COLOURS[0], "s-")]
+    if metrics.is_calibrated:
+        curves.insert(0, (metrics.before, "before calibration", COLOURS[1], "o--"))
+    for found, name, colour, marker in curves:
         filled = found.num_rows > 0
-        label = f"{name} calibration (error {found.expected_calibration_error:.3f})"
+        label = f"{name} (error {found.expected_calibration_error:.3f})"
         axes.plot(found.scores[filled], found.accuracies[filled], marker, color=colour, markersize=5, label=label)
-        counts.stairs(found.num_rows, edges, color=colour, linestyle="--" if name == "before" else "-")
+        counts.stairs(found.num_rows, edges, color=colour, linestyle=marker[1:])
     axes.set(ylabel="accuracy", title=f"Reliability · {title}", xlim=(0, 1), ylim=(0, 1.02))
     counts.set(xlabel="score of the predicted label", ylabel="rows")
     axes.grid(color="0.9")

@@ -13,6 +13,11 @@ from train_loop.findings.near_duplicates import THRESHOLD
 from train_loop.findings.predictions import misclassified_rows
 
 HEADLINE_METRICS = ("accuracy", "macro_f1", "matthews_correlation", "log_loss", "expected_calibration_error")
+MODEL_FIELDS = (
+    *("model_name", "model_revision", "text_column", "text_pair_column", "label_column", "delimiter"),
+    *("label_names", "cleaning", "max_length"),
+)
+"""Fields of the configuration that say something of a model that was trained elsewhere."""
 MAX_MISTAKES = 25
 MAX_FINDINGS = 40
 MAX_TEXT_LENGTH = 600
@@ -20,7 +25,7 @@ PICTURES = {
     "confusion_matrix.png": "Confusion matrix",
     "roc.png": "ROC curve of each class",
     "pr.png": "Precision-recall curve of each class",
-    "reliability.png": "Reliability of the scores before and after calibration",
+    "reliability.png": "Reliability of the scores",
     "training.png": "Loss, validation metrics and learning rate by step",
 }
 
@@ -85,7 +90,12 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
         }
         | collections.Counter(finding.kind for finding in assessment.findings),
         "duplicate_threshold": THRESHOLD,
-        "configuration": dataclasses.asdict(assessment.config),
+        "compared_with_training": assessment.compared_with_training,
+        "configuration": {
+            name: value
+            for name, value in dataclasses.asdict(assessment.config).items()
+            if assessment.is_run or name in MODEL_FIELDS
+        },
         "fingerprint": assessment.data_fingerprint,
     }
 

@@ -51,12 +51,12 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
         table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
     for metric in SHOWN_METRICS:
         table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
-    errors = [
-        f"{found.values['expected_calibration_error_uncalibrated']:.4f} -> "
-        f"{found.values['expected_calibration_error']:.4f}"
-        for found in assessment.metrics.values()
-    ]
-    table.add_row("calibration error, before -> after", *errors)
+    errors = [found.shown("expected_calibration_error") for found in assessment.metrics.values()]
+    if any(found.is_calibrated for found in assessment.metrics.values()):
+        before = (found.shown("expected_calibration_error_uncalibrated") for found in assessment.metrics.values())
+        table.add_row("calibration error, before -> after", *map(" -> ".join, zip(before, errors, strict=True)))
+    else:
+        table.add_row("calibration error", *errors)
     console.print(table, highlight=False)
     for name, note in assessment.footnotes.items():
         console.print(f"* {name}: {note}", style="dim", highlight=False)
@@ -94,7 +94,7 @@ def finite_metrics(assessment: Assessment) -> dict[str, dict[str, float]]:
 def _metrics_json(assessment: Assessment) -> dict[str, Any]:
     main = assessment.predictions[assessment.headline]
     return {
-        "run": assessment.name,
+        "run": assessment.name if assessment.is_run else None,
         "model": assessment.model_name,
         "best_step": assessment.best_step,
         "data_fingerprint": assessment.data_fingerprint,

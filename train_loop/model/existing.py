@@ -35,9 +35,7 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
         InputError: it is not a classifier of one label per text, lacks weights or a fast tokenizer, its files
             contradict each other, or do not say what is needed.
     """
-    contract = _own_contract(config)
-    model_config = load_model_config(config, "--model")
-    _require_classifier(config, model_config)
+    model_config, contract = read_existing_model(config)
     labels = _labels(config, model_config, contract)
     tokenizer, longest = load_tokenizer(config, "--model")
     if config.max_length is None and contract is None and not stated_limits(model_config, tokenizer):
@@ -52,7 +50,7 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
 
     if contract is None:
         contract = Classifier(
-            name=Path(config.model_name).resolve().name,  # of a folder, or the Hub id without its namespace
+            name=name_of(config, contract),
             labels=labels,
             text_column=config.text_column,
             max_length=longest,
@@ -74,6 +72,23 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
         backend.enable_truncation(contract.max_length, direction=contract.truncation_side)
         backend.save(str(folder / TOKENIZER_FILE))
     return contract
+
+
+def read_existing_model(config: TrainConfig) -> tuple[PretrainedConfig, Classifier | None]:
+    """Return config.json of a classifier, and its contract if rawloop trained it.
+
+    Raises:
+        InputError: it is a run, a bundle, or no classifier of one label per text.
+    """
+    contract = _own_contract(config)
+    model_config = load_model_config(config, "--model")
+    _require_classifier(config, model_config)
+    return model_config, contract
+
+
+def name_of(config: TrainConfig, contract: Classifier | None) -> str:
+    """Return the name of a classifier: its contract's, the folder's, or the Hub id without its namespace."""
+    return Path(config.model_name).resolve().name if contract is None else contract.name
 
 
 def _refuse(config: TrainConfig, reason: str) -> NoReturn:

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError, first_line
 from serve.contract.files import sha256_of_file
 from train_loop.config import PACKAGED_MODEL, MixedPrecision, TrainConfig
@@ -122,6 +123,13 @@ def read_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
             raise
         # The class that transformers 5 saves, and 4 does not know; both read nothing but tokenizer.json.
         return PreTrainedTokenizerFast.from_pretrained(source, revision=revision)
+
+
+def read_served_tokenizer(folder: Path, classifier: Classifier) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a `model/` as it is served: from tokenizer.json, which transformers 5 may read otherwise."""
+    sides = {"padding_side": classifier.padding_side, "truncation_side": classifier.truncation_side}
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, **sides)
+    return tokenizer
 
 
 def _has_sentencepiece_model(folder: Path, error: Exception) -> bool:

@@ -21,7 +21,7 @@ from serve.contract.rows.file import stem_of
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import read_file
-from train_loop.rows.label_codes import encode_known_labels, encode_labels, row_numbers
+from train_loop.rows.label_codes import OTHER_COLUMN, encode_known_labels, encode_labels, row_numbers
 from train_loop.rows.sources import SPLITS, read_sources
 
 TOKENS_FORMAT_VERSION = "2"
@@ -106,16 +106,21 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
 
 
 def load_labelled_file(
-    path: Path, config: TrainConfig, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, max_length: int
+    path: Path,
+    config: TrainConfig,
+    labels: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    remedies: str = OTHER_COLUMN,
 ) -> Split:
-    """Read rows to evaluate a trained model on, as a split named after the file.
+    """Read rows to evaluate a trained model on, as a split named after the file; `remedies` are for unknown labels.
 
     Raises:
         InputError: see `sources.py`; also a null or non-text value, or a label unknown to the model.
     """
     rows = read_file(path, [*config.text_columns, config.label_column], config.delimiter)
     _check_texts(rows, config, str(path), str(path))
-    codes = encode_known_labels(rows, config, labels, str(path))
+    codes = encode_known_labels(rows, config, labels, str(path), remedies)
     return _build_split(rows, codes, stem_of(path), str(path), config, tokenizer, max_length)
 
 

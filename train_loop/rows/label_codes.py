@@ -15,6 +15,9 @@ from serve.contract.labels import match_labels, one_spelling, order_labels
 from train_loop.config import TrainConfig
 from train_loop.rows.unsuitable_labels import MAX_FRACTIONS, a_value, are_fractions, is_several, several_labels
 
+OTHER_COLUMN = "choose the column with --label_column"
+"""What to do where labels are unknown, besides fixing them."""
+
 
 def encode_labels(
     sources: dict[str, datasets.Dataset], config: TrainConfig
@@ -92,11 +95,11 @@ def _other_numbers(
 
 
 def encode_known_labels(
-    rows: datasets.Dataset, config: TrainConfig, labels: tuple[str, ...], where: str
+    rows: datasets.Dataset, config: TrainConfig, labels: tuple[str, ...], where: str, remedies: str = OTHER_COLUMN
 ) -> NDArray[np.int64]:
     """Return the class numbers [N] of rows to evaluate a trained model on.
 
-    A label is one of the model's, by name or by number (`match_labels`).
+    A label is one of the model's, by name or by number (`match_labels`); `remedies` are for others.
 
     Raises:
         InputError: nulls, labels of a wrong type, or labels unknown to the model.
@@ -109,7 +112,7 @@ def encode_known_labels(
         first = np.flatnonzero(pc.is_in(column, value_set=pa.array(unknown, pa.string())).to_numpy())
         raise InputError(
             f"{where}, column {config.label_column!r}: labels {unknown[:5]} ({row_numbers(first)}) are not among the "
-            f"model's: {', '.join(labels[:20])}; fix them, or choose the column with --label_column"
+            f"model's: {', '.join(labels[:20])}; fix them, or {remedies}"
         )
     return _numbers(column, numbers)
 

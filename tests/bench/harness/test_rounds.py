@@ -1,16 +1,19 @@
 import pytest
 
-from bench.harness.arena import Limits, order_of_round, take_turns
+from bench.harness.arena import Limits, take_turns
 from bench.harness.processes import ContenderFailed
 
 
-def test_two_contenders_run_in_the_order_abba() -> None:
-    order = [name for number in range(4) for name in order_of_round(["A", "B"], number)]
-    assert "".join(order) == "ABBAABBA"
+@pytest.mark.parametrize(("names", "order"), [("AB", "ABBAABBA"), ("ABC", "ABCCBAABCCBA")])
+def test_contenders_run_forwards_and_backwards(names: str, order: str) -> None:
+    calls: list[str] = []
 
+    def repeat(name: str, _: int) -> tuple[float, float]:
+        calls.append(name)
+        return 1.0, 1.0
 
-def test_three_contenders_run_forwards_and_backwards() -> None:
-    assert [order_of_round("ABC", number) for number in (0, 1, 2)] == [list("ABC"), list("CBA"), list("ABC")]
+    take_turns(list(names), repeat, Limits(min_repeats=4, min_seconds=0.0, warm_ups=0), pytest.fail)
+    assert "".join(calls) == order
 
 
 def test_every_round_holds_every_contender_until_the_slowest_measured_has_enough() -> None:

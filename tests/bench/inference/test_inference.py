@@ -1,13 +1,16 @@
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_bundles import save_tiny_bundle
-from tiny_runs import LABELS, save_tiny_run
+from tiny_runs import LABELS, save_tiny_run, text_of
 
+from bench.__main__ import main as bench
 from bench.harness.arena import Entrant
 from bench.harness.results import Measurement, read_results
 from bench.harness.workload import Workload, rows_of_run
@@ -131,11 +134,17 @@ def test_the_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
         ({"batch_sizes": [0]}, "must be 1 or more"),
         ({"hourly_price": 0.0}, "--hourly_price must be positive"),
         ({"contenders": []}, "--contenders is empty"),
+        ({"run": None}, "name either a --run, or a --model with --rows_file"),
+        ({"model": "m", "rows_file": Path("r.csv")}, "name either a --run, or a --model with --rows_file"),
+        ({"run": None, "model": "m"}, "--rows_file: labelled rows that it was not trained on"),
+        ({"rows_file": Path("r.csv")}, "--rows_file: labelled rows that it was not trained on"),
+        ({"text_column": "body"}, "columns of rows .* for --model; leave it out"),
+        ({"run": None, "model": "m", "rows_file": Path("r.csv"), "bundle": Path("b")}, "--bundle is for --run"),
     ],
 )
 def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        InferenceOptions(run=Path("run"), **fields)
+        InferenceOptions(**{"run": Path("run")} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +261,70 @@ def test_ours_and_pytorch_are_measured_on_the_same_rows_and_agree(
     assert "cost of a million" in (tmp_path / "results.md").read_text(encoding="utf-8")
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["cases"]["batch 32"]["rawloop fp32 (again)"]["verdict"] == "too few rounds to tell"
+
+
+@pytest.fixture
+def rows(write_rows: Callable[..., Path]) -> Path:
+    texts = [(text_of(number), LABELS[number % 2]) for number in range(80)]
+    return write_rows(texts, "labelled.csv", ("body", "team"))
+
+
+@pytest.fixture
+def existing(tiny_run: Path, tmp_path: Path) -> Path:
+    """Return the run's model as others save theirs."""
+    shutil.copytree(tiny_run / "model", tmp_path / "theirs", ignore=shutil.ignore_patterns("classifier.json"))
+    return tmp_path / "theirs"
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer, about its own code
+def test_a_model_that_was_trained_elsewhere_is_exported_and_measured_by_one_command(
+    existing: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.speed.NUM_ROUNDS", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    words = ["--rows_file", str(rows), "--text_column", "body", "--label_column", "team", "--label_names", *LABELS]
+    words += ["--output", str(tmp_path / "out"), "--contenders+=rawloop fp32", "--threads", "1"]
+    assert bench(["inference", "--model", str(existing), *words, "--quick"]) == 0
+    results = read_results(tmp_path / "out")
+    assert (results.work["model"], results.work["split"], results.work["rows"]) == ("theirs", "labelled.csv", 40)
+    assert results.contender("rawloop fp32").facts["accuracy"] > 0
+    assert results.cases == ["batch 1", "batch 32", "model alone, batch 32"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "no/such-model", "--rows_file", "ROWS"], "--model no/such-model: could not be loaded"),
+        (["--model", "RUN", "--rows_file", "ROWS"], "a run of training; pass --run"),
+        (["--model", "BUNDLE", "--rows_file", "ROWS"], "a bundle, which is exported already"),
+        (["--model", "MODEL", "--rows_file", "absent.csv"], "absent.csv: no such file"),
+        (["--model", "MODEL", "--rows_file", "ROWS", "--text_column", "text"], "no column 'text'"),
+        (["--model", "MODEL", "--rows_file", "ROWS"], "40 rows, and 128 are needed; use smaller --batch_sizes"),
+        (["--model", "MODEL"], "name either a --run, or a --model with --rows_file"),
+    ],
+)
+def test_a_model_that_cannot_be_measured_is_reported_in_one_message(
+    tiny_run: Path,
+    existing: Path,
+    rows: Path,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    places = {"RUN": tmp_path / "run", "BUNDLE": tiny_run / "onnx", "MODEL": existing, "ROWS": rows}
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    words = [str(places.get(word, word)) for word in words]
+    columns = [] if "--text_column" in words else ["--text_column", "body"]
+    assert bench(["inference", *words, *columns, "--label_column", "team", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
