@@ -83,7 +83,7 @@ def quantize_statically(
         raise InputError("no layer multiplies by a constant weight, so there is nothing to quantize")
     calibration = encoder.encode(inputs)
     unseen = encoder.encode(recombined(inputs, NUM_REPAIR_ROWS, SEED))
-    with progress.count(f"Calibrating on {len(calibration)} training rows", len(calibration)) as advance:
+    with progress.count(f"Calibrating on {len(calibration)} rows", len(calibration)) as advance:
         activations = record_activations(model, layers, calibration, encoder, work, advance)
     weight_bits = 8 if instruction_set() else 7
     weights, integers = weights_of(model), {}
@@ -92,7 +92,7 @@ def quantize_statically(
             weight = array_of(weights[layer.weight_name])
             integers[layer.name] = quantize_layer(weight, activations[layer.name], 2 ** (weight_bits - 1) - 1)
             advance(1)
-    progress.step(f"Measuring the harm on {len(unseen)} rows made of training rows")
+    progress.step(f"Measuring the harm on {len(unseen)} rows made of these")
     run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=work / "candidate.onnx")
     repair = Repair(model, layers, integers, run(model), run)
     alphas = sorted({layer.alpha for layer in integers.values()})
