@@ -27,7 +27,7 @@ USAGE = """usage: rawloop COMMAND [--FLAG VALUE ...]
   quickstart  train, export and answer a text, on rows that come with it: minutes on a CPU
   train       labelled rows -> a run directory, on one process
   evaluate    a finished run, or any classifier, measured on labelled rows
-  export      a run -> a verified ONNX bundle
+  export      a run, or any classifier -> a verified ONNX bundle
   predict     texts or files -> answers of a bundle
   serve       a bundle over HTTP
   bench       speed, next to what you would pick instead

@@ -97,6 +97,6 @@ def _why_not_optimum() -> str | None:
         with quiet():
             import optimum.exporters.onnx
             import optimum.onnxruntime  # noqa: F401
-    except Exception as error:  # not only ImportError, beside a transformers that it does not know
+    except Exception as error:  # not only ImportError, with a transformers that it does not know
         return first_line(error)
     return None
