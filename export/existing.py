@@ -16,8 +16,8 @@ from train_loop.findings.metrics import Counts, Matrix, confusion_matrix, count_
 
 MIN_ROWS = 50
 """On fewer labelled rows, a model's answers are not judged."""
-SIGNIFICANT = 1e-3
-"""A wrong model is one that chance would explain, or another label order one that chance would not, at this level."""
+SIGNIFICANT = 0.01
+"""Answers are to fit the labels so well that chance would do it less often than this."""
 
 
 def examined(
@@ -76,8 +76,9 @@ def _require_fitting_answers(
     assert rows.labels is not None
     predicted, num_found = logits.argmax(axis=1), len(np.unique(rows.labels))
     accuracy = float((predicted == rows.labels).mean())
-    if len(rows) < MIN_ROWS or num_found < 2:
-        progress.warn(f"{rows.name}: {len(rows)} rows, {num_found} labels: too few to recognise a wrong model")
+    counts = np.bincount(rows.labels)
+    if len(rows) < MIN_ROWS or _chance(np.diag(counts)) > SIGNIFICANT:  # of a model without a mistake
+        progress.warn(f"{rows.name}: {len(rows)} rows of {num_found} labels are too few to recognise a wrong model")
         return
     if (order := _better_order(predicted, rows.labels, len(labels))) is not None:
         named = [labels[index] for index in order]
@@ -88,11 +89,12 @@ def _require_fitting_answers(
             f"pass --label_names {' '.join(named)}"
         )
     if _chance(confusion_matrix(predicted, rows.labels, len(labels))) > SIGNIFICANT:
-        most = np.bincount(rows.labels).max() / len(rows)
+        most = counts.max() / len(rows)
         raise InputError(
             f"{rows.name}: the model's answers have nothing to do with the rows' labels (accuracy {accuracy:.1%}, and "
             f"{most:.1%} of the rows have the most frequent label): its weights or its tokenizer belong to another "
-            "model, or the rows to another task; pass those that belong together"
+            "model, or the rows to another task; pass those that belong together, more rows, or --texts to export it "
+            "without a claim of accuracy"
         )
 
 
@@ -111,7 +113,8 @@ def _better_order(predicted: NDArray[np.int64], true: NDArray[np.int64], num_lab
     order[logits] = classes
     better, own = order[predicted[1::2]] == true[1::2], predicted[1::2] == true[1::2]
     gained, lost = int((better & ~own).sum()), int((own & ~better).sum())
-    if gained <= lost:
+    most_frequent = np.bincount(true[1::2]).max() / len(better)
+    if gained <= lost or better.mean() <= most_frequent:  # a model that gives one answer to all has no better order
         return None
     return order if binomtest(gained, gained + lost, alternative="greater").pvalue < SIGNIFICANT else None
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from existing_models import LABELS, change_config, save_existing_model, write_answered_rows
+from numpy.typing import NDArray
 from rich.console import Console
 from tiny_models import WORDS, tiny_tokenizer
 from tiny_runs import text_of
@@ -271,23 +272,54 @@ def test_rows_to_calibrate_on_may_lack_labels(tmp_path: Path) -> None:
             read_rows(tmp_path / name, name, classifier, Columns())
 
 
-def test_overconfident_scores_get_a_temperature(model: Path) -> None:
+class Answers(Reference):
+    """Gives the logits that it was made with."""
+
+    def __init__(self, logits: NDArray[np.float32]) -> None:
+        self._logits = logits
+
+    def logits(self, rows: Rows) -> NDArray[np.float32]:
+        return self._logits[: len(rows)]
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted", "message"),
+    [
+        ([0] * 59 + [1], [0] * 59 + [1], None),  # no mistake, on rows that could not show one
+        ([0] * 95 + [1] * 5, [0] * 95 + [1] * 3 + [0] * 2, None),  # imbalanced
+        ([0] * 70 + [1] * 30, [0] * 100, "nothing to do with"),
+        ([0] * 30 + [1] * 70, [0] * 100, "nothing to do with"),  # one answer to all: no other order is better
+        ([0, 1, 2] * 40, [0, 1, 2] * 40, None),
+        ([0, 1, 2] * 40, [1, 2, 0] * 40, "pass --label_names negative positive neutral"),
+        ([0, 1] * 60, [0, 1] * 60, None),  # rows of some of the labels
+        ([0] * 80, [1] * 80, None),  # of one label, which shows nothing
+    ],
+)
+def test_only_a_model_that_the_rows_show_to_be_wrong_is_refused(
+    true: list[int], predicted: list[int], message: str | None
+) -> None:
+    order = np.random.default_rng(0).permutation(len(true))
+    rows = Rows("rows", [str(number) for number in order], np.array(true)[order])
+    logits = np.eye(3, dtype=np.float32)[np.array(predicted)[order]]
+    classifier = Classifier(name="tiny", labels=LABELS, text_column="text", max_length=32)
+    arguments = (classifier, Answers(logits), rows, rows, logits, False, Progress(Console(quiet=True)))
+    if message is None:
+        assert examined(*arguments).metrics["rows"]["accuracy"] == float(np.mean(np.array(true) == predicted))
+        return
+    with pytest.raises(InputError, match=message):
+        examined(*arguments)
+
+
+def test_overconfident_scores_get_a_temperature() -> None:
     classifier = Classifier(name="tiny", labels=LABELS, text_column="text", max_length=32)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
     answered = np.where(rng.random(600) < 0.7, labels, rng.integers(0, 3, 600))
     logits = 8.0 * np.eye(3, dtype=np.float32)[answered]  # sure of every answer; 80 % are right
 
-    class Answers(Reference):
-        def __init__(self) -> None:
-            pass
-
-        def logits(self, rows: Rows) -> np.ndarray:
-            return logits[: len(rows)]
-
     calibration, proof = (Rows("rows", [str(n) for n in range(300)], part) for part in (labels[:300], labels[300:]))
     progress = Progress(Console(quiet=True))
-    found = examined(classifier, Answers(), calibration, proof, logits[300:], True, progress)
+    found = examined(classifier, Answers(logits), calibration, proof, logits[300:], True, progress)
     assert found.temperature > 2.0
     measured = found.metrics["rows"]
     assert measured["log_loss"] < measured["log_loss_uncalibrated"]
