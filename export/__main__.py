@@ -23,17 +23,18 @@ NEEDED = ("torch", "transformers", "onnx", "onnxruntime", "pyarrow", "rich", "sk
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and return the exit status: 0 done, 1 a variant was left out or the disk is full, 2 bad input."""
-    from serve.contract.command import given_arguments, run_command
+    from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
 
     arguments = _parser().parse_args(given_arguments(argv))
     unchanged = "a bundle that was there before is unchanged"
-    return run_command(
-        lambda: _export(arguments),
-        needs=NEEDED,
-        extra="export-base,cpu",
-        interrupted=f"Stopped; {unchanged}.",
-        after_os_error=f"{unchanged}. Make room, or pass --output with another folder",
-    )
+    with sigterm_as_interrupt():
+        return run_command(
+            lambda: _export(arguments),
+            needs=NEEDED,
+            extra="export-base,cpu",
+            interrupted=f"Stopped; {unchanged}.",
+            after_os_error=f"{unchanged}. Make room, or pass --output with another folder",
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -127,7 +127,16 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
         expected = reference.logits(held_out)
         if source.is_existing:
             progress.step("Comparing its answers with the rows' labels")
-            classifier = examined(classifier, reference, calibration, held_out, expected, settings.calibrate, progress)
+            classifier = examined(
+                classifier,
+                reference,
+                calibration,
+                held_out,
+                expected,
+                settings.calibrate,
+                progress,
+                check_order=not source.order_is_confirmed,
+            )
 
         progress.step("ONNX, float32")
         try:

@@ -1,6 +1,7 @@
 """A classifier that was trained elsewhere: whether its answers fit the labels of some rows, and its temperature."""
 
 import dataclasses
+import shlex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,13 @@ from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.calibration import fit_temperature
-from train_loop.findings.metrics import Counts, Matrix, confusion_matrix, count_metrics, log_loss, reliability
+from train_loop.findings.metrics import Counts, confusion_matrix, count_metrics, log_loss, reliability
 
 MIN_ROWS = 50
 """On fewer labelled rows, a model's answers are not judged."""
 SIGNIFICANT = 0.01
 """Answers are to fit the labels so well that chance would do it less often than this."""
+NUM_PERMUTATIONS = 999
 
 
 def examined(
@@ -28,6 +30,8 @@ def examined(
     expected: NDArray[np.float32],
     calibrate: bool,
     progress: Progress,
+    *,
+    check_order: bool = True,
 ) -> Classifier:
     """Return the contract of a classifier with its metrics, and with a temperature where the rows have labels.
 
@@ -39,13 +43,14 @@ def examined(
         expected: the model's logits of the held-out rows [N, C].
         calibrate: False keeps its temperature.
         progress: where it is reported.
+        check_order: False trusts the order of its labels.
 
     Raises:
-        InputError: the labels seem to be in another order, or the answers have nothing to do with the rows' labels.
+        InputError: the labels seem to be in another order, or the answers fit the rows' labels no better than chance.
     """
     before = classifier.temperature
     if held_out.labels is not None:
-        _require_fitting_answers(classifier.labels, held_out, expected, progress)
+        _require_fitting_answers(classifier.labels, held_out, expected, progress, check_order=check_order)
     if calibrate and calibration.labels is None:
         progress.note(f"{calibration.name} has no labels: scores stay as the model has them")
     elif calibrate and calibration.labels is not None:
@@ -70,31 +75,37 @@ def examined(
 
 
 def _require_fitting_answers(
-    labels: tuple[str, ...], rows: Rows, logits: NDArray[np.float32], progress: Progress
+    labels: tuple[str, ...], rows: Rows, logits: NDArray[np.float32], progress: Progress, *, check_order: bool
 ) -> None:
     """Check that a model's logits [N, C] fit the rows better than chance, and best in its own label order."""
     assert rows.labels is not None
     predicted, num_found = logits.argmax(axis=1), len(np.unique(rows.labels))
     accuracy = float((predicted == rows.labels).mean())
     counts = np.bincount(rows.labels)
-    if len(rows) < MIN_ROWS or _chance(np.diag(counts)) > SIGNIFICANT:  # of a model without a mistake
+    if len(rows) < MIN_ROWS or _chance(rows.labels, rows.labels) > SIGNIFICANT:  # of a model without a mistake
         progress.warn(f"{rows.name}: {len(rows)} rows of {num_found} labels are too few to recognise a wrong model")
         return
-    if (order := _better_order(predicted, rows.labels, len(labels))) is not None:
-        named = [labels[index] for index in order]
+    order = _better_order(predicted, rows.labels, len(labels)) if check_order else None
+    if order is not None:
         better = float((order[predicted] == rows.labels).mean())
+        swapped = [
+            f"{int(hits.sum())} of {counts[true]} labelled {labels[true]!r} are answered {labels[logit]!r}"
+            for logit, true in enumerate(order)
+            if logit != true and (hits := (predicted == logit) & (rows.labels == true)).any()
+        ]
         raise InputError(
-            f"{rows.name}: the model's labels seem to be in another order: {accuracy:.1%} of the rows are right with "
-            f"{', '.join(labels[:20])}, and {better:.1%} with {', '.join(named[:20])}; if that is the right order, "
-            f"pass --label_names {' '.join(named)}"
+            f"{rows.name}: the model's labels seem to be in another order than the rows': {accuracy:.1%} of the rows "
+            f"are right, and {better:.1%} would be ({'; '.join(swapped[:5])}). Correct id2label in config.json, or "
+            "name the logits in their order with --label_names; if the order is right, "
+            f"confirm it: --label_names {' '.join(map(shlex.quote, labels))}"
         )
-    if _chance(confusion_matrix(predicted, rows.labels, len(labels))) > SIGNIFICANT:
+    if _chance(predicted, rows.labels) > SIGNIFICANT:
         most = counts.max() / len(rows)
         raise InputError(
-            f"{rows.name}: the model's answers have nothing to do with the rows' labels (accuracy {accuracy:.1%}, and "
-            f"{most:.1%} of the rows have the most frequent label): its weights or its tokenizer belong to another "
-            "model, or the rows to another task; pass those that belong together, more rows, or --texts to export it "
-            "without a claim of accuracy"
+            f"{rows.name}: the model's answers fit the rows' labels no better than chance (accuracy {accuracy:.1%}; "
+            f"{most:.1%} of the rows have the most frequent label): its weights or its tokenizer may be of another "
+            "model, or the rows of another task, or numbers that do not count from 0; pass those that belong together, "
+            "more rows, or --texts to export it without a claim of accuracy"
         )
 
 
@@ -106,9 +117,13 @@ def _better_order(predicted: NDArray[np.int64], true: NDArray[np.int64], num_lab
     from scipy.optimize import linear_sum_assignment
     from scipy.stats import binomtest
 
-    matrix = confusion_matrix(predicted[::2], true[::2], num_labels)
-    # Among equals the model's own order wins: classes that no row of this half has keep their places.
-    classes, logits = linear_sum_assignment(matrix + 0.5 * np.eye(num_labels), maximize=True)
+    matrix = confusion_matrix(predicted[::2], true[::2], num_labels) + 0.5 * np.eye(
+        num_labels
+    )  # ties keep their places
+    absent = np.setdiff1d(np.arange(num_labels), true)
+    matrix[:, absent] = 0.0  # an answer that is no row's label shows no other order
+    matrix[absent, absent] = len(true)
+    classes, logits = linear_sum_assignment(matrix, maximize=True)
     order = np.empty(num_labels, np.int64)
     order[logits] = classes
     better, own = order[predicted[1::2]] == true[1::2], predicted[1::2] == true[1::2]
@@ -119,9 +134,8 @@ def _better_order(predicted: NDArray[np.int64], true: NDArray[np.int64], num_lab
     return order if binomtest(gained, gained + lost, alternative="greater").pvalue < SIGNIFICANT else None
 
 
-def _chance(matrix: Matrix) -> float:
-    """Return how likely chance is to make predictions depend on true classes at least so much: [C, C] rows."""
-    from scipy.stats import chi2_contingency
-
-    filled = matrix[matrix.sum(axis=1) > 0][:, matrix.sum(axis=0) > 0]
-    return float(chi2_contingency(filled).pvalue) if min(filled.shape) > 1 else 1.0
+def _chance(predicted: NDArray[np.int64], true: NDArray[np.int64]) -> float:
+    """Return how often chance makes predictions [N] equal true classes [N] at least so often: a permutation test."""
+    rng, hits = np.random.default_rng(0), (predicted == true).sum()
+    reached = sum((rng.permutation(predicted) == true).sum() >= hits for _ in range(NUM_PERMUTATIONS))
+    return float(1 + reached) / (1 + NUM_PERMUTATIONS)

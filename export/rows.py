@@ -130,9 +130,14 @@ def halves(rows: Rows) -> tuple[Rows, Rows]:
     """Return rows to calibrate on and rows to prove with: half each, with the same share of each label, none in both.
 
     No more than training keeps for the export of a run; what is drawn does not depend on the machine.
+
+    Raises:
+        InputError: there is only one text.
     """
     first = {row: index for index, row in reversed(list(enumerate(rows.inputs)))}
     distinct = rows.pick(np.array(sorted(first.values())))
+    if len(distinct) < 2:
+        raise InputError(f"{rows.name}: {len(distinct)} distinct row, and half of the rows calibrate; pass 400 or more")
     codes = np.zeros(len(distinct), np.int64) if distinct.labels is None else distinct.labels
     calibration = stratified_sample(codes, min(len(codes) // 2, NUM_CALIBRATION), SPLIT_SEED)
     others = np.setdiff1d(np.arange(len(codes)), calibration)

@@ -27,6 +27,8 @@ class Source:
     """Rows to verify on."""
     is_existing: bool = False
     """Whether it was trained elsewhere, so that its answers and its temperature are yet to be checked."""
+    order_is_confirmed: bool = False
+    """Whether the user named its labels, so that their order is not doubted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,8 @@ def source_of_existing_model(
             f"{len(rows):,} rows in {files.held_out.name}: {len(held_out):,} to verify on; {len(calibration):,} "
             f"of {calibration.name} to calibrate on"
         )
-        yield Source(model_folder, classifier, calibration, held_out, is_existing=True)
+        is_confirmed = config.label_names is not None
+        yield Source(model_folder, classifier, calibration, held_out, is_existing=True, order_is_confirmed=is_confirmed)
 
 
 def rows_to_calibrate_on(source: Source, progress: Progress) -> Rows:

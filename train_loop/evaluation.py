@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.contract.classifier import Classifier, read_classifier
-from serve.contract.command import given_arguments, run_command
+from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError
 from train_loop import NEEDED
 from train_loop.machine.threads import limit_spinning
@@ -327,7 +327,8 @@ def _plain(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit status."""
-    return run_command(lambda: run(given_arguments(argv)), needs=NEEDED, extra="train")
+    with sigterm_as_interrupt():
+        return run_command(lambda: run(given_arguments(argv)), needs=NEEDED, extra="train")
 
 
 if __name__ == "__main__":

@@ -47,8 +47,7 @@ class Exporter:
             except Exception as error:  # of the model's own code too, which the tracer runs
                 remedy = "pass --exporter torch" if self.name == "optimum" else "train another model"
                 raise InputError(
-                    f"{model_folder}: {self.name} cannot export architecture {architecture!r} ({first_line(error)}); "
-                    f"{remedy}"
+                    f"{self.name} cannot export architecture {architecture!r} ({first_line(error)}); {remedy}"
                 ) from error
         return output / RAW_GRAPH
 

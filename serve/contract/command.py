@@ -3,15 +3,34 @@
 Exit statuses: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from serve.contract.errors import InputError, WorkStopped
 from serve.contract.telemetry import switch_off_telemetry
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where `sigterm_as_interrupt` is in force."""
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that it removes what it has half-written."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    was = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, was)
 
 
 def run_command(
@@ -41,9 +60,9 @@ def run_command(
         return _fail(str(error), 2)
     except WorkStopped as stop:
         return _fail(str(stop), stop.exit_status)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _print_error(interrupted)
-        return 128 + signal.SIGINT
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()  # or Python reports it again at exit
         return 1

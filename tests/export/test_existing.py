@@ -157,8 +157,8 @@ def foreign_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
-        (permuted, "the model's labels seem to be in another order: .* pass --label_names positive neutral negative"),
-        (foreign_tokenizer, "the model's answers have nothing to do with the rows' labels"),
+        (permuted, "labels seem to be in another order than the rows': .* labelled 'positive' are answered 'n"),
+        (foreign_tokenizer, "the model's answers fit the rows' labels no better than chance"),
     ],
 )
 def test_a_wrong_model_never_ships(
@@ -287,11 +287,13 @@ class Answers(Reference):
     [
         ([0] * 59 + [1], [0] * 59 + [1], None),  # no mistake, on rows that could not show one
         ([0] * 95 + [1] * 5, [0] * 95 + [1] * 3 + [0] * 2, None),  # imbalanced
-        ([0] * 70 + [1] * 30, [0] * 100, "nothing to do with"),
-        ([0] * 30 + [1] * 70, [0] * 100, "nothing to do with"),  # one answer to all: no other order is better
+        ([0] * 70 + [1] * 30, [0] * 100, "no better than chance"),
+        ([0] * 30 + [1] * 70, [0] * 100, "no better than chance"),  # one answer to all: no other order is better
         ([0, 1, 2] * 40, [0, 1, 2] * 40, None),
-        ([0, 1, 2] * 40, [1, 2, 0] * 40, "pass --label_names negative positive neutral"),
+        ([0, 1, 2] * 40, [1, 2, 0] * 40, "40 of 40 labelled 'positive' are answered 'neutral'"),
         ([0, 1] * 60, [0, 1] * 60, None),  # rows of some of the labels
+        ([0, 2] * 50, [0, 1] * 30 + [0, 2] * 20, None),  # unsure where the rows have no third label
+        ([1, 2] * 50, [0, 1] * 50, "no better than chance .* numbers that do not count from 0"),
         ([0] * 80, [1] * 80, None),  # of one label, which shows nothing
     ],
 )

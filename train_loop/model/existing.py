@@ -190,6 +190,5 @@ def _require_own_tokenizer(config: TrainConfig, model: PreTrainedModel, tokenize
             )
         _refuse(
             config,
-            f"padding on the {side}, as its tokenizer has it, changes its answers, and padding on the {other} does "
-            f"not; pass --padding_side {other}",
+            f"padding on the {side} changes its answers, on the {other} it does not; pass --padding_side {other}",
         )

@@ -1,7 +1,6 @@
 """The encoder's weights and its classification head, loaded: only the head may be new."""
 
 import inspect
-import pickle
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,16 @@ def load_classifier(config: TrainConfig, model_config: PretrainedConfig, flag: s
     """
     attention = attention_on(torch.device("cpu"), model_config)
     model, info = _read_weights(config, model_config, attention, flag)
-    name, missing = f"{flag} {config.model_name}", sorted({*info["missing_keys"], *info["mismatched_keys"]})
-    if missing:
+    name = f"{flag} {config.model_name}"
+    if others := info["mismatched_keys"]:
         raise InputError(
-            f"{name}: {len(missing)} weights are missing from its file, or of another shape ({_few(missing)}), so its "
+            f"{name}: {len(others)} weights have other shapes than config.json describes, with its "
+            f"{model_config.num_labels} labels ({_few(others)}); restore the config.json that was saved with them, and "
+            "name in its id2label as many labels as the model has"
+        )
+    if missing := info["missing_keys"]:
+        raise InputError(
+            f"{name}: {len(missing)} weights are missing from its file ({_few(missing)}), so its "
             f"answers would be random; train it first: rawloop train --model_name {config.model_name}"
         )
     if strange := _unknown_weights(model, info):
@@ -103,7 +108,7 @@ def _read_weights(
         else:
             model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(model_config)]
             model, info = model_class.from_pretrained(None, state_dict=weights, **options)
-    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged files and odd configurations raise many types here
         raise not_found(config, error, flag) from error
     assert isinstance(model, PreTrainedModel)
     return model, {
@@ -222,6 +227,8 @@ def padding_changes_answers(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         model(input_ids=torch.tensor([row]), attention_mask=torch.tensor([mask])).logits for row, mask in rows
     )
     model.train(was_training)
+    if not alone.isfinite().all():
+        raise InputError(f"{model.config.model_type}: the model's logits are not finite; its weights are damaged")
     if not torch.equal(alone, again):
         raise InputError(
             f"{model.config.model_type}: the model answers the same row differently each time, so its own code leaves "

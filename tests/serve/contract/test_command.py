@@ -1,11 +1,15 @@
 """What every command does around its work."""
 
 import errno
+import os
+import signal
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from serve.contract.command import given_arguments, run_command
+from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError, WorkStopped
 
 
@@ -72,3 +76,18 @@ def test_dashes_in_flags_are_underscores_and_values_stay_as_they_are() -> None:
     given = ["--max-length", "a-b", "--trackers+=x-y", "--class-weights.a-b=1", "-5", "--", "--text=no-change"]
     read = ["--max_length", "a-b", "--trackers+=x-y", "--class_weights.a-b=1", "-5", "--", "--text=no-change"]
     assert given_arguments(given) == read
+
+
+def test_a_command_that_is_terminated_removes_what_it_has_half_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        with TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_as_interrupt():
+        assert run_command(work, extra="cpu", interrupted="Stopped; nothing was written.") == 143
+    assert capsys.readouterr().err == "Stopped; nothing was written.\n"
+    assert not [*tmp_path.iterdir()]
+    assert signal.getsignal(signal.SIGTERM) == before

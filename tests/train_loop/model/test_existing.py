@@ -95,6 +95,18 @@ def other_encoder(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def of_nan(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value * torch.nan for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 def larger_vocabulary(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([f"new{number}" for number in range(50)])
@@ -129,10 +141,16 @@ def a_bundle(folder: Path) -> None:
         (configured(id2label={"0": "yes"}, label2id={"yes": 0}), "a model of one number per text (regression)"),
         (configured(id2label={"0": "a", "1": "b", "2": "a"}), "several labels are named 'a'; pass --label_names"),
         (configured(pad_token_id=7), "padding is token 7 in config.json and 0 in the tokenizer, so it belongs to"),
-        (no_head, "4 weights are missing from its file, or of another shape (classifier.bias, classifier.weight, pre_"),
+        (no_head, "4 weights are missing from its file (classifier.bias, classifier.weight, pre_classifier.bias, ...)"),
         (other_encoder, "its file has 1 weights that the model lacks (distilbert.transformer.layer.2.ffn.lin1.bias)"),
         (larger_vocabulary, "the tokenizer has 124 tokens and the model 74, so it belongs to another model; put"),
-        (padded_left, "changes its answers, and padding on the right does not; pass --padding_side right"),
+        (padded_left, "changes its answers, on the right it does not; pass --padding_side right"),
+        (of_nan, "the model's logits are not finite; its weights are damaged"),
+        (cut, "could not be loaded"),
+        (
+            configured(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}),
+            "2 weights have other shapes",
+        ),
         (without("config.json"), "the folder has no config.json; pass a model folder or a Hub id"),
         (without("model.safetensors"), "could not be loaded"),
         (a_bundle, "a bundle, which is exported already; pass the model that it was made from"),
@@ -143,7 +161,7 @@ def test_what_is_no_classifier_of_ours_is_refused_by_name(
 ) -> None:
     folder = shutil.copytree(existing, tmp_path / "sentiment")
     change(folder)
-    with pytest.raises(InputError, match=rf"^--model {re.escape(str(folder))}: .*{re.escape(message)}"):
+    with pytest.raises(InputError, match=rf"^(--model {re.escape(str(folder))}|distilbert): .*{re.escape(message)}"):
         write_existing_model(tmp_path / "model", config_of(folder))
     assert not (tmp_path / "model").exists()
 
