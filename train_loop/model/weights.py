@@ -74,18 +74,16 @@ def load_classifier(config: TrainConfig, model_config: PretrainedConfig, flag: s
     if others := info["mismatched_keys"]:
         raise InputError(
             f"{name}: {len(others)} weights have other shapes than config.json describes, with its "
-            f"{model_config.num_labels} labels ({_few(others)}); restore the config.json that was saved with them, and "
-            "name in its id2label as many labels as the model has"
+            f"{model_config.num_labels} labels ({_few(others)}); restore the config.json that was saved with them"
         )
     if missing := info["missing_keys"]:
         raise InputError(
-            f"{name}: {len(missing)} weights are missing from its file ({_few(missing)}), so its "
-            f"answers would be random; train it first: rawloop train --model_name {config.model_name}"
+            f"{name}: {len(missing)} weights are missing from its file ({_few(missing)}), so its answers would be random; "
+            f"train it first: rawloop train --model_name {config.model_name}"
         )
     if strange := _unknown_weights(model, info):
         raise InputError(
-            f"{name}: its file has {len(strange)} weights that the model lacks ({_few(strange)}); restore the "
-            "config.json that was saved with them"
+            f"{name}: its file has {len(strange)} weights that the model lacks ({_few(strange)}); restore its config.json"
         )
     return model
 
