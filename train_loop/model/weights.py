@@ -78,12 +78,12 @@ def load_classifier(config: TrainConfig, model_config: PretrainedConfig, flag: s
         )
     if missing := info["missing_keys"]:
         raise InputError(
-            f"{name}: {len(missing)} weights are missing from its file ({_few(missing)}), so its answers would be random; "
-            f"train it first: rawloop train --model_name {config.model_name}"
+            f"{name}: {len(missing)} weights are missing from its file ({_few(missing)}), so its answers would be "
+            f"random; train it first: rawloop train --model_name {config.model_name}"
         )
     if strange := _unknown_weights(model, info):
         raise InputError(
-            f"{name}: its file has {len(strange)} weights that the model lacks ({_few(strange)}); restore its config.json"
+            f"{name}: its file has {len(strange)} other weights ({_few(strange)}); restore its config.json"
         )
     return model
 
@@ -230,7 +230,7 @@ def padding_changes_answers(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     if not torch.equal(alone, again):
         raise InputError(
             f"{model.config.model_type}: the model answers the same row differently each time, so its own code leaves "
-            "a dropout on; choose another model, or turn it off there"
+            "a dropout on; choose another model"
         )
     return bool((alone - padded).abs().max() > 1e-3 * alone.abs().max())
 

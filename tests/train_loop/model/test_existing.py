@@ -142,7 +142,7 @@ def a_bundle(folder: Path) -> None:
         (configured(id2label={"0": "a", "1": "b", "2": "a"}), "several labels are named 'a'; pass --label_names"),
         (configured(pad_token_id=7), "padding is token 7 in config.json and 0 in the tokenizer, so it belongs to"),
         (no_head, "4 weights are missing from its file (classifier.bias, classifier.weight, pre_classifier.bias, ...)"),
-        (other_encoder, "its file has 1 weights that the model lacks (distilbert.transformer.layer.2.ffn.lin1.bias)"),
+        (other_encoder, "its file has 1 other weights (distilbert.transformer.layer.2.ffn.lin1.bias)"),
         (larger_vocabulary, "the tokenizer has 124 tokens and the model 74, so it belongs to another model; put"),
         (padded_left, "changes its answers, on the right it does not; pass --padding_side right"),
         (of_nan, "the model's logits are not finite; its weights are damaged"),
