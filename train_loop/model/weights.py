@@ -68,8 +68,7 @@ def load_classifier(config: TrainConfig, model_config: PretrainedConfig, flag: s
     Raises:
         InputError: it cannot be found, or its weights are not those that its config.json describes.
     """
-    attention = attention_on(torch.device("cpu"), model_config)
-    model, info = _read_weights(config, model_config, attention, flag)
+    model, info = _read_weights(config, model_config, attention_on(torch.device("cpu"), model_config), flag)
     name = f"{flag} {config.model_name}"
     if others := info["mismatched_keys"]:
         raise InputError(
