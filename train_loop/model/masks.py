@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 
 def take_masks_as_given(model: PreTrainedModel, pad_token_id: int) -> bool:
@@ -40,8 +40,10 @@ def _expand(mask: Tensor, *_: Any, **__: Any) -> Tensor | None:
     return mask[:, None, None, :].bool().expand(-1, 1, mask.shape[1], -1)
 
 
-def _create(config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Any:
-    """Do the same where transformers 5 calls it; a mask that is missing is None there."""
+def _create(config: Any, inputs_embeds: Tensor, attention_mask: Tensor | None = None, *args: Any, **named: Any) -> Any:
+    """Do the same where transformers 5 calls it, for whatever attention; a mask that is missing is None there."""
+    if config._attn_implementation != "sdpa":
+        return masking_utils.create_bidirectional_mask(config, inputs_embeds, attention_mask, *args, **named)
     return None if attention_mask is None else _expand(attention_mask)
 
 
