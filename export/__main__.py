@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from train_loop.model.flags import ModelFlags
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -51,7 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="bundle folder, replaced as a whole (default: RUN/onnx, or NAME_onnx for --model)"
     )
     _add_row_flags(parser)
-    _add_model_flags(parser)
+    ModelFlags.add_to(parser)
+    parser.add_argument(
+        "--no_calibrate", dest="calibrate", action="store_false", help="keep the scores of --model (default: calibrate)"
+    )
     parser.add_argument(
         "--variants",
         nargs="+",
@@ -124,17 +129,6 @@ def _add_row_flags(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--delimiter", help="between the fields of csv or tsv (default: the format's)")
 
 
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("for --model", "what its files do not say, or say wrongly")
-    model.add_argument("--revision", help="branch, tag or commit on the Hub")
-    model.add_argument("--label_names", nargs="+", help="labels in the order of the logits (default: config.json's)")
-    model.add_argument("--max_length", type=int, help="longest input in tokens (default: the longest it takes)")
-    model.add_argument("--padding_side", choices=("left", "right"), help="default: the tokenizer's")
-    model.add_argument(
-        "--no_calibrate", dest="calibrate", action="store_false", help="keep the model's scores (default: calibrate)"
-    )
-
-
 def _export(arguments: argparse.Namespace) -> int:
     # Imported here, after the command line was checked: these libraries take seconds.
     import transformers
@@ -186,14 +180,11 @@ def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> 
     from export.rows import Columns
     from export.source import RowFiles, source_of_existing_model, source_of_run
     from serve.contract.errors import InputError
-    from train_loop.model.flags import ModelFlags
 
     columns = Columns.of(arguments, labelled=not arguments.texts)
     files = RowFiles(arguments.rows or arguments.texts, arguments.calibration_rows, columns)
     if arguments.run is not None:
-        for name in ("revision", "label_names", "max_length", "padding_side"):
-            if getattr(arguments, name) is not None:
-                raise InputError(f"--{name} is for --model; a run's is in its model/classifier.json")
+        ModelFlags.refuse_for_run(arguments)
         yield source_of_run(arguments.run.resolve(), files)
         return
     if files.held_out is None:
@@ -201,7 +192,7 @@ def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> 
             "--model needs rows that it was not trained on: --rows with labels, or --texts without; half of them "
             "calibrate int8, and every graph is verified on the others"
         )
-    config = ModelFlags.of(arguments).config(files.held_out, label_column=columns.label or "")
+    config = ModelFlags.of(arguments).config(files.held_out)
     output.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(console)
     with source_of_existing_model(config, arguments.padding_side, files, output.parent, progress) as source:

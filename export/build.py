@@ -127,16 +127,7 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
         expected = reference.logits(held_out)
         if source.is_existing:
             progress.step("Comparing its answers with the rows' labels")
-            classifier = examined(
-                classifier,
-                reference,
-                calibration,
-                held_out,
-                expected,
-                settings.calibrate,
-                progress,
-                check_order=not source.order_is_confirmed,
-            )
+            classifier = examined(source, reference, calibration, expected, settings.calibrate, progress)
 
         progress.step("ONNX, float32")
         try:
@@ -144,7 +135,7 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
         except InputError:
             if settings.exporter != "auto" or exporter is TORCH:
                 raise
-            progress.note("Optimum does not know this architecture: exported by torch")
+            progress.note("Optimum cannot export this model: torch does")
             exporter = TORCH
             raw = exporter.export_graph(source.model_folder, work / "raw")
         copy_model_files(source.model_folder, staged)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from export.console import Progress
 from export.reference import Reference
 from export.rows import Rows
+from export.source import Source
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.labels import scores_from_logits
@@ -23,34 +24,30 @@ NUM_PERMUTATIONS = 999
 
 
 def examined(
-    classifier: Classifier,
+    source: Source,
     reference: Reference,
     calibration: Rows,
-    held_out: Rows,
     expected: NDArray[np.float32],
     calibrate: bool,
     progress: Progress,
-    *,
-    check_order: bool = True,
 ) -> Classifier:
     """Return the contract of a classifier with its metrics, and with a temperature where the rows have labels.
 
     Args:
-        classifier: its contract.
+        source: the classifier, with held-out rows.
         reference: answers the calibration rows.
         calibration: rows to fit the temperature on.
-        held_out: other rows.
         expected: the model's logits of the held-out rows [N, C].
         calibrate: False keeps its temperature.
         progress: where it is reported.
-        check_order: False trusts the order of its labels.
 
     Raises:
         InputError: the labels seem to be in another order, or the answers fit the rows' labels no better than chance.
     """
+    classifier, held_out = source.classifier, source.held_out
     before = classifier.temperature
     if held_out.labels is not None:
-        _require_fitting_answers(classifier.labels, held_out, expected, progress, check_order=check_order)
+        _require_fitting_answers(source, expected, progress)
     if calibrate and calibration.labels is None:
         progress.note(f"{calibration.name} has no labels: scores stay as the model has them")
     elif calibrate and calibration.labels is not None:
@@ -74,10 +71,9 @@ def examined(
     return dataclasses.replace(classifier, metrics=classifier.metrics | {held_out.name: found})
 
 
-def _require_fitting_answers(
-    labels: tuple[str, ...], rows: Rows, logits: NDArray[np.float32], progress: Progress, *, check_order: bool
-) -> None:
+def _require_fitting_answers(source: Source, logits: NDArray[np.float32], progress: Progress) -> None:
     """Check that a model's logits [N, C] fit the rows better than chance, and best in its own label order."""
+    labels, rows = source.classifier.labels, source.held_out
     assert rows.labels is not None
     predicted, num_found = logits.argmax(axis=1), len(np.unique(rows.labels))
     accuracy = float((predicted == rows.labels).mean())
@@ -85,7 +81,7 @@ def _require_fitting_answers(
     if len(rows) < MIN_ROWS or _chance(rows.labels, rows.labels) > SIGNIFICANT:  # of a model without a mistake
         progress.warn(f"{rows.name}: {len(rows)} rows of {num_found} labels are too few to recognise a wrong model")
         return
-    order = _better_order(predicted, rows.labels, len(labels)) if check_order else None
+    order = None if source.order_is_confirmed else _better_order(predicted, rows.labels, len(labels))
     if order is not None:
         better = float((order[predicted] == rows.labels).mean())
         swapped = [
@@ -117,13 +113,11 @@ def _better_order(predicted: NDArray[np.int64], true: NDArray[np.int64], num_lab
     from scipy.optimize import linear_sum_assignment
     from scipy.stats import binomtest
 
-    matrix = confusion_matrix(predicted[::2], true[::2], num_labels) + 0.5 * np.eye(
-        num_labels
-    )  # ties keep their places
+    matrix = confusion_matrix(predicted[::2], true[::2], num_labels)
     absent = np.setdiff1d(np.arange(num_labels), true)
-    matrix[:, absent] = 0.0  # an answer that is no row's label shows no other order
+    matrix[:, absent] = 0  # an answer that is no row's label shows no other order
     matrix[absent, absent] = len(true)
-    classes, logits = linear_sum_assignment(matrix, maximize=True)
+    classes, logits = linear_sum_assignment(matrix + 0.5 * np.eye(num_labels), maximize=True)  # ties keep their places
     order = np.empty(num_labels, np.int64)
     order[logits] = classes
     better, own = order[predicted[1::2]] == true[1::2], predicted[1::2] == true[1::2]

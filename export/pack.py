@@ -7,12 +7,11 @@ from typing import get_args
 from export.graphs import external_files, fused_operators, input_names
 from export.verify import Proved
 from serve.contract.bundle import Manifest, Variant, VariantName, record_files, write_manifest
-from serve.contract.classifier import CLASSIFIER_FILE, Classifier
+from serve.contract.classifier import Classifier
 from serve.contract.files import staged_folder
 from serve.contract.versions import installed_versions
 
 MODEL_FILES = (
-    CLASSIFIER_FILE,
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,7 +29,7 @@ CANARY_PAIR = "A fox is jumping."
 
 
 def copy_model_files(model_folder: Path, staged: Path) -> None:
-    """Copy contract, configuration and tokenizer."""
+    """Copy configuration and tokenizer."""
     for name in MODEL_FILES:
         if (model_folder / name).is_file():
             shutil.copyfile(model_folder / name, staged / name)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from export.exporters.versions import attention
 from export.rows import Rows
 from serve.contract.classifier import Classifier
-from serve.contract.errors import InputError
 from serve.contract.text import clean
 from serve.encoder import TextInput, length_sorted_batches
 
@@ -28,20 +27,11 @@ class Reference:
 
     def __init__(self, model_folder: Path, classifier: Classifier) -> None:
         # Imported here, after the command line was checked.
-        from transformers import AutoModelForSequenceClassification
-
         from train_loop.model.pretrained import read_tokenizer
+        from train_loop.model.weights import load_finished_model
 
         self._classifier = classifier
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            model_folder, attn_implementation=attention(), output_loading_info=True
-        )
-        if strange := [*info["missing_keys"], *info["unexpected_keys"]]:
-            raise InputError(
-                f"{model_folder}: its weights are not those of a finished run ({', '.join(strange[:3])}); restore "
-                "them, or train again from this folder: --model_name"
-            )
-        self._model: Any = model.float().eval()
+        self._model: Any = load_finished_model(model_folder, attention()).float().eval()
         self.tokenizer: Any = read_tokenizer(model_folder)
         self.labels = tuple(self._model.config.id2label[index] for index in range(self._model.config.num_labels))
         self.vocabulary_size = int(self._model.config.vocab_size)

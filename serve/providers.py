@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve import tensorrt
 from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
 from serve.contract.telemetry import switch_off_telemetry
+from serve.tensorrt import PROVIDER as TENSORRT
 from serve.tensorrt import TensorRT
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, sp
         InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
     """
     onnxruntime, device = import_onnxruntime(), gpu.device
-    provider = tensorrt.PROVIDER if gpu.tensorrt else PROVIDERS[device]
+    provider = TENSORRT if gpu.tensorrt else PROVIDERS[device]
     available = onnxruntime.get_available_providers()
     if gpu.tensorrt and provider not in available:
         raise InputError(

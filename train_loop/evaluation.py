@@ -23,6 +23,7 @@ from serve.contract.command import given_arguments, run_command, sigterm_as_inte
 from serve.contract.errors import InputError
 from train_loop import NEEDED
 from train_loop.machine.threads import limit_spinning
+from train_loop.model.flags import ModelFlags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from train_loop.rows.data import Split
 
 COLUMN_FLAGS = ("text_column", "text_pair_column", "label_column", "delimiter")
-MODEL_FLAGS = ("revision", "label_names", "max_length", "padding_side")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,7 @@ def _run_of(arguments: argparse.Namespace) -> _Subject:
     from train_loop.config import CONFIG_FILE
     from train_loop.model.pretrained import fitting_precision
 
-    if given := [f"--{name}" for name in MODEL_FLAGS if getattr(arguments, name) is not None]:
-        raise InputError(f"{', '.join(given)}: for --model only; a run's are in its model/classifier.json")
+    ModelFlags.refuse_for_run(arguments)
     folder = Path(arguments.run).resolve()
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
@@ -102,7 +101,6 @@ def _run_of(arguments: argparse.Namespace) -> _Subject:
 
 def _model_of(arguments: argparse.Namespace) -> _Subject:
     from train_loop.model.existing import name_of, read_existing_model
-    from train_loop.model.flags import ModelFlags
     from train_loop.model.pretrained import fitting_precision
 
     if arguments.file is None:
@@ -222,11 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="most tokens of one forward pass, padding included (default: the run's)",
     )
-    model = parser.add_argument_group("for --model", "what its files do not say, or say wrongly")
-    model.add_argument("--revision", help="branch, tag or commit on the Hub")
-    model.add_argument("--label_names", nargs="+", help="labels in the order of the logits (default: config.json's)")
-    model.add_argument("--max_length", type=int, help="longest input in tokens (default: the longest it takes)")
-    model.add_argument("--padding_side", choices=("left", "right"), help="default: the tokenizer's")
+    ModelFlags.add_to(parser)
     return parser
 
 
@@ -286,12 +280,15 @@ def _logits(
     splits: dict[str, Split],
     console: Console,
 ) -> dict[str, NDArray[np.float32]]:
+    from transformers import AutoConfig
+
     from train_loop.model.masks import take_masks_as_given
-    from train_loop.model.weights import load_finished_model
+    from train_loop.model.weights import attention_on, load_finished_model
     from train_loop.steps.feed import Collator
     from train_loop.steps.scoring import predict_logits
 
-    model = load_finished_model(model_folder, accelerator.device)
+    attention = attention_on(accelerator.device, AutoConfig.from_pretrained(model_folder))
+    model = load_finished_model(model_folder, attention)
     on_cuda = accelerator.device.type == "cuda"
     omit_masks = on_cuda and take_masks_as_given(model, int(tokenizer.pad_token_id))  # before the model moves there
     prepared = accelerator.prepare_model(model, evaluation_mode=True)

@@ -28,6 +28,7 @@ from export.console import Progress
 from export.existing import examined
 from export.reference import Reference
 from export.rows import Columns, Rows, halves, read_rows
+from export.source import Source
 from serve import Predictor
 from serve.contract.bundle import BUNDLE_FILE, read_bundle
 from serve.contract.classifier import Classifier
@@ -249,7 +250,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(
 
 def test_flags_of_a_model_are_refused_for_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--run", str(run), "--max_length", "8"]) == 2
-    assert "--max_length is for --model; a run's is in its model/classifier.json" in capsys.readouterr().err
+    assert "--max_length: for --model only; a run's are in its model/classifier.json" in capsys.readouterr().err
 
 
 def test_halves_share_no_text_and_keep_the_share_of_each_label() -> None:
@@ -304,7 +305,8 @@ def test_only_a_model_that_the_rows_show_to_be_wrong_is_refused(
     rows = Rows("rows", [str(number) for number in order], np.array(true)[order])
     logits = np.eye(3, dtype=np.float32)[np.array(predicted)[order]]
     classifier = Classifier(name="tiny", labels=LABELS, text_column="text", max_length=32)
-    arguments = (classifier, Answers(logits), rows, rows, logits, False, Progress(Console(quiet=True)))
+    source = Source(Path(), classifier, rows, rows)
+    arguments = (source, Answers(logits), rows, logits, False, Progress(Console(quiet=True)))
     if message is None:
         assert examined(*arguments).metrics["rows"]["accuracy"] == float(np.mean(np.array(true) == predicted))
         return
@@ -321,7 +323,8 @@ def test_overconfident_scores_get_a_temperature() -> None:
 
     calibration, proof = (Rows("rows", [str(n) for n in range(300)], part) for part in (labels[:300], labels[300:]))
     progress = Progress(Console(quiet=True))
-    found = examined(classifier, Answers(logits), calibration, proof, logits[300:], True, progress)
+    source = Source(Path(), classifier, calibration, proof)
+    found = examined(source, Answers(logits), calibration, logits[300:], True, progress)
     assert found.temperature > 2.0
     measured = found.metrics["rows"]
     assert measured["log_loss"] < measured["log_loss_uncalibrated"]

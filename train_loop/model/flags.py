@@ -1,11 +1,15 @@
 """The flags of every command that takes a classifier that was trained elsewhere."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 from serve.contract.classifier import Side
+from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
+
+OF_THE_MODEL = ("revision", "label_names", "max_length", "padding_side")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,27 @@ class ModelFlags:
     """Column of the label, as the model names it or as a number."""
     delimiter: str | None = None
     """Between the fields of csv or tsv; null takes the format's."""
+
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
+        """Add those of the model to a command's flags, but for --model."""
+        group = parser.add_argument_group("for --model", "what its files do not say, or say wrongly")
+        group.add_argument("--revision", help="branch, tag or commit on the Hub")
+        group.add_argument(
+            "--label_names", nargs="+", help="labels in the order of the logits (default: config.json's)"
+        )
+        group.add_argument("--max_length", type=int, help="longest input in tokens (default: the longest it takes)")
+        group.add_argument("--padding_side", choices=("left", "right"), help="default: the tokenizer's")
+
+    @staticmethod
+    def refuse_for_run(flags: Any) -> None:
+        """Refuse the flags of a model where a run is named.
+
+        Raises:
+            InputError: one of them is given.
+        """
+        if given := [f"--{name}" for name in OF_THE_MODEL if getattr(flags, name) is not None]:
+            raise InputError(f"{', '.join(given)}: for --model only; a run's are in its model/classifier.json")
 
     @classmethod
     def of(cls, flags: Any) -> "ModelFlags":

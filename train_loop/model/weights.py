@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -114,13 +113,12 @@ def _read_weights(
     }
 
 
-def load_finished_model(folder: Path, device: torch.device) -> PreTrainedModel:
-    """Return the model of a run's `model/`, in float32.
+def load_finished_model(folder: Path, attention: str | None) -> PreTrainedModel:
+    """Return the model of a run's `model/`, in float32; without an attention, with that of transformers.
 
     Raises:
         InputError: the folder has other weights than a run left there.
     """
-    attention = attention_on(device, AutoConfig.from_pretrained(folder))
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation=attention, output_loading_info=True
     )
