@@ -23,7 +23,7 @@ from rich.console import Console
 from export.console import Exported, Progress
 from export.existing import examined
 from export.exporters.choose import TORCH, Exporter, ExporterName, choose
-from export.graphs import Candidate, Refused, external_files, input_names
+from export.graphs import Candidate, Refused, external_files, fused_operators, input_names
 from export.int8.dynamic import quantize_dynamically
 from export.int8.quantize import instruction_set
 from export.int8.static import quantize_statically
@@ -227,7 +227,9 @@ def _fused(raw: Path, context: Context) -> Float32 | Refused:
     if verdict.shortfalls:
         return Refused(f"not fused: the fused graph fell short ({'; '.join(verdict.shortfalls)})")
     speeds = {f"rows_per_s_{name}_batch_{size}": rate for name in rates for size, rate in rates[name].items()}
-    return Float32(Proved(Candidate(graph=graph, method="fused", details=dict(speeds)), verdict), source)
+    has_attention = any("Attention" in name for name in fused_operators(graph))
+    method = "fused" if has_attention else "fused, but not its attention"
+    return Float32(Proved(Candidate(graph=graph, method=method, details=dict(speeds)), verdict), source)
 
 
 def _as_exported(raw: Path, method: str, context: Context) -> Float32:

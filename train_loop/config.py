@@ -123,8 +123,8 @@ class TrainConfig:
     """Compile the model in place (torch.compile, dynamic shapes); pays off on long runs."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Mode of torch.compile; reduce-overhead uses CUDA graphs."""
-    cuda_graphs: bool = False
-    """Record each shape's forward and backward pass as a CUDA graph: for small models, on one GPU."""
+    cuda_graphs: bool | None = None
+    """Record each shape's forward and backward pass as a CUDA graph, on one GPU; null: for BERT, unless in fp16."""
     attn_implementation: Literal["auto", "eager", "sdpa"] = "auto"
     """Attention; auto: torch's fused one (sdpa) on a GPU where the model has it, else eager."""
     tf32: bool = False

@@ -160,7 +160,11 @@ def build_training(
             rows={name: len(split) for name, split in data.splits.items()},
         )
     graphs = None
-    if config.cuda_graphs:
+    with_graphs = config.cuda_graphs
+    if with_graphs is None:  # where it was proved on a GPU; in such a pass the host need not wait
+        is_proved = model.config.model_type == "bert" and accelerator.mixed_precision != "fp16"
+        with_graphs = is_proved and omit_masks and accelerator.distributed_type == DistributedType.NO
+    if with_graphs:
         graphs = PassGraphs((each for each in prepared.parameters() if each.requires_grad), CudaCapture())
     is_half_on_gpu = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
     return Training(

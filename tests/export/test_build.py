@@ -81,6 +81,20 @@ def test_a_fused_graph_that_is_slower_than_its_source_is_not_kept(
     assert exported.variants["fp32"].method == "not fused: the fused graph is slower here"
 
 
+def test_a_graph_whose_attention_is_not_fused_says_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fuse_little(
+        exporter: Exporter, graph: Path, output: Path
+    ) -> Path:  # as ONNX Runtime up to 1.30 on torch's graph
+        return graph
+
+    monkeypatch.setattr(Exporter, "fuse_operators", fuse_little)
+    monkeypatch.setattr("export.build.SLOWER", 0.0)
+    exported = export_tiny_run(run, tmp_path / "bundle", variants=("fp32",))
+    assert exported.variants["fp32"].method == "fused, but not its attention"
+
+
 def test_a_fused_graph_that_does_not_run_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

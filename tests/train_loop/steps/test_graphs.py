@@ -12,6 +12,7 @@ from torch import Tensor
 from serve.contract.errors import InputError
 from train_loop import loop
 from train_loop.run.checkpoint import TrainState
+from train_loop.steps import graphs
 from train_loop.steps.graphs import WIDTH_MULTIPLE, PassGraphs
 
 
@@ -67,6 +68,13 @@ def test_replayed_passes_train_the_same_weights(argv: list[str]) -> None:
     assert capture.num_recorded >= 1
     assert capture.num_replayed > 2 * capture.num_run
     assert all(torch.equal(plain[name], replayed[name]) for name in plain)
+
+
+def test_large_passes_are_not_recorded(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MAX_TOKENS", 32)
+    capture = FakeCapture()
+    weights_after([*argv, "--max_tokens_per_forward=128"], "large", capture)  # 8 rows of 16 tokens
+    assert capture.num_recorded == 0 < capture.num_run
 
 
 def test_a_pass_that_cannot_be_recorded_names_the_flag(argv: list[str]) -> None:
