@@ -14,6 +14,7 @@ from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.calibration import fit_temperature
+from train_loop.findings.decisions import choose_decision
 from train_loop.findings.metrics import Counts, confusion_matrix, count_metrics, log_loss, reliability
 
 MIN_ROWS = 50
@@ -51,8 +52,11 @@ def examined(
     if calibrate and calibration.labels is None:
         progress.note(f"{calibration.name} has no labels: scores stay as the model has them")
     elif calibrate and calibration.labels is not None:
-        fitted = fit_temperature(reference.logits(calibration), calibration.labels)
-        classifier = dataclasses.replace(classifier, temperature=fitted.temperature)
+        logits = reference.logits(calibration)
+        fitted = fit_temperature(logits, calibration.labels)
+        decision, _ = choose_decision("none", scores_from_logits(logits, fitted.temperature), calibration.labels)
+        decision = dataclasses.replace(decision, abstain_below=classifier.decision.abstain_below)
+        classifier = dataclasses.replace(classifier, temperature=fitted.temperature, decision=decision)
         warning = "" if fitted.warning is None else f" ({fitted.warning})"
         progress.note(f"temperature {fitted.temperature:.3g}, of {len(calibration):,} rows{warning}")
     if held_out.labels is None:

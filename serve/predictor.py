@@ -7,7 +7,7 @@ with Predictor("runs/latest/onnx") as predictor:
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from serve.canary import require_canary
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
+from serve.contract.decision import Decision
 from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
 from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
@@ -41,6 +42,23 @@ class Prediction:
     """Whether the model saw only part of the input."""
     num_tokens: int
     """Tokens that it saw, special tokens included."""
+    decision: Decision = field(default_factory=Decision, repr=False)
+    """How the classifier's scores become answers."""
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the score is too low to answer, by the classifier's `--abstain`; `label` is then only a guess."""
+        return self.decision.abstains(self.score)
+
+    def label_set(self, coverage: float = 0.9) -> tuple[str, ...]:
+        """Return the labels that hold the true one in at least this share of rows like the validation rows, best first.
+
+        Perhaps none: then no label is like those rows.
+
+        Raises:
+            InputError: `classifier.json` has no such coverage; it has 0.8, 0.85, 0.9, 0.95, 0.975 and 0.99.
+        """
+        return self.decision.label_set(self.scores, coverage)
 
     def top_k(self, k: int) -> list[tuple[str, float]]:
         """Return the `k` most probable labels with their probabilities, best first."""
@@ -221,6 +239,7 @@ class Predictor:
                     tuple(row_logits),
                     truncated,
                     num_tokens,
+                    self.classifier.decision,
                 )
             first += len(answers.logits)
 

@@ -47,6 +47,7 @@ RESUME_FLAGS = {
     "compile_mode",
     "cuda_graphs",
     "attn_implementation",
+    "abstain",
     "keep_checkpoints",
     "log_every",
     "trackers",

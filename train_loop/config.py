@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
+from serve.contract.decision import parse_abstain
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
 from serve.contract.rows.file import given_delimiter
@@ -116,6 +117,10 @@ class TrainConfig:
     dropout: Annotated[float | None, FRACTION_BELOW_1] = None
     """Every dropout probability of the model; null: the model's own."""
 
+    # Answers
+    abstain: str = "none"
+    """When to answer "I don't know": score<0.6; or accuracy>=0.95, at scores too low for it on validation rows."""
+
     # Precision and speed
     mixed_precision: MixedPrecision = "auto"
     """auto: bf16 if the hardware has it, fp16 on other GPUs, else no."""
@@ -174,10 +179,11 @@ class TrainConfig:
 def _problems(config: TrainConfig) -> list[str]:
     """Return everything that is wrong with a configuration, each with its remedy."""
     problems = list(out_of_range(config))
-    try:
-        given_delimiter(config.delimiter)
-    except InputError as error:
-        problems.append(str(error))
+    for check in (lambda: given_delimiter(config.delimiter), lambda: parse_abstain(config.abstain)):
+        try:
+            check()
+        except InputError as error:
+            problems.append(str(error))
 
     def require(condition: bool, message: str) -> None:
         if not condition:

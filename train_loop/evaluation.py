@@ -175,6 +175,7 @@ def _evaluate(
             splits=splits,
             logits=logits,
             calibration=Calibration(classifier.temperature),
+            decision=classifier.decision,
             tokenizer=tokenizer,
             train=train,
             notify=lambda text: console.print(text, highlight=False),

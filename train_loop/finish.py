@@ -66,6 +66,7 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
 def _classifier(training: Training, run: RunDirectory, assessment: Assessment) -> Classifier:
     """Return what serving must know about the finished model."""
     config, data, tokenizer = training.config, training.data, training.tokenizer
+    main = assessment.predictions[assessment.headline]
     return Classifier(
         name=run.path.name,
         labels=data.labels,
@@ -75,7 +76,8 @@ def _classifier(training: Training, run: RunDirectory, assessment: Assessment) -
         max_length=data.max_length,
         truncation_side=tokenizer.truncation_side,
         padding_side=tokenizer.padding_side,
-        temperature=assessment.predictions[assessment.headline].temperature,
+        temperature=main.temperature,
+        decision=main.decision,
         metrics=finite_metrics(assessment),
         data_fingerprint=data.fingerprint,
         versions=installed_versions(RECORDED_PACKAGES),

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
+from serve.contract.decision import Decision
 from serve.contract.field_limits import AT_LEAST_1, POSITIVE, Limit
 from serve.contract.files import write_json
 from serve.contract.labels import ProblemType
@@ -11,7 +12,8 @@ from serve.contract.records import read_record, require_valid
 from serve.contract.text import CleaningMode
 
 CLASSIFIER_FILE = "classifier.json"
-CLASSIFIER_SCHEMA_VERSION = 1
+CLASSIFIER_SCHEMA_VERSION = 2
+"""1 has no decision."""
 
 Side = Literal["left", "right"]
 
@@ -42,6 +44,8 @@ class Classifier:
     """Logits are divided by it before the softmax."""
     problem_type: ProblemType = "single_label_classification"
     """How logits become scores."""
+    decision: Decision = Decision()  # noqa: RUF009 - frozen
+    """How scores become answers."""
     metrics: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """Split -> metric -> value, on held-out rows."""
     data_fingerprint: str = ""
@@ -57,7 +61,8 @@ class Classifier:
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:
     """Write `classifier.json` into `folder`, atomically."""
-    write_json(folder / CLASSIFIER_FILE, dataclasses.asdict(classifier))
+    current = dataclasses.replace(classifier, schema_version=CLASSIFIER_SCHEMA_VERSION)
+    write_json(folder / CLASSIFIER_FILE, dataclasses.asdict(current))
 
 
 def read_classifier(folder: Path) -> Classifier:

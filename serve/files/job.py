@@ -141,9 +141,10 @@ class Job:
 
     def _classify(self, rows: Rows, journal: Journal, progress: Progress) -> Journal:
         """Write the answers to the rows after those of `journal`, and return the journal of the finished job."""
-        table = Table(rows, self._pipeline.encoder.classifier.labels, self._settings)
+        classifier = self._pipeline.encoder.classifier
+        table = Table(rows, classifier.labels, self._settings, classifier.decision)
         form = table.format(output_format(self._settings.output))
-        temperature = self._pipeline.encoder.classifier.temperature
+        temperature = classifier.temperature
         with contextlib.ExitStack() as files:
             output = StandardOutput() if self._to_stdout else StagedFile(self._output, journal.output_bytes)
             files.callback(output.close)

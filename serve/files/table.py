@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.decision import Decision
 from serve.contract.rows.reader import Rows
 from serve.files.output import Columns, Delimited, JsonLines, OutputFormat, Parquet, TableFormat
 from serve.files.settings import JobSettings
@@ -27,7 +28,7 @@ class AnsweredRows:
 
 
 class Table:
-    """Columns of the output: id, kept input columns, label, score, all scores if wanted, truncated.
+    """Columns of the output: id, kept input columns, label, score, all scores if wanted, perhaps abstained, truncated.
 
     A kept column with the name of another one is written as `input_NAME`, or `input_input_NAME` where the input has
     that name too; the id itself is not written twice.
@@ -36,9 +37,10 @@ class Table:
         rows: the input, for the names and types of its columns.
         labels: of the classifier, in order.
         settings: what to write.
+        decision: of the classifier; where it abstains, a column says so.
     """
 
-    def __init__(self, rows: Rows, labels: Sequence[str], settings: JobSettings) -> None:
+    def __init__(self, rows: Rows, labels: Sequence[str], settings: JobSettings, decision: Decision) -> None:
         id_column = settings.id_column
         self._labels = labels
         self._submission = settings.submission
@@ -46,10 +48,12 @@ class Table:
         kept = [column for column in dict.fromkeys(wanted) if not (column == id_column == "id")]
         self._places = [rows.columns.index(column) for column in kept]
         self._score_names = [f"score_{label}" for label in labels] if settings.all_scores else []
-        kept_names = _free_names(["id", "label", "score", "truncated", *self._score_names], kept)
+        self._decision = decision
+        abstained = ["abstained"] if decision.abstain_below else []
+        kept_names = _free_names(["id", "label", "score", *abstained, "truncated", *self._score_names], kept)
         self.names = ["id", "label"]
         if not settings.submission:
-            self.names = ["id", *kept_names, "label", "score", *self._score_names, "truncated"]
+            self.names = ["id", *kept_names, "label", "score", *self._score_names, *abstained, "truncated"]
         self._id_type = None if id_column is None else rows.arrow_types.get(id_column)
         self._has_row_numbers = id_column is None
         self._kept_types = [rows.arrow_types.get(column) for column in kept]
@@ -63,7 +67,7 @@ class Table:
         id_type = "int64" if self._has_row_numbers else self._id_type
         if self._submission:
             return Parquet(self.names, [id_type, None])
-        scores = ["double"] * (1 + len(self._score_names))
+        scores = ["double"] * (1 + len(self._score_names)) + ["bool"] * bool(self._decision.abstain_below)
         return Parquet(self.names, [id_type, *self._kept_types, None, *scores, "bool"])
 
     def columns(self, rows: AnsweredRows) -> Columns:
@@ -73,9 +77,12 @@ class Table:
         if self._submission:
             return [rows.ids, labels]
         columns = [rows.ids, *([row[place] for row in rows.values] for place in self._places), labels]
-        columns.append(_rounded(rows.scores[np.arange(len(best)), best]))
+        best_scores = rows.scores[np.arange(len(best)), best]
+        columns.append(_rounded(best_scores))
         if self._score_names:
             columns += [_rounded(rows.scores[:, label]) for label in range(len(self._labels))]
+        if self._decision.abstain_below:
+            columns.append([self._decision.abstains(score) for score in best_scores.tolist()])
         return [*columns, rows.truncated]
 
 

@@ -18,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from serve.contract.bundle import Manifest, Variant, Verification, record_files, write_manifest
 from serve.contract.classifier import Classifier, Side, write_classifier
+from serve.contract.decision import Decision
 from serve.contract.text import CleaningMode
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -59,6 +60,7 @@ def save_tiny_bundle(
     padding_side: Side = "right",
     temperature: float = 1.0,
     cleaning: CleaningMode = "none",
+    decision: Decision = Decision(),  # noqa: B008 - frozen
 ) -> Path:
     """Write a bundle with one variant, `fp32`, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,7 @@ def save_tiny_bundle(
             truncation_side=truncation_side,
             padding_side=padding_side,
             temperature=temperature,
+            decision=decision,
         ),
     )
     word_tokenizer().save(str(folder / "tokenizer.json"))

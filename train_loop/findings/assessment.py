@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from serve.contract.decision import Decision
 from serve.contract.labels import scores_from_logits
 from train_loop.config import TrainConfig
 from train_loop.findings.audit import Finding, contradictions, duplicate_findings, label_findings, worst_first
 from train_loop.findings.calibration import Calibration
+from train_loop.findings.decisions import choose_decision
 from train_loop.findings.intervals import Interval, count_intervals, row_intervals
 from train_loop.findings.metrics import (
     Counts,
@@ -113,6 +115,7 @@ def assess(
     splits: dict[str, Split],
     logits: dict[str, NDArray[np.float32]],
     calibration: Calibration,
+    decision: Decision | None = None,
     tokenizer: PreTrainedTokenizerFast,
     train: Split | None,
     notify: Callable[[str], None],
@@ -121,12 +124,18 @@ def assess(
     """Compute metrics, slices and findings of splits from their logits [N, C].
 
     `train`, the run's training rows, which held-out rows are compared with, may be one of the splits. None if
-    the rows are not the run's: then a split named "validation" did not select the model.
+    the rows are not the run's: then a split named "validation" did not select the model. Without a `decision`, it is
+    chosen on the validation rows.
     """
     predictions = {
         split: Predictions(rows, labels, config.text_columns, logits[split], calibration.temperature)
         for split, rows in splits.items()
     }
+    unmet = None
+    if decision is None:
+        found = predictions["validation"]
+        decision, unmet = choose_decision(config.abstain, found.probabilities, found.split.labels)
+    predictions = {name: dataclasses.replace(found, decision=decision) for name, found in predictions.items()}
     headline = "test" if "test" in splits else next(iter(splits))
     notify("Computing metrics with bootstrap intervals ...")
     metrics = {split: measure(found, config.seed) for split, found in predictions.items()}
@@ -136,6 +145,7 @@ def assess(
         main.split, main.texts(), labels, main.predicted, unk_id=-1 if unknown is None else int(unknown)
     )
     warnings = [f"Calibration: {calibration.warning}."] if calibration.warning else []
+    warnings += [unmet] if unmet else []
     footnotes = {name: FOOTNOTES[name] for name in splits if train is not None and name in FOOTNOTES}
     if headline in footnotes:
         warnings.append(f"The metrics are of the {headline} split: {footnotes[headline]}.")
@@ -188,6 +198,7 @@ def measure(predictions: Predictions, seed: int) -> SplitMetrics:
         "log_loss_uncalibrated": float(row_log_losses(uncalibrated, labels).mean()),
         "expected_calibration_error_uncalibrated": before.expected_calibration_error,
     }
+    values |= predictions.set_metrics()
     classes = per_class(matrix, predictions.labels)
     for label, (roc_auc, average_precision) in zip(predictions.labels, areas.tolist(), strict=True):
         classes[label] |= {"roc_auc": roc_auc, "average_precision": average_precision}

@@ -1,4 +1,4 @@
-"""The plots of a run: confusion matrix, ROC and precision-recall curves, reliability, training.
+"""The plots of a run: confusion matrix, ROC and precision-recall curves, reliability, risk, training.
 
 Colours are Okabe and Ito's, safe for colour-blind readers; lines also differ in dashes.
 """
@@ -19,6 +19,7 @@ from matplotlib.ft2font import FT2Font
 
 from train_loop.findings.assessment import SplitMetrics
 from train_loop.findings.metrics import NUM_BINS, Ranking, most_confused
+from train_loop.findings.predictions import Predictions
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -32,16 +33,18 @@ MAX_CURVE_POINTS = 2_000
 DOTS_PER_INCH = 130
 
 
-def draw_all(folder: Path, metrics: SplitMetrics, labels: tuple[str, ...], title: str, log: Path | None) -> list[str]:
+def draw_all(folder: Path, metrics: SplitMetrics, predictions: Predictions, title: str, log: Path | None) -> list[str]:
     """Draw every plot into `folder`; return one line for each that failed, and for missing fonts.
 
     `log` is the run's metrics.jsonl.
     """
+    labels = predictions.labels
     pictures: dict[str, Callable[[], Figure]] = {
         "confusion_matrix.png": lambda: confusion_matrix_figure(metrics.matrix, labels, title),
         "roc.png": lambda: roc_figure(metrics, labels, title),
         "pr.png": lambda: precision_recall_figure(metrics, labels, title),
         "reliability.png": lambda: reliability_figure(metrics, title),
+        "risk_coverage.png": lambda: risk_coverage_figure(metrics, predictions, title),
     }
     if log is not None and log.is_file():
         pictures["training.png"] = lambda: training_figure(log)
@@ -202,6 +205,25 @@ def reliability_figure(metrics: SplitMetrics, title: str) -> Figure:
     counts.set(xlabel="score of the predicted label", ylabel="rows")
     axes.grid(color="0.9")
     axes.legend(loc="upper left", fontsize=9)
+    return figure
+
+
+def risk_coverage_figure(metrics: SplitMetrics, predictions: Predictions, title: str) -> Figure:
+    """Draw accuracy by the share of rows answered, the highest scores first, with the classifier's own rule."""
+    curve = predictions.risk_coverage
+    curve = curve[np.linspace(0, len(curve) - 1, min(len(curve), MAX_CURVE_POINTS)).astype(int)]
+    figure = Figure(figsize=(6.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(curve[:, 0], curve[:, 1], color=COLOURS[0])
+    if "answered" in metrics.values:
+        share, accuracy = metrics.values["answered"], metrics.values["accuracy_answered"]
+        cut = predictions.decision.abstain_below
+        axes.plot(share, accuracy, "o", color=COLOURS[5], label=f"answered from a score of {cut:.3f}: {accuracy:.3f}")
+    axes.plot(1.0, curve[-1, 1], "s", color=COLOURS[6], label=f"every row answered: {curve[-1, 1]:.3f}")
+    axes.set(xlabel="share of rows answered", ylabel="accuracy of the answers", title=f"Risk and coverage · {title}")
+    axes.set(xlim=(0.0, 1.02), ylim=(min(0.98 * float(curve[len(curve) // 20 :, 1].min()), 0.95), 1.005))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
     return figure
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.decision import Decision
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.metrics import most_confused
 from train_loop.rows.data import Split
@@ -28,6 +30,7 @@ class Predictions:
     logits: NDArray[np.float32]
     """[N, C], in the split's order."""
     temperature: float = 1.0
+    decision: Decision = Decision()  # noqa: RUF009 - frozen
 
     @functools.cached_property
     def probabilities(self) -> NDArray[np.float64]:
@@ -45,6 +48,28 @@ class Predictions:
         """Probability of each row's predicted class [N]."""
         best: NDArray[np.float64] = self.probabilities.max(axis=1)
         return best
+
+    def set_metrics(self) -> dict[str, float]:
+        """Return how often label sets of 90 % hold the true label and their size; the share answered, its accuracy."""
+        values, cut = {}, self.decision.set_cuts.get("0.9")
+        if cut is not None:
+            in_set = self.probabilities >= cut  # [N, C]
+            values["label_set_90_coverage"] = float(in_set[np.arange(len(in_set)), self.split.labels].mean())
+            values["label_set_90_size"] = float(in_set.sum(axis=1).mean())
+        if self.decision.abstain_below > 0.0:
+            is_answered = self.scores >= self.decision.abstain_below
+            is_right = (self.predicted == self.split.labels)[is_answered]
+            values["answered"] = float(is_answered.mean())
+            values["accuracy_answered"] = float(is_right.mean()) if len(is_right) else math.nan
+        return values
+
+    @functools.cached_property
+    def risk_coverage(self) -> NDArray[np.float64]:
+        """Share of rows answered, and their accuracy, if each score were the lowest that is answered [N, 2]."""
+        order = np.argsort(-self.scores, kind="stable")
+        counts = np.arange(1, len(order) + 1)
+        right = (self.predicted == self.split.labels)[order].cumsum()
+        return np.column_stack([counts / len(order), right / counts])
 
     def texts(self) -> Iterator[tuple[str, ...]]:
         """Yield each row's text, or pair, in order, without loading them all."""

@@ -26,6 +26,7 @@ PICTURES = {
     "roc.png": "ROC curve of each class",
     "pr.png": "Precision-recall curve of each class",
     "reliability.png": "Reliability of the scores",
+    "risk_coverage.png": "Accuracy of the answers if those with low scores are withheld",
     "training.png": "Loss, validation metrics and learning rate by step",
 }
 

@@ -36,7 +36,7 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
         _write_classes(staged / "classes.csv", assessment)
         _write_confusion(staged / "confusion.csv", assessment)
         write_audit(staged / "data_audit.csv", assessment.findings, main.text_columns)
-        problems = draw_all(staged, assessment.metrics[assessment.headline], main.labels, title, log)
+        problems = draw_all(staged, assessment.metrics[assessment.headline], main, title, log)
         assessment.warnings.extend(problems)
         write_json(staged / "metrics.json", _metrics_json(assessment))
         write_bytes(staged / "report.html", render_report(assessment, staged).encode())
@@ -57,6 +57,9 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
         table.add_row("calibration error, before -> after", *map(" -> ".join, zip(before, errors, strict=True)))
     else:
         table.add_row("calibration error", *errors)
+    for metric in ("answered", "accuracy_answered", "label_set_90_coverage", "label_set_90_size"):
+        if all(metric in found.values for found in assessment.metrics.values()):
+            table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
     console.print(table, highlight=False)
     for name, note in assessment.footnotes.items():
         console.print(f"* {name}: {note}", style="dim", highlight=False)

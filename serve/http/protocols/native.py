@@ -1,5 +1,6 @@
 """rawloop's own protocol: pairs and batches cannot be confused, and each input has its own outcome."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -7,8 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.engine import Engine, ModelFacts
-from serve.batching.request_errors import RequestError
+from serve.batching.request_errors import InvalidRequest, RequestError
 from serve.batching.ticket import Answer, Outcome
+from serve.contract.errors import InputError
 from serve.encoder import TextInput
 from serve.http.explanation import explain
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
@@ -39,6 +41,10 @@ class ClassifyRequest(BaseModel):
         description="Side on which an input that is too long loses tokens; error refuses it; null: the model's own.",
     )
     logits: bool = Field(default=False, description="Also return logits, before temperature and softmax.")
+    coverage: float | None = Field(
+        default=None,
+        description="Also return `label_set`: labels that hold the true one in at least this share of inputs (0.9).",
+    )
 
 
 class ExplainRequest(TextOrPair):
@@ -102,6 +108,11 @@ async def classify(call: Call) -> Reply:
     request: ClassifyRequest = await call.read(ClassifyRequest)
     inputs = [as_input(each) for each in request.inputs]
     engine = call.engine
+    if request.coverage is not None:
+        try:
+            engine.facts.classifier.decision.label_set({}, request.coverage)
+        except InputError as error:
+            raise InvalidRequest(str(error)) from error
     outcomes = await engine.classify(inputs, timeout_s=call.timeout_s, truncation=request.truncation, whole=False)
     return await call.write(partial(_reply, engine, outcomes, request), len(outcomes))
 
@@ -142,6 +153,7 @@ async def model(call: Call) -> Reply:
             "cleaning": classifier.cleaning,
             "truncation_side": classifier.truncation_side,
             "temperature": classifier.temperature,
+            "decision": dataclasses.asdict(classifier.decision),
             "metrics": classifier.metrics,
         }
     )
@@ -163,6 +175,12 @@ def _result(engine: Engine, outcome: Outcome, request: ClassifyRequest) -> dict[
         return error_body(outcome)
     scores = engine.ranked(outcome.scores, request.top_k)
     result = {**scores[0], "scores": scores, "num_tokens": outcome.num_tokens, "truncated": outcome.truncated}
+    decision = engine.facts.classifier.decision
+    if decision.abstain_below:
+        result["abstained"] = decision.abstains(result["score"])
+    if request.coverage is not None:
+        by_label = {each["label"]: each["score"] for each in engine.ranked(outcome.scores, None)}
+        result["label_set"] = decision.label_set(by_label, request.coverage)
     if request.logits:
         result["logits"] = dict(zip(engine.facts.labels, outcome.logits, strict=True))
     return result
@@ -196,6 +214,15 @@ CLASSIFY_SCHEMA = {
                 "properties": {
                     "label": {"type": "string", "description": "Label with the highest score."},
                     "score": {"type": "number", "description": "Its probability."},
+                    "abstained": {
+                        "type": "boolean",
+                        "description": "The score is too low to answer.",
+                    },
+                    "label_set": {
+                        "type": "array",
+                        "items": {"type": "string"},
+                        "description": "Of the asked coverage.",
+                    },
                     "scores": {"type": "array", "items": _LABEL_SCORE, "description": "Highest first."},
                     "num_tokens": {"type": "integer", "description": "Tokens that the model saw."},
                     "truncated": {"type": "boolean", "description": "Whether it saw only part of the input."},

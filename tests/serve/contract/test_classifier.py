@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier, read_classifier, write_classifier
+from serve.contract.decision import Decision
 from serve.contract.errors import InputError
 
 FULL = Classifier(
@@ -20,6 +21,7 @@ FULL = Classifier(
     metrics={"test": {"accuracy": 0.5, "loss": 1e-17}},
     data_fingerprint="abc",
     versions={"torch": "2.6.0"},
+    decision=Decision(abstain_below=0.4, set_cuts={"0.9": 0.25}),
 )
 LEAST: dict[str, Any] = {
     "schema_version": 1,
@@ -43,13 +45,16 @@ def test_the_file_is_readable_json_in_utf8(tmp_path: Path) -> None:
     write_classifier(tmp_path, FULL)
     text = (tmp_path / CLASSIFIER_FILE).read_text(encoding="utf-8")
     assert "mañana" in text
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == 2
 
 
 def test_optional_fields_have_defaults(tmp_path: Path) -> None:
     write(tmp_path)
     classifier = read_classifier(tmp_path)
-    assert classifier == Classifier(name="run", labels=("a", "b"), text_column="text", max_length=64)
+    assert classifier == Classifier(name="run", labels=("a", "b"), text_column="text", max_length=64, schema_version=1)
+    assert classifier.decision == Decision()
+    write_classifier(tmp_path, classifier)
+    assert read_classifier(tmp_path).schema_version == 2
     assert (classifier.cleaning, classifier.temperature, classifier.padding_side) == ("none", 1.0, "right")
 
 
@@ -76,10 +81,10 @@ def test_broken_files_are_refused_with_their_path(tmp_path: Path, content: bytes
     assert str(tmp_path / CLASSIFIER_FILE) in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [2, 0, -1, "1", 1.5, None])
+@pytest.mark.parametrize("version", [3, 0, -1, "1", 1.5, None])
 def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
     write(tmp_path, schema_version=version, field_of_the_future=True)
-    with pytest.raises(InputError, match=r"schema version .* reads 1 to 1; upgrade rawloop"):
+    with pytest.raises(InputError, match=r"schema version .* reads 1 to 2; upgrade rawloop"):
         read_classifier(tmp_path)
 
 

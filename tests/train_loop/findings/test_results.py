@@ -30,6 +30,7 @@ FILES = {
     "pr.png",
     "predictions.csv",
     "reliability.png",
+    "risk_coverage.png",
     "report.html",
     "roc.png",
 }
@@ -124,7 +125,7 @@ def test_the_report_is_harmless_whatever_the_texts_hold(written: Path) -> None:
     assert "script" not in page.tags
     assert page.handlers == []
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
-    assert page.tags.count("img") == 4  # only the plots, none injected by a text
+    assert page.tags.count("img") == 5  # only the plots, none injected by a text
     assert "default-src 'none'" in text
     for hostile in (*HOSTILE, *LABELS, "run <i>1</i>"):
         assert hostile in page.text  # shown as written
@@ -242,11 +243,14 @@ def test_class_names_are_drawn_in_an_installed_font_that_has_them(
     known = font_manager.fontManager.ttflist
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [font for font in known if "DejaVu" in font.name])
     labels = ("坏", "好", "ok")
-    measured = assessed().metrics["test"]
+    assessment = assessed()
+    measured = assessment.metrics["test"]
     metrics = dataclasses.replace(measured, per_class=dict(zip(labels, measured.per_class.values(), strict=True)))
 
+    predictions = dataclasses.replace(assessment.predictions["test"], labels=labels)
+
     def problems() -> list[str]:
-        return pictures.draw_all(tmp_path, metrics, labels, "test", None)
+        return pictures.draw_all(tmp_path, metrics, predictions, "test", None)
 
     assert [problem.partition(",")[0] for problem in problems()] == ["No installed font has 坏 好"]
     boxes = (tmp_path / "roc.png").read_bytes()

@@ -1,0 +1,76 @@
+"""When to abstain, and label sets: the promises hold on new rows."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from serve.contract.decision import COVERAGES, Decision, parse_abstain
+from serve.contract.errors import InputError
+from train_loop.findings.decisions import choose_decision
+
+
+def drawn_rows(num_rows: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return probabilities [N, 3] and labels drawn from them, so that scores are calibrated."""
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet([1.5, 0.6, 0.4], num_rows)
+    labels = (probabilities.cumsum(axis=1) < random.random((num_rows, 1))).sum(axis=1)
+    return probabilities, np.minimum(labels, 2)
+
+
+def test_label_sets_hold_the_true_label_as_often_as_stated() -> None:
+    covered = {coverage: [] for coverage in COVERAGES}
+    for seed in range(200):
+        decision, _ = choose_decision("none", *drawn_rows(199, seed))
+        probabilities, labels = drawn_rows(500, 1_000 + seed)
+        for coverage, found in covered.items():
+            cut = decision.set_cuts[str(coverage)]
+            found.append((probabilities[np.arange(500), labels] >= cut).mean())
+    for coverage, found in covered.items():
+        assert coverage - 0.01 < np.mean(found) < coverage + 0.015
+
+
+def test_a_cut_keeps_the_accuracy_in_19_of_20_validation_splits() -> None:
+    missed = 0
+    for seed in range(200):
+        decision, problem = choose_decision("accuracy>=0.8", *drawn_rows(600, seed))
+        assert problem is None
+        probabilities, labels = drawn_rows(20_000, 9_000 + seed)
+        answered = probabilities.max(axis=1) >= decision.abstain_below
+        missed += (probabilities.argmax(axis=1) == labels)[answered].mean() < 0.8
+    assert missed <= 18  # 10 expected; the lowest of many cuts is chosen
+
+
+def test_equal_scores_are_cut_together() -> None:
+    probabilities = np.array([[0.9, 0.1]] * 60 + [[0.6, 0.4]] * 60)
+    labels = np.array([0] * 60 + [0, 1] * 30)
+    decision, problem = choose_decision("accuracy>=0.95", probabilities, labels)
+    assert (decision.abstain_below, problem) == (0.9, None)
+    everything, _ = choose_decision("accuracy>=0.6", probabilities, labels)
+    assert everything.abstain_below == 0.0
+
+
+def test_what_no_score_shows_names_the_closest() -> None:
+    probabilities, labels = np.array([[0.9, 0.1]] * 20), np.zeros(20, np.int64)
+    decision, problem = choose_decision("accuracy>=0.95", probabilities, labels)
+    assert decision.abstain_below == 0.0
+    assert problem is not None
+    assert "20 validation rows; without any mistake it takes 59" in problem
+    assert "'score<0.900': accuracy 1.000, at least 0.861" in problem
+    assert choose_decision("score<0.9", probabilities, labels)[0].abstain_below == 0.9
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "always", "accuracy>0.9", "accuracy>=1", "score<0", "score<60", "score<.", "score>=.5"]
+)
+def test_a_rule_that_is_none_is_refused(rule: str) -> None:
+    with pytest.raises(InputError, match=r"--abstain .*expected none, 'accuracy>=0.95' or 'score<0.6'"):
+        parse_abstain(rule)
+
+
+def test_a_coverage_without_a_cut_is_refused() -> None:
+    decision = Decision(set_cuts={"0.9": 0.2})
+    assert decision.label_set({"a": 0.3, "b": 0.5, "c": 0.2, "d": 0.0}, 0.9) == ("b", "a", "c")
+    with pytest.raises(InputError, match=r"label_set: no coverage 0.92 in classifier.json; it has 0.9"):
+        decision.label_set({"a": 1.0}, 0.92)
+    with pytest.raises(InputError, match="train again"):
+        Decision().label_set({"a": 1.0}, 0.9)
