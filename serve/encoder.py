@@ -202,9 +202,11 @@ class Encoder:
             if len(texts) == 1:
                 return [f"the tokenizer failed on it ({error})"]
             return [outcome for text in texts for outcome in self._tokenize([text], truncation)]
-        return [self._encoding(each, truncation) for each in raw]
+        # The segments of a single text are the tokenizer's template; as Python lists, zeros cost as much as the ids.
+        is_one_segment = not self._takes_pairs and not any(max(raw, key=len).type_ids)
+        return [self._encoding(each, truncation, is_one_segment=is_one_segment) for each in raw]
 
-    def _encoding(self, raw: Any, truncation: Truncation) -> Encoding | str:
+    def _encoding(self, raw: Any, truncation: Truncation, *, is_one_segment: bool) -> Encoding | str:
         ids = np.array(raw.ids, np.int32)
         if truncation == "error" and len(ids) > self.max_length:
             return (
@@ -213,7 +215,9 @@ class Encoder:
             )
         if len(ids) == 0:
             return "no tokens; this tokenizer adds no special tokens and needs some text"
-        type_ids = np.array(raw.type_ids, np.int32) if "token_type_ids" in self.input_names else None
+        type_ids = None
+        if "token_type_ids" in self.input_names:
+            type_ids = np.zeros(len(ids), np.int32) if is_one_segment else np.array(raw.type_ids, np.int32)
         return Encoding(ids, type_ids, truncated=bool(raw.overflowing))
 
     def _is_expected(self, item: Any) -> TypeGuard[TextInput]:
