@@ -54,11 +54,13 @@ def examined(
     elif calibrate and calibration.labels is not None:
         logits = reference.logits(calibration)
         fitted = fit_temperature(logits, calibration.labels)
-        decision, _ = choose_decision("none", scores_from_logits(logits, fitted.temperature), calibration.labels)
-        decision = dataclasses.replace(decision, abstain_below=classifier.decision.abstain_below)
+        scores = scores_from_logits(logits, fitted.temperature)
+        decision, unmet = choose_decision(classifier.decision.abstain, scores, calibration.labels)
         classifier = dataclasses.replace(classifier, temperature=fitted.temperature, decision=decision)
         warning = "" if fitted.warning is None else f" ({fitted.warning})"
         progress.note(f"temperature {fitted.temperature:.3g}, of {len(calibration):,} rows{warning}")
+        if unmet is not None:
+            progress.note(unmet)
     if held_out.labels is None:
         return classifier
     counts = Counts.of(confusion_matrix(expected.argmax(axis=1), held_out.labels, expected.shape[1]))

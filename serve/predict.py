@@ -187,6 +187,7 @@ def _as_json(item: TextInput, prediction: Prediction, top_k: int) -> dict[str, A
         "text": item,
         "label": prediction.label,
         "score": prediction.score,
+        **({"abstained": prediction.abstained} if prediction.decision.abstain_below else {}),
         "scores": dict(prediction.top_k(top_k)),
         "truncated": prediction.truncated,
         "num_tokens": prediction.num_tokens,
@@ -201,7 +202,7 @@ def _as_table(inputs: Sequence[TextInput], predictions: Sequence[Prediction], to
         text = " | ".join(item) if isinstance(item, tuple) else item
         text = "".join(char if char.isprintable() else " " for char in text)  # no control characters for the terminal
         shown = text if len(text) <= 60 else text[:59] + "…"
-        note = " (truncated)" if prediction.truncated else ""
+        note = " (truncated)" * prediction.truncated + " (abstained: the label is a guess)" * prediction.abstained
         rows.append((prediction.label, f"{prediction.score:.4f}", others, shown + note))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [

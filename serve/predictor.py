@@ -51,9 +51,9 @@ class Prediction:
         return self.decision.abstains(self.score)
 
     def label_set(self, coverage: float = 0.9) -> tuple[str, ...]:
-        """Return the labels that hold the true one in at least this share of rows like the validation rows, best first.
+        """Return the labels that hold the true one in at least this share of rows, on average; best first.
 
-        Perhaps none: then no label is like those rows.
+        The rows must be like the validation rows. May be empty: no label scores as high as the true ones of those rows.
 
         Raises:
             InputError: `classifier.json` has no such coverage; it has 0.8, 0.85, 0.9, 0.95, 0.975 and 0.99.

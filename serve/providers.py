@@ -109,7 +109,7 @@ def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, sp
         session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # its errors have no other common base class
         what = "a graph of one operator" if isinstance(graph, bytes) else graph
-        hint = "; leave out cuda_graphs" if gpu.cuda_graphs else ""  # an operator on the CPU, say
+        hint = "; leave out cuda_graphs" if gpu.cuda_graphs and "graph capture" in str(error) else ""
         raise InputError(f"{what}: ONNX Runtime cannot load it on {device} ({error}){hint}") from error
     if (found := session.get_providers()[0]) != provider:
         raise InputError(

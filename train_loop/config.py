@@ -119,7 +119,7 @@ class TrainConfig:
 
     # Answers
     abstain: str = "none"
-    """When to answer "I don't know": score<0.6; or accuracy>=0.95, at scores too low for it on validation rows."""
+    """When to answer "I don't know": score<0.6; or accuracy>=0.95, below the score that keeps it on validation rows."""
 
     # Precision and speed
     mixed_precision: MixedPrecision = "auto"

@@ -242,6 +242,8 @@ def _zero(training: Training, logits: Tensor) -> Tensor:
 def _cut_finer(training: Training, step: int, step_plan: StepPlan) -> None:
     """Drop a failed attempt's gradients and halve the tokens of a forward pass."""
     training.zero_grad()
+    if training.graphs is not None:
+        training.graphs.clear()
     clear_device_cache()
     num_rows, num_tokens = step_plan.largest
     if num_rows == 1:

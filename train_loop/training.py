@@ -27,7 +27,7 @@ from train_loop.run.directory import RunDirectory
 from train_loop.run.progress import Progress
 from train_loop.steps.dropout import MaskSource, replace_dropout
 from train_loop.steps.feed import Collator
-from train_loop.steps.graphs import WIDTH_MULTIPLE, CudaCapture, PassGraphs
+from train_loop.steps.graphs import WIDTH_MULTIPLE, CudaCapture, PassGraphs, is_default
 from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import Evaluation, evaluate_logits, predict_logits
@@ -51,7 +51,7 @@ class Training:
     dropout_masks: MaskSource | None = None
     """Source of dropout masks on a CPU; None if torch draws them."""
     graphs: PassGraphs | None = None
-    """Recorded passes, with --cuda_graphs."""
+    """Recorded passes, on a GPU."""
     pad_to_multiple_of: int = 1
     omit_masks: bool = False
     """Whether micro-batches without padding have no attention mask."""
@@ -160,11 +160,11 @@ def build_training(
             rows={name: len(split) for name, split in data.splits.items()},
         )
     graphs = None
-    with_graphs = config.cuda_graphs
-    if with_graphs is None:  # where it was proved on a GPU; in such a pass the host need not wait
-        is_proved = model.config.model_type == "bert" and accelerator.mixed_precision != "fp16"
-        with_graphs = is_proved and omit_masks and accelerator.distributed_type == DistributedType.NO
-    if with_graphs:
+    is_alone = accelerator.distributed_type == DistributedType.NO
+    by_default = is_default(
+        model.config.model_type, accelerator.mixed_precision, is_one_process=is_alone, omits_masks=omit_masks
+    )
+    if by_default if config.cuda_graphs is None else config.cuda_graphs:
         graphs = PassGraphs((each for each in prepared.parameters() if each.requires_grad), CudaCapture())
     is_half_on_gpu = accelerator.device.type == "cuda" and accelerator.mixed_precision != "no"
     return Training(
@@ -203,20 +203,22 @@ def restore(training: Training) -> TrainState:
     for problem in problems:
         training.progress.note(f"Skipping damaged checkpoint {problem}")
     if newest is None:
+        on_main_process(training.accelerator, lambda: _record_changes(training))
         training.progress.note("No usable checkpoint yet: starting from the first step.")
         return TrainState()
     state = training.checkpoints.restore(newest, training.accelerator, training.model, training.optimizer)
-    on_main_process(training.accelerator, lambda: _record_length(training))
+    on_main_process(training.accelerator, lambda: _record_changes(training))
     training.progress.note(f"Continuing from {newest.name}, {training.num_steps - state.step:,} steps to go.")
     return state
 
 
-def _record_length(training: Training) -> None:
-    """Write the length of a run that was resumed to train longer into its configuration."""
+def _record_changes(training: Training) -> None:
+    """Write what a resumed run does otherwise from now on into its configuration: its length, and when it abstains."""
     path, config = training.checkpoints.folder.parent / CONFIG_FILE, training.config
     recorded = read_config(path)
-    if (longer := dataclasses.replace(recorded, epochs=config.epochs, max_steps=config.max_steps)) != recorded:
-        write_yaml(path, longer)
+    changed = {name: getattr(config, name) for name in ("epochs", "max_steps", "abstain")}
+    if (current := dataclasses.replace(recorded, **changed)) != recorded:
+        write_yaml(path, current)
 
 
 def print_run(console: Console, training: Training) -> None:
@@ -227,7 +229,7 @@ def print_run(console: Console, training: Training) -> None:
         "model": config.model_name,
         "device": f"{accelerator.device.type}, {accelerator.num_processes} process"
         + (f"es, {accelerator.distributed_type.value.lower()}" if accelerator.num_processes > 1 else ""),
-        "precision": precision_name(accelerator),
+        "precision": precision_name(accelerator) + (", CUDA graphs" if training.graphs else ""),
         "optimizer steps": f"{training.num_steps:,} ({len(plan):,} per epoch)",
         "rows per step": f"{config.batch_size:,} (micro-batches per process: {plan.step(0).num_micro_batches})",
         "tokens per step": f"{plan.lengths.sum() / len(plan):,.0f} on average",

@@ -99,7 +99,7 @@ def compare_training(
         "--validation_fraction=0.01",
     ]  # fmt: skip
     contenders: dict[str, Callable[[Clock], None]] = {
-        "rawloop": lambda clock: rawloop(clock, argv),
+        "rawloop": lambda clock: rawloop(clock, [*argv, "--cuda_graphs=false"]),
         "rawloop --cuda_graphs": lambda clock: rawloop(clock, [*argv, "--cuda_graphs=true"]),
         "Trainer": lambda clock: trainer(clock, folder, model, texts, batch_size),
     }

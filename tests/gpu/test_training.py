@@ -92,7 +92,7 @@ def test_the_host_waits_once_a_step(argv: list[str], cuda: str) -> None:
     from train_loop import loop
     from train_loop.run.checkpoint import TrainState
 
-    training = build([*argv, "--mixed_precision=bf16"])
+    training = build([*argv, "--mixed_precision=bf16", "--cuda_graphs=false"])
     waits: list[int] = []
     after_step = training.progress.after_step
     with warnings.catch_warnings(record=True) as caught:

@@ -14,7 +14,7 @@ from serve import InputError, Predictor
 from serve.contract.decision import Decision
 from serve.predict import main
 
-DECISION = Decision(abstain_below=0.6, set_cuts={"0.9": 0.2})
+DECISION = Decision(abstain="score<0.6", abstain_below=0.6, set_cuts={"0.9": 0.2})
 TEXTS = ["w1 good", "w1 w2", "bad w3"]
 
 
@@ -43,6 +43,18 @@ def test_without_a_rule_nothing_is_withheld_or_written(tmp_path: Path) -> None:
     rows.write_text('{"text": "w1 w2"}\n')
     assert main(["--bundle", str(plain), "--file", str(rows), "--output", str(tmp_path / "out.jsonl")]) == 0
     assert "abstained" not in json.loads((tmp_path / "out.jsonl").read_text())
+
+
+def test_the_command_says_that_a_label_is_a_guess(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--bundle", str(bundle), *(each for text in TEXTS for each in ("--text", text))]
+    assert main(arguments) == 0
+    assert ["abstained: the label is a guess" in line for line in capsys.readouterr().out.splitlines()[1:]] == [
+        False,
+        True,
+        False,
+    ]
+    assert main([*arguments, "--json"]) == 0
+    assert [json.loads(line)["abstained"] for line in capsys.readouterr().out.splitlines()] == [False, True, False]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -88,5 +100,5 @@ def test_the_server_says_so_and_refuses_an_unknown_coverage(bundle: Path) -> Non
         assert refused.status_code == 422
         assert "no coverage 0.5 in classifier.json; it has 0.9" in refused.json()["error"]["message"]
         model = server.get("/v1/model").json()
-        assert model["decision"] == {"abstain_below": 0.6, "set_cuts": {"0.9": 0.2}}
+        assert model["decision"] == {"abstain": "score<0.6", "abstain_below": 0.6, "set_cuts": {"0.9": 0.2}}
         assert "label_set" not in server.post("/v1/classify", {"inputs": ["w1"]}).json()["results"][0]

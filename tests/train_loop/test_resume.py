@@ -17,6 +17,7 @@ from labelled_rows import labelled_rows
 from places import SUPPORT
 from tiny_models import save_tiny_model
 
+from serve.contract.classifier import read_classifier
 from train_loop.command_line import read_config
 
 pytestmark = pytest.mark.usefixtures("pictureless")
@@ -251,6 +252,19 @@ def test_a_run_at_a_constant_rate_is_resumed_to_train_longer_as_if_planned_so(tm
     assert newest_weights_hash(longer) == newest_weights_hash(tmp_path / "runs" / "straight")
     recorded = read_config(longer / "config.yaml")
     assert (recorded.epochs, recorded.resume) == (2, None)
+
+
+def test_a_finished_run_learns_to_abstain_without_training_and_keeps_the_rule(tmp_path: Path, argv: list[str]) -> None:
+    run = tmp_path / "runs" / "r"
+    assert main([*argv, "--run_name=r"]) == 0
+    before, weights = read_classifier(run / "model"), newest_weights_hash(run)
+    assert (before.decision.abstain, before.decision.abstain_below) == ("none", 0.0)
+    for flags in (["--abstain=score<0.9"], []):
+        assert main([f"--resume={run}", *flags]) == 0
+        decision = read_classifier(run / "model").decision
+        assert (decision.abstain, decision.abstain_below) == ("score<0.9", 0.9)
+        assert decision.set_cuts == before.decision.set_cuts
+    assert newest_weights_hash(run) == weights
 
 
 @pytest.mark.parametrize(

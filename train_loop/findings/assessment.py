@@ -38,7 +38,7 @@ MAX_TRAINING_ROWS = 200_000
 """Most training rows, from the first, to compare held-out rows with."""
 FOOTNOTES = {
     "train": "the model was trained on these rows",
-    "validation": "these rows also selected the checkpoint and the temperature",
+    "validation": "these rows also selected the checkpoint, the temperature and the cuts on the scores",
 }
 """Split that is not fully held out -> why its metrics are optimistic."""
 

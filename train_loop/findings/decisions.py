@@ -9,6 +9,8 @@ from serve.contract.decision import COVERAGES, Decision, parse_abstain
 
 RISK = 0.05
 """Chance that the accuracy promised by `accuracy>=` is missed."""
+NUM_CUTS = 20
+"""Cuts that are tried, at 5 %, 10 % ... 100 % of the rows; each may miss with RISK / NUM_CUTS, so that none does."""
 
 
 def choose_decision(
@@ -19,7 +21,7 @@ def choose_decision(
     cut, problem = (value, None) if kind == "score<" else (0.0, None)
     if kind == "accuracy>=":
         cut, problem = _accurate_cut(value, probabilities, labels)
-    return Decision(abstain_below=cut, set_cuts=_set_cuts(probabilities, labels)), problem
+    return Decision(abstain=rule, abstain_below=cut, set_cuts=_set_cuts(probabilities, labels)), problem
 
 
 def _set_cuts(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -35,26 +37,30 @@ def _set_cuts(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> 
 def _accurate_cut(
     target: float, probabilities: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> tuple[float, str | None]:
-    """Return the lowest score from which on accuracy is at least `target` with 95 % confidence, or 0 and the closest.
+    """Return the lowest of some scores from which on accuracy is at least `target`, or 0 and the closest.
 
-    The bound of a cut is Clopper and Pearson's (1934), one-sided.
+    All bounds hold together with 95 % confidence (one-sided ones of Clopper and Pearson 1934; Bonferroni).
     """
     # Imported here: only needed at the end of a run.
     from scipy.stats import beta
 
-    scores = probabilities.max(axis=1)
-    order = np.argsort(-scores, kind="stable")
-    correct = (probabilities.argmax(axis=1) == labels)[order].cumsum()
-    scores, num_rows, num_all = scores[order], np.arange(1, len(labels) + 1), len(labels)
-    bounds = np.where(correct > 0, beta.ppf(RISK, np.maximum(correct, 1), num_rows - correct + 1), 0.0)
-    bounds[:-1][scores[:-1] == scores[1:]] = 0.0  # equal scores are cut together
-    if (enough := np.flatnonzero(bounds >= target)).size:
-        last = int(enough[-1])
-        return (float(scores[last]) if last + 1 < num_all else 0.0), None
-    best, needed = int(bounds.argmax()), math.ceil(math.log(RISK) / math.log(target))
+    risk, num_all = RISK / NUM_CUTS, len(labels)
+    scores = np.sort(probabilities.max(axis=1))[::-1]
+    is_correct = probabilities.argmax(axis=1) == labels
+    best = (0.0, 0.0, 0.0, 0)  # bound, cut, accuracy, rows
+    for step in range(NUM_CUTS, 0, -1):
+        cut = scores[math.ceil(num_all * step / NUM_CUTS) - 1]
+        answered = is_correct[probabilities.max(axis=1) >= cut]  # equal scores are cut together
+        num_rows, correct = len(answered), int(answered.sum())
+        bound = float(beta.ppf(risk, correct, num_rows - correct + 1)) if correct else 0.0
+        if bound >= target:
+            return (float(cut) if num_rows < num_all else 0.0), None
+        best = max(best, (bound, float(cut), correct / num_rows, num_rows))
+    needed = math.ceil(math.log(risk) / math.log(target))
     few = f" ({num_all:,} validation rows; without any mistake it takes {needed:,})" if num_all < needed else ""
+    bound, cut, accuracy, num_rows = best
     return 0.0, (
         f"--abstain accuracy>={target:g}: no score shows it{few}, so every row is answered. The closest is "
-        f"'score<{scores[best]:.3f}': accuracy {correct[best] / num_rows[best]:.3f}, at least {bounds[best]:.3f} "
-        f"with 95 % confidence, for {num_rows[best] / num_all:.0%} of rows"
+        f"'score<{math.floor(cut * 1e3) / 1e3:g}': accuracy {accuracy:.3f}, at least {bound:.3f} with 95 % "
+        f"confidence, for {num_rows / num_all:.0%} of rows"
     )

@@ -1,6 +1,7 @@
 """`results/`: the assessment of a model, as files for people and for programs."""
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
         "data_fingerprint": assessment.data_fingerprint,
         "labels": list(main.labels),
         "temperature": main.temperature,
+        "decision": dataclasses.asdict(main.decision),
         "headline_split": assessment.headline,
         "warnings": assessment.warnings,
         "splits": {

@@ -65,6 +65,7 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
             if found.is_worse
         ][:8],
         temperature=main.temperature,
+        abstain_below=main.decision.abstain_below,
         cleaning=config.cleaning,
         rows=f"{num_training_rows:,}",
         best_step=assessment.best_step,

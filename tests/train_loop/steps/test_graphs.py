@@ -22,6 +22,12 @@ class FakeCapture:
     def __init__(self) -> None:
         self.num_run = self.num_recorded = self.num_replayed = 0
 
+    def has_room(self) -> bool:
+        return True
+
+    def clear(self) -> None:
+        pass
+
     def run(self, work: Callable[[], Tensor]) -> Tensor:
         self.num_run += 1
         return work()
@@ -77,10 +83,39 @@ def test_large_passes_are_not_recorded(argv: list[str], monkeypatch: pytest.Monk
     assert capture.num_recorded == 0 < capture.num_run
 
 
+def test_without_room_and_after_a_lack_of_memory_nothing_is_replayed(argv: list[str]) -> None:
+    capture = FakeCapture()
+    capture.has_room = lambda: False  # type: ignore[method-assign]
+    weights_after(argv, "full", capture)
+    assert capture.num_recorded == 0 < capture.num_run
+    kept = PassGraphs([], FakeCapture())  # type: ignore[arg-type]
+    kept._graphs[0] = object()  # type: ignore[assignment]
+    kept.clear()
+    assert not kept._graphs
+
+
+def test_the_default_is_what_ran_on_a_gpu() -> None:
+    assert graphs.is_default("bert", "bf16", is_one_process=True, omits_masks=True)
+    assert graphs.is_default("bert", "no", is_one_process=True, omits_masks=True)
+    for changed in (
+        {"model_type": "xlnet"},
+        {"mixed_precision": "fp16"},
+        {"is_one_process": False},
+        {"omits_masks": False},
+    ):
+        proved: dict[str, Any] = {
+            "model_type": "bert",
+            "mixed_precision": "bf16",
+            "is_one_process": True,
+            "omits_masks": True,
+        }
+        assert not graphs.is_default(**proved | changed)
+
+
 def test_a_pass_that_cannot_be_recorded_names_the_flag(argv: list[str]) -> None:
     class Waits(FakeCapture):
         def record(self, work: Any) -> Any:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    with pytest.raises(InputError, match=r"--cuda_graphs: a pass .* cannot be recorded.*--cuda_graphs false"):
+    with pytest.raises(InputError, match=r"--cuda_graphs .* a pass .* cannot be recorded.*--cuda_graphs false"):
         weights_after(argv, "waits", Waits())
