@@ -60,7 +60,8 @@ def test_a_split_is_written_to_its_own_folder(finished: Path) -> None:
     assert evaluate(["--run", str(finished), "--split", "validation"]) == 0
     found = metrics_of(finished / "results_validation")
     assert list(found["splits"]) == ["validation"]  # type: ignore[call-overload]
-    note = "The metrics are of the validation split: these rows also selected the checkpoint and the temperature."
+    why = "these rows also selected the checkpoint, the temperature and the cuts on the scores"
+    note = f"The metrics are of the validation split: {why}."
     assert note in found["warnings"]  # type: ignore[operator]
     assert (finished / "results" / "metrics.json").read_bytes() == before
 
