@@ -45,12 +45,12 @@ def _accurate_cut(
     from scipy.stats import beta
 
     risk, num_all = RISK / NUM_CUTS, len(labels)
-    scores = np.sort(probabilities.max(axis=1))[::-1]
-    is_correct = probabilities.argmax(axis=1) == labels
+    scores, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    highest_first = np.sort(scores)[::-1]
     best = (0.0, 0.0, 0.0, 0)  # bound, cut, accuracy, rows
     for step in range(NUM_CUTS, 0, -1):
-        cut = scores[math.ceil(num_all * step / NUM_CUTS) - 1]
-        answered = is_correct[probabilities.max(axis=1) >= cut]  # equal scores are cut together
+        cut = highest_first[math.ceil(num_all * step / NUM_CUTS) - 1]
+        answered = is_correct[scores >= cut]  # equal scores are cut together
         num_rows, correct = len(answered), int(answered.sum())
         bound = float(beta.ppf(risk, correct, num_rows - correct + 1)) if correct else 0.0
         if bound >= target:

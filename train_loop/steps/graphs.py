@@ -18,7 +18,7 @@ from train_loop.steps.feed import MicroBatch
 MAX_GRAPHS = 64
 """Shapes that are recorded; each keeps some memory, and what comes later runs without."""
 MAX_TOKENS = 32_768
-"""Tokens of a pass that is recorded. On an H200, MiniLM gains 1.8 times at 24,576, BERT-base nothing at 65,536."""
+"""Larger passes are not recorded. On an H200, MiniLM gains 1.8 times at 24,576, BERT-base nothing at 65,536."""
 WIDTH_MULTIPLE = 16
 """Lengths are rounded up to a multiple of this [tokens], so that shapes are few."""
 
@@ -36,7 +36,7 @@ class _Graph:
 
 
 def is_default(model_type: str, mixed_precision: str, *, is_one_process: bool, omits_masks: bool) -> bool:
-    """Whether passes are recorded by default: what ran so on a GPU, and in whose passes the host need not wait."""
+    """Return whether passes are recorded by default: only as tried on a GPU, where the host never waits in a pass."""
     return model_type == "bert" and mixed_precision != "fp16" and is_one_process and omits_masks
 
 
@@ -121,7 +121,7 @@ class CudaCapture:
         self._pool = None
 
     def has_room(self) -> bool:
-        """Whether half of the memory is free: running out of it within a recording cannot be recovered from."""
+        """Return whether half of the memory is free: a recording that runs out of memory ends the run."""
         free, total = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > total / 2
 

@@ -179,7 +179,7 @@ def _result(engine: Engine, outcome: Outcome, request: ClassifyRequest) -> dict[
     if decision.abstain_below:
         result["abstained"] = decision.abstains(result["score"])
     if request.coverage is not None:
-        by_label = {each["label"]: each["score"] for each in engine.ranked(outcome.scores, None)}
+        by_label = dict(zip(engine.facts.labels, outcome.scores, strict=True))
         result["label_set"] = decision.label_set(by_label, request.coverage)
     if request.logits:
         result["logits"] = dict(zip(engine.facts.labels, outcome.logits, strict=True))
