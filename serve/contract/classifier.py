@@ -2,18 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.contract.decision import Decision
+from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, POSITIVE, Limit
 from serve.contract.files import write_json
-from serve.contract.labels import ProblemType
+from serve.contract.labels import ProblemType, scores_from_logits
 from serve.contract.records import read_record, require_valid
 from serve.contract.text import CleaningMode
 
 CLASSIFIER_FILE = "classifier.json"
 CLASSIFIER_SCHEMA_VERSION = 2
-"""1 has no decision."""
+"""1 knows one label per text only, and no decision."""
 
 Side = Literal["left", "right"]
 
@@ -25,13 +29,15 @@ class Classifier:
     name: str
     """Name of the run that trained it."""
     labels: Annotated[
-        tuple[str, ...], Limit(lambda labels: len(set(labels)) == len(labels) >= 2, "two or more distinct names")
+        tuple[str, ...], Limit(lambda labels: len(set(labels)) == len(labels) >= 1, "one or more distinct names")
     ]
-    """Label of each logit, in order."""
+    """Label of each logit, in order; for numbers, what they are."""
     text_column: str
     """Input column with the text."""
     text_pair_column: str | None = None
     """Input column with the second text of a pair; None for single texts."""
+    label_separator: str | None = None
+    """Between the labels of a text in one cell, as in the training file; None: a list, or a column of 0 and 1 each."""
     cleaning: CleaningMode = "none"
     """Cleaning mode applied before tokenization (`serve.contract.text`)."""
     max_length: Annotated[int, AT_LEAST_1]
@@ -41,7 +47,7 @@ class Classifier:
     padding_side: Side = "right"
     """Side on which padding is added."""
     temperature: Annotated[float, POSITIVE] = 1.0
-    """Logits are divided by it before the softmax."""
+    """Logits are divided by it before the softmax or sigmoid."""
     problem_type: ProblemType = "single_label_classification"
     """How logits become scores."""
     decision: Decision = Decision()  # noqa: RUF009 - frozen
@@ -57,6 +63,35 @@ class Classifier:
 
     def __post_init__(self) -> None:
         require_valid(self, CLASSIFIER_FILE)
+        num_labels, are_numbers = len(self.labels), self.problem_type == "regression"
+        if are_numbers != (num_labels == 1):
+            needed = "exactly one label" if are_numbers else "two or more labels"
+            raise InputError(f"{CLASSIFIER_FILE}: {self.problem_type} needs {needed}, found {num_labels}")
+        if (given := len(self.decision.thresholds)) not in (0, num_labels):
+            raise InputError(f"{CLASSIFIER_FILE}: {given} thresholds for {num_labels} labels")
+
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        """Score from which on each of several labels is given [C]."""
+        return np.array(self.decision.thresholds or [0.5] * len(self.labels))
+
+    def scores(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        """Return probabilities [B, C] for logits [B, C]; for numbers, the answers [B, 1] in the target's unit."""
+        scores = scores_from_logits(logits, self.temperature, self.problem_type)
+        if self.problem_type == "regression":
+            scores = self.decision.offset + self.decision.scale * scores
+            if self.decision.value_range is not None:
+                scores = scores.clip(*self.decision.value_range)
+        return scores
+
+    def decisions(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which labels are given [B, C] for scores [B, C]: one or none, or those that reach their thresholds."""
+        if self.problem_type == "multi_label_classification":
+            given: NDArray[np.bool_] = scores >= self.thresholds
+        else:
+            given = scores.argmax(axis=1)[:, None] == np.arange(scores.shape[1])
+            given &= scores >= self.decision.abstain_below
+        return given
 
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-ProblemType = Literal["single_label_classification"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+"""As transformers names them: one label of several, any number of labels, a number."""
 
 WHOLE_NUMBER = re.compile(r"-?[0-9]+(\.0*)?")
 
@@ -61,9 +62,20 @@ def match_labels(found: Collection[str], labels: Sequence[str]) -> dict[str, int
     return {value: known[label] for value, label in meant.items() if label in known}
 
 
-def scores_from_logits(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Turn logits [B, C] into probabilities [B, C], float64: softmax of logits / temperature."""
+def scores_from_logits(
+    logits: NDArray[Any], temperature: float = 1.0, problem_type: ProblemType = "single_label_classification"
+) -> NDArray[np.float64]:
+    """Turn logits [B, C] into probabilities [B, C], float64, of logits / temperature.
+
+    A softmax, or for several labels a sigmoid of each. For numbers the logits are returned.
+    """
     scaled = np.asarray(logits, dtype=np.float64) / temperature
+    if problem_type == "regression":
+        return scaled
+    if problem_type == "multi_label_classification":
+        decay = np.exp(-np.abs(scaled))  # at most 1: no overflow
+        probabilities: NDArray[np.float64] = np.where(scaled >= 0, 1.0, decay) / (1.0 + decay)
+        return probabilities
     scaled -= scaled.max(axis=-1, keepdims=True)  # the largest exponent is 0: no overflow
     np.exp(scaled, out=scaled)
     scaled /= scaled.sum(axis=-1, keepdims=True)

@@ -2,11 +2,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier, read_classifier, write_classifier
 from serve.contract.decision import Decision
 from serve.contract.errors import InputError
+from serve.contract.labels import ProblemType
 
 FULL = Classifier(
     name="run-1",
@@ -100,7 +102,7 @@ def test_missing_and_unknown_fields_are_named_together(tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("name", 5),
-        ("labels", ["a"]),
+        ("labels", []),
         ("labels", ["a", "a"]),
         ("labels", "ab"),
         ("labels", None),
@@ -123,7 +125,7 @@ def test_missing_and_unknown_fields_are_named_together(tmp_path: Path) -> None:
         ("temperature", float("nan")),
         ("temperature", float("inf")),
         ("temperature", "1"),
-        ("problem_type", "regression"),
+        ("problem_type", "ranking"),
         ("metrics", {"test": 0.5}),
         ("metrics", [0.5]),
         ("data_fingerprint", 7),
@@ -146,5 +148,51 @@ def test_all_bad_values_are_named_at_once(tmp_path: Path) -> None:
 
 
 def test_an_invalid_classifier_cannot_be_built() -> None:
-    with pytest.raises(InputError, match="labels must be two or more distinct names"):
+    with pytest.raises(InputError, match="labels must be one or more distinct names"):
         Classifier(name="run", labels=("same", "same"), text_column="text", max_length=8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "message"),
+    [
+        (("a",), {}, "single_label_classification needs two or more labels, found 1"),
+        (("a",), {"problem_type": "multi_label_classification"}, "needs two or more labels, found 1"),
+        (("a", "b"), {"problem_type": "regression"}, "regression needs exactly one label, found 2"),
+        (("a", "b"), {"decision": Decision(thresholds=(0.1, 0.2, 0.3))}, "3 thresholds for 2 labels"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(labels: Any, given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Classifier(name="run", labels=labels, text_column="text", max_length=8, **given)
+
+
+def classifier_of(problem_type: ProblemType, num_labels: int, **given: Any) -> Classifier:
+    labels = tuple("abc"[:num_labels])
+    return Classifier(name="run", labels=labels, text_column="t", max_length=8, problem_type=problem_type, **given)
+
+
+def test_several_labels_are_given_by_independent_scores_that_reach_their_thresholds() -> None:
+    decision = Decision(thresholds=(0.5, 0.2, 0.9))
+    classifier = classifier_of("multi_label_classification", 3, temperature=2.0, decision=decision)
+    logits = np.array([[0.0, -2.0, 2.0], [-1000.0, 1000.0, np.log(100.0)]], np.float64)
+    scores = classifier.scores(logits)
+    sigmoid = 1.0 / (1.0 + np.exp(-np.clip(logits / 2.0, -500, 500)))
+    np.testing.assert_allclose(scores, sigmoid, rtol=1e-12)
+    np.testing.assert_array_equal(classifier.decisions(scores), [[True, True, False], [False, True, True]])
+    without = classifier_of("multi_label_classification", 3)
+    np.testing.assert_array_equal(without.decisions(np.array([[0.5, 0.49, 0.51]])), [[True, False, True]])
+
+
+def test_one_label_is_given_unless_its_score_is_too_low() -> None:
+    classifier = classifier_of("single_label_classification", 3, decision=Decision(abstain_below=0.5))
+    scores = np.array([[0.2, 0.7, 0.1], [0.4, 0.3, 0.3]])
+    np.testing.assert_array_equal(classifier.decisions(scores), [[False, True, False], [False, False, False]])
+
+
+def test_a_number_is_in_the_unit_of_its_target_and_clipped_to_its_range() -> None:
+    decision = Decision(offset=2.5, scale=1.5, value_range=(0.0, 5.0), interval_widths={"0.9": 1.0})
+    classifier = classifier_of("regression", 1, decision=decision)
+    np.testing.assert_allclose(classifier.scores(np.array([[0.0], [1.0], [-9.0]])), [[2.5], [4.0], [0.0]])
+    assert decision.interval(4.5, 0.9) == (3.5, 5.0)
+    with pytest.raises(InputError, match=r"no coverage 0\.5 in classifier\.json; it has 0\.9"):
+        decision.interval(1.0, 0.5)
