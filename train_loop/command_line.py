@@ -36,6 +36,8 @@ SOURCE_FIELDS = (
     "test_file",
     "delimiter",
 )
+DECISION_FLAGS = {"abstain", "threshold", "threshold_scope", "value_range"}
+"""Flags that say how scores become answers."""
 RESUME_FLAGS = {
     "resume",
     "gradient_accumulation_steps",
@@ -47,11 +49,11 @@ RESUME_FLAGS = {
     "compile_mode",
     "cuda_graphs",
     "attn_implementation",
-    "abstain",
     "keep_checkpoints",
     "log_every",
     "trackers",
     "push_to_hub",
+    *DECISION_FLAGS,
 }
 """Flags allowed with --resume: those another machine may need, and those that do not affect the weights."""
 

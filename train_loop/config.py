@@ -5,9 +5,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from serve.contract.decision import parse_abstain
+from serve.contract.decision import parse_abstain, parse_threshold
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
+from serve.contract.labels import ProblemType
 from serve.contract.rows.file import given_delimiter
 from serve.contract.text import CleaningMode
 
@@ -21,8 +22,33 @@ MetricName = Literal[
     "weighted_f1",
     "macro_precision",
     "macro_recall",
+    "micro_f1",
+    "samples_f1",
+    "subset_accuracy",
+    "average_precision",
+    "label_ranking_average_precision",
+    "spearman",
+    "pearson",
+    "r2",
+    "rmse",
+    "mae",
     "loss",
 ]
+AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
+METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
+    "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
+    "multi_label_classification": (
+        "average_precision",
+        "label_ranking_average_precision",
+        "micro_f1",
+        "samples_f1",
+        "subset_accuracy",
+        *AVERAGES,
+    ),
+    "regression": ("spearman", "pearson", "r2", "rmse", "mae", "loss"),
+}
+"""Those that can select the best model; the first does unless another is asked for."""
+LOWER_IS_BETTER = ("loss", "rmse", "mae")
 
 AT_LEAST_4_TOKENS = Limit(lambda value: value >= 4, "at least 4 tokens (special tokens included)")
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -64,9 +90,17 @@ class TrainConfig:
     text_pair_column: str | None = None
     """Column with the second text of a pair; null: single texts."""
     label_column: str = "label"
-    """Column with the label: strings, whole numbers or a ClassLabel."""
+    """Column with the label: strings, whole numbers or a ClassLabel; lists of them for several labels a row."""
     label_names: list[str] | None = None
     """Names of integer labels 0, 1, ... in order; null: the data's own."""
+    label_separator: str | None = None
+    """Between the labels of a row in one cell, such as ","; an empty cell has none. null: one label a row."""
+    label_columns: list[str] | None = None
+    """A column of 0 and 1 for each of several labels, in the place of label_column."""
+    problem_type: ProblemType | None = None
+    """null: several labels if they are lists, or by the two fields above; regression: the label is a number."""
+    value_range: tuple[float, float] | None = None
+    """Numbers: lowest and highest answer, such as [0, 5]; null: no limits."""
     cleaning: CleaningMode = "none"
     """Text cleaning, saved with the model and applied when serving too."""
     max_length: Annotated[int | None, AT_LEAST_4_TOKENS] = None
@@ -106,12 +140,14 @@ class TrainConfig:
     """Gradients are clipped to this global 2-norm; null: no clipping."""
 
     # The loss
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
-    """focal multiplies each row's loss by (1 - p)^focal_gamma."""
+    loss: Literal["cross_entropy", "focal", "mse", "huber"] | None = None
+    """focal multiplies each row's loss by (1 - p)^focal_gamma; mse and huber (delta 1) are of numbers, scaled to a
+    standard deviation of 1; null: cross_entropy, of each label on its own if there are several, or mse."""
     focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0
     """Exponent of the focal loss."""
     class_weights: ClassWeights = "none"
-    """balanced: 1/count; sqrt: 1/sqrt(count); effective: Cui et al. 2019; or a mapping label -> weight."""
+    """balanced: 1/count; sqrt: 1/sqrt(count); effective: Cui et al. 2019; or a mapping label -> weight. Several labels:
+    weight of the rows with the label, balanced: rows without it / rows with it."""
     label_smoothing: Annotated[float, FRACTION_BELOW_1] = 0.0
     """Fraction of the target spread over all classes, in [0, 1)."""
     dropout: Annotated[float | None, FRACTION_BELOW_1] = None
@@ -120,6 +156,12 @@ class TrainConfig:
     # Answers
     abstain: str = "none"
     """When to answer "I don't know": score<0.6; or accuracy>=0.95, below the score that keeps it on validation rows."""
+
+    threshold: str = "0.5"
+    """Several labels: score from which one is given: a number; or by label on validation rows, f1: where F1 is highest,
+    precision>=0.9 or recall>=0.9."""
+    threshold_scope: Literal["label", "global"] = "label"
+    """label: a threshold for each, where it has rows enough; global: one for all."""
 
     # Precision and speed
     mixed_precision: MixedPrecision = "auto"
@@ -140,8 +182,9 @@ class TrainConfig:
     """Optimizer steps between evaluations; null: evaluate at the end of each epoch."""
     eval_max_tokens_per_forward: Annotated[int, AT_LEAST_1] = 8192
     """Most tokens of one forward pass when evaluating, padding included."""
-    metric_for_best: MetricName = "macro_f1"
-    """Validation metric that selects the best model (loss: lower is better)."""
+    metric_for_best: MetricName | None = None
+    """Validation metric that selects the best model; null: macro_f1, for several labels average_precision (macro), for
+    numbers spearman."""
     early_stopping_patience: Annotated[int | None, AT_LEAST_1] = None
     """Evaluations in a row without a new best after which training stops; null: never."""
     save_every: Annotated[int | None, AT_LEAST_1] = None
@@ -170,16 +213,45 @@ class TrainConfig:
         """Column of the text, or of both texts of a pair."""
         return (self.text_column,) if self.text_pair_column is None else (self.text_column, self.text_pair_column)
 
+    @property
+    def answer_columns(self) -> tuple[str, ...]:
+        """Column of the label, or of each of several."""
+        return (self.label_column,) if self.label_columns is None else tuple(self.label_columns)
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that are read."""
+        return [*self.text_columns, *self.answer_columns]
+
     def __post_init__(self) -> None:
         problems = list(_problems(self))
         if problems:
             raise InputError("\n".join(problems))
 
 
+def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig:
+    """Return a configuration with the loss and the metric that suit what is learned.
+
+    Raises:
+        InputError: it has a metric of something else.
+    """
+    own = METRICS[problem_type]
+    if config.metric_for_best not in (None, *own):
+        raise InputError(
+            f"--metric_for_best {config.metric_for_best}: no metric of {problem_type}; choose one of {', '.join(own)}"
+        )
+    loss = config.loss or ("mse" if problem_type == "regression" else "cross_entropy")
+    return dataclasses.replace(config, loss=loss, metric_for_best=config.metric_for_best or own[0])
+
+
 def _problems(config: TrainConfig) -> list[str]:
     """Return everything that is wrong with a configuration, each with its remedy."""
     problems = list(out_of_range(config))
-    for check in (lambda: given_delimiter(config.delimiter), lambda: parse_abstain(config.abstain)):
+    for check in (
+        lambda: given_delimiter(config.delimiter),
+        lambda: parse_abstain(config.abstain),
+        lambda: parse_threshold(config.threshold),
+    ):
         try:
             check()
         except InputError as error:
@@ -222,9 +294,32 @@ def _problems(config: TrainConfig) -> list[str]:
         config.text_pair_column is None or config.text_pair_column != config.text_column,
         f"--text_column and --text_pair_column are both {config.text_column!r}; a pair needs two columns",
     )
+    for name in config.answer_columns:
+        require(
+            name not in (config.text_column, config.text_pair_column),
+            f"--label_column{'s' * (config.label_columns is not None)} {name!r} is also a text column",
+        )
     require(
-        config.label_column not in (config.text_column, config.text_pair_column),
-        f"--label_column {config.label_column!r} is also a text column",
+        config.label_columns is None or len(set(config.label_columns)) == len(config.label_columns) >= 2,
+        f"--label_columns must be two or more distinct columns, found {config.label_columns}",
+    )
+    require(
+        config.label_columns is None or config.label_separator is None,
+        "--label_columns and --label_separator are two ways to write several labels; pass one",
+    )
+    has_several = bool(config.label_columns or config.label_separator)
+    require(
+        not has_several or config.problem_type in (None, "multi_label_classification"),
+        f"--problem_type {config.problem_type}: --label_columns and --label_separator are for several labels a row",
+    )
+    of_numbers, are_numbers = config.loss in ("mse", "huber"), config.problem_type == "regression"
+    require(
+        config.loss is None or of_numbers == are_numbers,
+        f"--loss {config.loss} is for {'numbers; pass --problem_type regression' if of_numbers else 'labels'}",
+    )
+    require(
+        config.value_range is None or (are_numbers and config.value_range[0] < config.value_range[1]),
+        "--value_range LOWEST HIGHEST limits numbers, and needs --problem_type regression",
     )
     require(
         config.compile or config.compile_mode == "default",

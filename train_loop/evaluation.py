@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from train_loop.config import MixedPrecision, TrainConfig
-    from train_loop.rows.data import Split
+    from train_loop.rows.split import Split
 
 COLUMN_FLAGS = ("text_column", "text_pair_column", "label_column", "delimiter")
 
@@ -144,7 +144,6 @@ def _evaluate(
     subject: _Subject, arguments: argparse.Namespace, model_folder: Path, accelerator: Accelerator, console: Console
 ) -> None:
     from train_loop.findings.assessment import assess
-    from train_loop.findings.calibration import Calibration
     from train_loop.findings.results import print_results, write_results
     from train_loop.machine.processes import local_main_process_first, on_main_process
     from train_loop.model.pretrained import read_served_tokenizer
@@ -171,11 +170,9 @@ def _evaluate(
             is_run=subject.run is not None,
             best_step=None,
             data_fingerprint=fingerprint,
-            labels=classifier.labels,
+            classifier=classifier,
             splits=splits,
             logits=logits,
-            calibration=Calibration(classifier.temperature),
-            decision=classifier.decision,
             tokenizer=tokenizer,
             train=train,
             notify=lambda text: console.print(text, highlight=False),
@@ -256,8 +253,8 @@ def _rows(
     if arguments.file is not None:
         remedies = OTHER_COLUMN
         remedies += "" if arguments.model is None else ", or name the model's labels with --label_names"
-        limit = classifier.max_length
-        split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, limit, remedies)
+        limit, kind = classifier.max_length, classifier.problem_type
+        split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, limit, remedies, kind)
         return {split.name: split}, None, ""
     data = load_data(config, tokenizer, classifier.max_length)
     if data.labels != classifier.labels:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from serve.contract.errors import InputError, WorkStopped
-from train_loop.config import TrainConfig
+from train_loop.config import LOWER_IS_BETTER, TrainConfig
 from train_loop.machine.device import is_out_of_memory, return_unused_memory
 from train_loop.machine.processes import any_process, from_all_processes
 from train_loop.run.checkpoint import TrainState
@@ -305,8 +305,8 @@ def _settle(training: Training, state: TrainState, underway: _StepUnderway | Non
 
 def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
     metrics = training.evaluate(training.data.splits["validation"]).metrics
-    name = training.config.metric_for_best
-    score = -metrics["loss"] if name == "loss" else metrics[name]
+    name = training.config.metric_for_best or "loss"
+    score = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
     improved = state.best_score is None or score > state.best_score
     # Small validation splits often tie; the lower loss decides then.
     if improved or (score == state.best_score and metrics["loss"] < state.best_loss):

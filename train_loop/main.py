@@ -27,19 +27,20 @@ def run(argv: Sequence[str]) -> None:
     from accelerate.utils import set_seed
 
     from train_loop.command_line import parse_config
+    from train_loop.config import with_defaults
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.machine.device import build_accelerator
     from train_loop.machine.processes import local_main_process_first
+    from train_loop.model.padding import fit_to_tokenizer
     from train_loop.model.pretrained import fitting_precision, load_tokenizer
-    from train_loop.model.weights import fit_to_tokenizer, load_model
-    from train_loop.rows.data import class_counts, load_data
+    from train_loop.model.weights import load_model
+    from train_loop.rows.data import load_data
     from train_loop.rows.summary import print_data
     from train_loop.run.directory import open_run, require_writable
     from train_loop.run.progress import build_console
     from train_loop.run.trackers import running_trackers
-    from train_loop.steps.loss import class_weights
-    from train_loop.training import build_training, print_run, restore
+    from train_loop.training import build_training, loss_weights, print_run, restore
 
     config = parse_config(argv)
     require_writable(config.output_dir)
@@ -50,11 +51,12 @@ def run(argv: Sequence[str]) -> None:
     with local_main_process_first(accelerator):  # the others find the tokens cached
         data = load_data(config, tokenizer, max_length)
     print_data(console, data)
-    weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
+    config = with_defaults(config, data.problem_type)
+    weights, start = loss_weights(config.class_weights, data)
 
     set_seed(config.seed)  # the new head is drawn from it, alike on every process
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
-    model = load_model(config, data.labels, accelerator.device, report)
+    model = load_model(config, data.labels, accelerator.device, report, start)
     fit_to_tokenizer(model, tokenizer, report)
     with (
         open_run(config, accelerator) as run_directory,

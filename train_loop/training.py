@@ -15,19 +15,21 @@ from rich.text import Text
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from train_loop.command_line import read_config, write_yaml
-from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, read_config, write_yaml
+from train_loop.config import CONFIG_FILE, ClassWeights, TrainConfig
 from train_loop.machine.device import precision_name, shard_by_layer
 from train_loop.machine.processes import on_main_process
 from train_loop.model.masks import take_masks_as_given
-from train_loop.model.weights import freeze_unused_parameters
-from train_loop.rows.data import Data, Split
+from train_loop.model.weights import HeadStart, freeze_unused_parameters
+from train_loop.rows.data import Data, class_counts
+from train_loop.rows.split import Split
 from train_loop.run.checkpoint import CheckpointStore, Identity, TrainState
 from train_loop.run.directory import RunDirectory
 from train_loop.run.progress import Progress
 from train_loop.steps.dropout import MaskSource, replace_dropout
 from train_loop.steps.feed import Collator
 from train_loop.steps.graphs import WIDTH_MULTIPLE, CudaCapture, PassGraphs, is_default
+from train_loop.steps.loss import class_weights, positive_weights, row_weights
 from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import Evaluation, evaluate_logits, predict_logits
@@ -62,7 +64,8 @@ class Training:
 
     def __post_init__(self) -> None:
         self.collate = self.collator(self.data.train)
-        self.row_weights = self.class_weights.cpu().double().numpy()[self.data.train.labels]  # [N]; MPS has no float64
+        weights = self.class_weights.cpu().double().numpy()  # MPS has no float64
+        self.row_weights = row_weights(weights, self.data.train.labels)  # [N]
 
     def collator(self, split: Split) -> Collator:
         """Return the collator of a split."""
@@ -73,6 +76,8 @@ class Training:
             self.pad_to_multiple_of,
             pinned=self.accelerator.device.type == "cuda",
             omit_masks=self.omit_masks,
+            offset=self.data.offset,
+            scale=self.data.scale,
         )
 
     def zero_grad(self) -> None:
@@ -96,7 +101,7 @@ class Training:
 
     def evaluate(self, split: Split) -> Evaluation:
         """Score a split with the current weights; call on all processes."""
-        return evaluate_logits(self.predict(split), split.labels)
+        return evaluate_logits(self.predict(split), split.labels, self.data.offset, self.data.scale)
 
     def predict(self, split: Split) -> NDArray[np.float32]:
         """Return the logits of a split [N, C] with the current weights; call on all processes."""
@@ -108,6 +113,19 @@ class Training:
             self.collator(split),
             self.config.eval_max_tokens_per_forward,
         )
+
+
+def loss_weights(kind: ClassWeights, data: Data) -> tuple[NDArray[np.float64], HeadStart]:
+    """Return the weights of the classes, or of the rows with each label [C], and how the head begins."""
+    start = HeadStart(problem_type=data.problem_type, offset=data.offset, scale=data.scale)
+    if data.problem_type == "regression":
+        return np.ones(1), start
+    counts, num_rows = class_counts(data.train, data.labels), len(data.train)
+    if data.problem_type == "single_label_classification":
+        return class_weights(kind, counts, data.labels), start
+    weights = positive_weights(kind, counts, data.labels, num_rows)
+    odds = np.maximum(counts, 0.5) / np.maximum(num_rows - counts, 0.5)
+    return weights, dataclasses.replace(start, log_odds=np.log(weights * odds))
 
 
 def build_training(
@@ -216,7 +234,7 @@ def _record_changes(training: Training) -> None:
     """Write what a resumed run does otherwise from now on into its configuration: its length, and when it abstains."""
     path, config = training.checkpoints.folder.parent / CONFIG_FILE, training.config
     recorded = read_config(path)
-    changed = {name: getattr(config, name) for name in ("epochs", "max_steps", "abstain")}
+    changed = {name: getattr(config, name) for name in LENGTH_FLAGS | DECISION_FLAGS}
     if (current := dataclasses.replace(recorded, **changed)) != recorded:
         write_yaml(path, current)
 

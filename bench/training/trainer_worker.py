@@ -21,7 +21,8 @@ from bench.training.pace import Finished, PacedTraining, watch_accelerator
 from train_loop.config import TrainConfig
 from train_loop.machine.device import resolve_precision
 from train_loop.model.pretrained import load_tokenizer
-from train_loop.rows.data import Split, load_data
+from train_loop.rows.data import load_data
+from train_loop.rows.split import Split
 
 MANY_PASSES = 10**6
 ON_5 = hasattr(TrainingArguments, "train_sampling_strategy")

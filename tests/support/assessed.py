@@ -4,9 +4,9 @@ import numpy as np
 from held_out import split_of
 from tiny_models import tiny_tokenizer
 
+from serve.contract.classifier import Classifier
 from train_loop.config import TrainConfig
 from train_loop.findings.assessment import Assessment, assess
-from train_loop.findings.calibration import Calibration
 
 LABELS = ("bad", "good 🙂 漢", "<b>so</b> $o, so")
 HOSTILE = [
@@ -30,10 +30,11 @@ def assessed(
         config=TrainConfig(train_file="rows.csv", text_column="text"),
         best_step=7,
         data_fingerprint="f" * 64,
-        labels=LABELS,
+        classifier=Classifier(name="run", labels=LABELS, text_column="text", max_length=8, temperature=1.5),
+        choose_cuts=True,
         splits=splits,
         logits=logits,
-        calibration=Calibration(1.5, "a warning with <markup>"),
+        warnings=["Calibration: a warning with <markup>."],
         tokenizer=tiny_tokenizer(),
         train=split_of([*texts[:5], texts[0]], [*[0, 1, 2, 0, 1][:num_rows], 1], "train"),
         notify=lambda text: None,

@@ -6,8 +6,9 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.classifier import Classifier
 from train_loop.findings.predictions import Predictions
-from train_loop.rows.data import Split
+from train_loop.rows.split import Split
 
 
 def split_of(texts: Sequence[str | tuple[str, str]], labels: Sequence[int], name: str = "test") -> Split:
@@ -39,4 +40,5 @@ def predictions_of(
     split = split_of(texts, labels, name)
     logits = np.log(np.clip(probabilities, 1e-12, 1.0)).astype(np.float32)
     columns = ("text", "text_pair") if "text_pair" in split.rows.column_names else ("text",)
-    return Predictions(split, names, columns, logits)
+    classifier = Classifier(name="run", labels=names, text_column=columns[0], max_length=8)
+    return Predictions(split, classifier, columns, logits)

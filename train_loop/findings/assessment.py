@@ -1,81 +1,39 @@
 """Metrics, error analysis and data audit of a model, computed from its logits before anything is written."""
 
 import dataclasses
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from serve.contract.decision import Decision
-from serve.contract.labels import scores_from_logits
+from serve.contract.classifier import Classifier
+from serve.contract.labels import ProblemType
 from train_loop.config import TrainConfig
 from train_loop.findings.audit import Finding, contradictions, duplicate_findings, label_findings, worst_first
-from train_loop.findings.calibration import Calibration
-from train_loop.findings.decisions import choose_decision
-from train_loop.findings.intervals import Interval, count_intervals, row_intervals
-from train_loop.findings.metrics import (
-    Counts,
-    Ranking,
-    Reliability,
-    confusion_matrix,
-    count_metrics,
-    mean_over_defined,
-    per_class,
-    rankings,
-    reliability,
-    row_brier_scores,
-    row_log_losses,
-)
+from train_loop.findings.decisions import decide
+from train_loop.findings.label_sets import LabelSetPredictions
+from train_loop.findings.mistakes import ConfusedPair, confused_pairs
 from train_loop.findings.near_duplicates import near_duplicates
-from train_loop.findings.predictions import ConfusedPair, Predictions, confused_pairs
+from train_loop.findings.numbers import NumberPredictions
+from train_loop.findings.predictions import Predictions
 from train_loop.findings.slices import Slice, analyse_slices
-from train_loop.rows.data import Split
+from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.rows.split import Split
 
 MAX_TRAINING_ROWS = 200_000
 """Most training rows, from the first, to compare held-out rows with."""
+KINDS: dict[ProblemType, type[Predictions]] = {
+    "single_label_classification": Predictions,
+    "multi_label_classification": LabelSetPredictions,
+    "regression": NumberPredictions,
+}
 FOOTNOTES = {
     "train": "the model was trained on these rows",
     "validation": "these rows also selected the checkpoint, the temperature and the cuts on the scores",
 }
 """Split that is not fully held out -> why its metrics are optimistic."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitMetrics:
-    """The metrics of one split."""
-
-    values: dict[str, float]
-    """Metric -> value; NaN if undefined, such as a ROC AUC with only one class."""
-    intervals: dict[str, Interval]
-    """Metric -> 95 % bootstrap interval. The calibration error has none: resampling inflates it."""
-    per_class: dict[str, dict[str, float]]
-    matrix: NDArray[np.int64]
-    """Confusion matrix [C, C]: rows are true classes."""
-    rankings: list[Ranking]
-    """One per class, for the curves."""
-    before: Reliability
-    """Without the temperature."""
-    after: Reliability
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether a temperature has changed the scores."""
-        return self.values["log_loss"] != self.values["log_loss_uncalibrated"]
-
-    def shown(self, metric: str) -> str:
-        """Return a metric as text, with its interval if it has one."""
-        low, high = self.intervals.get(metric, (math.nan, math.nan))
-        return f"{self.values[metric]:.4f}" + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of metrics.json for the split; NaN becomes null."""
-        return {
-            "metrics": {name: _finite(value) for name, value in self.values.items()},
-            "intervals": {name: [_finite(low), _finite(high)] for name, (low, high) in self.intervals.items()},
-        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +62,22 @@ class Assessment:
     footnotes: dict[str, str]
     """Split -> caveat about its metrics, if there is one."""
 
+    @property
+    def classifier(self) -> Classifier:
+        return self.predictions[self.headline].classifier
+
+    @property
+    def slice_metric(self) -> str:
+        """Return what slices compare."""
+        names = {"multi_label_classification": "all labels right", "regression": "error below the median"}
+        return names.get(self.classifier.problem_type, "accuracy")
+
+    @property
+    def confused_as(self) -> str:
+        """Return what links the labels of a confused pair."""
+        is_one = self.classifier.problem_type == "single_label_classification"
+        return "mistaken for" if is_one else "missing next to a wrong"
+
 
 def assess(
     *,
@@ -111,11 +85,11 @@ def assess(
     config: TrainConfig,
     best_step: int | None,
     data_fingerprint: str,
-    labels: tuple[str, ...],
+    classifier: Classifier,
     splits: dict[str, Split],
     logits: dict[str, NDArray[np.float32]],
-    calibration: Calibration,
-    decision: Decision | None = None,
+    warnings: Sequence[str] = (),
+    choose_cuts: bool = False,
     tokenizer: PreTrainedTokenizerFast,
     train: Split | None,
     notify: Callable[[str], None],
@@ -124,28 +98,25 @@ def assess(
     """Compute metrics, slices and findings of splits from their logits [N, C].
 
     `train`, the run's training rows, which held-out rows are compared with, may be one of the splits. None if
-    the rows are not the run's: then a split named "validation" did not select the model. Without a `decision`, it is
-    chosen on the validation rows.
+    the rows are not the run's: then a split named "validation" did not select the model. With `choose_cuts`, the
+    classifier's cuts are chosen anew on the validation rows.
     """
-    predictions = {
-        split: Predictions(rows, labels, config.text_columns, logits[split], calibration.temperature)
-        for split, rows in splits.items()
-    }
-    unmet = None
-    if decision is None:
-        found = predictions["validation"]
-        decision, unmet = choose_decision(config.abstain, found.probabilities, found.split.labels)
-    predictions = {name: dataclasses.replace(found, decision=decision) for name, found in predictions.items()}
+    warnings, labels = list(warnings), classifier.labels
+    if choose_cuts:
+        known = splits["validation"].labels
+        decision, unmet = decide(classifier, logits["validation"], known, scope=config.threshold_scope)
+        classifier = dataclasses.replace(classifier, decision=decision)
+        warnings += unmet
+    kind = KINDS[classifier.problem_type]
+    predictions = {split: kind(rows, classifier, config.text_columns, logits[split]) for split, rows in splits.items()}
     headline = "test" if "test" in splits else next(iter(splits))
     notify("Computing metrics with bootstrap intervals ...")
-    metrics = {split: measure(found, config.seed) for split, found in predictions.items()}
+    metrics = {split: found.measure(config.seed) for split, found in predictions.items()}
     main = predictions[headline]
     unknown: Any = tokenizer.unk_token_id
     slices = analyse_slices(
-        main.split, main.texts(), labels, main.predicted, unk_id=-1 if unknown is None else int(unknown)
+        main.split, main.texts(), labels, main.is_correct, unk_id=-1 if unknown is None else int(unknown)
     )
-    warnings = [f"Calibration: {calibration.warning}."] if calibration.warning else []
-    warnings += [unmet] if unmet else []
     footnotes = {name: FOOTNOTES[name] for name in splits if train is not None and name in FOOTNOTES}
     if headline in footnotes:
         warnings.append(f"The metrics are of the {headline} split: {footnotes[headline]}.")
@@ -180,36 +151,6 @@ def assess(
     )
 
 
-def measure(predictions: Predictions, seed: int) -> SplitMetrics:
-    """Compute the metrics of a split's predictions; `seed` seeds the intervals."""
-    labels, probabilities = predictions.split.labels, predictions.probabilities
-    matrix = confusion_matrix(predictions.predicted, labels, len(predictions.labels))
-    ranked = rankings(probabilities, labels)
-    areas = np.array([ranking.areas() for ranking in ranked])  # [C, 2]
-    rows = {"log_loss": row_log_losses(probabilities, labels), "brier_score": row_brier_scores(probabilities, labels)}
-    uncalibrated = scores_from_logits(predictions.logits)
-    before, after = reliability(uncalibrated, labels), reliability(probabilities, labels)
-    values = {name: float(value) for name, value in count_metrics(Counts.of(matrix)).items()}
-    values |= {name: float(losses.mean()) for name, losses in rows.items()}
-    values |= {
-        "roc_auc": mean_over_defined(areas[:, 0]),
-        "average_precision": mean_over_defined(areas[:, 1]),
-        "expected_calibration_error": after.expected_calibration_error,
-        "log_loss_uncalibrated": float(row_log_losses(uncalibrated, labels).mean()),
-        "expected_calibration_error_uncalibrated": before.expected_calibration_error,
-    }
-    values |= predictions.set_metrics()
-    classes = per_class(matrix, predictions.labels)
-    for label, (roc_auc, average_precision) in zip(predictions.labels, areas.tolist(), strict=True):
-        classes[label] |= {"roc_auc": roc_auc, "average_precision": average_precision}
-    intervals = count_intervals(matrix, seed) | row_intervals(rows, ranked, seed)
-    return SplitMetrics(values, intervals, classes, matrix, ranked, before, after)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Finding]:
     """Compare all held-out splits with the training rows, in one pass over the latter."""
     names = list(predictions)
@@ -217,7 +158,7 @@ def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Findi
     any_split = next(iter(predictions.values()))
     if len(train) > MAX_TRAINING_ROWS:
         train = train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
-    training = Predictions(train, any_split.labels, any_split.text_columns, np.empty((0, 0), np.float32))
+    training = Predictions(train, any_split.classifier, any_split.text_columns, np.empty((0, 0), np.float32))
     found = near_duplicates(lambda: (text for name in names for text in predictions[name].texts()), training.texts)
     findings = []
     for place, name in enumerate(names):

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from train_loop.findings.near_duplicates import NearDuplicate
 from train_loop.findings.predictions import Predictions
-from train_loop.rows.data import Split
+from train_loop.rows.split import Split
 
 Kind = Literal["label_error", "near_duplicate", "contradiction"]
+
+MAX_DEVIATIONS = 3.5
+"""Errors of numbers beyond so many standard deviations are suspicious (Iglewicz and Hoaglin 1993)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +83,32 @@ def suspected_label_errors(
 
 
 def label_findings(predictions: Predictions) -> list[Finding]:
-    """Return the suspected label errors of a held-out split."""
+    """Return the suspected label errors of a held-out split; of several labels, for each on its own."""
     split, labels, probabilities = predictions.split, predictions.labels, predictions.probabilities
-    rows, classes = suspected_label_errors(probabilities, split.labels)
-    found = []
-    for row, suggested, text in zip(rows, classes, predictions.texts_of(rows), strict=True):
-        label = split.labels[row]
-        severity = float(probabilities[row, suggested] - probabilities[row, label])
-        number = split.row_number(row)
-        found.append(Finding("label_error", severity, split.name, number, labels[label], text, labels[suggested]))
-    return found
+    suspects: list[tuple[int, float, str, str]] = []  # row, severity, label, other label
+    if split.labels.dtype.kind == "f":
+        errors = predictions.scores
+        spread = np.median(np.abs(errors - np.median(errors))) / 0.6745  # of a normal distribution: its deviation
+        suspects = [
+            (row, float(1.0 - spread / abs(errors[row])), predictions.truth(row), predictions.answer(row))
+            for row in np.flatnonzero(np.abs(errors - np.median(errors)) > MAX_DEVIATIONS * spread).tolist()
+        ]
+    elif split.labels.ndim == 2:
+        for index, label in enumerate(labels):
+            p = probabilities[:, index]
+            given = split.labels[:, index].astype(np.int64)
+            for row, other in zip(*suspected_label_errors(np.column_stack([1.0 - p, p]), given), strict=True):
+                words = (f"not {label}", label) if other else (label, f"not {label}")
+                suspects.append((row, float(abs(2.0 * p[row] - 1.0)), *words))
+    else:
+        for row, other in zip(*suspected_label_errors(probabilities, split.labels), strict=True):
+            lead = float(probabilities[row, other] - probabilities[row, split.labels[row]])
+            suspects.append((row, lead, predictions.truth(row), labels[other]))
+    texts = predictions.texts_of(np.array([row for row, *_ in suspects], np.int64))
+    return [
+        Finding("label_error", severity, split.name, split.row_number(row), label, text, other)
+        for (row, severity, label, other), text in zip(suspects, texts, strict=True)
+    ]
 
 
 def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence[str]) -> list[Finding]:
@@ -99,7 +118,8 @@ def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence
     found = []
     for group in np.split(order, starts[1:]) if len(order) else []:
         first = group[0]
-        for row in group[split.labels[group] != split.labels[first]]:
+        differs = split.labels[group] != split.labels[first]
+        for row in group[differs.any(axis=1) if differs.ndim == 2 else differs]:
             texts = split.rows[int(row)]
             found.append(
                 Finding(
@@ -107,9 +127,9 @@ def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence
                     1.0,
                     split.name,
                     split.row_number(row),
-                    labels[split.labels[row]],
+                    split.answer_of(row, labels),
                     tuple(texts[column] for column in text_columns),
-                    labels[split.labels[first]],
+                    split.answer_of(first, labels),
                     split.row_number(first),
                 )
             )
@@ -133,9 +153,9 @@ def duplicate_findings(
                 duplicate.similarity,
                 held_out.name,
                 held_out.row_number(duplicate.row),
-                labels[held_out.labels[duplicate.row]],
+                held_out.answer_of(duplicate.row, labels),
                 tuple(row[column] for column in text_columns),
-                labels[train.labels[duplicate.train_row]],
+                train.answer_of(duplicate.train_row, labels),
                 train.row_number(duplicate.train_row),
                 tuple(other[column] for column in text_columns),
             )

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+from train_loop.rows.split import Labels
+
 MIN_ROWS = 30
 """With fewer validation rows, no temperature is fitted."""
 FEW_ROWS = 200
@@ -22,24 +24,33 @@ class Calibration:
     """Why it was not fitted, or not well."""
 
 
-def fit_temperature(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Calibration:
+def fit_temperature(logits: NDArray[np.floating], labels: Labels) -> Calibration:
     """Return the temperature that minimizes the log loss of logits [N, C], or 1 if that is no worse.
+
+    `labels` are as in `Split.labels`; numbers are not calibrated.
 
     It changes no predicted label (Guo et al. 2017, arXiv 1706.04599). If there is no mistake, the best fit would
     be certainty, which new rows would refute; the target is then (N + 1) / (N + 2) (Platt 1999).
     """
     num_rows, num_classes = logits.shape
+    if labels.dtype.kind == "f":
+        return Calibration(1.0)
     if num_rows < MIN_ROWS:
         return Calibration(1.0, f"{num_rows} validation rows are too few to calibrate; scores are uncalibrated")
     # Imported here: only needed at the end of a run.
     from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
+    from scipy.special import log_expit, log_softmax
 
-    all_correct = bool((logits.argmax(axis=1) == labels).all())
+    several = labels.ndim == 2
+    all_correct = bool(((logits > 0) == labels).all() if several else (logits.argmax(axis=1) == labels).all())
     target = (num_rows + 1) / (num_rows + 2) if all_correct else 1.0
 
     def loss(log_temperature: float) -> float:
-        log_scores = log_softmax(logits.astype(np.float64) / np.exp(log_temperature), axis=1)  # [N, C]
+        scaled = logits.astype(np.float64) / np.exp(log_temperature)
+        if several:
+            signed = np.where(labels, scaled, -scaled)
+            return -float((target * log_expit(signed) + (1.0 - target) * log_expit(-signed)).mean())
+        log_scores = log_softmax(scaled, axis=1)  # [N, C]
         true = log_scores[np.arange(num_rows), labels]
         others = (log_scores.sum(axis=1) - true) / (num_classes - 1)
         return -float((target * true + (1.0 - target) * others).mean())  # log_softmax is finite: 0 times it is 0

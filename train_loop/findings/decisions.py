@@ -1,16 +1,109 @@
-"""Cuts on the scores, chosen on validation rows: when to abstain, and label sets of stated coverage."""
+"""Cuts on the scores, chosen on validation rows: thresholds, when to abstain, sets and intervals of stated coverage."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.decision import COVERAGES, Decision, parse_abstain
+from serve.contract.classifier import Classifier
+from serve.contract.decision import COVERAGES, Decision, parse_abstain, parse_threshold
+from train_loop.rows.split import Labels
 
 RISK = 0.05
 """Chance that the accuracy promised by `accuracy>=` is missed."""
 NUM_CUTS = 20
 """Cuts that are tried, at 5 %, 10 % ... 100 % of the rows; each may miss with RISK / NUM_CUTS, so that none does."""
+
+
+MIN_POSITIVES = 10
+"""With fewer validation rows, a label takes the threshold of all labels together."""
+
+
+def decide(
+    classifier: Classifier, logits: NDArray[np.floating], labels: Labels, *, scope: Literal["label", "global"] = "label"
+) -> tuple[Decision, list[str]]:
+    """Return a classifier's decision with its cuts chosen anew by its rules, and why a wish was not met.
+
+    Args:
+        classifier: with the rules, and the temperature that scores are calibrated by.
+        logits: of validation rows [N, C].
+        labels: what is known of them, as in `Split.labels`.
+        scope: whether each label has a threshold, or all have one.
+    """
+    rules, scores = classifier.decision, classifier.scores(logits)
+    if classifier.problem_type == "regression":
+        widths = _interval_widths(np.abs(scores[:, 0] - labels))
+        return dataclasses.replace(rules, interval_widths=widths), []
+    if classifier.problem_type == "multi_label_classification":
+        thresholds, problems = choose_thresholds(rules.threshold, scores, labels, classifier.labels, scope)
+        return dataclasses.replace(rules, thresholds=tuple(thresholds)), problems
+    decision, problem = choose_decision(rules.abstain, scores, labels)
+    return decision, [problem] if problem else []
+
+
+def choose_thresholds(
+    rule: str,
+    scores: NDArray[np.float64],
+    labels: NDArray[np.bool_],
+    names: tuple[str, ...],
+    scope: Literal["label", "global"] = "label",
+) -> tuple[list[float], list[str]]:
+    """Return the threshold of each label [C] for scores [N, C] and true labels [N, C], and what was not met."""
+    kind, value = parse_threshold(rule)
+    if kind == "fixed":
+        return [value] * len(names), []
+    common, best = _threshold(kind, value, scores.ravel(), labels.ravel())
+    found = dict.fromkeys(range(len(names)), (common, best))
+    rare = [index for index in found if scope == "label" and labels[:, index].sum() < MIN_POSITIVES]
+    for index in found if scope == "label" else ():
+        if index not in rare:
+            found[index] = _threshold(kind, value, scores[:, index], labels[:, index])
+    problems = []
+    if rare:
+        problems.append(
+            f"--threshold {rule}: {len(rare)} of {len(names)} labels have fewer than {MIN_POSITIVES} validation rows "
+            f"({_some(names, rare)}), and take the threshold of all labels together, {common:.3g}"
+        )
+    if unmet := [index for index, (_, reached) in found.items() if kind != "f1" and reached < value]:
+        closest = min(found[index][1] for index in unmet)
+        problems.append(
+            f"--threshold {rule}: no score reaches it for {len(unmet)} of {len(names)} labels ({_some(names, unmet)}); "
+            f"theirs comes closest, {closest:.3f} in the worst case. Lower it, or pass f1"
+        )
+    return [threshold for threshold, _ in found.values()], problems
+
+
+def _threshold(kind: str, value: float, scores: NDArray[np.float64], is_true: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return a label's threshold, between two scores, and its F1, precision or recall from there on.
+
+    That is the threshold with the best F1; or, of those that reach the wanted precision, the one with the highest
+    recall, and the reverse. If none does, the closest.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the last row of each distinct score
+    hits = np.cumsum(is_true[order])[ends].astype(np.float64)
+    given, num_true = ends + 1.0, max(1, int(is_true.sum()))
+    precision, recall, f1 = hits / given, hits / num_true, 2.0 * hits / (given + num_true)
+    wanted, other = {"precision>=": (precision, recall), "recall>=": (recall, precision)}.get(kind, (f1, f1))
+    reaches = wanted >= (value if kind != "f1" else wanted.max())
+    best = int(np.where(reaches, other, -1.0).argmax()) if reaches.any() else int(wanted.argmax())
+    lowest = scores[order][ends]
+    below = lowest[best + 1] if best + 1 < len(lowest) else 0.0
+    return float((lowest[best] + below) / 2.0), float(wanted[best])
+
+
+def _some(names: tuple[str, ...], indices: Sequence[int]) -> str:
+    return ", ".join(names[index] for index in indices[:5]) + (", ..." if len(indices) > 5 else "")
+
+
+def _interval_widths(errors: NDArray[np.float64]) -> dict[str, float]:
+    """Return coverage -> error that at least that share of new rows stays within (Lei et al. 2018)."""
+    ordered = np.sort(errors)
+    needed = {coverage: math.ceil((len(ordered) + 1) * coverage - 1e-9) for coverage in COVERAGES}
+    return {str(coverage): float(ordered[rank - 1]) for coverage, rank in needed.items() if rank <= len(ordered)}
 
 
 def choose_decision(

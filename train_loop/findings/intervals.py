@@ -4,6 +4,8 @@ Resampling rows and counting a confusion matrix equals drawing the matrix from a
 of counts cost nothing per row.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,7 +44,7 @@ def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
         )
         for name, values in count_metrics(drawn).items():
             if name.startswith("macro_"):
-                values = values * (_num_averaged(name, given) / np.maximum(_num_averaged(name, drawn), 1))
+                values = values * (num_averaged(name, given) / np.maximum(num_averaged(name, drawn), 1))
             samples.setdefault(name, []).append(values)
     return {name: _interval(np.concatenate(values)) for name, values in samples.items()}
 
@@ -54,7 +56,7 @@ def _by_class(cells: NDArray[np.int64], classes: NDArray[np.int64], num_classes:
     return sums.reshape(len(cells), num_classes).astype(np.int64)
 
 
-def _num_averaged(name: str, counts: Counts) -> NDArray[np.int64]:
+def num_averaged(name: str, counts: Counts) -> NDArray[np.int64]:
     """Return the number of classes over which a macro average is defined: [...].
 
     Recall needs a true row of the class; precision and F1 need a true or a predicted one.
@@ -66,10 +68,16 @@ def _num_averaged(name: str, counts: Counts) -> NDArray[np.int64]:
     return count
 
 
-def row_intervals(row_values: dict[str, Floats], rankings: list[Ranking], seed: int) -> dict[str, Interval]:
+def row_intervals(
+    row_values: dict[str, Floats],
+    rankings: list[Ranking],
+    seed: int,
+    of_resample: Callable[[NDArray[np.int64]], dict[str, float]] = lambda weights: {},
+) -> dict[str, Interval]:
     """Return metric -> interval for means over rows ([N] each) and for `roc_auc` and `average_precision`.
 
     The rank metrics, macro averages over classes, are left out if MIN_RESAMPLES of them would cost too much.
+    `of_resample` returns further metrics, given how often each row is drawn [N].
     """
     generator = np.random.default_rng(seed)
     num_rows = len(next(iter(row_values.values())))
@@ -81,6 +89,8 @@ def row_intervals(row_values: dict[str, Floats], rankings: list[Ranking], seed: 
         weights = np.bincount(generator.integers(0, num_rows, num_rows), minlength=num_rows)
         for name, values in row_values.items():
             samples[name].append(float(weights @ values) / num_rows)
+        for name, value in of_resample(weights).items():
+            samples.setdefault(name, []).append(value)
         if with_ranks:
             areas = np.array([ranking.areas(weights) for ranking in rankings])  # [C, 2]
             for name, column in zip(("roc_auc", "average_precision"), areas.T, strict=True):

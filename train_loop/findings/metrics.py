@@ -210,8 +210,12 @@ class Reliability:
 
 def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> Reliability:
     """Return the accuracy of predictions as a function of their score."""
-    scores = probabilities.max(axis=1)
-    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    return binned(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+
+
+def binned(scores: Floats, is_right: NDArray[np.bool_]) -> Reliability:
+    """Return how often what has a score [N] is right [N]."""
+    correct = is_right.astype(np.float64)
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     num_rows = np.bincount(bins, minlength=NUM_BINS)
     safe = np.where(num_rows > 0, num_rows, np.nan)

@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, safe for colour-blind readers; lines also differ in
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from train_loop.findings.assessment import SplitMetrics
-from train_loop.findings.metrics import NUM_BINS, Ranking, most_confused
+from train_loop.findings.label_set_metrics import averages
+from train_loop.findings.metrics import NUM_BINS, Counts, Ranking, most_confused
 from train_loop.findings.predictions import Predictions
+from train_loop.findings.split_metrics import SplitMetrics
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -39,15 +40,23 @@ def draw_all(folder: Path, metrics: SplitMetrics, predictions: Predictions, titl
     `log` is the run's metrics.jsonl.
     """
     labels = predictions.labels
-    pictures: dict[str, Callable[[], Figure]] = {
-        "confusion_matrix.png": lambda: confusion_matrix_figure(metrics.matrix, labels, title),
-        "roc.png": lambda: roc_figure(metrics, labels, title),
-        "pr.png": lambda: precision_recall_figure(metrics, labels, title),
-        "reliability.png": lambda: reliability_figure(metrics, title),
-        "risk_coverage.png": lambda: risk_coverage_figure(metrics, predictions, title),
-    }
+    kind = predictions.classifier.problem_type
+    pictures: dict[str, Callable[[], Figure]] = {}
+    if kind == "regression":
+        pictures["answers.png"] = lambda: answers_figure(predictions, title)
+    else:
+        pictures["confusion_matrix.png"] = lambda: confusion_matrix_figure(
+            metrics.matrix, labels, title, np.array([row["support"] for row in metrics.per_class.values()])
+        )
+        pictures["roc.png"] = lambda: roc_figure(metrics, labels, title)
+        pictures["pr.png"] = lambda: precision_recall_figure(metrics, labels, title)
+        pictures["reliability.png"] = lambda: reliability_figure(metrics, title)
+    if kind == "single_label_classification":
+        pictures["risk_coverage.png"] = lambda: risk_coverage_figure(metrics, predictions, title)
+    if kind == "multi_label_classification":
+        pictures["thresholds.png"] = lambda: thresholds_figure(predictions, title)
     if log is not None and log.is_file():
-        pictures["training.png"] = lambda: training_figure(log)
+        pictures["training.png"] = lambda: training_figure(log, predictions.during)
     families, absent = _fonts_for("".join((*labels, title)))
     problems = []
     if absent:
@@ -89,10 +98,14 @@ def _characters_of(font: str) -> set[str]:
         return set()
 
 
-def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str) -> Figure:
-    """Draw the fraction of each true class [row] predicted as each class, with counts if there is room."""
+def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str, num_true: Any = None) -> Figure:
+    """Draw the fraction of each true class [row] predicted as each class, with counts if there is room.
+
+    `num_true` are the rows of each class [C], if the matrix does not sum up to them.
+    """
     num_classes = len(labels)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    totals = matrix.sum(axis=1) if num_true is None else num_true
+    shares = matrix / np.maximum(totals[:, None], 1)
     is_large = num_classes > MAX_PRINTED_CLASSES
     side = max(4.0, min(12.0, 1.4 + 0.62 * num_classes)) if not is_large else 11.0
     figure = Figure(figsize=(side + (6.5 if is_large else 1.0), side), layout="constrained")
@@ -193,6 +206,8 @@ def reliability_figure(metrics: SplitMetrics, title: str) -> Figure:
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfectly calibrated")
     edges = np.linspace(0.0, 1.0, NUM_BINS + 1)
+    assert metrics.before is not None
+    assert metrics.after is not None
     curves = [(metrics.after, "after calibration" if metrics.is_calibrated else "the scores", COLOURS[0], "s-")]
     if metrics.is_calibrated:
         curves.insert(0, (metrics.before, "before calibration", COLOURS[1], "o--"))
@@ -217,7 +232,7 @@ def risk_coverage_figure(metrics: SplitMetrics, predictions: Predictions, title:
     axes.plot(curve[:, 0], curve[:, 1], color=COLOURS[0])
     if "answered" in metrics.values:
         share, accuracy = metrics.values["answered"], metrics.values["accuracy_answered"]
-        cut = predictions.decision.abstain_below
+        cut = predictions.classifier.decision.abstain_below
         axes.plot(share, accuracy, "o", color=COLOURS[5], label=f"answered from a score of {cut:.3f}: {accuracy:.3f}")
     axes.plot(1.0, curve[-1, 1], "s", color=COLOURS[6], label=f"every row answered: {curve[-1, 1]:.3f}")
     axes.set(xlabel="share of rows answered", ylabel="accuracy of the answers", title=f"Risk and coverage · {title}")
@@ -227,7 +242,54 @@ def risk_coverage_figure(metrics: SplitMetrics, predictions: Predictions, title:
     return figure
 
 
-def training_figure(log: Path) -> Figure:
+def thresholds_figure(predictions: Predictions, title: str) -> Figure:
+    """Draw micro and macro F1, precision and recall if all labels had one threshold, and what those chosen reach."""
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    scores, true = predictions.probabilities, predictions.split.labels
+    thresholds = np.linspace(0.02, 0.98, 49)
+
+    def found(given: Any) -> dict[str, float]:
+        return averages(Counts((given & true).sum(axis=0), true.sum(axis=0), given.sum(axis=0)))
+
+    curves, chosen = [found(scores >= threshold) for threshold in thresholds], found(predictions.predicted)
+    for place, name in enumerate(("macro_f1", "micro_f1", "micro_precision", "micro_recall")):
+        colour, dashes, words = COLOURS[place], DASHES[place], name.replace("_", " ").replace("f1", "F1")
+        axes.plot(thresholds, [values[name] for values in curves], color=colour, linestyle=dashes, label=words)
+        axes.axhline(chosen[name], linewidth=0.8, color=colour, linestyle=dashes)
+    rule = predictions.classifier.decision.threshold
+    axes.plot([], [], color="0.5", linewidth=0.8, label=f"level lines: the thresholds chosen ({rule})")
+    axes.set(xlabel="threshold of all labels", xlim=(0, 1), ylim=(0, 1.02), title=f"Thresholds · {title}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower center", fontsize=9)
+    return figure
+
+
+def answers_figure(predictions: Predictions, title: str) -> Figure:
+    """Draw each row's answer and its error by the true number, with the interval of 90 %."""
+    figure = Figure(figsize=(6.4, 7.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    true, answers = predictions.split.labels, predictions.predicted
+    shown = np.unique(np.linspace(0, len(true) - 1, MAX_CURVE_POINTS).round().astype(int))
+    ends = [true.min(), true.max()]
+    upper.plot(ends, ends, color="0.6", linestyle=":", label="right")
+    lower.axhline(0.0, color="0.6", linestyle=":")
+    upper.scatter(true[shown], answers[shown], s=8, alpha=0.5, color=COLOURS[0])
+    lower.scatter(true[shown], predictions.scores[shown], s=8, alpha=0.5, color=COLOURS[0])
+    if width := predictions.classifier.decision.interval_widths.get("0.9"):
+        for sign in (-width, width):
+            limits = [end + sign for end in ends]
+            upper.plot(ends, limits, color=COLOURS[5], linestyle="--", label="90 % interval" if sign > 0 else None)
+            lower.axhline(sign, color=COLOURS[5], linestyle="--")
+    upper.set(ylabel="answer", title=f"{_plain(predictions.labels[0])} · {title}")
+    lower.set(xlabel="true number", ylabel="answer - true")
+    upper.legend(loc="upper left", fontsize=9)
+    for axes in (upper, lower):
+        axes.grid(color="0.9")
+    return figure
+
+
+def training_figure(log: Path, metrics: Sequence[str] = ("accuracy", "macro_f1")) -> Figure:
     """Draw loss, validation metrics and learning rate by optimizer step, from metrics.jsonl."""
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     train = [entry for entry in entries if entry["kind"] == "train"]
@@ -244,7 +306,7 @@ def training_figure(log: Path) -> Figure:
     )
     loss.set(ylabel="loss", title="Training")
     loss.legend(fontsize=9)
-    for place, name in enumerate(("accuracy", "macro_f1")):
+    for place, name in enumerate(metrics):
         values = [entry[name] for entry in validation]
         style = ("o", "s")[place] + DASHES[place]
         metric.plot(points, values, style, color=COLOURS[2 + place], label=name.replace("_", " "), markersize=4)

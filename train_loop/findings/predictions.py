@@ -1,64 +1,193 @@
-"""The predictions of a split: predictions.csv, misclassified.csv, the most confused pairs."""
+"""The predictions of a split, one class a row: its answers, mistakes and metrics."""
 
-import csv
 import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.decision import Decision
+from serve.contract.classifier import Classifier
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.metrics import most_confused
-from train_loop.rows.data import Split
+from train_loop.findings.intervals import count_intervals, row_intervals
+from train_loop.findings.metrics import (
+    Counts,
+    Floats,
+    confusion_matrix,
+    count_metrics,
+    mean_over_defined,
+    per_class,
+    rankings,
+    reliability,
+    row_brier_scores,
+    row_log_losses,
+)
+from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.rows.split import Split
 
 ROWS_PER_BATCH = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The rows of a split, with the model's logits and scores."""
+    """The rows of a split, with the model's logits and what follows from them.
+
+    Several labels a row and numbers are subclasses, which answer the same questions.
+    """
+
+    headline: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "macro_f1",
+        "matthews_correlation",
+        "log_loss",
+        "expected_calibration_error",
+    )
+    """Metrics that a report begins with."""
+    shown: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "macro_f1",
+        "macro_recall",
+        "matthews_correlation",
+        "log_loss",
+        "roc_auc",
+    )
+    """Metrics that a terminal shows."""
+    card: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_calibration_error")
+    """Metrics of a model card; the first three are in its front matter."""
+    during: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    """Validation metrics that the picture of a training shows."""
+    score_name: ClassVar = "score"
 
     split: Split
-    labels: tuple[str, ...]
+    classifier: Classifier
     text_columns: tuple[str, ...]
     """Column of the text, or of both texts of a pair."""
     logits: NDArray[np.float32]
     """[N, C], in the split's order."""
-    temperature: float = 1.0
-    decision: Decision = Decision()  # noqa: RUF009 - frozen
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.classifier.labels
 
     @functools.cached_property
-    def probabilities(self) -> NDArray[np.float64]:
-        """Calibrated by the temperature [N, C]."""
-        return scores_from_logits(self.logits, self.temperature)
+    def probabilities(self) -> Floats:
+        """Calibrated by the temperature [N, C]; for numbers the answers [N, 1]."""
+        return self.classifier.scores(self.logits)
 
     @functools.cached_property
-    def predicted(self) -> NDArray[np.int64]:
-        """Predicted class of each row [N]."""
+    def predicted(self) -> NDArray[Any]:
+        """Predicted class of each row [N]; which labels are given [N, C]; or the number [N]."""
         classes: NDArray[np.int64] = self.logits.argmax(axis=1)
         return classes
 
     @functools.cached_property
-    def scores(self) -> NDArray[np.float64]:
+    def scores(self) -> Floats:
         """Probability of each row's predicted class [N]."""
-        best: NDArray[np.float64] = self.probabilities.max(axis=1)
+        best: Floats = self.probabilities.max(axis=1)
         return best
 
-    def set_metrics(self) -> dict[str, float]:
+    @functools.cached_property
+    def is_correct(self) -> NDArray[np.bool_]:
+        """Whether the answer is right, by row [N]."""
+        correct: NDArray[np.bool_] = self.predicted == self.split.labels
+        return correct
+
+    def mistakes(self) -> NDArray[np.int64]:
+        """Return the rows with a wrong answer, the most confident first."""
+        rows = np.flatnonzero(~self.is_correct)
+        order: NDArray[np.int64] = rows[np.argsort(-self.scores[rows], kind="stable")]
+        return order
+
+    def score(self, row: int | np.integer) -> float:
+        """Return how sure the model is of its answer to a row."""
+        return float(self.scores[row])
+
+    def answer(self, row: int | np.integer) -> str:
+        """Return the model's answer to a row, as text."""
+        return self.labels[int(self.predicted[row])]
+
+    def truth(self, row: int | np.integer) -> str:
+        """Return what is known of a row, as text."""
+        return self.split.answer_of(row, self.labels)
+
+    @property
+    def score_columns(self) -> list[str]:
+        """Further columns of predictions.csv."""
+        return [f"probability_{label}" for label in self.labels]
+
+    def score_cells(self, row: int) -> list[float]:
+        """Return a row's values in them."""
+        values: list[float] = self.probabilities[row].tolist()
+        return values
+
+    mistake_columns: ClassVar[tuple[str, ...]] = ("probability_of_true", "runner_up", "margin")
+    """Further columns of misclassified.csv."""
+
+    def mistake_cells(self, row: int) -> list[Any]:
+        """Return a row's values in them."""
+        probabilities = self.probabilities[row]
+        best, second = np.argsort(-probabilities, kind="stable")[:2]
+        own = probabilities[self.split.labels[row]]
+        return [f"{own:.6g}", self.labels[second], f"{probabilities[best] - probabilities[second]:.6g}"]
+
+    def are_confused(self, true: int, predicted: int) -> NDArray[np.bool_]:
+        """Return the rows [N] of one label where another was given in its place."""
+        found: NDArray[np.bool_] = (self.split.labels == true) & (self.predicted == predicted)
+        return found
+
+    def measure(self, seed: int) -> SplitMetrics:
+        """Return the metrics; `seed` seeds the intervals."""
+        labels, probabilities = self.split.labels, self.probabilities
+        matrix = confusion_matrix(self.predicted, labels, len(self.labels))
+        ranked = rankings(probabilities, labels)
+        areas = np.array([ranking.areas() for ranking in ranked])  # [C, 2]
+        losses, distances = row_log_losses(probabilities, labels), row_brier_scores(probabilities, labels)
+        rows = {"log_loss": losses, "brier_score": distances}
+        uncalibrated = scores_from_logits(self.logits)
+        before, after = reliability(uncalibrated, labels), reliability(probabilities, labels)
+        values = {name: float(value) for name, value in count_metrics(Counts.of(matrix)).items()}
+        values |= {name: float(losses.mean()) for name, losses in rows.items()}
+        values |= {
+            "roc_auc": mean_over_defined(areas[:, 0]),
+            "average_precision": mean_over_defined(areas[:, 1]),
+            "expected_calibration_error": after.expected_calibration_error,
+            "log_loss_uncalibrated": float(row_log_losses(uncalibrated, labels).mean()),
+            "expected_calibration_error_uncalibrated": before.expected_calibration_error,
+        }
+        values |= self._decision_metrics()
+        classes = per_class(matrix, self.labels)
+        for label, (roc_auc, average_precision) in zip(self.labels, areas.tolist(), strict=True):
+            classes[label] |= {"roc_auc": roc_auc, "average_precision": average_precision}
+        intervals = count_intervals(matrix, seed) | row_intervals(rows, ranked, seed)
+        return SplitMetrics(values, intervals, classes, matrix, ranked, before, after)
+
+    def classification_report(self) -> str:
+        """Return scikit-learn's table of the metrics by label."""
+        # Imported here: only needed at the end of a run.
+        from sklearn.metrics import classification_report
+
+        text: str = classification_report(
+            self.split.labels,
+            self.predicted,
+            labels=range(len(self.labels)),
+            target_names=self.labels,
+            digits=4,
+            zero_division=0,
+        )
+        return text
+
+    def _decision_metrics(self) -> dict[str, float]:
         """Return how often label sets of 90 % hold the true label and their size; the share answered, its accuracy."""
-        values, cut = {}, self.decision.set_cuts.get("0.9")
+        values, cut = {}, self.classifier.decision.set_cuts.get("0.9")
         if cut is not None:
             in_set = self.probabilities >= cut  # [N, C]
             values["label_set_90_coverage"] = float(in_set[np.arange(len(in_set)), self.split.labels].mean())
             values["label_set_90_size"] = float(in_set.sum(axis=1).mean())
-        if self.decision.abstain_below > 0.0:
-            is_answered = self.scores >= self.decision.abstain_below
-            is_right = (self.predicted == self.split.labels)[is_answered]
+        if self.classifier.decision.abstain_below > 0.0:
+            is_answered = self.scores >= self.classifier.decision.abstain_below
+            is_right = self.is_correct[is_answered]
             values["answered"] = float(is_answered.mean())
             values["accuracy_answered"] = float(is_right.mean()) if len(is_right) else math.nan
         return values
@@ -68,7 +197,7 @@ class Predictions:
         """Share of rows answered, and their accuracy, if each score were the lowest that is answered [N, 2]."""
         order = np.argsort(-self.scores, kind="stable")
         counts = np.arange(1, len(order) + 1)
-        right = (self.predicted == self.split.labels)[order].cumsum()
+        right = self.is_correct[order].cumsum()
         return np.column_stack([counts / len(order), right / counts])
 
     def texts(self) -> Iterator[tuple[str, ...]]:
@@ -81,87 +210,3 @@ class Predictions:
         """Return the text, or pair, of each of some rows."""
         batch = self.split.rows[np.asarray(rows, np.int64)]
         return list(zip(*(batch[column] for column in self.text_columns), strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class ConfusedPair:
-    """A true class, and another that is predicted for it."""
-
-    true: str
-    predicted: str
-    count: int
-    share: float
-    """Fraction of the true class's rows."""
-    examples: tuple[tuple[str, ...], ...]
-    """Texts (or pairs) of the most confident mistakes."""
-
-
-def confused_pairs(
-    predictions: Predictions, matrix: NDArray[np.int64], num_pairs: int = 15, num_examples: int = 3
-) -> list[ConfusedPair]:
-    """Return the most frequent wrong pairs (true, predicted) of a confusion matrix [C, C]."""
-    pairs = []
-    for true, predicted, count in most_confused(matrix, num_pairs):
-        rows = np.flatnonzero((predictions.split.labels == true) & (predictions.predicted == predicted))
-        rows = rows[np.argsort(-predictions.scores[rows], kind="stable")][:num_examples]
-        pairs.append(
-            ConfusedPair(
-                predictions.labels[true],
-                predictions.labels[predicted],
-                count,
-                float(count / matrix[true].sum()),
-                tuple(predictions.texts_of(rows)),
-            )
-        )
-    return pairs
-
-
-def misclassified_rows(predictions: Predictions) -> NDArray[np.int64]:
-    """Return the misclassified rows, the most confident mistakes first."""
-    rows = np.flatnonzero(predictions.predicted != predictions.split.labels)
-    order: NDArray[np.int64] = rows[np.argsort(-predictions.scores[rows], kind="stable")]
-    return order
-
-
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.csv: row, text, true, predicted, score, and `probability_LABEL` for each label.
-
-    Rows are numbered from 1, as in the source.
-    """
-    labels = predictions.labels
-    header = ["row", *predictions.text_columns, "true", "predicted", "score"]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *(f"probability_{label}" for label in labels)])
-        for row, texts in enumerate(predictions.texts()):
-            writer.writerow([*_common(predictions, row, texts), *(f"{p:.6g}" for p in predictions.probabilities[row])])
-
-
-def write_misclassified(path: Path, predictions: Predictions) -> None:
-    """Write misclassified.csv, the most confident mistakes first, with the runner-up and the margin."""
-    header = ["row", *predictions.text_columns, "true", "predicted", "score"]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, "probability_of_true", "runner_up", "margin"])
-        order = misclassified_rows(predictions)
-        for start in range(0, len(order), ROWS_PER_BATCH):
-            batch = order[start : start + ROWS_PER_BATCH]
-            for row, texts in zip(batch, predictions.texts_of(batch), strict=True):
-                probabilities = predictions.probabilities[row]
-                best, second = np.argsort(-probabilities, kind="stable")[:2]
-                own = probabilities[predictions.split.labels[row]]
-                margin = probabilities[best] - probabilities[second]
-                writer.writerow(
-                    [*_common(predictions, row, texts), f"{own:.6g}", predictions.labels[second], f"{margin:.6g}"]
-                )
-
-
-def _common(predictions: Predictions, row: int, texts: tuple[str, ...]) -> list[Any]:
-    split, labels = predictions.split, predictions.labels
-    return [
-        split.row_number(row),
-        *texts,
-        labels[split.labels[row]],
-        labels[predictions.predicted[row]],
-        f"{predictions.scores[row]:.6g}",
-    ]

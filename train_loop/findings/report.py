@@ -10,9 +10,7 @@ from typing import Any, get_args
 from train_loop.findings.assessment import Assessment
 from train_loop.findings.audit import Kind
 from train_loop.findings.near_duplicates import THRESHOLD
-from train_loop.findings.predictions import misclassified_rows
 
-HEADLINE_METRICS = ("accuracy", "macro_f1", "matthews_correlation", "log_loss", "expected_calibration_error")
 MODEL_FIELDS = (
     *("model_name", "model_revision", "text_column", "text_pair_column", "label_column", "delimiter"),
     *("label_names", "cleaning", "max_length"),
@@ -27,6 +25,8 @@ PICTURES = {
     "pr.png": "Precision-recall curve of each class",
     "reliability.png": "Reliability of the scores",
     "risk_coverage.png": "Accuracy of the answers if those with low scores are withheld",
+    "thresholds.png": "Precision, recall and F1 by threshold",
+    "answers.png": "Answers and errors by true number",
     "training.png": "Loss, validation metrics and learning rate by step",
 }
 
@@ -49,20 +49,22 @@ def render_report(assessment: Assessment, pictures: Path) -> str:
 def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
     headline = assessment.predictions[assessment.headline]
     split, labels = headline.split, headline.labels
-    mistakes = misclassified_rows(headline)
+    mistakes = headline.mistakes()
     shown = mistakes[:MAX_MISTAKES]
     return {
         "title": assessment.name,
         "model": assessment.model_name,
         "headline": assessment.headline,
-        "headline_metrics": HEADLINE_METRICS,
+        "problem_type": headline.classifier.problem_type,
+        "decision": headline.classifier.decision,
+        "headline_metrics": headline.headline,
         "splits": {
             name: {"rows": len(found.split), "origin": found.split.origin, "metrics": assessment.metrics[name]}
             for name, found in assessment.predictions.items()
         },
         "warnings": assessment.warnings,
         "footnotes": assessment.footnotes,
-        "temperature": headline.temperature,
+        "temperature": headline.classifier.temperature,
         "pictures": [
             {
                 "alt": alt,
@@ -73,15 +75,16 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
             if (pictures / name).is_file()
         ],
         "slices": assessment.slices,
+        "slice_metric": assessment.slice_metric,
         "confused": assessment.confused,
         "num_mistakes": len(mistakes),
         "mistakes": [
             {
                 "row": split.row_number(row),
                 "text": text,
-                "true": labels[split.labels[row]],
-                "predicted": labels[headline.predicted[row]],
-                "score": float(headline.scores[row]),
+                "true": headline.truth(row),
+                "predicted": headline.answer(row),
+                "score": headline.score(row),
             }
             for row, text in zip(shown, headline.texts_of(shown), strict=True)
         ],

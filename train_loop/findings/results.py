@@ -14,12 +14,11 @@ from rich.text import Text
 from serve.contract.files import staged_folder, write_bytes, write_json
 from train_loop.findings.assessment import Assessment
 from train_loop.findings.audit import write_audit
+from train_loop.findings.mistakes import write_misclassified, write_predictions
 from train_loop.findings.pictures import draw_all
-from train_loop.findings.predictions import write_misclassified, write_predictions
 from train_loop.findings.report import render_report
 
 CLASS_METRICS = ("precision", "recall", "f1", "support", "roc_auc", "average_precision")
-SHOWN_METRICS = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
 
 
 def write_results(folder: Path, assessment: Assessment, log: Path | None) -> list[str]:
@@ -31,7 +30,11 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
     main = assessment.predictions[assessment.headline]
     title = f"{assessment.headline}, {len(main.split):,} rows"
     with staged_folder(folder) as staged:
-        write_bytes(staged / "classification_report.txt", _classification_reports(assessment).encode())
+        reports = (
+            f"{name} ({len(found.split):,} rows)\n\n{found.classification_report()}"
+            for name, found in assessment.predictions.items()
+        )
+        write_bytes(staged / "classification_report.txt", "\n".join(reports).encode())
         write_predictions(staged / "predictions.csv", main)
         write_misclassified(staged / "misclassified.csv", main)
         _write_classes(staged / "classes.csv", assessment)
@@ -50,13 +53,14 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     table.add_column("")
     for name in assessment.metrics:
         table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
-    for metric in SHOWN_METRICS:
+    for metric in assessment.predictions[assessment.headline].shown:
         table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
-    errors = [found.shown("expected_calibration_error") for found in assessment.metrics.values()]
+    has_scores = all(found.after is not None for found in assessment.metrics.values())
+    errors = [found.shown("expected_calibration_error") for found in assessment.metrics.values() if has_scores]
     if any(found.is_calibrated for found in assessment.metrics.values()):
         before = (found.shown("expected_calibration_error_uncalibrated") for found in assessment.metrics.values())
         table.add_row("calibration error, before -> after", *map(" -> ".join, zip(before, errors, strict=True)))
-    else:
+    elif errors:
         table.add_row("calibration error", *errors)
     for metric in ("answered", "accuracy_answered", "label_set_90_coverage", "label_set_90_size"):
         if all(metric in found.values for found in assessment.metrics.values()):
@@ -67,13 +71,13 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     worse = [kind for kind in assessment.slices if kind.is_worse][:5]
     if worse:
         weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
-        for column in ("slice", "rows", "accuracy", "all others"):
+        for column in ("slice", "rows", assessment.slice_metric, "all others"):
             weak.add_column(column, justify="left" if column == "slice" else "right")
         for kind in worse:
             weak.add_row(Text(kind.name), f"{kind.rows:,}", f"{kind.accuracy:.3f}", f"{kind.rest_accuracy:.3f}")
         console.print(weak, highlight=False)
     for pair in assessment.confused[:3]:
-        line = f"{pair.count:,} of {pair.true!r} mistaken for {pair.predicted!r} ({pair.share:.1%})"
+        line = f"{pair.count:,} of {pair.true!r} {assessment.confused_as} {pair.predicted!r} ({pair.share:.1%})"
         console.print(line, highlight=False, markup=False)
     kinds = [finding.kind for finding in assessment.findings]
     duplicates = f"{kinds.count('near_duplicate'):,}" if assessment.compared_with_training else "not checked for"
@@ -103,8 +107,9 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
         "best_step": assessment.best_step,
         "data_fingerprint": assessment.data_fingerprint,
         "labels": list(main.labels),
-        "temperature": main.temperature,
-        "decision": dataclasses.asdict(main.decision),
+        "problem_type": main.classifier.problem_type,
+        "temperature": main.classifier.temperature,
+        "decision": dataclasses.asdict(main.classifier.decision),
         "headline_split": assessment.headline,
         "warnings": assessment.warnings,
         "splits": {
@@ -123,10 +128,12 @@ def _write_classes(path: Path, assessment: Assessment) -> None:
     """Write the metrics of each class of each split; undefined ones are empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["split", "label", *CLASS_METRICS])
+        names = next((tuple(values) for each in assessment.metrics.values() for values in each.per_class.values()), ())
+        names = (*CLASS_METRICS, *(name for name in names if name not in CLASS_METRICS))
+        table.writerow(["split", "label", *names])
         for split, found in assessment.metrics.items():
             for label, values in found.per_class.items():
-                numbers = (values[name] for name in CLASS_METRICS)
+                numbers = (values[name] for name in names)
                 table.writerow([split, label, *("" if math.isnan(number) else f"{number:.6g}" for number in numbers)])
 
 
@@ -139,21 +146,3 @@ def _write_confusion(path: Path, assessment: Assessment) -> None:
             labels = assessment.predictions[split].labels
             for true, predicted in np.argwhere(found.matrix).tolist():
                 table.writerow([split, labels[true], labels[predicted], found.matrix[true, predicted]])
-
-
-def _classification_reports(assessment: Assessment) -> str:
-    # Imported here: only needed at the end of a run.
-    from sklearn.metrics import classification_report
-
-    parts = []
-    for name, found in assessment.predictions.items():
-        text: str = classification_report(
-            found.split.labels,
-            found.predicted,
-            labels=range(len(found.labels)),
-            target_names=found.labels,
-            digits=4,
-            zero_division=0,
-        )
-        parts.append(f"{name} ({len(found.split):,} rows)\n\n{text}")
-    return "\n".join(parts)

@@ -5,13 +5,14 @@ Fisher's exact test, one-sided, at a false discovery rate of 5 % over all slices
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.rows.data import Split
+from train_loop.rows.split import Split
 
 Flags = NDArray[np.bool_]
 
@@ -63,13 +64,12 @@ class Slice:
 
 
 def analyse_slices(
-    split: Split, texts: Iterator[tuple[str, ...]], labels: tuple[str, ...], predictions: NDArray[np.int64], unk_id: int
+    split: Split, texts: Iterator[tuple[str, ...]], labels: tuple[str, ...], correct: Flags, unk_id: int
 ) -> list[Slice]:
     """Return all slices of at least MIN_ROWS rows, the significantly worse first, then by accuracy gap.
 
-    `texts` yields each row's text, or pair, in the split's order.
+    `texts` yields each row's text, or pair, in the split's order; `correct` says whose answer is right [N].
     """
-    correct = predictions == split.labels
     found = [
         (name, flags)
         for name, flags in _all_flags(split, texts, labels, unk_id)
@@ -107,8 +107,19 @@ def _all_flags(
     yield from _length_flags(split.lengths)
     yield "truncated", split.truncated
     yield from _unknown_flags(split, unk_id)
-    for index, label in enumerate(labels):
-        yield f"class {label}", split.labels == index
+    if split.labels.ndim == 2:
+        yield "no label", ~split.labels.any(axis=1)
+        yield "several labels", split.labels.sum(axis=1) > 1
+    if split.labels.dtype.kind != "f":
+        for index, label in enumerate(labels):
+            flags: Flags = split.labels[:, index] if split.labels.ndim == 2 else split.labels == index
+            yield f"class {label}", flags
+    else:
+        edges = np.unique(np.quantile(split.labels, [0.25, 0.5, 0.75]))
+        ranges = np.searchsorted(edges, split.labels)
+        ends = [split.labels.min(), *edges, split.labels.max()]
+        for place, (low, high) in enumerate(itertools.pairwise(ends)):
+            yield f"{low:.4g} to {high:.4g}", ranges == place
 
 
 def _text_flags(texts: Iterator[tuple[str, ...]], num_rows: int) -> Iterator[tuple[str, Flags]]:

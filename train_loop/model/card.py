@@ -6,8 +6,6 @@ from pathlib import Path
 from serve.contract.errors import first_line
 from train_loop.findings.assessment import Assessment
 
-CARD_METRICS = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_calibration_error")
-
 
 def render_model_card(assessment: Assessment, max_length: int, num_training_rows: int) -> str:
     """Return the card: what the model is, its held-out results, how to use it and how it was trained."""
@@ -15,7 +13,7 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
     import jinja2
     from huggingface_hub import EvalResult, ModelCardData
 
-    config = assessment.config
+    config, main = assessment.config, assessment.predictions[assessment.headline]
     results = [
         EvalResult(
             task_type="text-classification",
@@ -26,7 +24,7 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
             metric_value=round(found.values[metric], 6),
         )
         for split, found in assessment.metrics.items()
-        for metric in CARD_METRICS[:3]
+        for metric in main.card[:3]
     ]
     front_matter = ModelCardData(
         library_name="transformers",
@@ -41,7 +39,6 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )  # Markdown, not HTML: the Hub sanitizes what it renders
-    main = assessment.predictions[assessment.headline]
     return environment.get_template("card.md").render(
         front_matter=front_matter,
         name=assessment.name,
@@ -52,11 +49,12 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         splits={
             name: {
                 "rows": len(assessment.predictions[name].split),
-                "cells": {metric: found.shown(metric) for metric in CARD_METRICS},
+                "cells": {metric: found.shown(metric) for metric in main.card},
             }
             for name, found in assessment.metrics.items()
         },
-        metrics=CARD_METRICS,
+        metrics=main.card,
+        problem_type=main.classifier.problem_type,
         footnotes=assessment.footnotes,
         headline=assessment.headline,
         weak=[
@@ -64,8 +62,8 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
             for found in assessment.slices
             if found.is_worse
         ][:8],
-        temperature=main.temperature,
-        abstain_below=main.decision.abstain_below,
+        temperature=main.classifier.temperature,
+        abstain_below=main.classifier.decision.abstain_below,
         cleaning=config.cleaning,
         rows=f"{num_training_rows:,}",
         best_step=assessment.best_step,

@@ -14,8 +14,9 @@ from serve.contract.classifier import CLASSIFIER_FILE, Classifier, Side, read_cl
 from serve.contract.errors import InputError
 from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.model.folder import write_model
+from train_loop.model.padding import padding_changes_answers
 from train_loop.model.pretrained import load_model_config, load_tokenizer, resolve_model, stated_limits
-from train_loop.model.weights import load_classifier, padding_changes_answers
+from train_loop.model.weights import load_classifier
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 

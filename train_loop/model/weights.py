@@ -1,11 +1,14 @@
 """The encoder's weights and its classification head, loaded: only the head may be new."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,10 +18,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 
 from serve.contract.errors import InputError
+from serve.contract.labels import ProblemType
 from train_loop.config import TrainConfig
 from train_loop.model.pretrained import load_model_config, not_found, resolve_model
 
@@ -31,13 +34,31 @@ NUM_NAMED = 3
 Report = Callable[[str], None]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadStart:
+    """How the head begins."""
+
+    problem_type: ProblemType = "single_label_classification"
+    log_odds: NDArray[np.float64] | None = None
+    """Of each of several labels in the training rows [C], for the bias of a new head: an optimizer that moves it by the
+    learning rate at most takes thousands of steps to learn that labels are rare."""
+    offset: float = 0.0
+    scale: float = 1.0
+    """Numbers: the model learns (number - offset) / scale."""
+
+
 def load_model(
-    config: TrainConfig, labels: tuple[str, ...], device: torch.device, report: Report = lambda line: None
+    config: TrainConfig,
+    labels: tuple[str, ...],
+    device: torch.device,
+    report: Report = lambda line: None,
+    start: HeadStart = HeadStart(),
 ) -> PreTrainedModel:
     """Return the encoder with its classification head, on the CPU, in float32.
 
     A head for the same labels is kept, in the order of `labels`; otherwise its last layer is new. Seed before calling:
-    torch's generator initializes it. `device` is where the model will train; `report` gets what happened to the head.
+    torch's generator initializes it. `device` is where the model will train; `report` gets what happened to the head;
+    `start` is for models of several labels or numbers.
 
     Raises:
         InputError: the model cannot be found, has no sequence classification class, or its encoder's weights are not
@@ -49,14 +70,21 @@ def load_model(
     model_config.num_labels = len(labels)
     model_config.id2label = dict(enumerate(labels))
     model_config.label2id = {label: index for index, label in enumerate(labels)}
-    model_config.problem_type = "single_label_classification"
+    model_config.problem_type = start.problem_type
     if config.dropout is not None:
         _set_dropout(model_config, config.dropout)
     model, info = _read_weights(config, model_config, attention_on(device, model_config, config.attn_implementation))
     _require_encoder(config.model_name, model, info)
     name, layer = last_layer(model)
     is_new = any(key.startswith(f"{name}.") for key in (*info["missing_keys"], *info["mismatched_keys"]))
-    report(_settle_head(layer, () if is_new else head_labels, labels, model_config))
+    line, is_kept = _settle_head(layer, () if is_new else head_labels, labels, model_config)
+    report(line)
+    with torch.no_grad():
+        if is_kept and start.problem_type == "regression":  # it answers in the target's unit
+            layer.weight /= start.scale
+            layer.bias.copy_((layer.bias - start.offset) / start.scale)
+        elif start.log_odds is not None and layer.bias is not None:
+            layer.bias.copy_(torch.from_numpy(start.log_odds))
     _keep_logits_precise(model)
     return model
 
@@ -175,63 +203,6 @@ def last_layer(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     return layers[-1]
 
 
-def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: Report) -> None:
-    """Make a model and a tokenizer agree on tokens and padding; `report` gets what was changed.
-
-    Tokens that the embedding lacks get new rows. The padding side becomes the one on which padding does not change the
-    model's answers: position embeddings count from the first token, padding or not.
-
-    Raises:
-        InputError: padding changes the answers on either side.
-    """
-    num_tokens, num_rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
-    if num_tokens > num_rows:
-        model.resize_token_embeddings(num_tokens)
-        report(f"Embedding: {num_tokens - num_rows} new rows, for tokens that only the tokenizer has.")
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    side = tokenizer.padding_side
-    if padding_changes_answers(model, tokenizer, side):
-        other = "left" if side == "right" else "right"
-        if padding_changes_answers(model, tokenizer, other):
-            raise InputError(
-                "--model_name: the model's answers change with padding on either side; pad_token_id is "
-                f"{model.config.pad_token_id} in its config.json and {tokenizer.pad_token_id} in its tokenizer: make "
-                "them equal, or choose another model"
-            )
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = other
-        report(f"Padding: on the {other}, because padding on the {side} changes this model's answers.")
-
-
-@torch.inference_mode()
-def padding_changes_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, side: str) -> bool:
-    """Whether the logits of a short row change with padding on a side.
-
-    Raises:
-        InputError: they are others each time.
-    """
-    special = set(tokenizer.all_special_ids)
-    ids = [token for token in range(min(model.get_input_embeddings().num_embeddings, 64)) if token not in special][:4]
-    filler = [tokenizer.pad_token_id] * 4
-    mask, no_mask = [1] * len(ids), [0] * len(filler)
-    padded_row = (filler + ids, no_mask + mask) if side == "left" else (ids + filler, mask + no_mask)
-    rows = [(ids, mask), (ids, mask), padded_row]
-    was_training = model.training
-    model.eval()
-    alone, again, padded = (
-        model(input_ids=torch.tensor([row]), attention_mask=torch.tensor([mask])).logits for row, mask in rows
-    )
-    model.train(was_training)
-    if not alone.isfinite().all():
-        raise InputError(f"{model.config.model_type}: the model's logits are not finite; its weights are damaged")
-    if not torch.equal(alone, again):
-        raise InputError(
-            f"{model.config.model_type}: the model answers the same row differently each time, so its own code leaves "
-            "a dropout on; choose another model"
-        )
-    return bool((alone - padded).abs().max() > 1e-3 * alone.abs().max())
-
-
 def freeze_unused_parameters(
     model: PreTrainedModel, input_names: Collection[str] = ("input_ids", "attention_mask", "token_type_ids")
 ) -> list[str]:
@@ -263,8 +234,8 @@ def freeze_unused_parameters(
 
 def _settle_head(
     layer: nn.Linear, head_labels: Sequence[str], labels: tuple[str, ...], model_config: PretrainedConfig
-) -> str:
-    """Put the rows of a loaded head into the order of `labels`, or draw new ones; return what was done.
+) -> tuple[str, bool]:
+    """Put the rows of a loaded head into the order of `labels`, or draw new ones; say what was done, and if it is kept.
 
     `head_labels` are empty if the head is new already.
     """
@@ -276,14 +247,15 @@ def _settle_head(
             layer.weight.copy_(layer.weight[order])
             if layer.bias is not None:
                 layer.bias.copy_(layer.bias[order])
-        return f"Head: kept, as it is for the same {len(labels)} labels."
+        return f"Head: kept, as it is for the same {len(labels)} labels.", True
     if own:
         nn.init.normal_(layer.weight, std=getattr(model_config, "initializer_range", 0.02))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
         named = ", ".join(own[:NUM_NAMED]) + (", ..." if len(own) > NUM_NAMED else "")
-        return f"Head: new; the model's is for other labels ({named}); to keep it, give its config.json your id2label."
-    return f"Head: new, for {len(labels)} labels."
+        line = f"Head: new; the model's is for other labels ({named}); to keep it, give its config.json your id2label."
+        return line, False
+    return f"Head: new, for {len(labels)} label{'s' * (len(labels) > 1)}.", False
 
 
 def _require_encoder(name: str, model: PreTrainedModel, info: dict[str, list[str]]) -> None:

@@ -5,7 +5,7 @@ Rows and tokens stay memory-mapped Arrow; only a few numbers per row are in memo
 
 import dataclasses
 import hashlib
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +17,20 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from serve.contract.errors import InputError
+from serve.contract.labels import ProblemType
 from serve.contract.rows.file import stem_of
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import read_file
+from train_loop.rows.cuts import complete_splits, origin_of
 from train_loop.rows.label_codes import OTHER_COLUMN, encode_known_labels, encode_labels, row_numbers
-from train_loop.rows.sources import SPLITS, read_sources
+from train_loop.rows.label_sets import encode_known_label_sets, encode_label_sets, is_list
+from train_loop.rows.numbers import encode_numbers, require_spread
+from train_loop.rows.sources import read_sources
+from train_loop.rows.split import Labels, Split
 
 TOKENS_FORMAT_VERSION = "2"
 """Part of the token cache's key; increment it when the cached content changes."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Split:
-    """The rows of one split; every array is [N], in the same order."""
-
-    name: str
-    origin: str
-    """Where the rows come from, for display."""
-    rows: datasets.Dataset
-    """Uncleaned texts, memory-mapped."""
-    tokens: datasets.Dataset
-    """input_ids and, if the model takes them, token_type_ids; memory-mapped."""
-    labels: NDArray[np.int64]
-    lengths: NDArray[np.int32]
-    """Tokens of each row after truncation."""
-    truncated: NDArray[np.bool_]
-    text_hashes: NDArray[np.int64]
-    """Hash of each row's cleaned text (or pair): equal if the model sees the same input."""
-    source_rows: NDArray[np.int64]
-    """Row number in the source, counted from 0."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def row_number(self, index: int | np.integer) -> int:
-        """Return the number of a row in its source, counted from 1."""
-        return int(self.source_rows[index]) + 1
-
-    def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> "Split":
-        """Return the rows at `indices` as a split called `name`."""
-        return Split(
-            name=name,
-            origin=origin,
-            rows=self.rows.select(indices, keep_in_memory=True),
-            tokens=self.tokens.select(indices, keep_in_memory=True),
-            labels=self.labels[indices],
-            lengths=self.lengths[indices],
-            truncated=self.truncated[indices],
-            text_hashes=self.text_hashes[indices],
-            source_rows=self.source_rows[indices],
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,10 +39,15 @@ class Data:
 
     splits: dict[str, Split]
     labels: tuple[str, ...]
-    """Label of each class number, in order."""
+    """Label of each class number, in order; for numbers, their column's name."""
     max_length: int
     fingerprint: str
     """Hash of the cleaned texts, labels and splits."""
+    problem_type: ProblemType = "single_label_classification"
+
+    offset: float = 0.0
+    scale: float = 1.0
+    """Numbers: mean and standard deviation of the training rows; the model learns (number - offset) / scale."""
 
     @property
     def train(self) -> Split:
@@ -95,14 +63,43 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
     """
     sources = read_sources(config)
     for split, rows in sources.items():
-        _check_texts(rows, config, f"{split} split", _origin(config, split))
-    labels, codes = encode_labels(sources, config)
+        _check_texts(rows, config, f"{split} split", origin_of(config, split))
+    problem_type = problem_type_of(config, sources["train"])
+    codes: Mapping[str, Labels]
+    if problem_type == "single_label_classification":
+        labels, codes = encode_labels(sources, config)
+    elif problem_type == "multi_label_classification":
+        labels, codes = encode_label_sets(sources, config)
+    else:
+        labels = (config.label_column,)
+        codes = {split: encode_numbers(rows, config, f"{split} split") for split, rows in sources.items()}
+        require_spread(codes["train"], config)
     splits = {
-        split: _build_split(rows, codes[split], split, _origin(config, split), config, tokenizer, max_length)
+        split: _build_split(rows, codes[split], split, origin_of(config, split), config, tokenizer, max_length)
         for split, rows in sources.items()
     }
-    splits = _complete_splits(splits, labels, config)
-    return Data(splits=splits, labels=labels, max_length=max_length, fingerprint=_fingerprint(splits, labels))
+    splits = complete_splits(splits, labels, config)
+    offset, scale = 0.0, 1.0
+    if problem_type == "regression":
+        offset, scale = float(splits["train"].labels.mean()), float(splits["train"].labels.std())
+    return Data(
+        splits=splits,
+        labels=labels,
+        max_length=max_length,
+        fingerprint=_fingerprint(splits, labels),
+        problem_type=problem_type,
+        offset=offset,
+        scale=scale,
+    )
+
+
+def problem_type_of(config: TrainConfig, train: datasets.Dataset) -> ProblemType:
+    """Return what is learned from the rows: as configured, several labels for a column of lists, else one."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.label_separator or config.label_columns or is_list(train.data.column(config.label_column).type):
+        return "multi_label_classification"
+    return "single_label_classification"
 
 
 def load_labelled_file(
@@ -112,21 +109,28 @@ def load_labelled_file(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
     remedies: str = OTHER_COLUMN,
+    problem_type: ProblemType = "single_label_classification",
 ) -> Split:
     """Read rows to evaluate a trained model on, as a split named after the file; `remedies` are for unknown labels.
 
     Raises:
         InputError: see `sources.py`; also a null or non-text value, or a label unknown to the model.
     """
-    rows = read_file(path, [*config.text_columns, config.label_column], config.delimiter)
+    rows = read_file(path, config.columns, config.delimiter)
     _check_texts(rows, config, str(path), str(path))
-    codes = encode_known_labels(rows, config, labels, str(path), remedies)
+    codes: Labels
+    if problem_type == "single_label_classification":
+        codes = encode_known_labels(rows, config, labels, str(path), remedies)
+    elif problem_type == "multi_label_classification":
+        codes = encode_known_label_sets(rows, config, labels, str(path), remedies)
+    else:
+        codes = encode_numbers(rows, config, str(path))
     return _build_split(rows, codes, stem_of(path), str(path), config, tokenizer, max_length)
 
 
 def _build_split(
     rows: datasets.Dataset,
-    codes: NDArray[np.int64],
+    codes: Labels,
     name: str,
     origin: str,
     config: TrainConfig,
@@ -202,12 +206,6 @@ def hash_text(*texts: str) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _origin(config: TrainConfig, split: str) -> str:
-    if config.train_file is not None:
-        return str(getattr(config, f"{split}_file"))
-    return f"{config.dataset_name} ({split})"
-
-
 def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin: str) -> None:
     if len(rows) == 0:
         raise InputError(f"{where}: no rows in {origin}")
@@ -226,87 +224,6 @@ def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin
             )
 
 
-def _complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: TrainConfig) -> dict[str, Split]:
-    """Cut the splits that the source lacks from the training rows."""
-    given = splits
-    splits = dict(splits)
-    total = len(splits["train"])
-    for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        if name in splits or (name == "test" and fraction == 0):
-            continue
-        train = splits["train"]
-        try:
-            kept, cut = _stratified_cut(train, round(fraction * total), labels, name, config.seed)
-        except InputError as error:
-            raise InputError(f"{error}; {_way_out(given, config)}") from None
-        origin = f"{fraction:.0%} of {_origin(config, 'train')}, stratified, seed {config.seed}"
-        splits[name] = train.take(cut, name=name, origin=origin)
-        splits["train"] = train.take(kept, name="train", origin=train.origin)
-    return {name: splits[name] for name in SPLITS if name in splits}
-
-
-def _stratified_cut(
-    train: Split, num_cut: int, labels: tuple[str, ...], name: str, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the sorted indices kept in training and those cut off.
-
-    Rows with the same text stay together, and count as one with the first one's label, unless that leaves a
-    class with too few to cut.
-    """
-    from sklearn.model_selection import train_test_split
-
-    _, first, text_of_row = np.unique(train.text_hashes, return_index=True, return_inverse=True)
-    units = np.sort(first)  # the first row of each text
-    num_units_cut = round(num_cut * len(units) / len(train))
-    needed = (np.bincount(train.labels, minlength=len(labels)) > 0) * 2
-    if (np.bincount(train.labels[units], minlength=len(labels)) < needed).any() or num_units_cut < len(labels):
-        units = first = text_of_row = np.arange(len(train))  # row by row
-    else:
-        num_cut = num_units_cut
-    codes = train.labels[units]
-    counts = np.bincount(codes, minlength=len(labels))
-    num_classes = int((counts > 0).sum())
-    if len(codes) < num_classes:
-        raise InputError(f"{len(codes)} training rows for {num_classes} classes: fewer rows than classes")
-    single = [labels[code] for code in np.flatnonzero(counts == 1)]
-    if single:
-        raise InputError(
-            f"class{'es' if len(single) > 1 else ''} {', '.join(map(repr, single[:10]))}: 1 row, which cannot be in "
-            f"both the training rows and a stratified {name} split"
-        )
-    if num_cut < num_classes:
-        raise InputError(
-            f"{num_cut} of {len(codes)} rows are too few for a stratified {name} split of {num_classes} classes"
-        )
-    if len(codes) - num_cut < num_classes:
-        raise InputError(
-            f"a {name} split of {num_cut} of {len(codes)} rows leaves too few to train {num_classes} classes"
-        )
-    _, cut = train_test_split(units, test_size=num_cut, stratify=codes, random_state=seed)
-    is_cut = np.isin(first[text_of_row], cut)
-    return np.flatnonzero(~is_cut), np.flatnonzero(is_cut)
-
-
-def _way_out(given: dict[str, Split], config: TrainConfig) -> str:
-    """Return how to get the splits that could not be cut: by fractions where there are any that work, else by files."""
-    counts = np.bincount(given["train"].labels)
-    counts = counts[counts > 0]
-    missing = [
-        name for name in ("test", "validation") if name not in given and (name != "test" or config.test_fraction)
-    ]
-    for names in (missing, [name for name in missing if name != "test"]):
-        # Every class needs a row in each split; rounding to more digits would change no number of rows.
-        digits = len(str(counts.sum())) + 1
-        fraction = math.ceil(len(counts) / counts.sum() * 10**digits) / 10**digits
-        if names and counts.min() > len(names) and counts.sum() >= (len(names) + 1) * len(counts):
-            flags = [f"--{name}_fraction {fraction if name in names else 0}" for name in missing]
-            return f"pass {' '.join(flags)}, or more rows"
-    if config.train_file is None:
-        return f"add rows, merge or drop the class, or train on files, with {' and '.join(missing)} rows of your own"
-    files = " and ".join(f"--{name}_file" for name in missing)
-    return f"add rows, merge or drop the class, or pass rows of your own: {files}"
-
-
 def _fingerprint(splits: dict[str, Split], labels: tuple[str, ...]) -> str:
     digest = hashlib.sha256(repr(labels).encode())
     for name, split in splits.items():
@@ -315,5 +232,8 @@ def _fingerprint(splits: dict[str, Split], labels: tuple[str, ...]) -> str:
 
 
 def class_counts(split: Split, labels: tuple[str, ...]) -> NDArray[np.int64]:
-    """Return the number of rows of each class [C]."""
+    """Return the number of rows with each label [C]."""
+    if split.labels.ndim == 2:
+        counts: NDArray[np.int64] = split.labels.sum(axis=0)
+        return counts
     return np.bincount(split.labels, minlength=len(labels))

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from serve.contract.files import write_bytes
 from train_loop.config import TrainConfig
 from train_loop.rows.data import Data
+from train_loop.rows.label_sets import names_of
+from train_loop.rows.split import Labels, Split
 
 NUM_ROWS = {"train": 512, "validation": 2_000}
 """Most rows of each sample."""
@@ -22,18 +24,36 @@ NUM_ROWS = {"train": 512, "validation": 2_000}
 def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
     """Write train.parquet and validation.parquet: uncleaned `text`, `text_pair` for pairs, and `label`.
 
-    Sampling uses the run's seed and is stratified by label.
+    Sampling uses the run's seed and is stratified by label; of several, by the rarest one of each row.
     """
     folder.mkdir(exist_ok=True)
     for name, num_rows in NUM_ROWS.items():
         split = data.splits[name]
-        chosen = stratified_sample(split.labels, num_rows, config.seed)
+        chosen = stratified_sample(_strata(split.labels), num_rows, config.seed)
         rows = split.rows.select(chosen).with_format("arrow")[:]
         columns = dict(zip(("text", "text_pair"), map(rows.column, config.text_columns), strict=False))
-        labels = [data.labels[code] for code in split.labels[chosen]]
         file = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns | {"label": pa.array(labels, pa.string())}), file)
+        pq.write_table(pa.table(columns | {"label": _written(split, chosen, data.labels)}), file)
         write_bytes(folder / f"{name}.parquet", file.getvalue().to_pybytes())
+
+
+def _written(split: Split, chosen: NDArray[np.int64], labels: tuple[str, ...]) -> pa.Array:
+    """Return the labels of rows: a name, a list of names, or a number each."""
+    known = split.labels[chosen]
+    if known.ndim == 2:
+        return pa.array([names_of(row, labels) for row in known], pa.list_(pa.string()))
+    return pa.array(known if known.dtype.kind == "f" else [labels[code] for code in known])
+
+
+def _strata(labels: Labels) -> NDArray[np.int64]:
+    """Return what a sample keeps the shares of, for each row [N]."""
+    if labels.ndim == 2:
+        counts = labels.sum(axis=0)
+        rarest = np.where(labels, counts, len(labels) + 1).argmin(axis=1)
+        labels = np.where(labels.any(axis=1), rarest, labels.shape[1])
+    elif labels.dtype.kind == "f":
+        labels = np.searchsorted(np.quantile(labels, np.linspace(0.1, 0.9, 9)), labels)
+    return labels
 
 
 def stratified_sample(labels: NDArray[np.int64], num_rows: int, seed: int) -> NDArray[np.int64]:

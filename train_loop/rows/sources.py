@@ -17,6 +17,7 @@ from serve.contract.rows.parquet import open_parquet
 from serve.contract.rows.reader import open_rows
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import COLUMNS_HELP, read_file, row_file
+from train_loop.rows.label_sets import is_list
 
 SPLITS = ("train", "validation", "test")
 SPLIT_FILE_NAMES = {
@@ -34,7 +35,7 @@ def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
     Raises:
         InputError: a file is absent, empty, malformed or lacks a column; a Hub id cannot be loaded.
     """
-    columns = [*config.text_columns, config.label_column]
+    columns = config.columns
     if config.train_file is not None:
         files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
         named = {split: Path(file) for split, file in files.items() if file is not None}
@@ -51,7 +52,7 @@ def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
             _leave_aside(paths)
             continue
         rows = _joined([read_file(path, columns, config.delimiter) for path in paths], paths)
-        if split == "test" and _is_unlabelled(rows, config.label_column):
+        if split == "test" and _is_unlabelled(rows, config.answer_columns):
             _leave_aside(paths)
             continue
         splits[split] = rows
@@ -111,9 +112,9 @@ def _joined(parts: Sequence[datasets.Dataset], paths: Sequence[Path]) -> dataset
 def _has_label(path: Path, config: TrainConfig) -> bool:
     file = row_file(path, config.delimiter)
     if file.form == "parquet":
-        return config.label_column in open_parquet(file, [], None).columns
+        return {*config.answer_columns} <= {*open_parquet(file, [], None).columns}
     with open_rows(file, [], None) as rows:
-        return config.label_column in rows.columns
+        return {*config.answer_columns} <= {*rows.columns}
 
 
 def _leave_aside(paths: Sequence[Path]) -> None:
@@ -164,7 +165,7 @@ def _chosen_splits(loaded: Any, name: str, config: TrainConfig, columns: Sequenc
         rows = loaded[match]
         require_columns(f"{name} ({match})", rows.column_names, columns, COLUMNS_HELP)
         rows = rows.select_columns(list(columns))
-        if _is_unlabelled(rows, config.label_column):
+        if _is_unlabelled(rows, config.answer_columns):
             if is_main_process():
                 print(f"{name}: the {match} split has no labels; it is left aside.", flush=True)
             continue
@@ -174,7 +175,9 @@ def _chosen_splits(loaded: Any, name: str, config: TrainConfig, columns: Sequenc
     return splits
 
 
-def _is_unlabelled(rows: datasets.Dataset, label_column: str) -> bool:
+def _is_unlabelled(rows: datasets.Dataset, columns: Sequence[str]) -> bool:
     """Whether every label is null, empty or -1, as in the test rows of GLUE and others."""
-    labels = pc.unique(rows.data.column(label_column)).to_pylist()
+    labels: list[Any] = []
+    for column in map(rows.data.column, columns):
+        labels += pc.unique(pc.list_flatten(column) if is_list(column.type) else column).to_pylist()
     return len(rows) > 0 and all(label is None or str(label).strip() in ("", "nan", "-1", "-1.0") for label in labels)

@@ -5,8 +5,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train_loop.rows.data import Data, Split, class_counts, hash_text
-from train_loop.rows.unsuitable_labels import are_fractions
+from train_loop.rows.data import Data, class_counts, hash_text
+from train_loop.rows.split import Split
+from train_loop.rows.unsuitable_labels import MAX_FRACTIONS, are_fractions
 
 MAX_CLASSES_SHOWN = 12
 
@@ -27,6 +28,29 @@ def print_data(console: Console, data: Data) -> None:
     table.add_row("texts also in train", *("" if s is data.train else f"{count_overlap(s, data):,}" for s in splits))
     table.add_row("same text, other label", *(f"{count_contradictions(split):,}" for split in splits))
     console.print(table, highlight=False)
+    if data.problem_type == "regression":
+        _print_numbers(console, data)
+    else:
+        _print_labels(console, data)
+    for split in splits:
+        console.print(f"{split.name}: {split.origin}", style="dim", highlight=False, markup=False)
+    for warning in _warnings(data):
+        console.print(warning, style="yellow", highlight=False, markup=False)
+
+
+def _print_numbers(console: Console, data: Data) -> None:
+    splits = list(data.splits.values())
+    numbers = Table(title=data.labels[0], title_justify="left", box=None, pad_edge=False)
+    numbers.add_column("")
+    for split in splits:
+        numbers.add_column(split.name, justify="right")
+    for name, share in (("lowest", 0.0), ("5 %", 0.05), ("median", 0.5), ("95 %", 0.95), ("highest", 1.0)):
+        numbers.add_row(name, *(f"{np.quantile(split.labels, share):.6g}" for split in splits))
+    console.print(numbers, highlight=False)
+
+
+def _print_labels(console: Console, data: Data) -> None:
+    splits = list(data.splits.values())
     counts = {split.name: class_counts(split, data.labels) for split in splits}
     order = np.argsort(-counts["train"], kind="stable")
     classes = Table(title=f"{len(data.labels)} classes", title_justify="left", box=None, pad_edge=False)
@@ -42,27 +66,33 @@ def print_data(console: Console, data: Data) -> None:
         shares = (f"{counts[s.name][index]:,} ({counts[s.name][index] / len(s):.1%})" for s in splits)
         classes.add_row(Text(data.labels[index]), *shares)  # a label may look like rich markup: [b]
     console.print(classes, highlight=False)
-    for split in splits:
-        console.print(f"{split.name}: {split.origin}", style="dim", highlight=False, markup=False)
-    absent = [data.labels[index] for index in np.flatnonzero(counts["train"] == 0)]
-    if absent:
-        console.print(
-            f"No training rows for {absent}: these labels can never be predicted well.", style="yellow", markup=False
-        )
+    if data.problem_type == "multi_label_classification":
+        means = (f"{split.name} {split.labels.sum(axis=1).mean():.2f}" for split in splits)
+        without = (f"{split.name} {(~split.labels.any(axis=1)).mean():.1%}" for split in splits)
+        console.print(f"Labels of a row: {', '.join(means)}; rows without: {', '.join(without)}.", highlight=False)
+
+
+def _warnings(data: Data) -> list[str]:
+    """Return what may be wrong with the labels."""
+    if data.problem_type == "regression":
+        distinct = np.unique(data.train.labels)
+        few = f"Only {len(distinct)} different numbers: if they are classes, leave --problem_type regression out."
+        return [few] if len(distinct) <= MAX_FRACTIONS else []
+    warnings = []
+    if absent := [data.labels[index] for index in np.flatnonzero(class_counts(data.train, data.labels) == 0)]:
+        warnings.append(f"No training rows for {absent}: these labels can never be predicted well.")
     if are_fractions(data.labels):
-        console.print(
-            f"Labels {', '.join(data.labels)} are numbers, but count as classes without an order or a distance.",
-            style="yellow",
-            markup=False,
+        warnings.append(
+            f"Labels {', '.join(data.labels)} are numbers, but count as classes without an order or a distance; to "
+            "predict a number, pass --problem_type regression."
         )
-    for group in _by_case(data.labels).values():
-        if len(group) > 1:
-            console.print(
-                f"Labels {', '.join(map(repr, sorted(group)))} differ only in case, and count as different classes; "
-                "if they are one class, make them equal.",
-                style="yellow",
-                markup=False,
-            )
+    warnings += [
+        f"Labels {', '.join(map(repr, sorted(group)))} differ only in case, and count as different classes; "
+        "if they are one class, make them equal."
+        for group in _by_case(data.labels).values()
+        if len(group) > 1
+    ]
+    return warnings
 
 
 def count_empty(split: Split) -> int:
@@ -83,7 +113,8 @@ def count_overlap(split: Split, data: Data) -> int:
 def count_contradictions(split: Split) -> int:
     """Return how many rows share their text with a row that has another label."""
     _, texts, counts = np.unique(split.text_hashes, return_inverse=True, return_counts=True)
-    pairs = np.unique(np.stack([texts, split.labels]), axis=1)
+    _, answers = np.unique(split.labels, axis=0, return_inverse=True)
+    pairs = np.unique(np.stack([texts, answers.ravel()]), axis=1)
     labels_of_text = np.bincount(pairs[0], minlength=len(counts))
     return int(counts[labels_of_text > 1].sum())
 

@@ -24,6 +24,8 @@ from rich.progress import Progress as RichProgress
 from serve.contract.files import write_bytes
 from train_loop.run.trackers import log_to_trackers
 
+SHOWN = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision", "spearman", "rmse")
+"""Validation metrics that are printed, where there are such."""
 PLAIN_LINE_EVERY_S = 10.0
 
 
@@ -122,9 +124,7 @@ class Progress:
         if self._is_main:
             entry = {"kind": "validation", "step": step, "epoch": epoch, **metrics}
             self._write(entry, "validation", metrics, step)
-            shown = " · ".join(
-                f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in ("loss", "accuracy", "macro_f1")
-            )
+            shown = " · ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in SHOWN if name in metrics)
             self._console.print(
                 f"validation at step {step} (epoch {epoch:.2f}) · {shown}{' · best so far' if is_best else ''}",
                 highlight=False,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from train_loop.rows.data import Split
 from train_loop.rows.flat_tokens import FlatTokens
+from train_loop.rows.split import Split
 from train_loop.steps.plan import Rows, StepPlan
 
 
@@ -26,6 +27,8 @@ class MicroBatch:
     """All numbers of the micro-batch, one input after the other, then the labels: int64. A single copy moves them."""
     names: tuple[str, ...]
     """Names of the inputs, in that order."""
+    labels_per_row: int = 1
+    """Places that the labels of a row take; 0 for a number, whose place holds the bits of a float32."""
     is_filler: bool = False
     """True if the pass only keeps the processes in sync; its loss counts 0."""
 
@@ -36,13 +39,17 @@ class MicroBatch:
 
     @property
     def labels(self) -> Tensor:
-        """A view of `packed`, [B] int64."""
-        return self._parts[-1]
+        """Class numbers [B] int64, which labels each row has [B, C] int64, or numbers [B] float32."""
+        labels = self._parts[-1]
+        if self.labels_per_row == 0:
+            return labels.to(torch.int32).view(torch.float32)
+        return labels if self.labels_per_row == 1 else labels.view(len(self.rows), -1)
 
     @functools.cached_property
     def _parts(self) -> tuple[Tensor, ...]:
-        size = (self.packed.numel() - len(self.rows)) // len(self.names)
-        return self.packed.split_with_sizes([*[size] * len(self.names), len(self.rows)])
+        num_labels = len(self.rows) * max(1, self.labels_per_row)
+        size = (self.packed.numel() - num_labels) // len(self.names)
+        return self.packed.split_with_sizes([*[size] * len(self.names), num_labels])
 
 
 class Collator:
@@ -55,6 +62,7 @@ class Collator:
         pad_to_multiple_of: round lengths up; 8 suits tensor cores in half precision.
         pinned: build micro-batches in pinned memory, from which CUDA copies while the CPU goes on.
         omit_masks: give no attention mask to micro-batches without padding (see `model/masks.py`).
+        offset, scale: numbers to predict become (number - offset) / scale.
     """
 
     def __init__(
@@ -66,8 +74,14 @@ class Collator:
         *,
         pinned: bool = False,
         omit_masks: bool = False,
+        offset: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
-        self.labels = split.labels
+        labels = split.labels
+        self._labels_per_row = int(labels.dtype.kind != "f") if labels.ndim == 1 else labels.shape[1]
+        if not self._labels_per_row:
+            labels = ((labels - offset) / scale).astype(np.float32).view(np.int32)
+        self._labels: NDArray[Any] = labels.reshape(len(labels), -1)
         rounded = -(-split.lengths // pad_to_multiple_of) * pad_to_multiple_of
         self.widths: NDArray[np.int32] = np.maximum(split.lengths, np.minimum(rounded, max_length))
         """Padded length of each row on its own [N]; the plan counts these."""
@@ -94,18 +108,20 @@ class Collator:
         names = self._tokens.names
         with_mask = is_padded or not self._omit_masks
         # torch's allocator keeps pinned memory for reuse, and not before a copy from it is done.
-        num_values = (len(names) + with_mask) * len(rows) * width + len(rows)
+        num_labels = len(rows) * self._labels.shape[1]
+        num_values = (len(names) + with_mask) * len(rows) * width + num_labels
         packed = torch.empty(num_values, dtype=torch.int64, pin_memory=self._pinned)
         flat = packed.numpy()
-        inputs = flat[: num_values - len(rows)].reshape(-1, len(rows), width)
+        inputs = flat[: num_values - num_labels].reshape(-1, len(rows), width)
         for name, padded in zip(names, inputs, strict=False):
             padded[...] = self._tokens.gather(name, rows, places)
             if is_padded:
                 np.copyto(padded, self._padding[name], where=is_padding)
         if with_mask:
             inputs[-1] = ~is_padding if is_padded else 1
-        flat[num_values - len(rows) :] = self.labels[rows]
-        return MicroBatch(rows, packed, (*names, "attention_mask") if with_mask else names, is_filler)
+        flat[num_values - num_labels :] = self._labels[rows].ravel()
+        names = (*names, "attention_mask") if with_mask else names
+        return MicroBatch(rows, packed, names, self._labels_per_row, is_filler)
 
 
 class StepFeed:

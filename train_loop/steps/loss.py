@@ -1,4 +1,4 @@
-"""Class weights, and the numerator of the weighted loss: cross-entropy, label smoothing, focal loss.
+"""Class weights, and the numerator of the weighted loss: cross-entropy, label smoothing, focal loss, squared errors.
 
 The loss of one optimizer step is  sum_i w[y_i] * l_i / sum_i w[y_i]  over ALL rows i of the step.
 torch's own weighted mean divides by the sum of weights of its micro-batch, and accumulation and DDP
@@ -6,6 +6,9 @@ then average those ratios: a row's weight depends on the rows that share its mic
 per micro-batch the weights cancel out (pytorch issue 72047). Here a micro-batch yields only the
 numerator; loop.py divides it by the exact denominator, which the plan knows without communication. Since DDP and
 FSDP average gradients over P processes, the loop multiplies by P.
+
+Several labels a row are as many losses of yes or no, and the denominator is their number, as in torch's
+BCEWithLogitsLoss; weights are those of rows with the label (its `pos_weight`). Numbers have no weights.
 """
 
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ from torch.nn import functional
 
 from serve.contract.errors import InputError
 from train_loop.config import ClassWeights
+from train_loop.rows.split import Labels
 
 EFFECTIVE_BETA = 0.9999
 """Beta of the effective number of samples, as Cui et al. use for most data sets."""
@@ -54,12 +58,33 @@ def class_weights(kind: ClassWeights, counts: NDArray[np.int64], labels: tuple[s
     return weights
 
 
+def positive_weights(
+    kind: ClassWeights, counts: NDArray[np.int64], labels: tuple[str, ...], num_rows: int
+) -> NDArray[np.float64]:
+    """Return the weight of the rows with each of several labels [C]; those without weigh 1.
+
+    Each label is two classes, without it and with it, weighed as in `class_weights`: `balanced` is their ratio.
+    """
+    if isinstance(kind, Mapping):
+        return class_weights(kind, counts, labels)
+    pairs = (class_weights(kind, np.array([num_rows - count, count]), ("without", "with")) for count in counts)
+    return np.array([with_label / without for without, with_label in pairs])
+
+
+def row_weights(weights: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
+    """Return each row's share of the denominator [N]: its class's weight, its number of labels, or 1."""
+    if labels.dtype.kind == "i":
+        found: NDArray[np.float64] = weights[labels]
+        return found
+    return np.full(len(labels), float(labels.shape[1]) if labels.ndim == 2 else 1.0)
+
+
 def loss_sum(
     logits: Tensor,
     labels: Tensor,
     weights: Tensor,
     *,
-    kind: Literal["cross_entropy", "focal"] = "cross_entropy",
+    kind: Literal["cross_entropy", "focal", "mse", "huber"] | None = "cross_entropy",
     label_smoothing: float = 0.0,
     focal_gamma: float = 2.0,
 ) -> Tensor:
@@ -67,19 +92,35 @@ def loss_sum(
 
     Args:
         logits: [B, C], any float type; half precision is widened first.
-        labels: [B] int64.
-        weights: class weights [C].
-        kind: `focal` multiplies each row's loss by (1 - p_y)^gamma (Lin et al. 2017, arXiv 1708.02002).
-        label_smoothing: as in torch's cross_entropy, with its weighting of the smoothed part.
+        labels: [B] int64; [B, C] of 0 and 1 for several labels; [B] float, standardized, for `mse` and `huber`.
+        weights: class weights, or those of rows with each label [C].
+        kind: `focal` multiplies each loss by (1 - p_y)^gamma (Lin et al. 2017, arXiv 1708.02002).
+        label_smoothing: as in torch's cross_entropy, with its weighting of the smoothed part; of several labels, each
+            target moves towards one half.
         focal_gamma: exponent of the focal loss.
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    losses = functional.cross_entropy(
-        logits, labels, weights.to(logits.dtype), reduction="none", label_smoothing=label_smoothing
-    )  # [B]
+    if kind in ("mse", "huber"):
+        error = functional.mse_loss if kind == "mse" else functional.huber_loss
+        return error(logits.squeeze(1), labels.to(logits.dtype), reduction="sum")
+    if labels.ndim == 2:
+        has_label = labels.to(logits.dtype)
+        losses = functional.binary_cross_entropy_with_logits(
+            logits,
+            has_label * (1.0 - label_smoothing) + label_smoothing / 2.0,
+            pos_weight=weights.to(logits.dtype),
+            reduction="none",
+        )  # [B, C]
+    else:
+        losses = functional.cross_entropy(
+            logits, labels, weights.to(logits.dtype), reduction="none", label_smoothing=label_smoothing
+        )  # [B]
     if kind == "focal":
-        log_p_true = logits.log_softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [B]
+        if labels.ndim == 2:
+            log_p_true = functional.logsigmoid(torch.where(labels > 0, logits, -logits))  # [B, C]
+        else:
+            log_p_true = logits.log_softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)  # [B]
         # 1 - p, not rounded to 0 for p close to 1: at 0 itself, a gamma below 1 has no gradient.
         p_others = (-torch.expm1(log_p_true)).clamp(min=torch.finfo(logits.dtype).tiny)
         losses = losses * p_others.pow(focal_gamma)

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from serve.contract.labels import scores_from_logits
+from train_loop.findings.label_set_metrics import label_set_metrics
 from train_loop.findings.metrics import classification_metrics, log_loss
+from train_loop.findings.number_metrics import number_metrics
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
-from train_loop.rows.data import Split
+from train_loop.rows.split import Labels, Split
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.plan import Rows, evaluation_plan
 
@@ -26,16 +28,25 @@ class Evaluation:
     """The result of one pass over a split."""
 
     metrics: dict[str, float]
-    """Metric -> value over all rows; `loss` is the plain mean cross-entropy."""
+    """Metric -> value over all rows; `loss` is the plain mean cross-entropy, or mean square of standardized errors."""
     logits: NDArray[np.float32]
     """[N, C], in the split's order."""
 
 
-def evaluate_logits(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Evaluation:
-    """Score logits [N, C] against the classes [N] of their rows."""
-    metrics: dict[str, float] = classification_metrics(logits.shape[1]).compute(
-        predictions=logits.argmax(axis=1), references=labels
-    )
+def evaluate_logits(logits: NDArray[np.float32], labels: Labels, offset: float = 0.0, scale: float = 1.0) -> Evaluation:
+    """Score logits [N, C] against what is known of their rows, as in `Split.labels`.
+
+    Several labels are given where they are more likely than not; the answer to a number is offset + scale * logit.
+    """
+    if labels.dtype.kind == "f":
+        values = offset + scale * logits[:, 0].astype(np.float64)
+        metrics = number_metrics(values, labels)
+        metrics["loss"] = metrics["mse"] / scale**2
+        return Evaluation(metrics, logits)
+    if labels.ndim == 2:
+        scores = scores_from_logits(logits, problem_type="multi_label_classification")
+        return Evaluation(label_set_metrics(scores, scores >= 0.5, labels), logits)
+    metrics = classification_metrics(logits.shape[1]).compute(predictions=logits.argmax(axis=1), references=labels)
     metrics["loss"] = mean_cross_entropy(logits, labels)
     return Evaluation(metrics, logits)
 

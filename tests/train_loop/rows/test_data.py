@@ -20,8 +20,9 @@ from tiny_models import WORDS, tiny_tokenizer
 from serve.contract.errors import InputError
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
-from train_loop.rows.data import Data, Split, class_counts, hash_text, load_data
+from train_loop.rows.data import Data, class_counts, hash_text, load_data
 from train_loop.rows.label_codes import encode_known_labels, encode_labels
+from train_loop.rows.split import Split
 from train_loop.rows.summary import count_contradictions, count_duplicates, count_overlap, print_data
 
 Writer = Callable[..., Path]

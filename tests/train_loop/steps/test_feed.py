@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train_loop.rows.data import Split
 from train_loop.rows.flat_tokens import FlatTokens
+from train_loop.rows.split import Split
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.plan import BatchPlan, StepPlan
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tiny_models import MAX_POSITIONS, WORDS, save_tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from train_loop.rows.data import Split
+from train_loop.rows.split import Split
 from train_loop.steps import scoring
 from train_loop.steps.feed import Collator, StepFeed
 from train_loop.steps.plan import evaluation_plan

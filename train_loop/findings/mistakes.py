@@ -1,0 +1,84 @@
+"""What a model gets wrong: predictions.csv, misclassified.csv, the most confused pairs of labels."""
+
+import contextlib
+import csv
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train_loop.findings.metrics import most_confused
+from train_loop.findings.predictions import ROWS_PER_BATCH, Predictions
+from train_loop.rows.data import class_counts
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfusedPair:
+    """A true class, and another that is predicted for it."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+    """Fraction of the true class's rows."""
+    examples: tuple[tuple[str, ...], ...]
+    """Texts (or pairs) of the most confident mistakes."""
+
+
+def confused_pairs(
+    predictions: Predictions, matrix: NDArray[np.int64], num_pairs: int = 15, num_examples: int = 3
+) -> list[ConfusedPair]:
+    """Return the most frequent wrong pairs (true, predicted) of a confusion matrix [C, C]."""
+    pairs = []
+    totals = class_counts(predictions.split, predictions.labels) if len(matrix) else matrix
+    for true, predicted, count in most_confused(matrix, num_pairs):
+        rows = np.flatnonzero(predictions.are_confused(true, predicted))
+        rows = rows[np.argsort(-predictions.scores[rows], kind="stable")][:num_examples]
+        pairs.append(
+            ConfusedPair(
+                predictions.labels[true],
+                predictions.labels[predicted],
+                count,
+                float(count / totals[true]),
+                tuple(predictions.texts_of(rows)),
+            )
+        )
+    return pairs
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions.csv: row, text, true, predicted, score, and `probability_LABEL` for each label.
+
+    Of a number: its error in the place of the score, and the ends of its interval. Rows are numbered from 1, as in the
+    source.
+    """
+    with _table(path, predictions, predictions.score_columns) as table:
+        for row, texts in enumerate(predictions.texts()):
+            cells = (f"{value:.6g}" for value in predictions.score_cells(row))
+            table.writerow([*_common(predictions, row, texts), *cells])
+
+
+def write_misclassified(path: Path, predictions: Predictions) -> None:
+    """Write misclassified.csv, the most confident mistakes or the largest errors first, with details of each."""
+    with _table(path, predictions, predictions.mistake_columns) as table:
+        order = predictions.mistakes()
+        for start in range(0, len(order), ROWS_PER_BATCH):
+            batch = order[start : start + ROWS_PER_BATCH]
+            for row, texts in zip(batch, predictions.texts_of(batch), strict=True):
+                table.writerow([*_common(predictions, row, texts), *predictions.mistake_cells(row)])
+
+
+@contextlib.contextmanager
+def _table(path: Path, predictions: Predictions, further: Sequence[str]) -> Iterator[Any]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["row", *predictions.text_columns, "true", "predicted", predictions.score_name, *further])
+        yield table
+
+
+def _common(predictions: Predictions, row: int, texts: tuple[str, ...]) -> list[Any]:
+    number, score = predictions.split.row_number(row), f"{predictions.score(row):.6g}"
+    return [number, *texts, predictions.truth(row), predictions.answer(row), score]

@@ -1,0 +1,93 @@
+"""The predictions of a split with a number for each row."""
+
+import functools
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train_loop.findings.intervals import row_intervals
+from train_loop.findings.metrics import Floats
+from train_loop.findings.number_metrics import number_metrics
+from train_loop.findings.predictions import Predictions
+from train_loop.findings.split_metrics import SplitMetrics
+
+
+class NumberPredictions(Predictions):
+    """Each row has a number, and the answer is one."""
+
+    headline: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "rmse", "mae", "r2")
+    shown: ClassVar[tuple[str, ...]] = (
+        "spearman",
+        "pearson",
+        "rmse",
+        "mae",
+        "r2",
+        "interval_90_coverage",
+        "interval_90_width",
+    )
+    card: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "rmse", "mae", "r2")
+    during: ClassVar[tuple[str, ...]] = ("spearman", "r2")
+    score_name: ClassVar = "error"
+    mistake_columns: ClassVar[tuple[str, ...]] = ("low", "high")
+
+    @functools.cached_property
+    def predicted(self) -> Floats:
+        """The answers [N]."""
+        answers: Floats = self.probabilities[:, 0]
+        return answers
+
+    @functools.cached_property
+    def scores(self) -> Floats:
+        """Answer - true number [N]."""
+        errors: Floats = self.predicted - self.split.labels
+        return errors
+
+    @functools.cached_property
+    def is_correct(self) -> NDArray[np.bool_]:
+        """Whether the error is at most that of half of the rows [N]: what slices compare."""
+        correct: NDArray[np.bool_] = np.abs(self.scores) <= np.median(np.abs(self.scores))
+        return correct
+
+    def mistakes(self) -> NDArray[np.int64]:
+        """Return all rows, the largest errors first."""
+        return np.argsort(-np.abs(self.scores), kind="stable")
+
+    def answer(self, row: int | np.integer) -> str:
+        return f"{self.predicted[row]:.6g}"
+
+    @property
+    def score_columns(self) -> list[str]:
+        return list(self.mistake_columns)
+
+    def score_cells(self, row: int) -> list[float]:
+        """Return the ends of the interval that holds 90 % of the true numbers."""
+        if "0.9" not in self.classifier.decision.interval_widths:
+            return [math.nan, math.nan]
+        return [*self.classifier.decision.interval(float(self.predicted[row]), 0.9)]
+
+    def mistake_cells(self, row: int) -> list[Any]:
+        return [f"{value:.6g}" for value in self.score_cells(row)]
+
+    def measure(self, seed: int) -> SplitMetrics:
+        answers, true = self.predicted, self.split.labels
+        values = number_metrics(answers, true)
+
+        def of_resample(weights: NDArray[np.integer]) -> dict[str, float]:
+            drawn = np.repeat(np.arange(len(true)), weights)
+            found = number_metrics(answers[drawn], true[drawn])
+            return {name: value for name, value in found.items() if name not in rows}
+
+        rows = {"mae": np.abs(self.scores), "mse": self.scores**2}
+        width = self.classifier.decision.interval_widths.get("0.9")
+        if width is not None:
+            rows["interval_90_coverage"] = (np.abs(self.scores) <= width).astype(np.float64)
+            values["interval_90_coverage"] = float(rows["interval_90_coverage"].mean())
+            values["interval_90_width"] = 2.0 * width
+        return SplitMetrics(values, row_intervals(rows, [], seed, of_resample))
+
+    def classification_report(self) -> str:
+        """Return the metrics, as there are no classes."""
+        found = number_metrics(self.predicted, self.split.labels)
+        return "".join(f"{name:>10} {value:10.4f}\n" for name, value in found.items())

@@ -1,0 +1,50 @@
+"""The metrics of one split, with what curves and tables are drawn from."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train_loop.findings.intervals import Interval
+from train_loop.findings.metrics import Ranking, Reliability
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitMetrics:
+    """The metrics of one split."""
+
+    values: dict[str, float]
+    """Metric -> value; NaN if undefined, such as a ROC AUC with only one class."""
+    intervals: dict[str, Interval]
+    """Metric -> 95 % bootstrap interval. The calibration error has none: resampling inflates it."""
+    per_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    matrix: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """[C, C]: rows are true classes; of several labels, in how many rows one is missing and another wrong."""
+    rankings: list[Ranking] = dataclasses.field(default_factory=list)
+    """One per class, for the curves."""
+    before: Reliability | None = None
+    """Without the temperature; None for numbers."""
+    after: Reliability | None = None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a temperature has changed the scores."""
+        return self.values.get("log_loss") != self.values.get("log_loss_uncalibrated")
+
+    def shown(self, metric: str) -> str:
+        """Return a metric as text, with its interval if it has one."""
+        low, high = self.intervals.get(metric, (math.nan, math.nan))
+        return f"{self.values[metric]:.4f}" + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of metrics.json for the split; NaN becomes null."""
+        return {
+            "metrics": {name: _finite(value) for name, value in self.values.items()},
+            "intervals": {name: [_finite(low), _finite(high)] for name, (low, high) in self.intervals.items()},
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

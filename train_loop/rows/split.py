@@ -1,0 +1,60 @@
+"""The rows of one split, in memory-mapped Arrow and a few numbers per row."""
+
+import dataclasses
+from typing import Any, Self
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[Any]
+"""What is to be learned: class numbers [N] int64, which labels each row has [N, C] bool, or numbers [N] float64."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """The rows of one split; every array is [N], in the same order."""
+
+    name: str
+    origin: str
+    """Where the rows come from, for display."""
+    rows: datasets.Dataset
+    """Uncleaned texts, memory-mapped."""
+    tokens: datasets.Dataset
+    """input_ids and, if the model takes them, token_type_ids; memory-mapped."""
+    labels: Labels
+    lengths: NDArray[np.int32]
+    """Tokens of each row after truncation."""
+    truncated: NDArray[np.bool_]
+    text_hashes: NDArray[np.int64]
+    """Hash of each row's cleaned text (or pair): equal if the model sees the same input."""
+    source_rows: NDArray[np.int64]
+    """Row number in the source, counted from 0."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def row_number(self, index: int | np.integer) -> int:
+        """Return the number of a row in its source, counted from 1."""
+        return int(self.source_rows[index]) + 1
+
+    def answer_of(self, index: int | np.integer, labels: tuple[str, ...]) -> str:
+        """Return what is known of a row, as text: its label, its labels, or its number."""
+        known = self.labels[index]
+        if self.labels.ndim == 2:
+            return ", ".join(label for label, is_given in zip(labels, known, strict=True) if is_given)
+        return f"{known:g}" if self.labels.dtype.kind == "f" else labels[known]
+
+    def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> Self:
+        """Return the rows at `indices` as a split called `name`."""
+        return type(self)(
+            name=name,
+            origin=origin,
+            rows=self.rows.select(indices, keep_in_memory=True),
+            tokens=self.tokens.select(indices, keep_in_memory=True),
+            labels=self.labels[indices],
+            lengths=self.lengths[indices],
+            truncated=self.truncated[indices],
+            text_hashes=self.text_hashes[indices],
+            source_rows=self.source_rows[indices],
+        )
