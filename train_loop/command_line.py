@@ -36,6 +36,8 @@ SOURCE_FIELDS = (
     "test_file",
     "delimiter",
 )
+LIST_FLAGS = ("--label_columns", "--label_names")
+"""Those that also take names with commas between them."""
 DECISION_FLAGS = {"abstain", "threshold", "threshold_scope", "value_range"}
 """Flags that say how scores become answers."""
 RESUME_FLAGS = {
@@ -105,6 +107,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         argv = ["--config", QUICKSTART]
     _require_known(flags - {"config", "help"}, "--")
     _require_strings(_given_label_names(argv), "--")
+    argv = _with_lists(argv)
     given = _parser().parse_args(list(argv))
     files = [_recipe(name) for name in given.pop("config") or []]
     if given["resume"] is not None:
@@ -123,6 +126,15 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     parser = _new_parser()
     parser.set_defaults({name: from_files[name] for name in fields})
     return _as_config(parser.parse_args(list(argv)))
+
+
+def _with_lists(argv: Sequence[str]) -> list[str]:
+    """Return a command line with a,b as ["a", "b"] where a field takes a list."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith(LIST_FLAGS) else [word])]
+    for place, word in enumerate(words[1:], 1):
+        if words[place - 1] in LIST_FLAGS and not word.startswith(("[", "--")):
+            words[place] = json.dumps(word.split(","), ensure_ascii=False)
+    return words
 
 
 def _require_resumable(flags: set[str], run: Path) -> None:

@@ -122,15 +122,15 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 
     from train_loop.command_line import parse_config
+    from train_loop.config import with_defaults
     from train_loop.machine.device import build_accelerator, fsdp_plugin
     from train_loop.machine.processes import local_main_process_first
     from train_loop.model.pretrained import load_tokenizer
     from train_loop.model.weights import load_model
-    from train_loop.rows.data import class_counts, load_data
+    from train_loop.rows.data import load_data
     from train_loop.run.directory import open_run
     from train_loop.run.progress import build_console
-    from train_loop.steps.loss import class_weights
-    from train_loop.training import build_training
+    from train_loop.training import build_training, loss_weights
 
     config = parse_config(["--mixed_precision", "no", *argv] if "--resume" not in argv else argv)
     accelerator = build_accelerator(config)
@@ -140,9 +140,10 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     with local_main_process_first(accelerator):
         data = load_data(config, tokenizer, max_length)
     set_seed(config.seed)
-    model = load_model(config, data.labels, accelerator.device).to(dtype)
+    config = with_defaults(config, data.problem_type)
+    weights, start = loss_weights(config.class_weights, data)
+    model = load_model(config, data.labels, accelerator.device, start=start).to(dtype)
     console = build_console(quiet=True)
-    weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
     run = open_run(config, accelerator)
     return build_training(config, accelerator, model, tokenizer, data, weights, run, console)
 

@@ -76,7 +76,7 @@ class Assessment:
     def confused_as(self) -> str:
         """Return what links the labels of a confused pair."""
         is_one = self.classifier.problem_type == "single_label_classification"
-        return "mistaken for" if is_one else "missing next to a wrong"
+        return "mistaken for" if is_one else "without it, but with"
 
 
 def assess(

@@ -108,12 +108,14 @@ def _all_flags(
     yield "truncated", split.truncated
     yield from _unknown_flags(split, unk_id)
     if split.labels.ndim == 2:
-        yield "no label", ~split.labels.any(axis=1)
+        yield "no label", split.labels.sum(axis=1) == 0
         yield "several labels", split.labels.sum(axis=1) > 1
     if split.labels.dtype.kind != "f":
         for index, label in enumerate(labels):
-            flags: Flags = split.labels[:, index] if split.labels.ndim == 2 else split.labels == index
-            yield f"class {label}", flags
+            yield (
+                f"class {label}",
+                np.asarray(split.labels[:, index] if split.labels.ndim == 2 else split.labels == index),
+            )
     else:
         edges = np.unique(np.quantile(split.labels, [0.25, 0.5, 0.75]))
         ranges = np.searchsorted(edges, split.labels)

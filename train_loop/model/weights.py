@@ -83,7 +83,7 @@ def load_model(
         if is_kept and start.problem_type == "regression":  # it answers in the target's unit
             layer.weight /= start.scale
             layer.bias.copy_((layer.bias - start.offset) / start.scale)
-        elif start.log_odds is not None and layer.bias is not None:
+        elif not is_kept and start.log_odds is not None and layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(start.log_odds))
     _keep_logits_precise(model)
     return model

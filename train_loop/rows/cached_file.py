@@ -172,7 +172,8 @@ def _batches(file: RowFile, columns: Sequence[str], note: Path) -> Iterator[pa.R
                 kinds = kinds or _json_kinds(values, len(columns))
                 _check_kinds(file, values, numbers, columns, kinds)
             by_column = zip(*values, strict=True) if values else [()] * len(columns)
-            arrays = [pa.array(column, JSON_KINDS[kind]) for column, kind in zip(by_column, kinds, strict=True)]
+            typed = zip(by_column, kinds, strict=True)
+            arrays = [pa.array(_cells(column, kind), JSON_KINDS[kind]) for column, kind in typed]
             yield pa.RecordBatch.from_arrays(arrays, list(columns))
             if len(values) < ROWS_PER_BATCH:
                 if found := str(rows.joined):
@@ -190,13 +191,23 @@ def _parquet_batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.Recor
         yield batch.cast(schema)
 
 
-JSON_KINDS = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+JSON_KINDS = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), list: pa.list_(pa.string())}
+
+
+def _cells(column: Sequence[Any], kind: type) -> Sequence[Any]:
+    """Return the values of a column, with lists of text."""
+    if kind is not list:
+        return column
+    return [None if labels is None else [str(label) for label in labels] for labels in column]
 
 
 def _json_kinds(rows: Sequence[Values], num_columns: int) -> list[type]:
-    """Take the type of each column from its first value; `data.py` checks that it is a suitable one."""
+    """Take the type of each column from its first value, of numbers from all; `data.py` checks that it is suitable."""
     firsts = [next((values[c] for values in rows if values[c] is not None), "") for c in range(num_columns)]
-    return [type(first) if type(first) in JSON_KINDS else str for first in firsts]
+    kinds = [type(first) if type(first) in JSON_KINDS else str for first in firsts]
+    if kinds[-1] is int and any(isinstance(values[-1], float) and values[-1] % 1 for values in rows):
+        kinds[-1] = float
+    return [str if kind is list and place < num_columns - 1 else kind for place, kind in enumerate(kinds)]
 
 
 TYPE_NAMES = {
@@ -230,4 +241,6 @@ def _fits(value: Any, kind: type) -> bool:
     """Whether a column of `kind` holds a JSON value unchanged; Arrow would cut 1.5 down to 1."""
     if kind is int:
         return value is None or (type(value) in (int, float) and -(2**63) <= value < 2**63 and value % 1 == 0)
+    if kind is list:  # of labels: names or whole numbers
+        return value is None or (type(value) is list and all(type(label) in (str, int) for label in value))
     return value is None or type(value) is kind or (kind is float and type(value) is int)

@@ -137,7 +137,7 @@ def _refuse_unsuitable(labels: Sequence[str], config: TrainConfig, split: str) -
         raise InputError(f"{where}: {several_labels(file, config.label_column, several, config.delimiter)}")
     if len(labels) > MAX_FRACTIONS and are_fractions(labels):
         in_order = sorted(labels, key=float)
-        raise InputError(f"{where}: {len(labels)} {a_value(file, config.label_column, in_order, config.delimiter)}")
+        raise InputError(f"{where}: {len(labels)} {a_value(in_order)}")
 
 
 def row_numbers(indices: NDArray[Any]) -> str:
@@ -174,7 +174,7 @@ def _raw_labels(rows: datasets.Dataset, config: TrainConfig, source: str, file: 
         with contextlib.suppress(pa.ArrowException):
             whole = column.cast(pa.int64())  # also accepts whole floats, as pandas writes integers with nulls
     if whole is None and is_float and pc.all(pc.is_finite(column)).as_py():
-        raise InputError(f"{where}: {a_value(file, config.label_column, sorted(pc.unique(column).to_pylist()))}")
+        raise InputError(f"{where}: {a_value(sorted(pc.unique(column).to_pylist()))}")
     if whole is None:
         raise InputError(
             f"{where}: expected strings, whole numbers or a ClassLabel, found {column.type}, as in row 1: "

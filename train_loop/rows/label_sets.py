@@ -12,7 +12,7 @@ from serve.contract.errors import InputError
 from serve.contract.labels import match_labels, order_labels
 from train_loop.config import TrainConfig
 from train_loop.rows.label_codes import row_numbers
-from train_loop.rows.unsuitable_labels import NO, YES
+from train_loop.rows.unsuitable_labels import NO, YES, several_labels
 
 OTHER_SEPARATORS = ",;|"
 LabelMatrix = NDArray[np.bool_]
@@ -45,8 +45,12 @@ def encode_label_sets(
             "several are expected; for yes or no, make it a column of yes and no, and leave --label_separator and "
             "--label_columns out"
         )
+    counts, found_names = cells["train"]
     if config.label_separator:
-        _check_separator(cells["train"][1], cells["train"][0], labels, config)
+        _check_separator(found_names, counts, labels, config)
+    elif config.problem_type is None and counts.min() == counts.max() == 1 and not config.label_columns:
+        example = [found_names[0].as_py()]
+        raise InputError(f"{_place(config)}: {several_labels(config.train_file, config.label_column, example)}")
     codes = {
         split: _matrix(
             *found, labels, f"{split} split, {_place(config)}", "fix them, or move them to the training rows"

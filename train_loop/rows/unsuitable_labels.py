@@ -37,7 +37,7 @@ def are_fractions(labels: Collection[str]) -> bool:
 
 
 def several_labels(file: str | None, column: str, label: Any, delimiter: str | None = None) -> str:
-    """Return what to say of a row with several labels.
+    """Return what to say of a row with several labels where one is expected.
 
     Args:
         file: the file they are in, if it is one.
@@ -47,33 +47,28 @@ def several_labels(file: str | None, column: str, label: Any, delimiter: str | N
     """
     is_text = isinstance(label, str)
     found = ast.literal_eval(label) if is_text and "," in label else label
-    one = found[0] if isinstance(found, (list, tuple)) and found else None
     target = f"d[{json.dumps(column)}]"
-    cell = "ast.literal_eval(x)" if is_text else "x"
     if isinstance(found, list) and len(found) == 1:
         change = f"{target} = [x for [x] in {target}]"  # fails if a row has several
         way_out = _command(file, change, "labelled.csv", delimiter)
         return f"lists of one label, such as {label!r:.80}; take it out{way_out}"
-    way_out = ""
-    if isinstance(one, str) or (type(one) is int and not set(found) <= {0, 1}):
-        change = f'{target} = ["yes" if {json.dumps(one, ensure_ascii=False)} in {cell} else "no" for x in {target}]'
-        way_out = _command(file, change, f"{one}.csv", delimiter)
-    return (
-        f"several labels in a row, such as {label!r:.80}; rawloop trains one label per row. Keep one of them in each "
-        f"row, or train a classifier for each label, on a column that says yes or no{way_out}"
-    )
+    problem = f"several labels in a row, such as {label!r:.80}"
+    if not is_text:
+        return f"{problem}, and other rows have one; write each as a list, [] for none, in every file"
+    if not isinstance(found, (list, tuple)) or {*found} <= {0, 1}:
+        return f"{problem}; write a column of 0 and 1 for each label, and pass --label_columns"
+    change = f'{target} = ["|".join(map(str, ast.literal_eval(x))) for x in {target}]'
+    way_out = _command(file, change, "labelled.csv", delimiter)
+    return f"{problem}; write them with a separator, and pass --label_separator '|'{way_out}"
 
 
-def a_value(file: str | None, column: str, labels: Sequence[Any], delimiter: str | None = None) -> str:
-    """Return what to say of labels that are numbers with fractions; the arguments are as in `several_labels`."""
+def a_value(labels: Sequence[Any]) -> str:
+    """Return what to say of labels that are numbers with fractions."""
     shown = ", ".join(f"{label}" for label in labels[:4])
-    cells = f"pd.to_numeric(d[{json.dumps(column)}])"
-    change = f'd[{json.dumps(column)}] = pd.cut({cells}, 3, labels=["low", "middle", "high"])'
     example = next((label for label in labels if float(label) % 1), labels[0])
     return (
-        f"numbers with fractions ({shown}{', ...' if len(labels) > 4 else ''}) look like a value to predict, a "
-        "regression, and rawloop trains classes. If each number is a class, write it as a name, such as "
-        f"'v{example}'; else make classes of ranges{_command(file, change, 'classes.csv', delimiter)}"
+        f"numbers with fractions ({shown}{', ...' if len(labels) > 4 else ''}) look like a value to predict; to learn "
+        f"it, pass --problem_type regression. If each number is a class, write it as a name, such as 'v{example}'"
     )
 
 
@@ -90,7 +85,7 @@ def bad_json_label(problem: str, file: str, column: str, kind: type, label: Any)
     if isinstance(label, list):
         return several_labels(file, column, label)
     if isinstance(label, float) and kind in (int, float):
-        return a_value(file, column, [label])
+        return a_value([label])
     if isinstance(label, dict) or type(label) is kind:
         return problem
     target = f"d[{json.dumps(column)}]"
@@ -101,9 +96,10 @@ def one_hot(file: str, wanted: str, columns: Sequence[str], *, one_each: bool, d
     """Return what to say of columns of 0 and 1 in the place of a label column; `one_each`: one is 1 in every row."""
     shown = ", ".join(map(repr, columns[:6])) + (", ..." if len(columns) > 6 else "")
     if not one_each:
+        given = json.dumps(list(columns)) if "," in "".join(columns) else ",".join(columns)
         return (
-            f"{shown} hold only 0 and 1, several or none of them 1 in a row; rawloop trains one label per row: train a "
-            f"classifier for each, such as --label_column {shlex.quote(columns[0])}"
+            f"{shown} hold only 0 and 1, several or none of them 1 in a row; if they are labels, pass "
+            f"--label_columns {shlex.quote(given)}"
         )
     marks = f"d[{json.dumps(list(columns))}].astype(str).isin({json.dumps(list(YES))})"
     change = f"d[{json.dumps(wanted)}] = {marks}.astype(int).idxmax(axis=1)"

@@ -6,7 +6,7 @@ import pytest
 from held_out import predictions_of
 
 from train_loop.findings.metrics import confusion_matrix
-from train_loop.findings.predictions import confused_pairs, misclassified_rows, write_misclassified, write_predictions
+from train_loop.findings.mistakes import confused_pairs, write_misclassified, write_predictions
 
 NAMES = ("bad", "good", "so, so")
 TEXTS = [
@@ -71,7 +71,7 @@ def test_without_a_mistake_the_file_has_only_a_header(tmp_path: Path) -> None:
     found = predictions_of(["a", "b"], [0, 1], np.eye(2))
     write_misclassified(tmp_path / "m.csv", found)
     assert read(tmp_path / "m.csv") == []
-    assert len(misclassified_rows(found)) == 0
+    assert len(found.mistakes()) == 0
 
 
 def test_confused_pairs_are_the_most_frequent_with_the_most_confident_examples() -> None:

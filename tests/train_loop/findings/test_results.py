@@ -249,7 +249,8 @@ def test_class_names_are_drawn_in_an_installed_font_that_has_them(
     measured = assessment.metrics["test"]
     metrics = dataclasses.replace(measured, per_class=dict(zip(labels, measured.per_class.values(), strict=True)))
 
-    predictions = dataclasses.replace(assessment.predictions["test"], labels=labels)
+    found = assessment.predictions["test"]
+    predictions = dataclasses.replace(found, classifier=dataclasses.replace(found.classifier, labels=labels))
 
     def problems() -> list[str]:
         return pictures.draw_all(tmp_path, metrics, predictions, "test", None)

@@ -10,7 +10,7 @@ PLAIN = "a plain sentence of some words"
 def slices_of(texts: list[str] | list[tuple[str, str]], labels: list[int], predicted: list[int]) -> dict[str, Slice]:
     split = split_of(texts, labels)
     parts = iter(text if isinstance(text, tuple) else (text,) for text in texts)
-    found = analyse_slices(split, parts, ("bad", "good"), np.array(predicted), unk_id=1)
+    found = analyse_slices(split, parts, ("bad", "good"), np.array(predicted) == np.array(labels), unk_id=1)
     return {one.name: one for one in found}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -63,20 +64,22 @@ FRACTIONS = [number / 5 for number in range(26)] * 2
 
 @pytest.mark.parametrize(
     ("suffix", "labels"),
-    [(".csv", FRACTIONS), (".tsv", FRACTIONS), (".jsonl", FRACTIONS), (".jsonl", [0, *FRACTIONS[1:]])],
+    [
+        (".csv", FRACTIONS),
+        (".tsv", FRACTIONS),
+        (".jsonl", FRACTIONS),
+        (".jsonl", [0, *FRACTIONS[1:]]),
+        (".parquet", FRACTIONS),
+    ],
 )
 def test_numbers_with_fractions_are_a_regression(written: Writer, suffix: str, labels: Sequence[float]) -> None:
-    message = refusal(written(suffix, labels))
+    path = written(suffix, labels)
+    message = refusal(path)
     assert "'label'" in message
-    assert "look like a value to predict, a regression, and rawloop trains classes" in message
-    follow(message)
-    assert load(Path("classes.csv")).labels == ("high", "low", "middle")
-
-
-def test_fractions_in_parquet_are_a_regression_too(written: Writer) -> None:
-    message = refusal(written(".parquet", FRACTIONS))
-    assert "numbers with fractions (0.0, 0.2, 0.4, 0.6, ...) look like a value to predict" in message
+    assert "look like a value to predict; to learn it, pass --problem_type regression" in message
     assert "write it as a name, such as 'v0.2'" in message
+    data = load(path, problem_type="regression")
+    assert sorted(np.concatenate([split.labels for split in data.splits.values()])) == sorted(labels)
 
 
 def test_numbers_written_as_names_are_classes(written: Writer) -> None:
@@ -90,19 +93,22 @@ def test_a_few_numbers_with_fractions_are_classes(written: Writer) -> None:
 LISTS = [["a", "b"], ["b"], ["a"], ["c", "a"]] * 10
 
 
-@pytest.mark.parametrize(
-    ("suffix", "labels"), [(".csv", LISTS), (".tsv", LISTS), (".jsonl", LISTS), (".parquet", LISTS)]
-)
-def test_several_labels_in_a_row_are_reported_with_a_way_to_train_one(
-    written: Writer, suffix: str, labels: Sequence[Any]
-) -> None:
-    message = refusal(written(suffix, labels))
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_lists_written_as_text_are_reported_with_a_way_to_train_on_them(written: Writer, suffix: str) -> None:
+    message = refusal(written(suffix, LISTS))
     assert "several labels in a row, such as " in message
-    assert "rawloop trains one label per row" in message
+    assert "pass --label_separator '|'" in message
     follow(message)
-    data = load(Path("a.csv"))
-    assert data.labels == ("no", "yes")
-    assert sum((split.labels == 1).sum() for split in data.splits.values()) == 30
+    data = load(Path("labelled.csv"), label_separator="|")
+    assert data.labels == ("a", "b", "c")
+    assert sum(split.labels[:, 0].sum() for split in data.splits.values()) == 30
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_lists_are_several_labels(written: Writer, suffix: str) -> None:
+    data = load(written(suffix, LISTS))
+    assert (data.problem_type, data.labels) == ("multi_label_classification", ("a", "b", "c"))
+    assert sum(split.labels.sum() for split in data.splits.values()) == 60
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -124,9 +130,9 @@ def test_labels_in_brackets_are_no_lists(written: Writer) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_several_labels_in_a_held_out_file_are_reported_with_that_file(written: Writer, suffix: str) -> None:
+def test_several_labels_in_a_held_out_file_are_reported_with_that_split(written: Writer, suffix: str) -> None:
     held_out = written(suffix, LISTS).rename(f"held_out{suffix}")
-    with pytest.raises(InputError, match=rf"several labels in a row.*held_out\{suffix}"):
+    with pytest.raises(InputError, match=r"validation split, column 'label': several labels in a row"):
         load(written(".csv", ["a", "b", "c"] * 10), validation_file=str(held_out))
 
 

@@ -177,12 +177,12 @@ def test_one_hot_columns_are_refused_with_a_way_to_make_labels(here: Path, value
     assert read_file(Path("labelled.csv"), COLUMNS)["label"][:] == ["spam", "ham"]
 
 
-def test_columns_of_several_labels_are_refused_with_a_way_to_train_one_by_one(here: Path) -> None:
+def test_columns_of_several_labels_are_refused_with_a_way_to_train_on_them(here: Path) -> None:
     rows = [{"text": "a", "toxic": 1, "rude": 1}, {"text": "b", "toxic": 0, "rude": 0}]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match="classifier for each, such as --label_column toxic"):
+    with pytest.raises(InputError, match="if they are labels, pass --label_columns toxic,rude"):
         read_file(Path("rows.jsonl"), COLUMNS)
-    assert read_file(Path("rows.jsonl"), ("text", "toxic"))["toxic"][:] == [1, 0]
+    assert read_file(Path("rows.jsonl"), ("text", "toxic", "rude"))["toxic"][:] == [1, 0]
 
 
 # Packed files, JSON arrays and streams

@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from serve.contract.errors import InputError
-from train_loop.steps.loss import class_weights, loss_sum
+from train_loop.steps.loss import class_weights, loss_sum, positive_weights, row_weights
 
 LABELS = ("a", "b", "c")
 COUNTS = np.array([80, 15, 5])
@@ -148,6 +149,56 @@ def test_micro_batches_over_the_steps_weight_sum_match_torchs_weighted_mean(
         for start, end in itertools.pairwise(bounds)
     ]
     torch.testing.assert_close(sum(parts) / weights[labels].sum(), expected, rtol=1e-12, atol=0)
+
+
+# Several labels and numbers
+
+
+def random_label_sets() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return logits [13, 3], which labels each row has [13, 3] int64, and weights of rows with each [3]."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(13, 3, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(0, 2, (13, 3), generator=generator), torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 13])
+def test_several_labels_match_torchs_loss_however_the_step_is_cut(micro_batch_size: int) -> None:
+    logits, labels, weights = random_label_sets()
+    expected = functional.binary_cross_entropy_with_logits(logits, labels.double(), pos_weight=weights)
+    parts = [loss_sum(logits[part], labels[part], weights) for part in torch.arange(13).split(micro_batch_size)]
+    denominator = row_weights(weights.numpy(), labels.bool().numpy()).sum()
+    torch.testing.assert_close(sum(parts) / denominator, expected, rtol=1e-12, atol=0)
+
+
+def test_smoothing_moves_each_of_several_labels_towards_one_half() -> None:
+    logits, labels, _ = random_label_sets()
+    expected = functional.binary_cross_entropy_with_logits(logits, labels.double() * 0.8 + 0.1, reduction="sum")
+    found = loss_sum(logits, labels, torch.ones(3, dtype=torch.float64), label_smoothing=0.2)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_focal_loss_of_several_labels_is_of_each_on_its_own() -> None:
+    logits, labels, weights = random_label_sets()
+    p = torch.where(labels > 0, logits.sigmoid(), 1.0 - logits.sigmoid())
+    w = torch.where(labels > 0, weights, 1.0)
+    expected = (w * (1.0 - p) ** 2 * -p.log()).sum()
+    torch.testing.assert_close(loss_sum(logits, labels, weights, kind="focal"), expected, rtol=1e-12, atol=0)
+
+
+def test_balanced_positives_weigh_as_much_as_negatives() -> None:
+    counts = np.array([5, 50, 99])
+    weights = positive_weights("balanced", counts, LABELS, 100)
+    np.testing.assert_allclose(weights * counts, 100 - counts)
+    np.testing.assert_allclose(positive_weights("sqrt", counts, LABELS, 100) ** 2, weights)
+    np.testing.assert_array_equal(positive_weights("none", counts, LABELS, 100), np.ones(3))
+    np.testing.assert_array_equal(positive_weights({LABELS[1]: 2.0}, counts, LABELS, 100), [1.0, 2.0, 1.0])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("mse", [1.0, 9.0]), ("huber", [0.5, 2.5])])
+def test_errors_of_numbers(kind: Any, expected: list[float]) -> None:
+    logits, numbers = torch.tensor([[1.0], [-2.0]]), torch.tensor([0.0, 1.0])
+    assert loss_sum(logits, numbers, torch.ones(1), kind=kind).item() == pytest.approx(sum(expected))
+    assert row_weights(np.ones(1), np.array([0.5, 2.0])).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 13])
