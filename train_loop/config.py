@@ -45,7 +45,7 @@ METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
         "subset_accuracy",
         *AVERAGES,
     ),
-    "regression": ("spearman", "pearson", "r2", "rmse", "mae", "loss"),
+    "regression": ("r2", "spearman", "pearson", "rmse", "mae", "loss"),
 }
 """Those that can select the best model; the first does unless another is asked for."""
 LOWER_IS_BETTER = ("loss", "rmse", "mae")
@@ -184,7 +184,7 @@ class TrainConfig:
     """Most tokens of one forward pass when evaluating, padding included."""
     metric_for_best: MetricName | None = None
     """Validation metric that selects the best model; null: macro_f1, for several labels average_precision (macro), for
-    numbers spearman."""
+    numbers r2."""
     early_stopping_patience: Annotated[int | None, AT_LEAST_1] = None
     """Evaluations in a row without a new best after which training stops; null: never."""
     save_every: Annotated[int | None, AT_LEAST_1] = None

@@ -64,3 +64,11 @@ def test_without_a_mistake_scores_are_high_but_not_certain(scale: float) -> None
 
 def test_many_rows_give_no_warning() -> None:
     assert fit_temperature(*overconfident(500, 2.0)).warning is None
+
+
+def test_several_labels_are_calibrated_by_one_temperature_and_numbers_not_at_all() -> None:
+    random = np.random.default_rng(0)
+    true_logits = random.normal(0.0, 2.0, (2_000, 4))
+    labels = random.random(true_logits.shape) < 1.0 / (1.0 + np.exp(-true_logits))
+    assert fit_temperature(3.0 * true_logits, labels).temperature == pytest.approx(3.0, rel=0.05)
+    assert fit_temperature(true_logits[:, :1], true_logits[:, 0]).temperature == 1.0

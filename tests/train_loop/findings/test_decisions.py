@@ -1,12 +1,13 @@
-"""When to abstain, and label sets: the promises hold on new rows."""
+"""When to abstain, label sets, thresholds and intervals: the promises hold on new rows."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serve.contract.classifier import Classifier
 from serve.contract.decision import COVERAGES, Decision, parse_abstain
 from serve.contract.errors import InputError
-from train_loop.findings.decisions import choose_decision
+from train_loop.findings.decisions import MIN_POSITIVES, choose_decision, choose_thresholds, decide
 
 
 def drawn_rows(num_rows: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -95,3 +96,89 @@ def test_a_coverage_without_a_cut_is_refused() -> None:
 def test_a_cut_that_is_no_score_is_refused() -> None:
     with pytest.raises(InputError, match="decision: abstain_below must be a fraction from 0 to 1, found 60"):
         Decision(abstain_below=60.0)
+
+
+# Thresholds of several labels
+
+NAMES = ("often", "seldom", "rare")
+
+
+def drawn_label_sets(num_rows: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return scores [N, 3] and labels drawn from them."""
+    random = np.random.default_rng(seed)
+    scores = random.beta([1.0, 0.4, 0.05], [1.0, 1.6, 4.0], (num_rows, 3))
+    return scores, random.random((num_rows, 3)) < scores
+
+
+def f1_at(threshold: float, scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> float:
+    given = scores >= threshold
+    return 2.0 * (given & labels).sum() / max(1, given.sum() + labels.sum())
+
+
+def test_thresholds_by_f1_are_the_best_of_all() -> None:
+    scores, labels = drawn_label_sets(800, 0)
+    thresholds, problems = choose_thresholds("f1", scores, labels, NAMES)
+    assert problems == []
+    for index, threshold in enumerate(thresholds):
+        best = max(f1_at(cut, scores[:, index], labels[:, index]) for cut in scores[:, index])
+        assert f1_at(threshold, scores[:, index], labels[:, index]) == best
+        assert np.abs(scores[:, index] - threshold).min() > 0  # between scores: rounding flips no row
+    (common,) = set(choose_thresholds("f1", scores, labels, NAMES, "global")[0])
+    assert f1_at(common, scores.ravel(), labels.ravel()) >= max(f1_at(cut, scores, labels) for cut in thresholds)
+
+
+@pytest.mark.parametrize("kind", ["precision", "recall"])
+def test_thresholds_reach_what_was_asked_and_no_more_than_needed(kind: str) -> None:
+    scores, labels = (each[:, :2] for each in drawn_label_sets(2_000, 1))
+    thresholds, problems = choose_thresholds(f"{kind}>=0.7", scores, labels, NAMES[:2])
+    assert problems == []
+    for index, threshold in enumerate(thresholds):
+        given, true = scores[:, index] >= threshold, labels[:, index]
+        precision, recall = (given & true).sum() / given.sum(), (given & true).sum() / true.sum()
+        assert (precision if kind == "precision" else recall) >= 0.7
+        assert (precision if kind == "precision" else recall) < 0.75
+
+
+def test_a_label_with_few_rows_takes_the_common_threshold_and_that_is_reported() -> None:
+    scores, labels = drawn_label_sets(300, 2)
+    labels[np.flatnonzero(labels[:, 2])[MIN_POSITIVES - 1 :], 2] = False
+    thresholds, (problem,) = choose_thresholds("f1", scores, labels, NAMES)
+    assert thresholds[2] == choose_thresholds("f1", scores, labels, NAMES, "global")[0][0]
+    assert f"1 of 3 labels have fewer than {MIN_POSITIVES} validation rows (rare)" in problem
+
+
+def test_what_no_score_reaches_is_reported_with_the_closest() -> None:
+    scores, labels = drawn_label_sets(500, 3)
+    labels[np.argsort(-scores[:, 0])[:200:2], 0] = False
+    labels[scores[:, 0].argmax(), 0] = False
+    thresholds, (problem,) = choose_thresholds("precision>=0.999", scores, labels, NAMES)
+    assert (
+        "--threshold precision>=0.999: no score reaches it for 1 of 3 labels (often); theirs comes closest, 0."
+        in problem
+    )
+    assert 0.0 < thresholds[0] < 1.0
+
+
+def test_a_number_is_a_threshold_for_all() -> None:
+    scores, labels = drawn_label_sets(50, 4)
+    assert choose_thresholds("0.3", scores, labels, NAMES) == ([0.3] * 3, [])
+
+
+def test_intervals_hold_the_true_number_as_often_as_stated() -> None:
+    classifier = Classifier(name="run", labels=("size",), text_column="text", max_length=8, problem_type="regression")
+    covered = {coverage: [] for coverage in COVERAGES}
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        logits, errors = random.normal(0.0, 2.0, (699, 1)), random.standard_t(3.0, 699)
+        decision, problems = decide(classifier, logits[:199], logits[:199, 0] + errors[:199])
+        assert problems == []
+        for coverage, found in covered.items():
+            found.append((np.abs(errors[199:]) <= decision.interval_widths[str(coverage)]).mean())
+    for coverage, found in covered.items():
+        assert coverage - 0.01 < np.mean(found) < coverage + 0.015
+
+
+def test_too_few_rows_keep_no_interval_of_a_coverage_they_cannot_show() -> None:
+    classifier = Classifier(name="run", labels=("size",), text_column="text", max_length=8, problem_type="regression")
+    decision, _ = decide(classifier, np.zeros((9, 1)), np.arange(9.0))
+    assert decision.interval_widths == {"0.8": 7.0, "0.85": 8.0, "0.9": 8.0}
