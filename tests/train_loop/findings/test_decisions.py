@@ -148,14 +148,10 @@ def test_a_label_with_few_rows_takes_the_common_threshold_and_that_is_reported()
 
 
 def test_what_no_score_reaches_is_reported_with_the_closest() -> None:
-    scores, labels = drawn_label_sets(500, 3)
+    scores, labels = (each[:, :2] for each in drawn_label_sets(500, 3))
     labels[np.argsort(-scores[:, 0])[:200:2], 0] = False
-    labels[scores[:, 0].argmax(), 0] = False
-    thresholds, (problem,) = choose_thresholds("precision>=0.999", scores, labels, NAMES)
-    assert (
-        "--threshold precision>=0.999: no score reaches it for 1 of 3 labels (often); theirs comes closest, 0."
-        in problem
-    )
+    thresholds, (problem,) = choose_thresholds("precision>=0.9", scores, labels, NAMES[:2])
+    assert "--threshold precision>=0.9: no score reaches it for 1 of 2 labels (often); theirs comes closest" in problem
     assert 0.0 < thresholds[0] < 1.0
 
 
