@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from train_loop.config import MixedPrecision, TrainConfig
     from train_loop.rows.split import Split
 
-COLUMN_FLAGS = ("text_column", "text_pair_column", "label_column", "delimiter")
+COLUMN_FLAGS = ("text_column", "text_pair_column", "label_column", "label_separator", "label_columns", "delimiter")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,10 +209,11 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to write, replaced as a whole (default: RUN/results; with --split or --file, RUN/results_NAME; "
         "with --model, results_MODEL_NAME in the current folder)",
     )
-    defaults = dict(zip(COLUMN_FLAGS, ("text", "none", "label", "the format's"), strict=True))
+    defaults = dict(zip(COLUMN_FLAGS, ("text", "none", "label", "none", "none", "the format's"), strict=True))
     for name, default in defaults.items():
         what = f"the file's {name.replace('_', ' ')}"
-        parser.add_argument(f"--{name}", help=f"{what} (default: the run's; with --model, {default})")
+        kind = (lambda names: names.split(",")) if name == "label_columns" else str
+        parser.add_argument(f"--{name}", type=kind, help=f"{what} (default: the run's; with --model, {default})")
     parser.add_argument(
         "--max_tokens_per_forward",
         type=int,
@@ -239,6 +240,8 @@ def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace)
         raise InputError(f"--{next(iter(columns))} needs --file; the columns of the run's own rows are fixed")
     if "text_pair_column" in columns and classifier.text_pair_column is None:
         raise InputError("--text_pair_column: the run was trained on single texts; leave it out")
+    if {*columns} & {"label_column", "label_separator", "label_columns"}:  # another way to write them
+        columns = {"label_separator": None, "label_columns": None} | columns
     changes: dict[str, Any] = columns | _limit(arguments)
     return dataclasses.replace(config, trackers=[], resume=None, output_dir=str(folder.parent), **changes)
 

@@ -125,6 +125,22 @@ def test_evaluating_again_reproduces_the_results(run: Path, tmp_path: Path) -> N
     assert metrics_of(tmp_path / "file")["splits"]["rows"]["rows"] == 240
 
 
+def test_a_file_may_write_its_labels_otherwise(run: Path, tmp_path: Path) -> None:
+    if kind_of(run) == "numbers":
+        file, flags = run.parent / "rows.csv", ["--label_column=number"]
+    else:
+        rows = [",".join(["text", *LABELS])]
+        rows += [",".join([" ".join(words_of(n)), *(str(n >> place & 1) for place in range(3))]) for n in range(240)]
+        file, flags = tmp_path / "columns.csv", ["--label_columns", ",".join(LABELS)]
+        file.write_text("\n".join(rows) + "\n")
+    found = []
+    for number, (path, more) in enumerate([(run.parent / "rows.csv", []), (file, flags)]):
+        output = tmp_path / str(number)
+        assert evaluate(["--run", str(run), "--file", str(path), "--output", str(output), *more]) == 0
+        found.append(next(iter(metrics_of(output)["splits"].values()))["metrics"])
+    assert found[0] == found[1]
+
+
 def test_a_finished_run_gets_other_cuts_without_training(run: Path) -> None:
     if kind_of(run) == "several":
         assert main([f"--resume={run}", "--threshold=recall>=0.95", "--threshold_scope=global"]) == 0
