@@ -27,9 +27,7 @@ def start(spec: WorkerSpec) -> ContenderProcess:
 
 
 def fake(name: str, **settings: object) -> Entrant:
-    return Entrant(
-        name=name, description=f"a {name}", spec=WorkerSpec(worker="bench_fakes:FakeWorker", settings=settings)
-    )
+    return Entrant(name=name, spec=WorkerSpec(worker="bench_fakes:FakeWorker", settings=settings))
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +38,15 @@ def measured() -> Iterator[tuple[Arena, dict[str, Measurement]]]:
         fake("slow", speed=250.0, noise=0.03, seed=2),
         fake("fast (again)", speed=1000.0, noise=0.03, seed=3),
         fake("breaks", speed=500.0, fails_in_round=2),
-        Entrant(name="absent", description="", spec=WorkerSpec(worker="x:Y"), needs=("no_such_package.module",)),
-        Entrant(name="unable", description="", spec=WorkerSpec(worker="bench_fakes:UnavailableWorker")),
-        Entrant(name="mistyped", description="", spec=WorkerSpec(worker="bench_fakes:NoSuchWorker")),
+        Entrant(name="absent", spec=WorkerSpec(worker="no_such_package:Worker")),
+        Entrant(name="unable", spec=WorkerSpec(worker="bench_fakes:UnavailableWorker")),
+        Entrant(name="mistyped", spec=WorkerSpec(worker="bench_fakes:NoSuchWorker")),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(SUPPORT))
         with Arena(entrants, start, Console(file=io.StringIO())) as arena:
             arena.start()
-            found = arena.measure(
-                "rows", "rows", Limits(min_repeats=20, min_seconds=0.0), lambda _, n: {"round_number": n, "rows": 64}
-            )
+            found = arena.measure("rows", "rows", Limits(20, 0.0), lambda _, n: {"round_number": n, "rows": 64})
             yield arena, {measurement.contender: measurement for measurement in found}
 
 
@@ -82,8 +78,8 @@ def test_warm_ups_are_not_among_the_samples_and_every_call_has_its_latency(
 def test_what_cannot_run_is_named_with_the_reason(measured: tuple[Arena, dict[str, Measurement]]) -> None:
     arena, found = measured
     records = {record.name: (record.status, record.reason) for record in arena.records}
-    assert records["absent"] == ("not installed", "needs no_such_package.module")
-    assert records["unable"] == ("not available", "needs a machine that does not exist")
+    assert records["absent"] == ("not installed", "No module named 'no_such_package'")
+    assert records["unable"] == ("failed", "needs a machine that does not exist")
     assert records["mistyped"][0] == "failed"
     assert "no attribute 'NoSuchWorker'" in records["mistyped"][1]
     assert records["breaks"] == ("failed", "the fake broke, as configured")
@@ -145,9 +141,9 @@ def test_closing_ends_every_process() -> None:
 
 
 def test_where_no_contender_can_run_the_reasons_are_reported() -> None:
-    absent = Entrant(name="absent", description="", spec=WorkerSpec(worker="x:Y"), needs=("no_such_package",))
+    absent = Entrant(name="absent", spec=WorkerSpec(worker="no_such_package:Worker"))
     with (
         Arena([absent], start, Console(file=io.StringIO())) as arena,
-        pytest.raises(InputError, match="no contender to measure: absent: needs no_such_package"),
+        pytest.raises(InputError, match="no contender to measure: absent: No module named"),
     ):
         arena.start()
