@@ -43,9 +43,9 @@ class Limits(NamedTuple):
     seconds: float = 10.0
     """Timed seconds of each contender."""
 
-    def are_met(self, samples: Sequence[Sample]) -> bool:
+    def are_met(self, answers: Sequence[Answer]) -> bool:
         """Return whether a contender has been measured enough."""
-        return len(samples) >= self.repeats and sum(sample.seconds for sample in samples) >= self.seconds
+        return len(answers) >= self.repeats and sum(answer["seconds"] for answer in answers) >= self.seconds
 
 
 class Arena(contextlib.AbstractContextManager["Arena"]):
@@ -121,30 +121,25 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
 
         An answer holds `amount`, `seconds` and perhaps `latencies_ms`; `answers` keeps all of it.
         """
-        chosen = [name for name in self.alive if only is None or name in only]
-        answers: dict[str, list[Answer]] = {name: [] for name in chosen}
-        self.answers[case] = answers
 
-        def repeat(name: str, number: int) -> tuple[float, float]:
-            answer = self._running[name].call(verb, **arguments(name, number))
+        def repeat(name: str, number: int) -> Answer:
             if time.monotonic() - self._last_report >= REPORT_EVERY_S:
                 self._report(f"measuring {case}, round {number + 1}")
-            if number >= 0:
-                answers[name].append(answer)
-            return answer["amount"], answer["seconds"]
+            return self._running[name].call(verb, **arguments(name, number))
 
-        samples = take_turns(chosen, repeat, limits, self._drop)
+        chosen = [name for name in self.alive if only is None or name in only]
+        self.answers[case] = take_turns(chosen, repeat, limits, self._drop)
         self._report(f"measured {case}")
         return [
             Measurement(
                 contender=name,
                 case=case,
                 unit=unit,
-                samples=tuple(taken),
-                latencies_ms=tuple(round(ms, 4) for answer in answers[name] for ms in answer.get("latencies_ms", ())),
+                samples=tuple(Sample(round=n, amount=a["amount"], seconds=a["seconds"]) for n, a in enumerate(answers)),
+                latencies_ms=tuple(round(ms, 4) for answer in answers for ms in answer.get("latencies_ms", ())),
             )
-            for name, taken in samples.items()
-            if taken
+            for name, answers in self.answers[case].items()
+            if answers
         ]
 
     def _drop(self, name: str, failure: ContenderFailed) -> None:
@@ -174,29 +169,26 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
 
 def take_turns(
     names: Sequence[str],
-    repeat: Callable[[str, int], tuple[float, float]],
+    repeat: Callable[[str, int], Answer],
     limits: Limits,
     on_failure: Callable[[str, ContenderFailed], None],
-) -> dict[str, list[Sample]]:
-    """Measure contenders in turn, ABC, CBA, ABC, ..., until each has enough; return the samples of each.
+) -> dict[str, list[Answer]]:
+    """Measure contenders in turn, ABC, CBA, ABC, ..., until each has enough; return the answers of each by round.
 
-    `repeat` does a contender's work of a round and returns its amount and its seconds; the warm-up is round -1.
-
-    Every round holds all contenders: those that have enough continue until the last one has. One that fails is
-    passed to `on_failure` and keeps its samples.
+    `repeat` does a contender's work of a round; the warm-up is round -1. Every round holds all contenders: those that
+    have enough continue until the last one has. One that fails is passed to `on_failure` and keeps its answers.
     """
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    answers: dict[str, list[Answer]] = {name: [] for name in names}
     alive = list(names)
     number = -1
-    while number < 0 or any(not limits.are_met(samples[name]) for name in alive):
+    while number < 0 or any(not limits.are_met(answers[name]) for name in alive):
         for name in alive[:: 1 if number % 2 == 0 else -1]:
             try:
-                amount, seconds = repeat(name, number)
+                answer = repeat(name, number)
             except ContenderFailed as failure:
                 alive.remove(name)
                 on_failure(name, failure)
-                continue
-            if number >= 0:
-                samples[name].append(Sample(round=number, amount=amount, seconds=seconds))
+            else:
+                answers[name] += [answer] if number >= 0 else []
         number += 1
-    return samples
+    return answers

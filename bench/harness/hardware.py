@@ -25,9 +25,8 @@ class Machine:
     instruction_sets: tuple[str, ...]
     """Those that matter for matrix products."""
     cores: tuple[int, ...]
-    """Cores that contenders could use."""
     num_threads: int
-    """Threads that each contender could use."""
+    """Of each contender."""
     memory_gib: float
     gpu: str | None
     system: str

@@ -44,7 +44,7 @@ class WorkerSpec:
     """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
 
 
-class Running(contextlib.AbstractContextManager["Running"]):
+class Running:
     """A contender that runs, in a process with a log and a folder of its own, or elsewhere.
 
     Whatever it does raises `ContenderFailed` where it cannot continue.
@@ -105,9 +105,6 @@ class Running(contextlib.AbstractContextManager["Running"]):
         """Return the last lines of its output."""
         lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class ContenderProcess(Running):

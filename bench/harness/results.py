@@ -38,7 +38,6 @@ class Measurement:
 
     contender: str
     case: str
-    """Such as `batch 32`."""
     unit: str
     """What `amount` of a sample counts, such as rows."""
     samples: Annotated[tuple[Sample, ...], NOT_EMPTY]
@@ -58,7 +57,6 @@ class Results:
     machine: Machine
     work: Work
     headline: str
-    """The contender that the others are compared with."""
     contenders: tuple[Contender, ...]
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...] = ()

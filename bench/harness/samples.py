@@ -28,7 +28,6 @@ class Sample:
 
     @property
     def rate(self) -> float:
-        """Work per second."""
         return self.amount / self.seconds
 
 

@@ -40,10 +40,10 @@ class Workload:
         """Return `num_rows` of the rows, drawn by seed without replacement; all of them where there are fewer.
 
         Raises:
-            InputError: there are fewer than `at_least`, the largest batch, which would hold a row twice.
+            InputError: they are fewer than `at_least`, the largest batch, which would hold a row twice.
         """
-        if len(self) < at_least:
-            raise InputError(f"{self.origin}: {len(self)} rows, and the largest batch needs {at_least}; name more rows")
+        if (found := min(num_rows, len(self))) < at_least:
+            raise InputError(f"{self.origin}: {found} rows, and the largest batch needs {at_least}; name more rows")
         if num_rows >= len(self):
             return self
         kept = np.random.default_rng(seed).permutation(len(self))[:num_rows].tolist()

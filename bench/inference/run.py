@@ -24,7 +24,7 @@ from bench.inference.contenders import REFERENCE, export_for_optimum, ours, peer
 from serve.contract.bundle import Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
-from serve.contract.field_limits import POSITIVE
+from serve.contract.field_limits import AT_LEAST_1, POSITIVE
 from serve.session import resolve_device
 from train_loop.model.flags import ModelFlags
 
@@ -46,7 +46,7 @@ class InferenceOptions(CommonOptions, ModelFlags):
     """Labelled rows for --model: half of them calibrate its export, and it is measured on others."""
     bundle: Path | None = None
     """Bundle of the run; null takes RUN/onnx."""
-    rows: int = 2000
+    rows: Annotated[int, AT_LEAST_1] = 2000
     """Rows to classify, drawn by the seed."""
     batch_sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
     """Rows of a call, end to end; 1 and 32 are always included."""
@@ -59,8 +59,6 @@ class InferenceOptions(CommonOptions, ModelFlags):
             yield "name either a --run, or a --model with --rows_file: labelled rows that it was not trained on"
         elif ModelFlags.of(self) != ModelFlags() if self.run else self.bundle:
             yield "--bundle is for --run, columns of rows and what a model's files do not say for --model; leave it out"
-        if self.rows < (least := max(self.used_batch_sizes)):
-            yield f"--rows must be at least {least}, the largest of --batch_sizes, found {self.rows}"
 
     @property
     def used_batch_sizes(self) -> list[int]:

@@ -35,7 +35,6 @@ class ClassifierWorker(ContenderWorker):
         self.num_threads = int(os.environ["OMP_NUM_THREADS"])
 
     def load(self) -> None:
-        """Load model and tokenizer."""
         raise NotImplementedError
 
     def classify(self, rows: Sequence[TextInput]) -> list[int]:

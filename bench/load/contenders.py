@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -101,7 +101,7 @@ class ServerSpec:
 
     format: str
     """Key of `FORMATS`."""
-    command: tuple[str, ...] = ()
+    command: Sequence[str] = ()
     """The word PORT is replaced by the port."""
     url: str = ""
 
@@ -132,12 +132,11 @@ def _own_servers(options: LoadOptions) -> Iterator[Entrant]:
 
 def _peers(options: LoadOptions) -> Iterator[Entrant]:
     model = str((options.run / "model").resolve())
-    python = str(options.litserve_python or sys.executable)
-    spec = ServerSpec(format="litserve", command=(python, str(LITSERVE_SCRIPT), model, "PORT"))
-    yield Entrant(name="LitServe", spec=spec)
+    command = [str(options.litserve_python or sys.executable), str(LITSERVE_SCRIPT), model, "PORT"]
+    yield Entrant(name="LitServe", spec=ServerSpec(format="litserve", command=command))
     script = str(Path(options.infinity_python or sys.executable).parent / "infinity_emb")
     flags = ("--model-id", model, "--engine", "torch", "--device", "cuda" if num_gpus() else "cpu", "--port", "PORT")
-    command = (script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer")
+    command = [script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer"]
     yield Entrant(name="infinity", spec=ServerSpec(format="infinity", command=command))
 
 

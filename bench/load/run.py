@@ -136,8 +136,7 @@ def measure_open_loop(arena: Arena, options: LoadOptions, name: str, capacity: f
 def highest_rate(holds: Callable[[float], bool], *, num_steps: int) -> tuple[float, float | None]:
     """Return the highest rate that held, 0 where none did, and the lowest that did not, None where all held.
 
-    Rates are in shares of a capacity. The first is 1; the next is halfway between the two bounds, or a quarter more
-    where all held.
+    The first is 1; the next is halfway between the two, or a quarter more where all held.
     """
     low, high = 0.0, None
     rate = 1.0

@@ -22,12 +22,11 @@ from bench.quantization.graphs import WAYS, Sources, make_graph
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
 from serve.contract.errors import InputError
-from serve.contract.field_limits import Limit
+from serve.contract.field_limits import AT_LEAST_1
 from serve.contract.labels import scores_from_logits
 
 FP32, OURS = "fp32, fused", "ours: static, smoothed"
 BATCH_SIZES = (1, 8, 32)
-A_LARGEST_BATCH = Limit(lambda value: value >= max(BATCH_SIZES), f"at least {max(BATCH_SIZES)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class QuantizationOptions(CommonOptions):
     """Run directory; its model and rows are used."""
     bundle: Path | None = None
     """Bundle of the run, with fp32 and static int8; null takes RUN/onnx."""
-    rows: Annotated[int, A_LARGEST_BATCH] = 2000
+    rows: Annotated[int, AT_LEAST_1] = 2000
     """Held-out rows to classify, drawn by the seed."""
 
 

@@ -24,17 +24,14 @@ SCALES = (2, 4)
 
 
 def main_entrants(config: Answer) -> list[Entrant]:
-    """Return our loop and the ways the Trainer is used; `config` holds fields of `TrainConfig`.
-
-    Published scripts pad all rows to the longest input; the others pad to the longest of a batch.
-    """
+    """Return our loop and the ways the Trainer is used; `config` holds fields of `TrainConfig`."""
     return [
         _ours(OURS, config, mixed_precision="auto"),
         _ours("rawloop fp32", config, mixed_precision="no"),
         _trainer("Trainer best", config, group_by_length=True, bf16=True),
         _trainer("Trainer grouped fp32", config, group_by_length=True),
         _trainer("Trainer dynamic fp32", config),
-        _trainer("Trainer padded fp32", config, padded=True),
+        _trainer("Trainer padded fp32", config, padded=True),  # to the longest input, as published scripts do
         *([_trainer("Trainer bf16", config, bf16=True)] if num_gpus() else []),
     ]
 

@@ -54,7 +54,6 @@ class StepClock:
         self._seconds: dict[str, float] | None = None
 
     def start(self) -> None:
-        """Switch on."""
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     def stop(self) -> dict[str, float]:

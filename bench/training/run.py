@@ -96,18 +96,16 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     if len(data.train) < options.rows:
         raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
     random = np.random.default_rng(options.seed)
-    lengths = {}
     columns = {"text": source.text_column} | ({"pair": source.text_pair_column} if source.text_pair_column else {})
     num_held_out = QUICK_HELD_OUT_ROWS if options.quick else HELD_OUT_ROWS
-    for name, count in {"train": options.rows, "validation": num_held_out}.items():
+    for name, count in {"validation": num_held_out, "train": options.rows}.items():
         split = data.splits[name]
-        rows = np.sort(random.permutation(len(split))[:count])
-        taken = split.take(rows, name=name, origin="")
+        taken = split.take(np.sort(random.permutation(len(split))[:count]), name=name, origin="")
+        mean_tokens = float(taken.lengths.mean())
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as target:
             for row, label in zip(taken.rows, taken.labels, strict=True):
                 texts = {key: clean(row[column], source.cleaning) for key, column in columns.items()}
                 target.write(json.dumps(texts | {"label": data.labels[label]}) + "\n")
-        lengths[name] = split.lengths[rows]
     config: Answer = {
         "model_name": resolve_model(source.model_name, source.model_revision)[0],
         "train_file": str(folder / "train.jsonl"),
@@ -130,7 +128,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
         "rows": options.rows,
         "rows_digest": data.fingerprint[:16],
         **{name: config[name] for name in ("seed", "batch_size", "max_length", "learning_rate")},
-        "mean_tokens_of_a_row": round(float(lengths["train"].mean()), 2),
+        "mean_tokens_of_a_row": round(mean_tokens, 2),
         "loss_after_steps": options.loss_after,
     }
     return config, work

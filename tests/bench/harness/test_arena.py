@@ -1,6 +1,7 @@
 import io
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_facts_of_the_start_are_in_the_record(measured: tuple[Arena, dict[str, M
 
 
 def test_a_worker_has_its_own_process_with_the_threads_and_cores_asked_for() -> None:
-    with start(fake("one", speed=1.0).spec) as one, start(fake("two", speed=1.0).spec) as two:
+    with closing(start(fake("one", speed=1.0).spec)) as one, closing(start(fake("two", speed=1.0).spec)) as two:
         environments = [process.call("environment") for process in (one, two)]
     assert [environment["threads"] for environment in environments] == ["3", "3"]
     assert [environment["cores"] for environment in environments] == [CORES, CORES]
@@ -105,7 +106,7 @@ def test_a_worker_has_its_own_process_with_the_threads_and_cores_asked_for() -> 
 
 def test_a_worker_sees_as_many_gpus_as_it_has_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
-    with start(fake("one", speed=1.0).spec) as one:
+    with closing(start(fake("one", speed=1.0).spec)) as one:
         assert one.call("environment")["gpus"] == "GPU-a"
     assert first_gpus(2) == "GPU-a,GPU-b"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none: it stays so
@@ -116,7 +117,7 @@ def test_a_worker_sees_as_many_gpus_as_it_has_processes(monkeypatch: pytest.Monk
 
 def test_a_worker_reports_its_own_peak_of_memory_and_not_that_of_the_process_that_started_it() -> None:
     large = np.ones(2**26)  # 512 MiB
-    with start(fake("one", speed=1.0).spec) as one:
+    with closing(start(fake("one", speed=1.0).spec)) as one:
         del large
         memory = one.call("memory")
     assert 10 < memory["memory_mib"] <= memory["peak_memory_mib"] < 512

@@ -113,7 +113,7 @@ def test_the_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rows": 100}, "--rows must be at least 128, the largest of --batch_sizes"),
+        ({"rows": 0}, "--rows must be at least 1"),
         ({"batch_sizes": [0]}, "must be 1 or more"),
         ({"hourly_price": 0.0}, "--hourly_price must be positive"),
         ({"contenders": []}, "--contenders is empty"),

@@ -249,7 +249,7 @@ def spec(*command: str) -> ServerSpec:
 
 @contextlib.contextmanager
 def launched(server: ServerSpec) -> Iterator[Server]:
-    with Server(server, ["x"], cores=[0], num_threads=1) as found:
+    with contextlib.closing(Server(server, ["x"], cores=[0], num_threads=1)) as found:
         yield found
 
 
