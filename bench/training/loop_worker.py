@@ -45,7 +45,8 @@ class OurLoop(PacedTraining):
             console = Console(quiet=True)
             training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)
         self._training = training
-        self.attach(accelerator, training.model, training.optimizer).watch(StepFeed, "take", "data")
+        self.attach(accelerator, training.model, training.optimizer)
+        self.watch(StepFeed, "take", "data")
         training.progress = self  # type: ignore[assignment]  # it has the methods that the loop calls
         train(training, TrainState())
 

@@ -21,63 +21,6 @@ class Finished(Exception):
     """Ends a loop: there are no more commands."""
 
 
-class WorkMeter:
-    """Counts the tokens that a model gets while it trains: the real ones, and with padding."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.clear()
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def clear(self) -> None:
-        self._tokens: Tensor | int = 0
-        self._padded_tokens = 0
-
-    def read(self) -> dict[str, float]:
-        """Return the sums since the last `clear`; on a GPU this waits for it."""
-        return {"tokens": float(self._tokens), "padded_tokens": float(self._padded_tokens)}
-
-    def _count(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if not model.training:
-            return
-        self._tokens = self._tokens + keywords["attention_mask"].sum()  # left on the device: no wait
-        self._padded_tokens += keywords["input_ids"].numel()
-
-
-class StepClock:
-    """Splits the time of steps into parts, while it is on.
-
-    On a GPU each part waits for the device, so a split step is slower than a free one; samples are taken without it.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds: dict[str, float] | None = None
-
-    def start(self) -> None:
-        self._seconds = dict.fromkeys(PARTS, 0.0)
-
-    def stop(self) -> dict[str, float]:
-        """Switch off and return the seconds of each part since the start."""
-        seconds, self._seconds = self._seconds, None
-        return seconds or {}
-
-    def watch(self, owner: Any, method: str, part: str) -> None:
-        """Time a method of an object (or of a class) as a part of the step."""
-        original = getattr(owner, method)
-
-        def timed(*arguments: Any, **keywords: Any) -> Any:
-            if self._seconds is None:
-                return original(*arguments, **keywords)
-            wait_for(self._device)
-            began = time.perf_counter()
-            result = original(*arguments, **keywords)
-            wait_for(self._device)
-            self._seconds[part] += time.perf_counter() - began
-            return result
-
-        setattr(owner, method, timed)
-
-
 class PacedTraining(ContenderWorker):
     """A contender that trains; its loop calls `begin` before its first step and `after_step` after each.
 
@@ -85,6 +28,10 @@ class PacedTraining(ContenderWorker):
     """
 
     _session: Session | None = None
+    _split_s: dict[str, float] | None = None
+    """Part of a step -> its time [s], while steps are split."""
+    _tokens: Tensor | int = 0
+    _padded_tokens = 0
 
     def serve(self, session: Session | None) -> None:
         """Train until there are no more commands."""
@@ -104,16 +51,31 @@ class PacedTraining(ContenderWorker):
         """Return the first process's command in all processes."""
         return command
 
-    def attach(self, accelerator: Any, model: nn.Module, optimizer: Any) -> StepClock:
-        """Set up the instruments on what both loops do through Accelerate; the clock is yet to watch their data."""
+    def attach(self, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
+        """Set up the instruments on what both loops do through Accelerate; the source of data is watched apart."""
         self._device = accelerator.device
-        self._meter = WorkMeter(model)
-        self._clock = StepClock(self._device)
-        self._clock.watch(model, "forward", "forward")
-        self._clock.watch(accelerator, "backward", "backward")
-        self._clock.watch(accelerator, "clip_grad_norm_", "clip")
-        self._clock.watch(optimizer, "step", "optimizer")
-        return self._clock
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.watch(model, "forward", "forward")
+        self.watch(accelerator, "backward", "backward")
+        self.watch(accelerator, "clip_grad_norm_", "clip")
+        self.watch(optimizer, "step", "optimizer")
+
+    def watch(self, owner: Any, method: str, part: str) -> None:
+        """Time a method of an object (or of a class) as a part of the step, while steps are split.
+
+        On a GPU each part waits for the device, so a split step is slower than a free one.
+        """
+        original = getattr(owner, method)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            if self._split_s is None:
+                return original(*arguments, **keywords)
+            began = self._now()
+            result = original(*arguments, **keywords)
+            self._split_s[part] += self._now() - began
+            return result
+
+        setattr(owner, method, timed)
 
     def begin(self) -> None:
         """Wait until steps are asked for, answering other commands."""
@@ -123,10 +85,10 @@ class PacedTraining(ContenderWorker):
                 raise Finished
             match command["verb"]:
                 case "repeat":
-                    return self._go(command["steps"], self._meter.read)
+                    return self._go(command["steps"], dict)
                 case "split":
-                    self._clock.start()
-                    return self._go(command["steps"], lambda: {"split": self._clock.stop()})
+                    self._split_s = dict.fromkeys(PARTS, 0.0)
+                    return self._go(command["steps"], lambda: {"split": self._split_s})
                 case "loss":
                     return self._go(command["steps"], lambda: {"loss": self.held_out_loss()})
                 case _:
@@ -137,9 +99,10 @@ class PacedTraining(ContenderWorker):
         self._num_left -= 1
         if self._num_left > 0:
             return
-        wait_for(self._device)
-        seconds = time.perf_counter() - self._began
-        self._answer(amount=self._meter.read()["tokens"], seconds=seconds, **self._answer_after())
+        seconds = self._now() - self._began
+        work = {"amount": float(self._tokens), "padded_tokens": float(self._padded_tokens)}
+        self._answer(seconds=seconds, **work, **self._answer_after())
+        self._split_s = None
         self.begin()
 
     def memory(self) -> Message:
@@ -152,15 +115,21 @@ class PacedTraining(ContenderWorker):
         """Let the loop do some steps; `answer` is called after them."""
         self._num_left = steps
         self._answer_after = answer
-        self._meter.clear()
-        self._began = time.perf_counter()
+        self._tokens, self._padded_tokens = 0, 0
+        self._began = self._now()
+
+    def _count(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Count the tokens that the model gets while it trains."""
+        if model.training:
+            self._tokens = self._tokens + keywords["attention_mask"].sum()  # left on the device: no wait
+            self._padded_tokens += keywords["input_ids"].numel()
+
+    def _now(self) -> float:
+        """Return the time [s], once a GPU has done its work."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def _answer(self, **content: Any) -> None:
         if self._session is not None:
             self._session.answer(**content)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -153,7 +153,7 @@ def measure_passes(arena: Arena, options: TrainingOptions, work: Work) -> list[M
         arena.add_facts(name, arena.call(name, "memory") or {})
     for place, m in enumerate(measured):
         answers = arena.answers[TRAINING][m.contender]
-        real, padded = (sum(answer[kind] for answer in answers) for kind in ("tokens", "padded_tokens"))
+        real, padded = (sum(answer[kind] for answer in answers) for kind in ("amount", "padded_tokens"))
         rows_per_s = median_rate(m.samples) / float(work["mean_tokens_of_a_row"])
         measured[place] = dataclasses.replace(m, facts={"rows_per_s": rows_per_s, "padding_share": 1.0 - real / padded})
     return measured

@@ -85,7 +85,8 @@ class HuggingFaceTrainer(PacedTraining, TrainerCallback):
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Set up the instruments, once the Trainer has prepared everything."""
         trainer = self._trainer
-        self.attach(trainer.accelerator, trainer.model, trainer.optimizer).watch(trainer, "get_batch_samples", "data")
+        self.attach(trainer.accelerator, trainer.model, trainer.optimizer)
+        self.watch(trainer, "get_batch_samples", "data")
         self.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
