@@ -36,12 +36,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = jsonargparse.ArgumentParser(prog="python -m bench", description=__doc__, **how)
     subcommands = parser.add_subcommands(dest="command")
     options = {}
     for command, place in COMMANDS.items():
@@ -61,26 +57,17 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     return COMMANDS[given.command].partition(":")[0], options[given.command](**vars(given[given.command]))
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """Return the command in a form that can be pasted."""
-    return shlex.join(["python", "-m", "bench", *argv])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark and return the exit status."""
     from serve.contract.command import given_arguments, run_command
 
-    return run_command(
-        lambda: _measure(given_arguments(argv)),
-        needs=NEEDED,
-        extra="cpu,bench-base",  # the message says that gpu may stand for cpu
-        interrupted="Stopped; nothing was written.",
-    )
+    def measure() -> None:
+        words = given_arguments(argv)
+        module, options = parse(words)
+        importlib.import_module(module).run(options, shlex.join(["python", "-m", "bench", *words]))
 
-
-def _measure(argv: list[str]) -> None:
-    module, options = parse(argv)
-    importlib.import_module(module).run(options, command_line(argv))
+    # The message says that gpu may stand for cpu.
+    return run_command(measure, needs=NEEDED, extra="cpu,bench-base", interrupted="Stopped; nothing was written.")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,20 @@ gets busy then slows all alike.
 
 import contextlib
 import dataclasses
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from bench.harness.processes import ContenderFailed, NeighbourWatch, Running
+from bench.harness.processes import ContenderFailed, Running, cpu_seconds_of_others
 from bench.harness.results import Contender, Measurement
 from bench.harness.samples import Sample
 from serve.contract.errors import InputError
 
 REPORT_EVERY_S = 20.0
+BUSY_NEIGHBOUR_CORES = 0.25
+"""Cores used by other processes, on average, from which a measurement is doubtful."""
 TWIN = " (again)"
 """How the name of a contender's twin ends."""
 
@@ -30,42 +31,21 @@ class Entrant:
     """A contender before it is launched."""
 
     name: str
-    description: str
     spec: Any
     """What the arena's `launch` takes: a `WorkerSpec`, or a `ServerSpec` under load."""
     is_ours: bool = False
-    needs: tuple[str, ...] = ()
-    """Modules it cannot run without, such as `optimum.onnxruntime`."""
-    absent_because: str = ""
-    """Why it cannot run here although its modules are installed; empty where it can."""
-
-    @property
-    def missing(self) -> list[str]:
-        """Modules that it needs and that are not installed."""
-        return [module for module in self.needs if not _is_installed(module)]
-
-    @property
-    def original(self) -> str:
-        """Its name, or that of the contender it is a twin of."""
-        return self.name.removesuffix(TWIN)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When enough has been measured."""
+class Limits(NamedTuple):
+    """When enough has been measured; both hold."""
 
-    min_repeats: int = 10
-    min_seconds: float = 10.0
+    repeats: int = 10
+    seconds: float = 10.0
     """Timed seconds of each contender."""
-    warm_ups: int = 1
-    """Untimed repeats of each contender before the first round."""
-    max_repeats: int = 1000
-    """Rounds after which a measurement ends even if a contender has too few seconds."""
 
-    def are_met(self, samples: Sequence[Sample]) -> bool:
+    def are_met(self, answers: Sequence[Answer]) -> bool:
         """Return whether a contender has been measured enough."""
-        enough_time = sum(sample.seconds for sample in samples) >= self.min_seconds
-        return len(samples) >= self.max_repeats or (len(samples) >= self.min_repeats and enough_time)
+        return len(answers) >= self.repeats and sum(answer["seconds"] for answer in answers) >= self.seconds
 
 
 class Arena(contextlib.AbstractContextManager["Arena"]):
@@ -80,12 +60,9 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
         self._launch = launch
         self._console = console
         self._running: dict[str, Running] = {}
-        self._records = {
-            entrant.name: Contender(name=entrant.name, description=entrant.description, is_ours=entrant.is_ours)
-            for entrant in entrants
-        }
-        self._watch = NeighbourWatch()
+        self._records = {each.name: Contender(name=each.name, is_ours=each.is_ours) for each in entrants}
         self._began = self._last_report = time.monotonic()
+        self._others_s = cpu_seconds_of_others()
 
     @property
     def records(self) -> tuple[Contender, ...]:
@@ -105,10 +82,6 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
         """
         for entrant in self._entrants:
             try:
-                if entrant.missing:
-                    raise ContenderFailed(f"needs {', '.join(entrant.missing)}", "not installed")
-                if entrant.absent_because:
-                    raise ContenderFailed(entrant.absent_because, "not available")
                 self._running[entrant.name] = self._launch(entrant.spec)
                 self.add_facts(entrant.name, self._running[entrant.name].start())
             except ContenderFailed as failure:
@@ -118,7 +91,6 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
         if not self._running:
             reasons = "; ".join(f"{record.name}: {record.reason}" for record in self.records)
             raise InputError(f"no contender to measure: {reasons}")
-        self._watch = NeighbourWatch()  # starting up is not measured
 
     def add_facts(self, name: str, facts: Mapping[str, float]) -> None:
         """Add facts to the record of a contender."""
@@ -149,38 +121,26 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
 
         An answer holds `amount`, `seconds` and perhaps `latencies_ms`; `answers` keeps all of it.
         """
-        chosen = [name for name in self.alive if only is None or name in only]
-        answers: dict[str, list[Answer]] = {name: [] for name in chosen}
-        self.answers[case] = answers
 
-        def repeat(name: str, number: int) -> tuple[float, float]:
-            answer = self._running[name].call(verb, **arguments(name, number))
+        def repeat(name: str, number: int) -> Answer:
             if time.monotonic() - self._last_report >= REPORT_EVERY_S:
                 self._report(f"measuring {case}, round {number + 1}")
-            if number >= 0:
-                answers[name].append(answer)
-            return answer["amount"], answer["seconds"]
+            return self._running[name].call(verb, **arguments(name, number))
 
-        samples = take_turns(chosen, repeat, limits, self._drop)
+        chosen = [name for name in self.alive if only is None or name in only]
+        self.answers[case] = take_turns(chosen, repeat, limits, self._drop)
         self._report(f"measured {case}")
         return [
             Measurement(
                 contender=name,
                 case=case,
                 unit=unit,
-                samples=tuple(taken),
-                latencies_ms=tuple(round(ms, 4) for answer in answers[name] for ms in answer.get("latencies_ms", ())),
+                samples=tuple(Sample(round=n, amount=a["amount"], seconds=a["seconds"]) for n, a in enumerate(answers)),
+                latencies_ms=tuple(round(ms, 4) for answer in answers for ms in answer.get("latencies_ms", ())),
             )
-            for name, taken in samples.items()
-            if taken
+            for name, answers in self.answers[case].items()
+            if answers
         ]
-
-    def close(self) -> None:
-        """End every contender, and say whether neighbours kept the machine busy."""
-        self.warnings += self._watch.warnings()
-        for running in self._running.values():
-            running.close()
-        self._running.clear()
 
     def _drop(self, name: str, failure: ContenderFailed) -> None:
         """Record why a contender cannot continue, and end it."""
@@ -195,41 +155,40 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
         self._console.print(f"{seconds:4.0f} s  {text}", style="dim", highlight=False, markup=False)
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package is missing
-        return False
+        """End every contender, and say whether neighbours kept the machine busy."""
+        busy = (cpu_seconds_of_others() - self._others_s) / (time.monotonic() - self._began)
+        if busy > BUSY_NEIGHBOUR_CORES:
+            self.warnings.append(
+                f"other processes kept {busy:.1f} cores busy on average while this was measured: too noisy for small "
+                "differences; run it again on a quiet machine"
+            )
+        for running in self._running.values():
+            running.close()
+        self._running.clear()
 
 
 def take_turns(
     names: Sequence[str],
-    repeat: Callable[[str, int], tuple[float, float]],
+    repeat: Callable[[str, int], Answer],
     limits: Limits,
     on_failure: Callable[[str, ContenderFailed], None],
-) -> dict[str, list[Sample]]:
-    """Measure contenders in turn, ABC, CBA, ABC, ..., until each has enough; return the samples of each.
+) -> dict[str, list[Answer]]:
+    """Measure contenders in turn, ABC, CBA, ABC, ..., until each has enough; return the answers of each by round.
 
-    `repeat` does a contender's work of a round and returns its amount and its seconds; warm-ups are rounds below 0.
-
-    Every round holds all contenders: those that have enough continue until the last one has. One that fails is
-    passed to `on_failure` and keeps its samples.
+    `repeat` does a contender's work of a round; the warm-up is round -1. Every round holds all contenders: those that
+    have enough continue until the last one has. One that fails is passed to `on_failure` and keeps its answers.
     """
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    answers: dict[str, list[Answer]] = {name: [] for name in names}
     alive = list(names)
-    number = -limits.warm_ups
-    while number < 0 or any(not limits.are_met(samples[name]) for name in alive):
+    number = -1
+    while number < 0 or any(not limits.are_met(answers[name]) for name in alive):
         for name in alive[:: 1 if number % 2 == 0 else -1]:
             try:
-                amount, seconds = repeat(name, number)
+                answer = repeat(name, number)
             except ContenderFailed as failure:
                 alive.remove(name)
                 on_failure(name, failure)
-                continue
-            if number >= 0:
-                samples[name].append(Sample(round=number, amount=amount, seconds=seconds))
+            else:
+                answers[name] += [answer] if number >= 0 else []
         number += 1
-    return samples
+    return answers

@@ -1,7 +1,6 @@
 """What a benchmark ran on: processor, cores, GPU, versions, commit."""
 
 import dataclasses
-import importlib.util
 import os
 import platform
 import subprocess
@@ -26,24 +25,21 @@ class Machine:
     instruction_sets: tuple[str, ...]
     """Those that matter for matrix products."""
     cores: tuple[int, ...]
-    """Cores that contenders could use."""
     num_threads: int
-    """Threads that each contender could use."""
+    """Of each contender."""
     memory_gib: float
     gpu: str | None
     system: str
-    python: str
     versions: dict[str, str]
-    """Package -> version."""
+    """Package -> version, and Python's."""
     commit: str
     """Git commit of rawloop; `+changes` where the tree was not clean, empty where there is none."""
 
     def __str__(self) -> str:
-        gpu = f", {self.gpu}" if self.gpu else ", no GPU"
         return (
             f"{self.processor} ({', '.join(self.instruction_sets) or 'no known instruction sets'}), "
-            f"{len(self.cores)} cores, {self.num_threads} threads a contender, {self.memory_gib:.0f} GiB{gpu}, "
-            f"{self.system}, Python {self.python}"
+            f"{len(self.cores)} cores, {self.num_threads} threads a contender, {self.memory_gib:.0f} GiB, "
+            f"{self.gpu or 'no GPU'}, {self.system}"
         )
 
 
@@ -53,9 +49,7 @@ def available_cores() -> tuple[int, ...]:
 
 
 def num_gpus() -> int:
-    """Return how many GPUs torch can use; 0 without torch. It opens no context on them."""
-    if importlib.util.find_spec("torch") is None:
-        return 0
+    """Return how many GPUs torch can use. It opens no context on them."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -70,29 +64,22 @@ def first_gpus(count: int) -> str:
 
 def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
     """Return what the benchmark runs on."""
-    first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
-    processor = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-    versions = installed_versions(PACKAGES)
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+    processor = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     # nvidia-smi and not torch: torch would open a CUDA context in the process that only orchestrates.
     gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    here = str(Path(__file__).parent)
     return Machine(
-        processor=processor.get("model name") or platform.processor() or platform.machine(),
+        processor=processor.get("model name") or platform.machine(),
         instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in processor.get("flags", "").split()),
         cores=cores,
         num_threads=num_threads,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         gpu=gpus[0] if gpus else None,
         system=f"{platform.system()} {platform.release()}",
-        python=versions.pop("python"),
-        versions=versions,
-        commit=git_commit(Path(__file__).parent),
+        versions=installed_versions(PACKAGES),
+        commit=_output_of("git", "-C", here, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"),
     )
-
-
-def git_commit(folder: Path) -> str:
-    """Return the commit of a folder, with `+changes` where tracked files differ from it; empty without git."""
-    how = ("--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
-    return _output_of("git", "-C", str(folder), "describe", *how)
 
 
 def _output_of(*command: str) -> str:

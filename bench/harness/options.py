@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from bench.harness.arena import TWIN, Arena, Entrant, Limits
 from bench.harness.hardware import available_cores, describe_machine
 from bench.harness.processes import ContenderProcess, WorkerSpec
-from bench.harness.results import Benchmark, Fact, Measurement, Results
+from bench.harness.results import Benchmark, Measurement, Results, Work
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE, out_of_range
@@ -48,16 +48,13 @@ class CommonOptions:
         for name in ("cores", "contenders", "clients"):
             if getattr(self, name, None) == []:
                 yield f"--{name} is empty; name one or more, or leave it out"
-        if self.cores is not None and not set(self.cores) <= set(available_cores()):
-            yield f"--cores {self.cores}: this process may use {list(available_cores())}"
-        if self.output is not None and self.output.exists() and not self.output.is_dir():
-            yield f"--output {self.output}: is a file; name a folder"
-
-    def too_small(self, *names: str) -> Iterator[str]:
-        """Yield which of these lists hold a number below 1."""
-        for name in names:
-            if min(getattr(self, name), default=1) < 1:
+        for name in ("batch_sizes", "lengths", "processes", "micro_batches", "clients"):
+            if min(getattr(self, name, ()), default=1) < 1:
                 yield f"--{name} must be 1 or more each, found {getattr(self, name)}"
+        if not set(self.used_cores) <= set(available_cores()):
+            yield f"--cores {self.cores}: this process may use {list(available_cores())}"
+        if self.output is not None and self.output.is_file():
+            yield f"--output {self.output}: is a file; name a folder"
 
     @property
     def used_cores(self) -> tuple[int, ...]:
@@ -72,9 +69,9 @@ class CommonOptions:
     def num_threads(self) -> int:
         return self.threads or self.num_cores
 
-    def limits(self, *, seconds: float = 10.0) -> Limits:
+    def limits(self, *, seconds: float = 0.0) -> Limits:
         """Return how much to measure: 10 repeats and `seconds`, or a rough look."""
-        return Limits(min_repeats=3, min_seconds=0.0) if self.quick else Limits(min_repeats=10, min_seconds=seconds)
+        return Limits(3, 0.0) if self.quick else Limits(10, seconds)
 
     def launch(self, spec: WorkerSpec) -> ContenderProcess:
         """Launch the process of a contender."""
@@ -96,7 +93,7 @@ class CommonOptions:
 def results_of(
     options: CommonOptions,
     command: str,
-    work: dict[str, Fact],
+    work: Work,
     headline: str,
     measurements: Sequence[Measurement],
     *arenas: Arena,

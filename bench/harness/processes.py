@@ -9,10 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -21,8 +20,7 @@ from bench.harness.hardware import first_gpus
 from bench.harness.results import Status
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-BUSY_NEIGHBOUR_CORES = 0.25
-"""Cores used by other processes, on average, from which a measurement is doubtful."""
+START_TIMEOUT_S = 120.0
 LOG_LINES_SHOWN = 5
 
 
@@ -46,7 +44,7 @@ class WorkerSpec:
     """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
 
 
-class Running(contextlib.AbstractContextManager["Running"]):
+class Running:
     """A contender that runs, in a process with a log and a folder of its own, or elsewhere.
 
     Whatever it does raises `ContenderFailed` where it cannot continue.
@@ -55,19 +53,11 @@ class Running(contextlib.AbstractContextManager["Running"]):
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="rawloop-bench-")  # 0700: no one else reaches its socket
         self.folder = Path(self._folder.name)
-        self.log = self.folder / "log.txt"
         self.process: subprocess.Popen[bytes] | None = None
         self.began = time.perf_counter()
 
     def launch(
-        self,
-        command: Sequence[str],
-        *,
-        cores: Sequence[int],
-        num_threads: int,
-        num_gpus: int = 1,
-        new_session: bool = False,
-        environment: Mapping[str, str] = MappingProxyType({}),
+        self, command: Sequence[str], *, cores: Sequence[int], num_threads: int, num_gpus: int = 1, **environment: str
     ) -> None:
         """Start the process on some cores, with its threads set by the environment; OSError without its program.
 
@@ -81,15 +71,15 @@ class Running(contextlib.AbstractContextManager["Running"]):
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")])),
         }
-        with self.log.open("wb") as output:
+        with (self.folder / "log.txt").open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**inherited, **own, **environment},
+                env=inherited | own | environment,
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
-                start_new_session=new_session,
+                start_new_session=True,  # some start children of their own: all of them end together
             )
 
     def start(self) -> dict[str, float]:
@@ -105,23 +95,16 @@ class Running(contextlib.AbstractContextManager["Running"]):
         """Wait for the end of the process, and force it if need be."""
         if self.process is not None:
             try:
-                self.process.wait(timeout=20)
+                self.process.wait(timeout=10)
             except subprocess.TimeoutExpired:
-                self.send_signal(signal.SIGKILL)
+                os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         self._folder.cleanup()
 
-    def send_signal(self, number: int) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-
     def last_words(self) -> str:
         """Return the last lines of its output."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class ContenderProcess(Running):
@@ -130,8 +113,7 @@ class ContenderProcess(Running):
     def __init__(self, spec: WorkerSpec, *, cores: Sequence[int], num_threads: int) -> None:
         super().__init__()
         address, file = str(self.folder / "socket"), self.folder / "spec.json"
-        content = {"address": address, "worker": spec.worker, "settings": spec.settings}
-        file.write_text(json.dumps(content), encoding="utf-8")
+        file.write_text(json.dumps({"address": address} | dataclasses.asdict(spec)), encoding="utf-8")
         command = [sys.executable, "-m"]
         if spec.num_processes > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(spec.num_processes), "-m"]
@@ -157,18 +139,14 @@ class ContenderProcess(Running):
         return answer
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._connection.send_bytes(json.dumps({"verb": "close"}).encode())
-        self._connection.close()
+        self._connection.close()  # which ends the worker
         super().close()
 
-    def _accept(self, listener: Listener, timeout_s: float = 120.0) -> "Connection[Any, Any]":
+    def _accept(self, listener: Listener) -> "Connection[Any, Any]":
         assert self.process is not None
         # Listener.accept() has no timeout, and a worker that dies at import would never connect.
-        socket = listener._listener._socket  # type: ignore[attr-defined]
-        socket.settimeout(0.1)
-        ends = time.monotonic() + timeout_s
-        while time.monotonic() < ends and self.process.poll() is None:
+        listener._listener._socket.settimeout(0.1)  # type: ignore[attr-defined]
+        while time.perf_counter() < self.began + START_TIMEOUT_S and self.process.poll() is None:
             with contextlib.suppress(TimeoutError):
                 return listener.accept()
         self.process.kill()
@@ -177,20 +155,7 @@ class ContenderProcess(Running):
         raise ContenderFailed(f"did not start: {words}")
 
 
-class NeighbourWatch:
-    """Measures how busy other processes kept the cores while contenders were measured."""
-
-    def __init__(self) -> None:
-        self._began, self._others = time.monotonic(), _cpu_seconds_of_others()
-
-    def warnings(self) -> list[str]:
-        """Return a warning where others used more than a measurement bears."""
-        cores = (_cpu_seconds_of_others() - self._others) / max(1e-9, time.monotonic() - self._began)
-        what = f"other processes kept {cores:.1f} cores busy on average while this was measured: too noisy for small "
-        return [what + "differences; run it again on a quiet machine"] if cores > BUSY_NEIGHBOUR_CORES else []
-
-
-def _cpu_seconds_of_others() -> float:
+def cpu_seconds_of_others() -> float:
     """Return the processor time of the machine without this process and its descendants, ended ones included."""
     times = psutil.cpu_times()
     # `guest` is part of `user`, and waiting for a disk is idle.

@@ -8,14 +8,15 @@ from bench.harness.hardware import Machine
 from bench.harness.samples import Sample
 from serve.contract.field_limits import NOT_EMPTY
 from serve.contract.files import write_json
-from serve.contract.records import read_record, require_valid
+from serve.contract.records import read_record
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA_VERSION = 1
 
 Benchmark = Literal["training", "inference", "load", "quantization"]
-Status = Literal["measured", "not installed", "not available", "failed"]
-Fact = str | bool | int | float
+Status = Literal["measured", "not installed", "failed"]
+Work = dict[str, str | bool | int | float]
+"""What was to be done; results of different work are not compared."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,6 @@ class Contender:
     """One thing that was compared, or why it was not."""
 
     name: str
-    description: str
-    """With the settings that matter."""
     is_ours: bool = False
     status: Status = "measured"
     reason: str = ""
@@ -39,7 +38,6 @@ class Measurement:
 
     contender: str
     case: str
-    """Such as `batch 32`."""
     unit: str
     """What `amount` of a sample counts, such as rows."""
     samples: Annotated[tuple[Sample, ...], NOT_EMPTY]
@@ -57,30 +55,32 @@ class Results:
     """UTC, ISO 8601."""
     command: str
     machine: Machine
-    work: dict[str, Fact]
-    """The task; results of different work are not compared."""
+    work: Work
     headline: str
-    """The contender that the others are compared with."""
     contenders: tuple[Contender, ...]
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...] = ()
     """What makes the figures doubtful."""
     schema_version: int = RESULTS_SCHEMA_VERSION
 
-    def __post_init__(self) -> None:
-        require_valid(self, RESULTS_FILE)
-
     @property
     def cases(self) -> list[str]:
         """Cases, in the order they were measured."""
         return list(dict.fromkeys(measurement.case for measurement in self.measurements))
 
-    def contender(self, name: str) -> Contender:
-        return next(contender for contender in self.contenders if contender.name == name)
+    @property
+    def ours(self) -> list[str]:
+        """Names of our contenders."""
+        return [contender.name for contender in self.contenders if contender.is_ours]
 
     def of_case(self, case: str) -> dict[str, Measurement]:
         """Return a case's measurements by contender."""
         return {m.contender: m for m in self.measurements if m.case == case}
+
+    def baseline(self, case: str) -> Measurement:
+        """Return what the others of a case are compared with: the headline, or the first where it takes no part."""
+        measured = self.of_case(case)
+        return measured.get(self.headline) or next(iter(measured.values()))
 
 
 def write_results(folder: Path, results: Results) -> Path:

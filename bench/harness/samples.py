@@ -2,22 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from serve.contract.field_limits import NOT_NEGATIVE, POSITIVE
-from serve.contract.records import require_valid
 
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
 ALIKE_WITHIN = 1.10
 """Two things are alike if the interval of their ratio holds 1 and its ends differ by at most this factor."""
 MIN_ROUNDS = 6
 """With fewer, all of them fall on one side of 1 by chance more often than one time in twenty."""
-
-Verdict = Literal["faster", "slower", "alike", "too noisy to tell", "too few rounds to tell"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,33 +21,27 @@ class Sample:
     """One timed repeat."""
 
     round: Annotated[int, NOT_NEGATIVE]
-    """Round it was taken in; repeats of one round followed each other and had the same work."""
+    """Repeats of one round followed each other and had the same work."""
     amount: Annotated[float, POSITIVE]
     """Work done, in the measurement's unit."""
     seconds: Annotated[float, POSITIVE]
-    """Wall time it took."""
-
-    def __post_init__(self) -> None:
-        require_valid(self, "sample")
 
     @property
     def rate(self) -> float:
-        """Work per second."""
         return self.amount / self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """How many times as fast one thing is as another, with its bootstrap interval."""
+    """How many times as fast one thing is as another, with its 95 % bootstrap interval."""
 
     value: float
     low: float
     high: float
     num_rounds: int = MIN_ROUNDS
-    """Rounds it was computed from."""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> str:
         """What the interval supports."""
         if self.num_rounds < MIN_ROUNDS:
             return "too few rounds to tell"
@@ -66,10 +56,7 @@ class Ratio:
 
 
 def percentile(values: ArrayLike, percent: float) -> float:
-    """Return the smallest measured value that at least `percent` % of the values do not exceed.
-
-    Never interpolated: the 99th percentile of ten values is the largest.
-    """
+    """Return the smallest measured value that at least `percent` % of the values do not exceed."""
     return float(np.percentile(np.asarray(values, dtype=np.float64), percent, method="inverted_cdf"))
 
 
@@ -78,12 +65,12 @@ def median_rate(samples: Sequence[Sample]) -> float:
     return float(np.median([sample.rate for sample in samples]))
 
 
-def median_interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
+def median_interval(values: ArrayLike) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of a median (Efron 1979, percentile method)."""
-    return _interval(_resampled_medians(np.asarray(values, dtype=np.float64), seed))
+    return _interval(_resampled_medians(values, seed=0))
 
 
-def paired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, seed: int = 0) -> Ratio:
+def paired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample]) -> Ratio:
     """Return numerator's rate / denominator's: the median over the rounds that both have.
 
     Pairing by round takes out what slowed both alike: the rows of the round, a busy spell of the machine.
@@ -91,30 +78,26 @@ def paired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, 
     Raises:
         ValueError: they share no round.
     """
-    ours = {sample.round: sample.rate for sample in numerator}
     others = {sample.round: sample.rate for sample in denominator}
-    rounds = sorted(ours.keys() & others.keys())
-    if not rounds:
+    ratios = [sample.rate / others[sample.round] for sample in numerator if sample.round in others]
+    if not ratios:
         raise ValueError("no round in common: these samples were not measured in turn")
-    ratios = np.array([ours[number] / others[number] for number in rounds])
-    return Ratio(float(np.median(ratios)), *median_interval(ratios, seed=seed), len(rounds))
+    return Ratio(float(np.median(ratios)), *median_interval(ratios), len(ratios))
 
 
-def unpaired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample], *, seed: int = 0) -> Ratio:
+def unpaired_ratio(numerator: Sequence[Sample], denominator: Sequence[Sample]) -> Ratio:
     """Return the ratio of two median rates that were measured at different times."""
-    ours, others = (np.array([sample.rate for sample in samples]) for samples in (numerator, denominator))
-    interval = _interval(_resampled_medians(ours, seed) / _resampled_medians(others, seed + 1))
-    return Ratio(float(np.median(ours) / np.median(others)), *interval, min(len(ours), len(others)))
+    ours, others = ([sample.rate for sample in samples] for samples in (numerator, denominator))
+    interval = _interval(_resampled_medians(ours, seed=0) / _resampled_medians(others, seed=1))
+    return Ratio(median_rate(numerator) / median_rate(denominator), *interval, min(len(ours), len(others)))
 
 
-def _resampled_medians(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+def _resampled_medians(values: ArrayLike, seed: int) -> NDArray[np.float64]:
     """Return the medians [RESAMPLES] of draws with replacement."""
-    drawn = np.random.default_rng(seed).integers(0, len(values), size=(RESAMPLES, len(values)))
-    medians: NDArray[np.float64] = np.median(values[drawn], axis=1)
-    return medians
+    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, np.size(values)))
+    return np.asarray(np.median(drawn, axis=1), np.float64)
 
 
 def _interval(statistics: NDArray[np.float64]) -> tuple[float, float]:
-    tail = (1.0 - CONFIDENCE) / 2
-    low, high = np.quantile(statistics, [tail, 1.0 - tail])
+    low, high = np.quantile(statistics, [0.025, 0.975])
     return float(low), float(high)

@@ -18,12 +18,6 @@ from serve.contract.errors import first_line
 Message = dict[str, Any]
 
 
-class NotAvailable(RuntimeError):
-    """The contender cannot run on this machine or in this environment; the message says why."""
-
-    status = "not available"
-
-
 class Session:
     """The worker's end of the connection to the benchmark."""
 
@@ -34,9 +28,9 @@ class Session:
         """Wait for a command; None when there are no more."""
         try:
             message: Message = json.loads(self._connection.recv_bytes())
-        except (EOFError, ConnectionResetError):  # the benchmark has gone
+        except (EOFError, ConnectionResetError):  # the benchmark has closed it, or has gone
             return None
-        return message if message["verb"] != "close" else None
+        return message
 
     def answer(self, **content: Any) -> None:
         self._connection.send_bytes(json.dumps(content).encode())
@@ -70,8 +64,9 @@ def main(argv: list[str]) -> int:
         worker.serve(session)
     except Exception as error:
         traceback.print_exc()
-        if session is not None:  # no isinstance: here NotAvailable is `__main__`'s, and not the worker's
-            session.answer(error=first_line(error), status=getattr(error, "status", "failed"))
+        if session is not None:
+            status = "not installed" if isinstance(error, ModuleNotFoundError) else "failed"
+            session.answer(error=first_line(error), status=status)
         return 1
     return 0
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,31 +34,21 @@ class Workload:
     @property
     def digest(self) -> str:
         """Hash of the rows: two results with the same digest were measured on the same rows."""
-        digest = hashlib.sha256()
-        rows = [(row,) if isinstance(row, str) else row for row in self.inputs]
-        texts, *pairs = zip(*rows, strict=True)
-        for column in (texts, pairs[0] if pairs else (), map(str, self.labels)):
-            for value in column:
-                digest.update(value.encode("utf-8", "surrogatepass") + b"\0")
-            digest.update(b"\1")
-        return digest.hexdigest()[:16]
+        return hashlib.sha256(json.dumps([self.inputs, self.labels]).encode()).hexdigest()[:16]
 
-    def sample(self, num_rows: int, seed: int) -> "Workload":
-        """Return `num_rows` of the rows, drawn by seed without replacement; all of them where there are fewer."""
+    def sample(self, num_rows: int, seed: int, *, at_least: int = 1) -> "Workload":
+        """Return `num_rows` of the rows, drawn by seed without replacement; all of them where there are fewer.
+
+        Raises:
+            InputError: they are fewer than `at_least`, the largest batch, which would hold a row twice.
+        """
+        if (found := min(num_rows, len(self))) < at_least:
+            raise InputError(f"{self.origin}: {found} rows, and the largest batch needs {at_least}; name more rows")
         if num_rows >= len(self):
             return self
         kept = np.random.default_rng(seed).permutation(len(self))[:num_rows].tolist()
         inputs, labels = (tuple(column[row] for row in kept) for column in (self.inputs, self.labels))
         return dataclasses.replace(self, inputs=inputs, labels=labels)
-
-    def require(self, num_rows: int, way_out: str) -> None:
-        """Refuse too few rows: parts of them would be empty, or a batch would hold a row twice.
-
-        Raises:
-            InputError: there are fewer; the message ends with the way out.
-        """
-        if len(self) < num_rows:
-            raise InputError(f"{self.origin}: {len(self)} rows, and {num_rows} are needed; {way_out}")
 
 
 def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
@@ -68,11 +59,9 @@ def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
     """
     from export.rows import read_rows
 
-    sample = run / "samples" / f"{split}.parquet"
     classifier = read_classifier(run / "model")
-    if not sample.is_file():
-        raise InputError(f"{sample}: no such file; finish the run, which writes it: rawloop train --resume {run}")
-    return workload_of(read_rows(sample, f"{split} sample of {run.name}", classifier), classifier)
+    rows = read_rows(run / "samples" / f"{split}.parquet", f"{split} sample of {run.name}", classifier)
+    return workload_of(rows, classifier)
 
 
 def workload_of(rows: "Rows", classifier: Classifier) -> Workload:

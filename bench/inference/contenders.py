@@ -1,8 +1,7 @@
 """The contenders of the inference benchmark: what a user would pick instead, and our variants."""
 
-import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,71 +13,36 @@ from serve.contract.errors import first_line
 from serve.session import resolve_device
 
 REFERENCE = "PyTorch fp32"
-OPTIMUM = "Optimum pipeline"
 
 
 def peers(model: Path, optimum: Path, settings: Answer) -> Iterator[Entrant]:
-    """Yield what a user would pick instead."""
+    """Yield what a user would pick instead; `optimum` is where the model is exported by Optimum."""
+    settings = settings | {"model": str(model.resolve())}
     has_gpu = num_gpus() > 0
-    folder = str(model.resolve())
-    no_gpu = "" if has_gpu else "float16 arithmetic needs a GPU, and there is none"
-    eager = "PyTorch eager, padded to the longest of the batch"
-    yield pytorch(REFERENCE, f"{eager}, float32", settings, model=folder, precision="fp32")
-    yield pytorch("PyTorch bf16", f"{eager}, bfloat16 weights", settings, model=folder, precision="bf16")
-    fp16 = pytorch("PyTorch fp16", f"{eager}, float16 weights", settings, model=folder, precision="fp16")
-    yield dataclasses.replace(fp16, absent_because=no_gpu)
-    for precision in ("fp16", "bf16") if has_gpu else ("fp32",):
-        name, description = f"torch.compile {precision}", f"torch.compile(dynamic=True), {precision}"
-        yield pytorch(name, description, settings, model=folder, precision=precision, compiled=True)
-    pipeline = "transformers pipeline"
-    yield pytorch("pipeline", f"{pipeline}, PyTorch float32", settings, "TransformersPipeline", model=folder)
-    description = f"{pipeline} around Optimum's ORT model, float32"
-    entrant = pytorch(OPTIMUM, description, settings, "OptimumPipeline", model=str(optimum))
-    yield dataclasses.replace(entrant, needs=(*entrant.needs, "optimum.onnxruntime"))
-
-
-def pytorch(name: str, description: str, settings: Answer, worker: str = "PyTorchEager", **more: Any) -> Entrant:
-    """Return a contender that needs torch and transformers."""
-    spec = worker_spec(worker, settings, **more)
-    return Entrant(name=name, description=description, spec=spec, needs=("torch", "transformers"))
+    for precision in ("fp32", "bf16", "fp16") if has_gpu else ("fp32", "bf16"):
+        yield entrant(f"PyTorch {precision}", "PyTorchEager", settings, precision=precision)
+    for precision in ("bf16", "fp16") if has_gpu else ("fp32",):
+        yield entrant(f"torch.compile {precision}", "PyTorchEager", settings, precision=precision, compiled=True)
+    yield entrant("pipeline", "TransformersPipeline", settings)
+    yield entrant("Optimum pipeline", "OptimumPipeline", settings, model=str(optimum))
 
 
 def ours(bundle: Bundle, settings: Answer) -> Iterator[Entrant]:
     """Yield our variants; float16 runs only on CUDA, and there by CUDA graphs too."""
-    on_cuda = resolve_device("auto") == "cuda"
-    for variant, facts in bundle.manifest.variants.items():
-        is_fp16 = variant == "fp16"
-        plain = Entrant(
-            name=f"rawloop {variant}",
-            description=f"our predictor, {facts.method}",
-            spec=worker_spec("RawloopPredictor", settings, bundle=str(bundle.folder.resolve()), variant=variant),
-            is_ours=True,
-            absent_because="float16 is for CUDA, and there is none" if is_fp16 and not on_cuda else "",
-        )
-        yield plain
-        if is_fp16 and on_cuda:
-            spec = dataclasses.replace(plain.spec, settings=plain.spec.settings | {"cuda_graphs": True})
-            name, description = f"{plain.name}, CUDA graphs", f"{plain.description}, CUDA graphs"
-            yield dataclasses.replace(plain, name=name, description=description, spec=spec)
+    settings = settings | {"bundle": str(bundle.folder.resolve())}
+    has_cuda = resolve_device("auto") == "cuda"
+    for variant in bundle.manifest.variants:
+        if variant != "fp16" or has_cuda:
+            yield entrant(f"rawloop {variant}", "RawloopPredictor", settings, is_ours=True, variant=variant)
+    if "fp16" in bundle.manifest.variants and has_cuda:
+        settings |= {"variant": "fp16", "cuda_graphs": True}
+        yield entrant("rawloop fp16, CUDA graphs", "RawloopPredictor", settings, is_ours=True)
 
 
-def worker_spec(worker: str, settings: Answer, **more: Any) -> WorkerSpec:
-    """Return how to run one of the classes of `workers.py`."""
-    return WorkerSpec(worker=f"bench.inference.workers:{worker}", settings=settings | more)
-
-
-def with_export(entrants: Sequence[Entrant], model: Path, target: Path) -> list[Entrant]:
-    """Export the model where Optimum's pipeline takes part; where that fails, it is absent with the reason."""
-    theirs = [entrant for entrant in entrants if entrant.original == OPTIMUM and not entrant.missing]
-    reason = ""
-    try:
-        if theirs:
-            export_for_optimum(model, target)
-    except ContenderFailed as absent:
-        reason = str(absent)
-    return [
-        dataclasses.replace(entrant, absent_because=reason) if entrant in theirs else entrant for entrant in entrants
-    ]
+def entrant(name: str, worker: str, settings: Answer, *, is_ours: bool = False, **more: Any) -> Entrant:
+    """Return a contender that is run by one of the classes of `workers.py`."""
+    spec = WorkerSpec(worker=f"bench.inference.workers:{worker}", settings=settings | more)
+    return Entrant(name=name, spec=spec, is_ours=is_ours)
 
 
 def export_for_optimum(model: Path, target: Path) -> Path:
@@ -100,5 +64,5 @@ def export_for_optimum(model: Path, target: Path) -> Path:
     except ImportError as error:
         raise ContenderFailed(f"Optimum's export: {first_line(error)}", "not installed") from error
     except Exception as error:  # Optimum's and torch's own, of many types, for models they do not know
-        raise ContenderFailed(f"Optimum cannot export this model: {first_line(error)}", "not available") from error
+        raise ContenderFailed(f"Optimum cannot export this model: {first_line(error)}") from error
     return target

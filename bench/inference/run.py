@@ -1,16 +1,12 @@
-"""Inference: our predictor next to PyTorch and common pipelines, with accuracy next to every speed.
-
-Over the rounds every row is classified alone and in batches, so agreement and flips are counted on all of them.
-"""
+"""Inference: our predictor next to PyTorch and common pipelines, with accuracy next to every speed."""
 
 import contextlib
 import dataclasses
-import functools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +14,24 @@ from rich.console import Console
 
 from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
+from bench.harness.pictures import draw_lines, number_in
+from bench.harness.processes import ContenderProcess, WorkerSpec
 from bench.harness.report import build_console, publish
-from bench.harness.results import Fact, Measurement
-from bench.harness.samples import median_rate
+from bench.harness.results import Measurement, Results, Work
+from bench.harness.samples import median_rate, percentile
 from bench.harness.workload import Workload, rows_of_run, workload_of
-from bench.inference.contenders import REFERENCE, ours, peers, with_export
-from bench.inference.report import inference_pictures, inference_tables
+from bench.inference.contenders import REFERENCE, export_for_optimum, ours, peers
 from serve.contract.bundle import Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
-from serve.contract.field_limits import POSITIVE
-from serve.encoder import Encoder
+from serve.contract.field_limits import AT_LEAST_1, POSITIVE
 from serve.session import resolve_device
 from train_loop.model.flags import ModelFlags
 
-ALONE, BATCHED = "batch 1", "batch 32"
-Labels = NDArray[np.int64]
-"""Class numbers [N]; -1 where a row was not classified."""
+LENGTHS = (16, 64, 128, 256, 512)
+"""Fixed lengths [tokens] at which only the model is timed; those above the model's limit are left out."""
+ROWS_OF_REPEAT = 64
+"""Rows of a repeat, in two calls or more; it is done again and again until its seconds have passed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,42 +46,23 @@ class InferenceOptions(CommonOptions, ModelFlags):
     """Labelled rows for --model: half of them calibrate its export, and it is measured on others."""
     bundle: Path | None = None
     """Bundle of the run; null takes RUN/onnx."""
-    rows: int = 2000
+    rows: Annotated[int, AT_LEAST_1] = 2000
     """Rows to classify, drawn by the seed."""
     batch_sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
     """Rows of a call, end to end; 1 and 32 are always included."""
-    lengths: list[int] = dataclasses.field(default_factory=lambda: [16, 64, 128, 256, 512])
-    """Fixed lengths [tokens] at which only the model is timed; those above the model's limit are left out."""
     hourly_price: Annotated[float | None, POSITIVE] = None
     """Price of an hour of this machine, for the cost of a million texts; null leaves it out."""
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
-        yield from self.too_small("batch_sizes", "lengths")
         if (self.run is None) == (self.model is None) or (self.model is None) != (self.rows_file is None):
             yield "name either a --run, or a --model with --rows_file: labelled rows that it was not trained on"
         elif ModelFlags.of(self) != ModelFlags() if self.run else self.bundle:
             yield "--bundle is for --run, columns of rows and what a model's files do not say for --model; leave it out"
-        if self.rows < self.num_needed_rows:
-            yield f"--rows must be at least {self.num_needed_rows}, the largest of --batch_sizes, found {self.rows}"
-
-    @property
-    def num_parts(self) -> int:
-        """Parts of the rows; each round of a measurement takes the next one."""
-        return 3 if self.quick else 10
 
     @property
     def used_batch_sizes(self) -> list[int]:
         return [1, 32] if self.quick else sorted({1, 32, *self.batch_sizes})
-
-    @property
-    def used_lengths(self) -> list[int]:
-        return [] if self.quick else sorted(set(self.lengths))
-
-    @property
-    def num_needed_rows(self) -> int:
-        """Rows of the largest call, and of no empty part."""
-        return max(self.num_parts, *self.used_batch_sizes)
 
 
 def run(options: InferenceOptions, command: str) -> None:
@@ -95,28 +73,37 @@ def run(options: InferenceOptions, command: str) -> None:
         tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder,
         subject(options, Path(folder), console) as (model, bundle, rows),
     ):
-        classifier = bundle.classifier
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
-        lengths = [n for n in options.used_lengths if n <= config.get("max_position_embeddings", n)]
-        headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
-        settings = worker_settings(Path(folder), rows, classifier)
         optimum = Path(folder) / "optimum"
+
+        def launch(spec: WorkerSpec) -> ContenderProcess:
+            if spec.settings.get("model") == str(optimum) and not optimum.exists():
+                export_for_optimum(model, optimum)
+            return options.launch(spec)
+
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
+        limit = 0 if options.quick else config.get("max_position_embeddings", max(LENGTHS))
+        headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
+        settings = worker_settings(Path(folder), rows, bundle.classifier)
         chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, settings)], headline)
-        with Arena(with_export(chosen, model, optimum), options.launch, console) as arena:
+        with Arena(chosen, launch, console) as arena:
             arena.start()
-            measurements = measure(arena, options, rows, lengths)
-            add_facts(arena, options, rows, measurements)
-        encodings = Encoder.from_bundle(bundle).encode(rows.inputs)
-    work: dict[str, Fact] = {
-        "model": classifier.name,
+            measurements = measure(arena, options, [length for length in LENGTHS if length <= limit])
+            judge(arena, answers_of(arena, "labels"), rows)
+            for name in arena.alive:
+                if memory := arena.call(name, "memory"):
+                    arena.add_facts(name, {"peak_memory_mib": memory["peak_memory_mib"]})
+            for m in measurements:
+                if m.case == "batch 32" and options.hourly_price is not None:
+                    cost = options.hourly_price / 3600 / median_rate(m.samples) * 1e6
+                    arena.add_facts(m.contender, {"cost_of_a_million": cost})
+    work: Work = {
+        "model": bundle.classifier.name,
         "rows": len(rows),
         "rows_digest": rows.digest,
         "split": "validation" if options.rows_file is None else options.rows_file.name,
-        "mean_tokens_of_a_row": round(float(np.mean([encoding.num_tokens for encoding in encodings])), 2),
-        "max_length": classifier.max_length,
+        "max_length": bundle.classifier.max_length,
     }
-    results = results_of(options, command, work, headline, measurements, arena)
-    publish(results, inference_tables(results), inference_pictures(results), options.output, console)
+    publish(results_of(options, command, work, headline, measurements, arena), draw, options.output, console)
 
 
 @contextlib.contextmanager
@@ -128,8 +115,8 @@ def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator
     """
 
     def drawn(rows: Workload) -> Workload:
-        rows.require(options.num_needed_rows, "use smaller --batch_sizes (1 and 32 are always included)")
-        return rows.sample(192 if options.quick else options.rows, options.seed)
+        num_rows = 192 if options.quick else options.rows
+        return rows.sample(num_rows, options.seed, at_least=max(options.used_batch_sizes))
 
     if options.run is not None:
         model = options.run / "model"
@@ -150,59 +137,6 @@ def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator
         yield source.model_folder, read_bundle(exported.folder), rows
 
 
-def measure(arena: Arena, options: InferenceOptions, rows: Workload, lengths: Sequence[int]) -> list[Measurement]:
-    """Measure texts end to end, then only the model: on the same rows, and at fixed lengths."""
-    measured = functools.partial(measure_rows, arena, options, num_rows=len(rows), num_parts=options.num_parts)
-    measurements: list[Measurement] = []
-    for size in options.used_batch_sizes:
-        seconds = 0.0 if options.quick else 1.0 if size in (1, 32) else 0.3
-        measurements += measured(f"batch {size}", size, seconds, end_to_end=True)
-    only_model = [name for name in arena.alive if name.removesuffix(TWIN) != "pipeline"]  # whose model is PyTorch fp32
-    measurements += measured("model alone, batch 32", 32, 0.0 if options.quick else 0.3, only=only_model)
-    for length in lengths:
-        arguments = {"batch_size": 8, "length": length, "min_seconds": 0.1}
-        measurements += arena.measure(
-            f"model alone, {length} tokens", "rows", options.limits(seconds=0.0), lambda *_, a=arguments: a,
-            verb="repeat_length", only=only_model,
-        )  # fmt: skip
-    return measurements
-
-
-def add_facts(arena: Arena, options: InferenceOptions, rows: Workload, measurements: Sequence[Measurement]) -> None:
-    """Add memory, quality and cost to the records of the contenders."""
-    for name in arena.alive:
-        if (memory := arena.call(name, "memory")) is not None:
-            arena.add_facts(name, {"peak_memory_mib": memory["peak_memory_mib"]})
-    for name, facts in quality(rows, labels_of(arena, options, len(rows))).items():
-        arena.add_facts(name, facts)
-    for m in measurements:
-        if m.case == BATCHED and options.hourly_price is not None:
-            cost = options.hourly_price / 3600 / median_rate(m.samples) * 1e6
-            arena.add_facts(m.contender, {"cost_of_a_million": cost})
-
-
-def labels_of(arena: Arena, options: InferenceOptions, num_rows: int) -> dict[str, dict[str, Labels]]:
-    """Return case -> contender -> its labels; the remainder of the rows over the parts has none."""
-    labels: dict[str, dict[str, Labels]] = {}
-    for case in (ALONE, BATCHED):
-        for name, answers in arena.answers[case].items():
-            found = [label for answer in answers[: options.num_parts] for label in answer["labels"]]
-            missing = [-1] * (num_rows - len(found))
-            if found:
-                labels.setdefault(case, {})[name] = np.array(found + missing, np.int64)
-    return labels
-
-
-def quality(rows: Workload, labels: dict[str, dict[str, Labels]]) -> dict[str, dict[str, float]]:
-    """Return contender -> accuracy, agreement with PyTorch in float32, and labels that depend on the batch."""
-    batched, alone = labels.get(BATCHED, {}), labels.get(ALONE, {})
-    return {
-        name: {"rows_judged": float((found >= 0).sum())}
-        | judge(found, alone.get(name), batched.get(REFERENCE), rows.labels)
-        for name, found in batched.items()
-    }
-
-
 def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
     """Return a bundle of the run.
 
@@ -210,13 +144,9 @@ def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
         InputError: no bundle there, a damaged one, or one of another run.
     """
     bundle = read_bundle(folder)
-    for field in ("name", "labels", "data_fingerprint", "max_length"):
-        expected, found = getattr(classifier, field), getattr(bundle.classifier, field)
-        if expected != found:
-            raise InputError(
-                f"{folder}: the bundle of another run: its {field} is {found!r:.80}, and the run's {expected!r:.80}; "
-                "name the run's own (python -m export --run RUN)"
-            )
+    fields = ("name", "labels", "data_fingerprint", "max_length")
+    if any(getattr(bundle.classifier, field) != getattr(classifier, field) for field in fields):
+        raise InputError(f"{folder}: the bundle of another run; name the run's own (python -m export --run RUN)")
     return bundle
 
 
@@ -227,6 +157,24 @@ def worker_settings(folder: Path, rows: Workload, classifier: Classifier) -> Ans
     return {"rows_file": str(path), "max_length": classifier.max_length}
 
 
+def measure(arena: Arena, options: InferenceOptions, lengths: Sequence[int]) -> list[Measurement]:
+    """Measure texts end to end, then only the model: on the same rows, and at fixed lengths."""
+    measurements: list[Measurement] = []
+    for size in options.used_batch_sizes:
+        seconds = 0.0 if options.quick else 1.0 if size in (1, 32) else 0.3
+        measurements += measure_rows(arena, options, f"batch {size}", size, seconds, model_only=False)
+    only_model = [name for name in arena.alive if name.removesuffix(TWIN) != "pipeline"]  # whose model is PyTorch fp32
+    seconds = 0.0 if options.quick else 0.3
+    measurements += measure_rows(arena, options, "model alone, batch 32", 32, seconds, only=only_model)
+    for length in lengths:
+        arguments = {"batch_size": 8, "length": length, "min_seconds": 0.1}
+        measurements += arena.measure(
+            f"model alone, {length} tokens", "rows", options.limits(), lambda *_, a=arguments: a,
+            verb="repeat_length", only=only_model,
+        )  # fmt: skip
+    return measurements
+
+
 def measure_rows(
     arena: Arena,
     options: CommonOptions,
@@ -234,39 +182,66 @@ def measure_rows(
     size: int,
     seconds: float,
     *,
-    num_rows: int,
-    num_parts: int,
-    end_to_end: bool = False,
+    model_only: bool = True,
     only: Sequence[str] | None = None,
 ) -> list[Measurement]:
-    """Measure batches of each part of the rows: only the model, or end to end; then 1 and 32 classify every row."""
-    part = num_rows // num_parts
-    taken = part if end_to_end and size in (1, 32) else min(part, max(2 * size, 32))
+    """Measure batches of rows, the next ones in each round, for some seconds a round."""
+    num_rows = size * max(2, ROWS_OF_REPEAT // size)
 
     def arguments(_: str, number: int) -> Answer:
-        is_brief = end_to_end and number < 0  # the warm-up
-        return {
-            "batch_size": size,
-            "first": number % num_parts * part,
-            "num_rows": min(taken, 2 * size) if is_brief else taken,
-            "min_seconds": 0.0 if is_brief else seconds,
-            "model_only": not end_to_end,
-        }
+        how = {"batch_size": size, "model_only": model_only, "min_seconds": seconds if number >= 0 else 0.0}
+        return how | {"first": number * num_rows, "num_rows": num_rows}
 
-    return arena.measure(case, "rows", options.limits(seconds=0.0), arguments, only=only)
+    return arena.measure(case, "rows", options.limits(), arguments, only=only)
 
 
-def judge(found: Labels, other: Labels | None, expected: Labels | None, true: Sequence[int]) -> dict[str, float]:
-    """Return accuracy, agreement with the reference's labels, and flips, over the rows that both sides classified.
+def answers_of(arena: Arena, verb: str) -> dict[str, list[NDArray[Any]]]:
+    """Return contender -> its labels [N] or logits [N, C] of all rows, alone and in batches of 32."""
+    found = {name: [arena.call(name, verb, batch_size=size) for size in (1, 32)] for name in arena.alive}
+    return {
+        name: [np.array(answer[verb]) for answer in answers if answer is not None]
+        for name, answers in found.items()
+        if None not in answers
+    }
 
-    Flips are rows with another label in `other`, the contender's labels in batches of another size.
-    """
-    seen = found >= 0
-    facts = {"accuracy": float((found[seen] == np.array(true)[seen]).mean())}
-    if expected is not None:
-        both = seen & (expected >= 0)
-        facts["agreement"] = float((found[both] == expected[both]).mean())
-    if other is not None:
-        both = seen & (other >= 0)
-        facts["flips"] = float((other[both] != found[both]).sum())
-    return facts
+
+def judge(arena: Arena, labels: Mapping[str, Sequence[NDArray[Any]]], rows: Workload) -> None:
+    """Add accuracy, agreement with PyTorch in float32, and flips: rows with another label alone than in a batch."""
+    for name, (alone, batched) in labels.items():
+        facts = {"accuracy": np.mean(batched == np.array(rows.labels)), "flips": np.sum(alone != batched)}
+        if REFERENCE in labels:
+            facts["agreement"] = np.mean(batched == labels[REFERENCE][1])
+        arena.add_facts(name, {fact: float(value) for fact, value in facts.items()})
+
+
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Draw latency and throughput by batch size, speed against agreement, and speed at fixed lengths."""
+    calls = [m for m in results.measurements if m.case.startswith("batch ")]
+    fixed = [m for m in results.measurements if m.case.endswith(" tokens")]
+    latency = "latency of a call, p50 [ms]"
+    pictures = [
+        draw_lines(
+            folder / "latency_batch.png", "Latency against batch size, end to end", results.ours, calls,
+            lambda m: (number_in(m.case), percentile(m.latencies_ms, 50)), x_label="rows of a call", y_label=latency,
+        ),
+        draw_lines(
+            folder / "throughput_latency.png", "Throughput against latency by batch size", results.ours, calls,
+            lambda m: (percentile(m.latencies_ms, 50), median_rate(m.samples)), x_label=latency, y_label="rows/s",
+        ),
+        draw_trade_off(results, folder / "trade_off.png", "Speed against agreement, batches of 32"),
+        draw_lines(
+            folder / "lengths.png", "Model alone at fixed lengths, batches of 8", results.ours, fixed,
+            lambda m: (number_in(m.case), median_rate(m.samples)), x_label="tokens of a row", y_label="rows/s",
+        ),
+    ]  # fmt: skip
+    return pictures if fixed else pictures[:-1]
+
+
+def draw_trade_off(results: Results, path: Path, title: str) -> Path:
+    """Draw speed against agreement in batches of 32, one point a contender."""
+    agreement = {each.name: 100 * each.facts["agreement"] for each in results.contenders if "agreement" in each.facts}
+    judged = [m for m in results.of_case("batch 32").values() if m.contender in agreement]
+    return draw_lines(
+        path, title, results.ours, judged, lambda m: (median_rate(m.samples), agreement[m.contender]),
+        x_label="rows/s", y_label="labels as PyTorch fp32 [%]", log_y=False,
+    )  # fmt: skip

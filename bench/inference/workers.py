@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.harness.worker import ContenderWorker, Message, NotAvailable
-from serve.contract.errors import first_line
+from bench.harness.worker import ContenderWorker, Message
 from serve.encoder import Encoder, TextInput
 
 Arrays = dict[str, NDArray[np.int64]]
@@ -25,34 +24,32 @@ class ClassifierWorker(ContenderWorker):
         max_length: longest input [tokens].
     """
 
+    tokenizer: Any
+    """Of transformers, unless a subclass encodes in another way."""
+
     def __init__(self, rows_file: str, max_length: int, **settings: Any) -> None:
         rows = json.loads(Path(rows_file).read_text(encoding="utf-8"))
         self.rows: list[TextInput] = [row if isinstance(row, str) else tuple(row) for row in rows]
         self.max_length = max_length
         self.settings = settings
-        self._tokenizer: Any = None
         self.num_threads = int(os.environ["OMP_NUM_THREADS"])
 
     def load(self) -> None:
-        """Load model and tokenizer."""
         raise NotImplementedError
 
     def classify(self, rows: Sequence[TextInput]) -> list[int]:
         """Return the class numbers of texts: end to end, tokenization included."""
-        raise NotImplementedError
+        labels: list[int] = self.run(self.encode(rows)).argmax(axis=1).tolist()
+        return labels
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
-        """Return the padded arrays [B, T] of texts, not timed."""
-        return {name: array.astype(np.int64) for name, array in self.tokenize(rows, "np").items()}
+        """Return the arrays [B, T] of texts, padded to the longest."""
+        how = {"truncation": True, "max_length": self.max_length, "padding": True, "return_tensors": "np"}
+        return {name: array.astype(np.int64) for name, array in self.tokenizer(list(rows), **how).items()}
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         """Return the logits [B, C] of arrays: only the model."""
         raise NotImplementedError
-
-    def tokenize(self, rows: Sequence[TextInput], tensors: str) -> Any:
-        """Return what a contender's transformers tokenizer makes of texts, padded to the longest."""
-        how = {"truncation": True, "max_length": self.max_length, "padding": True, "return_tensors": tensors}
-        return self._tokenizer(list(rows), **how)
 
     def start(self) -> Message:
         """Load, and answer a first text."""
@@ -63,23 +60,15 @@ class ClassifierWorker(ContenderWorker):
     def repeat(self, *, batch_size: int, first: int, num_rows: int, min_seconds: float, model_only: bool) -> Message:
         """Classify some rows in batches, in order of arrival, again and again until `min_seconds` have passed.
 
-        All batches are whole: the last one also takes the rows that follow, and after the last row the first. Returns
-        the labels of the rows asked for too, unless `model_only`.
+        After the last row comes the first.
         """
-        starts = range(first, first + num_rows, batch_size)
-        batches = [[self.rows[(start + row) % len(self.rows)] for row in range(batch_size)] for start in starts]
-        amount = len(batches) * batch_size
+        batches = [
+            [self.rows[row % len(self.rows)] for row in range(start, start + batch_size)]
+            for start in range(first, first + num_rows, batch_size)
+        ]
         if model_only:
-            return self._timed(self.run, [self.encode(batch) for batch in batches], amount, min_seconds)
-        labels: list[int] = []
-        answer = self._timed(lambda batch: labels.extend(self.classify(batch)), batches, amount, min_seconds)
-        return answer | {"labels": labels[:num_rows]}
-
-    def logits(self, *, batch_size: int) -> Message:
-        """Return the logits [N, C] of all rows, in batches in order of arrival."""
-        starts = range(0, len(self.rows), batch_size)
-        found = [self.run(self.encode(self.rows[start : start + batch_size])) for start in starts]
-        return {"logits": np.concatenate(found).astype(float).tolist()}
+            return _timed(self.run, [self.encode(batch) for batch in batches], num_rows, min_seconds)
+        return _timed(self.classify, batches, num_rows, min_seconds)
 
     def repeat_length(self, *, batch_size: int, length: int, min_seconds: float) -> Message:
         """Run only the model on made-up tokens [batch_size, length] until `min_seconds` have passed."""
@@ -87,20 +76,33 @@ class ClassifierWorker(ContenderWorker):
         ids = np.random.default_rng(length).choice(template["input_ids"].ravel(), (batch_size, length))
         arrays = {name: np.zeros_like(ids) for name in template}
         arrays |= {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        return self._timed(self.run, [arrays], batch_size, min_seconds)
+        return _timed(self.run, [arrays], batch_size, min_seconds)
 
-    def _timed(self, work: Callable[[Any], object], batches: Sequence[Any], amount: int, min_seconds: float) -> Message:
-        latencies_ms: list[float] = []
-        passes = 0
-        began = last = time.perf_counter()
-        while passes == 0 or last - began < min_seconds:
-            for batch in batches:
-                work(batch)
-                now = time.perf_counter()
-                latencies_ms.append(1e3 * (now - last))
-                last = now
-            passes += 1
-        return {"amount": passes * amount, "seconds": last - began, "latencies_ms": latencies_ms}
+    def labels(self, *, batch_size: int) -> Message:
+        """Return the class numbers [N] of all rows, in batches in order of arrival."""
+        return {"labels": [label for batch in self._batches(batch_size) for label in self.classify(batch)]}
+
+    def logits(self, *, batch_size: int) -> Message:
+        """Return the logits [N, C] of all rows, in batches in order of arrival."""
+        found = [self.run(self.encode(batch)) for batch in self._batches(batch_size)]
+        return {"logits": np.concatenate(found).astype(float).tolist()}
+
+    def _batches(self, size: int) -> list[list[TextInput]]:
+        return [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
+
+
+def _timed(work: Callable[[Any], object], batches: Sequence[Any], num_rows: int, min_seconds: float) -> Message:
+    latencies_ms: list[float] = []
+    passes = 0
+    began = last = time.perf_counter()
+    while passes == 0 or last - began < min_seconds:
+        for batch in batches:
+            work(batch)
+            now = time.perf_counter()
+            latencies_ms.append(1e3 * (now - last))
+            last = now
+        passes += 1
+    return {"amount": passes * num_rows, "seconds": last - began, "latencies_ms": latencies_ms}
 
 
 class PyTorchEager(ClassifierWorker):
@@ -116,30 +118,20 @@ class PyTorchEager(ClassifierWorker):
         self._torch = torch
         torch.set_num_threads(self.num_threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._tokenizer = AutoTokenizer.from_pretrained(self.settings["model"])
+        self.tokenizer = AutoTokenizer.from_pretrained(self.settings["model"])
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.settings["precision"]]
         model = AutoModelForSequenceClassification.from_pretrained(self.settings["model"], dtype=dtype)
         self._model = model.to(self._device).eval()
         if self.settings.get("compiled"):
             self._model.compile(dynamic=True)
-            try:
-                for num_rows in (1, 2, 8):  # one row is compiled separately from several
-                    self.classify(self.rows[:num_rows])
-            except Exception as error:
-                raise NotAvailable(f"torch.compile does not work here: {first_line(error)}") from error
-
-    def classify(self, rows: Sequence[TextInput]) -> list[int]:
-        labels: list[int] = self._logits(self.tokenize(rows, "pt")).argmax(-1).tolist()
-        return labels
+            for num_rows in (1, 2, 8):  # one row is compiled separately from several
+                self.classify(self.rows[:num_rows])
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
-        tokens = {name: self._torch.from_numpy(array) for name, array in arrays.items()}
-        logits: NDArray[np.float32] = self._logits(tokens).float().cpu().numpy()
-        return logits
-
-    def _logits(self, tokens: Any) -> Any:
         with self._torch.inference_mode():
-            return self._model(**{name: tensor.to(self._device) for name, tensor in tokens.items()}).logits
+            tokens = {name: self._torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+            logits: NDArray[np.float32] = self._model(**tokens).logits.float().cpu().numpy()
+        return logits
 
 
 class TransformersPipeline(ClassifierWorker):
@@ -152,9 +144,9 @@ class TransformersPipeline(ClassifierWorker):
         torch.set_num_threads(self.num_threads)
         self._model = self.load_model()
         self._numbers = self._model.config.label2id
-        self._tokenizer = AutoTokenizer.from_pretrained(self.settings["model"])
+        self.tokenizer = AutoTokenizer.from_pretrained(self.settings["model"])
         device = 0 if torch.cuda.is_available() else -1
-        self._pipeline = pipeline("text-classification", model=self._model, tokenizer=self._tokenizer, device=device)
+        self._pipeline = pipeline("text-classification", model=self._model, tokenizer=self.tokenizer, device=device)
 
     def load_model(self) -> Any:
         from transformers import AutoModelForSequenceClassification
@@ -192,10 +184,6 @@ class OnnxGraph(ClassifierWorker):
 
         self._encoder = Encoder.from_bundle(read_bundle(Path(self.settings["bundle"]), verify=False))
         self._session: Any = Session(Path(self.settings["graph"]), num_threads=self.num_threads, spinning=True)
-
-    def classify(self, rows: Sequence[TextInput]) -> list[int]:
-        labels: list[int] = self.run(self.encode(rows)).argmax(axis=1).tolist()
-        return labels
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
         return self._encoder.pad(self._encoder.encode(list(rows)))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -41,16 +41,6 @@ class LoadOptions(CommonOptions):
     p99_bound_ms: Annotated[float, POSITIVE] = 100.0
     """Find the highest rate at which the 99th percentile of latency stays within this bound."""
 
-    def contradictions(self) -> Iterator[str]:
-        yield from super().contradictions()
-        yield from self.too_small("clients")
-
-    @property
-    def served(self) -> Path | None:
-        """Bundle that our server serves."""
-        own = self.bundle or self.run / "onnx"
-        return own if self.bundle or own.exists() or not self.targets else None
-
 
 @dataclasses.dataclass(frozen=True)
 class WireFormat:
@@ -65,7 +55,6 @@ class WireFormat:
     takes_pairs: bool = False
 
     def request_of(self, text: TextInput) -> bytes:
-        """Return the body of one request."""
         return json.dumps(self.body(text)).encode()
 
     def label_of(self, answer: bytes) -> str:
@@ -108,16 +97,13 @@ FORMATS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerSpec:
-    """A server that the benchmark starts, or one that runs already."""
+    """A server that the benchmark starts by a command, or one that runs already at a URL."""
 
     format: str
     """Key of `FORMATS`."""
-    command: tuple[str, ...] = ()
-    """The word PORT is replaced by the port; empty for a server that runs already."""
+    command: Sequence[str] = ()
+    """The word PORT is replaced by the port."""
     url: str = ""
-    """Of a server that runs already."""
-    needs: str = ""
-    """Module that the command's Python must have."""
 
 
 def server_entrants(options: LoadOptions) -> list[Entrant]:
@@ -134,36 +120,24 @@ def server_entrants(options: LoadOptions) -> list[Entrant]:
 
 
 def _own_servers(options: LoadOptions) -> Iterator[Entrant]:
-    if options.served is None:
+    folder = options.bundle or options.run / "onnx"
+    if options.bundle is None and options.targets and not folder.exists():
         return
-    default = read_bundle(options.served).default_variant(resolve_device("auto"))
-    for variant in dict.fromkeys([default, "fp32"]):
-        flags = ("--bundle", str(options.served.resolve()), "--variant", variant, "--threads", str(options.num_threads))
+    for variant in dict.fromkeys([read_bundle(folder).default_variant(resolve_device("auto")), "fp32"]):
+        flags = ("--bundle", str(folder.resolve()), "--variant", variant, "--threads", str(options.num_threads))
         command = (sys.executable, "-m", "serve", *flags, "--port", "PORT", "--log_level", "warning")
-        yield Entrant(
-            name=f"rawloop {variant}",
-            description=f"python -m serve, {variant}",
-            is_ours=True,
-            spec=ServerSpec(format="native", command=command),
-        )
+        spec = ServerSpec(format="native", command=command)
+        yield Entrant(name=f"rawloop {variant}", spec=spec, is_ours=True)
 
 
 def _peers(options: LoadOptions) -> Iterator[Entrant]:
     model = str((options.run / "model").resolve())
-    python = str(options.litserve_python or sys.executable)
-    yield Entrant(
-        name="LitServe",
-        description="LitServe around transformers' pipeline, float32, batches of 32, 5 ms",
-        spec=ServerSpec(format="litserve", command=(python, str(LITSERVE_SCRIPT), model, "PORT"), needs="litserve"),
-    )
+    command = [str(options.litserve_python or sys.executable), str(LITSERVE_SCRIPT), model, "PORT"]
+    yield Entrant(name="LitServe", spec=ServerSpec(format="litserve", command=command))
     script = str(Path(options.infinity_python or sys.executable).parent / "infinity_emb")
     flags = ("--model-id", model, "--engine", "torch", "--device", "cuda" if num_gpus() else "cpu", "--port", "PORT")
-    command = (script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer")
-    yield Entrant(
-        name="infinity",
-        description="infinity_emb v2 --engine torch, float32",
-        spec=ServerSpec(format="infinity", command=command, needs="infinity_emb"),
-    )
+    command = [script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer"]
+    yield Entrant(name="infinity", spec=ServerSpec(format="infinity", command=command))
 
 
 def running_server(target: str) -> Entrant:
@@ -182,4 +156,4 @@ def running_server(target: str) -> Entrant:
         )
     if parts.path in ("", "/"):
         url = url.rstrip("/") + FORMATS[kind].path
-    return Entrant(name=name, description=f"{kind} at {url}", spec=ServerSpec(format=kind, url=url))
+    return Entrant(name=name, spec=ServerSpec(format=kind, url=url))

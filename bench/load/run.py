@@ -2,25 +2,26 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from bench.harness.arena import TWIN, Answer, Arena, Limits
+from bench.harness.arena import TWIN, Arena, Limits
 from bench.harness.options import results_of
+from bench.harness.pictures import draw_lines, number_in
 from bench.harness.report import build_console, publish
-from bench.harness.results import Fact, Measurement
+from bench.harness.results import Measurement, Results, Work
 from bench.harness.samples import Sample, median_rate, percentile
 from bench.harness.workload import Workload, rows_of_run
 from bench.load.contenders import LoadOptions, ServerSpec, server_entrants
-from bench.load.report import load_pictures, load_tables
 from bench.load.server import Server
-from bench.load.traffic import Traffic, keeps_bound
+from bench.load.traffic import Traffic, shares
 from serve.contract.classifier import read_classifier
 
 NUM_ROWS = 2000
 """Texts that are sent, again and again."""
-NUM_JUDGED, NUM_QUICK_JUDGED = 500, 100
+NUM_JUDGED = 500
 """Texts whose labels are compared with the true ones."""
 NUM_ROUNDS = 7
 """Of a closed loop; each counts a second or more."""
@@ -49,99 +50,93 @@ def run(options: LoadOptions, command: str) -> None:
         for name in arena.alive:
             judge(arena, options, name, rows)
         numbers = [1, 32] if options.quick else sorted(set(options.clients))
-        closed = [m for clients in numbers for m in measure_clients(arena, options, clients)]
-        opened = [m for name in arena.alive for m in measure_open_loop(arena, options, name, closed)]
+        measurements = [m for clients in numbers for m in measure_clients(arena, options, clients)]
         for name in arena.alive:
+            capacity = max(median_rate(m.samples) for m in measurements if m.contender == name)
+            arena.add_facts(name, {"capacity_per_s": capacity})
+            if not name.endswith(TWIN):
+                measurements += measure_open_loop(arena, options, name, capacity)
             arena.add_facts(name, arena.call(name, "memory") or {})
-    work: dict[str, Fact] = {
+    work: Work = {
         "rows": len(rows),
         "rows_digest": rows.digest,
         "origin": rows.origin,
         "p99_bound_ms": options.p99_bound_ms,
         "quick": options.quick,
     }
-    results = results_of(options, command, work, chosen[0].name, [*closed, *opened], arena)
-    publish(results, load_tables(results), load_pictures(results), options.output, console)
+    publish(results_of(options, command, work, chosen[0].name, measurements, arena), draw, options.output, console)
 
 
 def judge(arena: Arena, options: LoadOptions, name: str, rows: Workload) -> None:
-    """Add to a server's record how many texts it answers, and its accuracy where it answers all of them."""
-    num_texts = min(len(rows), NUM_QUICK_JUDGED if options.quick else NUM_JUDGED)
-    answer = arena.call(name, "labels", num_texts=num_texts)
-    if answer is None:
-        return
-    answered = [label is not None for label in answer["labels"]]
-    arena.add_facts(name, {"answered_share": float(np.mean(answered))})
-    if all(answered):
+    """Add to a server's record how many texts it answers, and its accuracy on those."""
+    num_texts = min(len(rows), NUM_JUDGED)
+    if answer := arena.call(name, "labels", num_texts=num_texts):
         names = read_classifier(options.run / "model").labels
-        right = [found == names[label] for found, label in zip(answer["labels"], rows.labels, strict=False)]
-        arena.add_facts(name, {"accuracy": float(np.mean(right))})
+        pairs = zip(answer["labels"], rows.labels, strict=False)
+        right = [found == names[label] for found, label in pairs if found is not None]
+        facts = {"answered_share": len(right) / num_texts} | ({"accuracy": float(np.mean(right))} if right else {})
+        arena.add_facts(name, facts)
 
 
 def measure_clients(arena: Arena, options: LoadOptions, clients: int) -> list[Measurement]:
     """Measure all servers in turn under clients that wait."""
     case = f"{clients} client{'s' if clients > 1 else ''}"
-    limits = options.limits() if options.quick else Limits(min_repeats=NUM_ROUNDS, min_seconds=0.0)
+    limits = options.limits() if options.quick else Limits(NUM_ROUNDS, 0.0)
     measured = arena.measure(case, "requests", limits, lambda *_: {"clients": clients}, verb="closed_loop")
+    statuses = {
+        name: sum((answer["traffic"].statuses for answer in answers), Counter[int]())
+        for name, answers in arena.answers[case].items()
+    }
+    return [dataclasses.replace(m, facts=shares(statuses[m.contender])) for m in measured]
 
-    def facts(turns: Sequence[Answer]) -> dict[str, float]:
-        statuses = sum((turn["traffic"].statuses for turn in turns), Counter[int]())
-        return Traffic(statuses=statuses).shares() | {"clients": float(clients)}
 
-    return [dataclasses.replace(m, facts=facts(arena.answers[case][m.contender])) for m in measured]
-
-
-def measure_open_loop(
-    arena: Arena, options: LoadOptions, name: str, closed: Sequence[Measurement]
-) -> list[Measurement]:
+def measure_open_loop(arena: Arena, options: LoadOptions, name: str, capacity: float) -> list[Measurement]:
     """Measure one server under random arrivals, at shares of its best rate in a closed loop (MLPerf's server scenario).
 
     The highest rate within the latency bound is added to its record.
     """
-    rates = [median_rate(m.samples) for m in closed if m.contender == name]
-    if not rates or name.endswith(TWIN):
-        return []
-    capacity = max(rates)
-    arena.add_facts(name, {"capacity_per_s": capacity})
-    measurements, kept_bound = [], {}
-    for share in QUICK_RATES if options.quick else RATES:
-        answer = _offer(arena, options, name, share * capacity, 0)
+
+    def offer(share: float, number: int) -> Traffic:
+        """Send random arrivals; each try has other arrival times."""
+        rate, seconds = share * capacity, QUICK_OPEN_S if options.quick else OPEN_S
+        answer = arena.call(name, "open_loop", rate=rate, seconds=seconds, seed=options.seed + number)
+        assert answer is not None, "an open loop counts what fails, and raises nothing"
         traffic: Traffic = answer["traffic"]
-        kept_bound[share] = keeps_bound(traffic, options.p99_bound_ms)
+        if traffic.lags_ms and (late := percentile(traffic.lags_ms, 99)) > LAG_BOUND_MS:
+            arena.warnings.append(
+                f"the load generator itself was {late:.0f} ms late (p99) at {rate:,.0f} requests/s: it "
+                "shares the cores with the server, and latencies at this rate include its own lateness"
+            )
+        return traffic
+
+    measurements = []
+    for share in QUICK_RATES if options.quick else RATES:
+        traffic = offer(share, 0)
         if traffic.latencies_ms:
-            facts = {"offered_per_s": share * capacity, "sent": float(traffic.num_requests)} | traffic.shares()
             measurements.append(
                 Measurement(
                     contender=name,
                     case=f"open loop, {share:.0%} of capacity",
                     unit="requests",
-                    samples=(Sample(round=0, amount=answer["amount"], seconds=traffic.seconds),),
+                    samples=(Sample(round=0, amount=float(len(traffic.latencies_ms)), seconds=traffic.seconds),),
                     latencies_ms=tuple(round(ms, 4) for ms in traffic.latencies_ms),
-                    facts=facts,
+                    facts={"offered_per_s": share * capacity} | shares(traffic.statuses),
                 )
             )
 
     def holds(share: float) -> bool:
-        def attempt(number: int) -> bool:
-            if number == 0 and share in kept_bound:
-                return kept_bound[share]
-            answer = _offer(arena, options, name, share * capacity, number)
-            return keeps_bound(answer["traffic"], options.p99_bound_ms)
-
-        return majority(attempt)
+        return majority(lambda number: offer(share, number).keeps(options.p99_bound_ms))
 
     held, missed = highest_rate(holds, num_steps=NUM_QUICK_STEPS if options.quick else NUM_STEPS)
-    arena.add_facts(name, {"rate_within_bound_per_s": held * capacity})
-    if missed is not None:
-        arena.add_facts(name, {"rate_beyond_bound_per_s": missed * capacity})
+    beyond = {} if missed is None else {"rate_beyond_bound_per_s": missed * capacity}
+    arena.add_facts(name, {"rate_within_bound_per_s": held * capacity} | beyond)
     return measurements
 
 
 def highest_rate(holds: Callable[[float], bool], *, num_steps: int) -> tuple[float, float | None]:
     """Return the highest rate that held, 0 where none did, and the lowest that did not, None where all held.
 
-    Rates are in shares of a capacity. The first is 1; the next is halfway between the two bounds, or a quarter more
-    where all held.
+    The first is 1; the next is halfway between the two, or a quarter more where all held.
     """
     low, high = 0.0, None
     rate = 1.0
@@ -160,15 +155,19 @@ def majority(attempt: Callable[[int], bool]) -> bool:
     return first if attempt(1) == first else attempt(2)
 
 
-def _offer(arena: Arena, options: LoadOptions, name: str, rate: float, number: int) -> Answer:
-    """Send random arrivals at a rate; each try has other arrival times."""
-    seconds = QUICK_OPEN_S if options.quick else OPEN_S
-    answer = arena.call(name, "open_loop", rate=rate, seconds=seconds, seed=options.seed + number)
-    assert answer is not None, "an open loop counts what fails, and raises nothing"
-    lags_ms = answer["traffic"].lags_ms
-    if (late := percentile(lags_ms, 99) if lags_ms else 0.0) > LAG_BOUND_MS:
-        arena.warnings.append(
-            f"the load generator itself was {late:.0f} ms late (p99) at {rate:,.0f} requests/s: it "
-            "shares the cores with the server, and latencies at this rate include its own lateness"
-        )
-    return answer
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Draw throughput against clients, and latency against random arrivals."""
+    closed = [m for m in results.measurements if "offered_per_s" not in m.facts]
+    opened = [m for m in results.measurements if "offered_per_s" in m.facts]
+    bound = float(results.work["p99_bound_ms"])
+    return [
+        draw_lines(
+            folder / "load_clients.png", "Closed loop: throughput against clients", results.ours, closed,
+            lambda m: (number_in(m.case), median_rate(m.samples)), x_label="clients", y_label="requests/s",
+        ),
+        draw_lines(
+            folder / "load_curve.png", "Load curve: latency against random arrivals", results.ours, opened,
+            lambda m: (m.facts["offered_per_s"], percentile(m.latencies_ms, 99)), limit=(bound, f"bound: {bound:g} ms"),
+            x_label="requests offered a second", y_label="p99 of latency [ms]",
+        ),
+    ]  # fmt: skip

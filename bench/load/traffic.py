@@ -25,17 +25,15 @@ OK = 200
 FAILED = 0
 """In place of a status where there was no answer: connection refused or cut off, or timed out."""
 TIMEOUT_S = 30.0
-"""Longest wait for an answer."""
 WARM_S, COUNTED_S = 0.3, 1.0
 """Shortest warm-up of a closed loop, and shortest stretch that is counted."""
 
 
 @dataclasses.dataclass
 class Traffic:
-    """The outcomes of the requests of one stretch."""
+    """The outcomes of the requests of one stretch of time, in which answers were counted."""
 
-    seconds: float = 0.0
-    """Length of the stretch in which answers were counted."""
+    seconds: float
     latencies_ms: list[float] = dataclasses.field(default_factory=list)
     """Of the answers with status 200."""
     statuses: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -50,26 +48,22 @@ class Traffic:
         if status == OK:
             self.latencies_ms.append(latency_ms)
 
-    @property
-    def num_requests(self) -> int:
-        return self.statuses.total()
+    def keeps(self, p99_bound_ms: float) -> bool:
+        """Return whether every request was answered, with the 99th percentile of latency within the bound."""
+        return set(self.statuses) == {OK} and percentile(self.latencies_ms, 99) <= p99_bound_ms
 
-    def share(self, *statuses: int) -> float:
-        """Return the share of requests that got one of the statuses."""
-        return sum(self.statuses[status] for status in statuses) / max(1, self.num_requests)
 
-    def shares(self) -> dict[str, float]:
-        """Return the shares of requests that were refused, and that were neither answered nor refused, as facts."""
-        failed = 1.0 - self.share(OK, *REFUSED) if self.num_requests else 0.0
-        return {"refused_share": self.share(*REFUSED), "failed_share": failed}
+def shares(statuses: Counter[int]) -> dict[str, float]:
+    """Return the shares of requests that were refused, and that were neither answered nor refused, as facts."""
+    total = max(1, statuses.total())
+    refused = sum(statuses[status] for status in REFUSED)
+    return {"refused_share": refused / total, "failed_share": (statuses.total() - statuses[OK] - refused) / total}
 
 
 def arrival_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
     """Return the times [s] at which requests are due: a Poisson process of `rate` a second."""
     random = np.random.default_rng(seed)
-    count = int(rate * seconds + 10 * np.sqrt(rate * seconds) + 10)
-    times: NDArray[np.float64] = np.cumsum(random.exponential(1.0 / rate, count))
-    return times[times < seconds]
+    return np.sort(random.uniform(0.0, seconds, random.poisson(rate * seconds)))
 
 
 def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
@@ -91,7 +85,7 @@ async def closed_loop(
     Clients start one after the other: all at once, they would stay in step. Requests under way at the end are waited
     for, and counted if they fail: one that is never answered would otherwise fall into no stretch.
     """
-    traffic = Traffic(seconds=seconds)
+    traffic = Traffic(seconds)
     began = time.perf_counter() + warm_s
     ends = began + seconds
 
@@ -117,7 +111,7 @@ async def open_loop(
 
     The stretch ends with the last answer, which a server that falls behind gives after the last request was sent.
     """
-    traffic = Traffic(seconds=seconds)
+    traffic = Traffic(seconds)
     began = time.perf_counter()
 
     async def request(due: float, body: bytes) -> None:
@@ -137,32 +131,17 @@ async def open_loop(
     return traffic
 
 
-async def ask(http: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], *, clients: int) -> list[bytes | None]:
-    """Return the answer to each request, in order; None where there was none, or its status was not 200.
+async def ask(
+    http: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], *, clients: int
+) -> list[tuple[int, bytes]]:
+    """Return status and content of the answer to each request, in order; `FAILED` where there is none."""
+    room = asyncio.Semaphore(clients)
 
-    After as many unanswered requests in a row as there are clients, the rest is not sent: each would cost the timeout.
-    """
-    answers: list[bytes | None] = [None] * len(bodies)
-    jobs = iter(enumerate(bodies))
-    silent = 0
+    async def answer_to(body: bytes) -> tuple[int, bytes]:
+        async with room:
+            return await _post(http, url, body)
 
-    async def client() -> None:
-        nonlocal silent
-        for place, body in jobs:
-            status, content = await _post(http, url, body)
-            answers[place] = content if status == OK else None
-            silent = silent + 1 if status == FAILED else 0
-            if silent >= clients:
-                return
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return answers
-
-
-def keeps_bound(traffic: Traffic, p99_bound_ms: float) -> bool:
-    """Return whether every request was answered, with the 99th percentile of latency within the bound."""
-    answered = traffic.share(OK) == 1.0 and bool(traffic.latencies_ms)
-    return answered and percentile(traffic.latencies_ms, 99) <= p99_bound_ms
+    return await asyncio.gather(*map(answer_to, bodies))
 
 
 def generate(traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:

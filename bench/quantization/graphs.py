@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from bench.harness.processes import ContenderFailed
 from bench.harness.workload import rows_of_run
@@ -51,23 +50,19 @@ class Sources:
         return (encoder.pad([encoding]) for encoding in encoder.encode(rows.inputs))
 
 
-def make_graphs(sources: Sources, graphs: Mapping[str, Path], console: Console) -> dict[str, str]:
-    """Make the `WAYS` among the graphs, name -> file; return name -> why it could not be made."""
-    reasons = {}
-    for name, make in WAYS.items():
-        if name not in graphs:
-            continue
-        console.print(f"making {name}", style="dim", highlight=False)
-        try:
-            logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
-            make(sources, graphs[name])
-        except ContenderFailed as absent:
-            reasons[name] = str(absent)
-        except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
-            reasons[name] = f"could not be made ({type(error).__name__}: {first_line(error)})"
-        finally:
-            logging.disable(logging.NOTSET)
-    return reasons
+def make_graph(name: str, sources: Sources, target: Path) -> None:
+    """Make one of the `WAYS`.
+
+    Raises:
+        ContenderFailed: it cannot be made.
+    """
+    logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
+    try:
+        WAYS[name](sources, target)
+    except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
+        raise ContenderFailed(f"could not be made: {first_line(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def weights_in_blocks(sources: Sources, target: Path) -> None:

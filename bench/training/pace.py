@@ -4,8 +4,9 @@ Our loop and transformers' Trainer have the same instruments: both update throug
 """
 
 import contextlib
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,109 +21,61 @@ class Finished(Exception):
     """Ends a loop: there are no more commands."""
 
 
-class WorkMeter:
-    """Counts the input of a model while it trains: rows, real and padded tokens, and squares of lengths (attention)."""
-
-    NAMES = ("rows", "tokens", "tokens_squared", "padded_tokens")
-
-    def __init__(self, model: nn.Module) -> None:
-        self._sums: dict[str, Tensor | int] = {}
-        self.clear()
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def clear(self) -> None:
-        self._sums = dict.fromkeys(self.NAMES, 0)
-
-    def read(self) -> dict[str, float]:
-        """Return the sums since the last `clear`; on a GPU this waits for it."""
-        return {name: float(value) for name, value in self._sums.items()}
-
-    def _count(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if not model.training:
-            return
-        lengths = keywords["attention_mask"].sum(1)  # [B], left on the device: no wait
-        num_rows, width = keywords["input_ids"].shape
-        counts = (num_rows, lengths.sum(), (lengths * lengths).sum(), num_rows * width)
-        for name, value in zip(self.NAMES, counts, strict=True):
-            self._sums[name] = self._sums[name] + value
-
-
-class StepClock:
-    """Splits the time of steps into parts, while it is on.
-
-    On a GPU each part waits for the device, so a split step is slower than a free one; samples are taken without it.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds: dict[str, float] | None = None
-
-    def start(self) -> None:
-        """Switch on."""
-        self._seconds = dict.fromkeys(PARTS, 0.0)
-
-    def stop(self) -> dict[str, float]:
-        """Switch off and return the seconds of each part since the start."""
-        seconds, self._seconds = self._seconds, None
-        return seconds or {}
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out what happens in the context."""
-        kept, self._seconds = self._seconds, None
-        yield
-        self._seconds = kept
-
-    def watch(self, owner: Any, method: str, part: str) -> None:
-        """Time a method of an object (or of a class) as a part of the step."""
-        original = getattr(owner, method)
-
-        def timed(*arguments: Any, **keywords: Any) -> Any:
-            if self._seconds is None:
-                return original(*arguments, **keywords)
-            wait_for(self._device)
-            began = time.perf_counter()
-            result = original(*arguments, **keywords)
-            wait_for(self._device)
-            self._seconds[part] += time.perf_counter() - began
-            return result
-
-        setattr(owner, method, timed)
-
-
 class PacedTraining(ContenderWorker):
-    """A contender that trains; a loop calls `begin` before its first step and `after_step` after each.
+    """A contender that trains; its loop calls `begin` before its first step and `after_step` after each.
 
-    Commands: `start`; `repeat` with `steps`; `split` with `steps`; `loss`; `memory`.
-
-    Args:
-        loss_after: optimizer steps after which the loss on held-out rows is taken, in every contender.
+    Commands: `repeat`, `split` and `loss`, each with `steps` to do first; `start` and `memory`.
     """
 
-    def __init__(self, loss_after: int) -> None:
-        self.loss_after = loss_after
-        self.loss: float | None = None
-        """Loss on held-out rows after `loss_after` steps."""
-        self._session: Session | None = None
-        self._num_done = 0
-        self._num_left = 0
-        self._answer_after: Callable[[], Message] = dict
+    _session: Session | None = None
+    _split_s: dict[str, float] | None = None
+    """Part of a step -> its time [s], while steps are split."""
+    _tokens: Tensor | int = 0
+    _padded_tokens = 0
 
-    def attach(self, session: Session | None, model: nn.Module, device: torch.device) -> StepClock:
-        """Set up the instruments on the bare model; return the clock, which is yet to watch its parts."""
+    def serve(self, session: Session | None) -> None:
+        """Train until there are no more commands."""
         self._session = session
-        self._device = device
-        self._meter = WorkMeter(model)
-        self._clock = StepClock(device)
-        return self._clock
+        with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder, contextlib.suppress(Finished):
+            self.train(folder)
+
+    def train(self, folder: str) -> None:
+        """Set everything up, and train without an end; files may be written into `folder`."""
+        raise NotImplementedError
+
+    def held_out_loss(self) -> float:
+        """Return the mean cross-entropy on the held-out rows; all processes call it."""
+        raise NotImplementedError
 
     def share(self, command: Message | None) -> Message | None:
         """Return the first process's command in all processes."""
         return command
 
-    def held_out_loss(self) -> float:
-        """Return the mean cross-entropy on the held-out rows; all processes call it."""
-        raise NotImplementedError
+    def attach(self, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
+        """Set up the instruments on what both loops do through Accelerate; the source of data is watched apart."""
+        self._device = accelerator.device
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self.watch(model, "forward", "forward")
+        self.watch(accelerator, "backward", "backward")
+        self.watch(accelerator, "clip_grad_norm_", "clip")
+        self.watch(optimizer, "step", "optimizer")
+
+    def watch(self, owner: Any, method: str, part: str) -> None:
+        """Time a method of an object (or of a class) as a part of the step, while steps are split.
+
+        On a GPU each part waits for the device, so a split step is slower than a free one.
+        """
+        original = getattr(owner, method)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            if self._split_s is None:
+                return original(*arguments, **keywords)
+            began = self._now()
+            result = original(*arguments, **keywords)
+            self._split_s[part] += self._now() - began
+            return result
+
+        setattr(owner, method, timed)
 
     def begin(self) -> None:
         """Wait until steps are asked for, answering other commands."""
@@ -132,31 +85,24 @@ class PacedTraining(ContenderWorker):
                 raise Finished
             match command["verb"]:
                 case "repeat":
-                    return self._go(command["steps"], lambda: {"work": self._meter.read()})
+                    return self._go(command["steps"], dict)
                 case "split":
-                    self._clock.start()
-                    return self._go(command["steps"], lambda: {"split": self._clock.stop()})
-                case "loss" if self.loss is None:
-                    return self._go(self.loss_after - self._num_done, lambda: {"loss": self.loss})
+                    self._split_s = dict.fromkeys(PARTS, 0.0)
+                    return self._go(command["steps"], lambda: {"split": self._split_s})
                 case "loss":
-                    self._answer(loss=self.loss)
+                    return self._go(command["steps"], lambda: {"loss": self.held_out_loss()})
                 case _:
                     self._answer(**self.memory())
 
-    def after_step(self) -> None:
+    def after_step(self, *_: Any) -> None:
         """Count a step; at the end of those asked for, answer, and wait for more."""
-        self._num_done += 1
         self._num_left -= 1
-        if self._num_done == self.loss_after:
-            paused = time.perf_counter()
-            with self._clock.paused():
-                self.loss = self.held_out_loss()
-            self._began += time.perf_counter() - paused
         if self._num_left > 0:
             return
-        wait_for(self._device)
-        seconds = time.perf_counter() - self._began
-        self._answer(amount=self._meter.read()["tokens"], seconds=seconds, **self._answer_after())
+        seconds = self._now() - self._began
+        work = {"amount": float(self._tokens), "padded_tokens": float(self._padded_tokens)}
+        self._answer(seconds=seconds, **work, **self._answer_after())
+        self._split_s = None
         self.begin()
 
     def memory(self) -> Message:
@@ -169,23 +115,21 @@ class PacedTraining(ContenderWorker):
         """Let the loop do some steps; `answer` is called after them."""
         self._num_left = steps
         self._answer_after = answer
-        self._meter.clear()
-        self._began = time.perf_counter()
+        self._tokens, self._padded_tokens = 0, 0
+        self._began = self._now()
+
+    def _count(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Count the tokens that the model gets while it trains."""
+        if model.training:
+            self._tokens = self._tokens + keywords["attention_mask"].sum()  # left on the device: no wait
+            self._padded_tokens += keywords["input_ids"].numel()
+
+    def _now(self) -> float:
+        """Return the time [s], once a GPU has done its work."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def _answer(self, **content: Any) -> None:
         if self._session is not None:
             self._session.answer(**content)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def watch_accelerator(clock: StepClock, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
-    """Have the clock time what both loops do through Accelerate."""
-    clock.watch(model, "forward", "forward")
-    clock.watch(accelerator, "backward", "backward")
-    clock.watch(accelerator, "clip_grad_norm_", "clip")
-    clock.watch(optimizer, "step", "optimizer")

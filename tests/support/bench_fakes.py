@@ -7,7 +7,7 @@ import numpy as np
 from bench.harness.hardware import Machine
 from bench.harness.results import Contender, Measurement, Results
 from bench.harness.samples import Sample
-from bench.harness.worker import ContenderWorker, NotAvailable
+from bench.harness.worker import ContenderWorker
 
 MACHINE = Machine(
     processor="a processor",
@@ -17,7 +17,6 @@ MACHINE = Machine(
     memory_gib=8.0,
     gpu=None,
     system="Linux",
-    python="3.11.9",
     versions={"torch": "2.13.0"},
     commit="0123456789abcdef",
 )
@@ -59,7 +58,7 @@ class UnavailableWorker(ContenderWorker):
     """A contender that cannot run."""
 
     def start(self) -> dict[str, Any]:
-        raise NotAvailable("needs a machine that does not exist")
+        raise RuntimeError("needs a machine that does not exist")
 
 
 def samples_at(
@@ -89,7 +88,7 @@ def results_of(speeds: dict[str, float], *, noise: float = 0.02, seed: int = 0, 
         "machine": MACHINE,
         "work": {"rows": 100, "rows_digest": "abc"},
         "headline": next(iter(speeds)),
-        "contenders": tuple(Contender(name=name, description=f"a {name}") for name in speeds),
+        "contenders": tuple(Contender(name=name) for name in speeds),
         "measurements": measurements,
     }
     return Results(**values | changes)

@@ -1,6 +1,7 @@
 import io
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -27,9 +28,7 @@ def start(spec: WorkerSpec) -> ContenderProcess:
 
 
 def fake(name: str, **settings: object) -> Entrant:
-    return Entrant(
-        name=name, description=f"a {name}", spec=WorkerSpec(worker="bench_fakes:FakeWorker", settings=settings)
-    )
+    return Entrant(name=name, spec=WorkerSpec(worker="bench_fakes:FakeWorker", settings=settings))
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +39,15 @@ def measured() -> Iterator[tuple[Arena, dict[str, Measurement]]]:
         fake("slow", speed=250.0, noise=0.03, seed=2),
         fake("fast (again)", speed=1000.0, noise=0.03, seed=3),
         fake("breaks", speed=500.0, fails_in_round=2),
-        Entrant(name="absent", description="", spec=WorkerSpec(worker="x:Y"), needs=("no_such_package.module",)),
-        Entrant(name="unable", description="", spec=WorkerSpec(worker="bench_fakes:UnavailableWorker")),
-        Entrant(name="mistyped", description="", spec=WorkerSpec(worker="bench_fakes:NoSuchWorker")),
+        Entrant(name="absent", spec=WorkerSpec(worker="no_such_package:Worker")),
+        Entrant(name="unable", spec=WorkerSpec(worker="bench_fakes:UnavailableWorker")),
+        Entrant(name="mistyped", spec=WorkerSpec(worker="bench_fakes:NoSuchWorker")),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(SUPPORT))
         with Arena(entrants, start, Console(file=io.StringIO())) as arena:
             arena.start()
-            found = arena.measure(
-                "rows", "rows", Limits(min_repeats=20, min_seconds=0.0), lambda _, n: {"round_number": n, "rows": 64}
-            )
+            found = arena.measure("rows", "rows", Limits(20, 0.0), lambda _, n: {"round_number": n, "rows": 64})
             yield arena, {measurement.contender: measurement for measurement in found}
 
 
@@ -82,8 +79,8 @@ def test_warm_ups_are_not_among_the_samples_and_every_call_has_its_latency(
 def test_what_cannot_run_is_named_with_the_reason(measured: tuple[Arena, dict[str, Measurement]]) -> None:
     arena, found = measured
     records = {record.name: (record.status, record.reason) for record in arena.records}
-    assert records["absent"] == ("not installed", "needs no_such_package.module")
-    assert records["unable"] == ("not available", "needs a machine that does not exist")
+    assert records["absent"] == ("not installed", "No module named 'no_such_package'")
+    assert records["unable"] == ("failed", "needs a machine that does not exist")
     assert records["mistyped"][0] == "failed"
     assert "no attribute 'NoSuchWorker'" in records["mistyped"][1]
     assert records["breaks"] == ("failed", "the fake broke, as configured")
@@ -100,7 +97,7 @@ def test_facts_of_the_start_are_in_the_record(measured: tuple[Arena, dict[str, M
 
 
 def test_a_worker_has_its_own_process_with_the_threads_and_cores_asked_for() -> None:
-    with start(fake("one", speed=1.0).spec) as one, start(fake("two", speed=1.0).spec) as two:
+    with closing(start(fake("one", speed=1.0).spec)) as one, closing(start(fake("two", speed=1.0).spec)) as two:
         environments = [process.call("environment") for process in (one, two)]
     assert [environment["threads"] for environment in environments] == ["3", "3"]
     assert [environment["cores"] for environment in environments] == [CORES, CORES]
@@ -109,7 +106,7 @@ def test_a_worker_has_its_own_process_with_the_threads_and_cores_asked_for() -> 
 
 def test_a_worker_sees_as_many_gpus_as_it_has_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
-    with start(fake("one", speed=1.0).spec) as one:
+    with closing(start(fake("one", speed=1.0).spec)) as one:
         assert one.call("environment")["gpus"] == "GPU-a"
     assert first_gpus(2) == "GPU-a,GPU-b"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none: it stays so
@@ -120,7 +117,7 @@ def test_a_worker_sees_as_many_gpus_as_it_has_processes(monkeypatch: pytest.Monk
 
 def test_a_worker_reports_its_own_peak_of_memory_and_not_that_of_the_process_that_started_it() -> None:
     large = np.ones(2**26)  # 512 MiB
-    with start(fake("one", speed=1.0).spec) as one:
+    with closing(start(fake("one", speed=1.0).spec)) as one:
         del large
         memory = one.call("memory")
     assert 10 < memory["memory_mib"] <= memory["peak_memory_mib"] < 512
@@ -145,9 +142,9 @@ def test_closing_ends_every_process() -> None:
 
 
 def test_where_no_contender_can_run_the_reasons_are_reported() -> None:
-    absent = Entrant(name="absent", description="", spec=WorkerSpec(worker="x:Y"), needs=("no_such_package",))
+    absent = Entrant(name="absent", spec=WorkerSpec(worker="no_such_package:Worker"))
     with (
         Arena([absent], start, Console(file=io.StringIO())) as arena,
-        pytest.raises(InputError, match="no contender to measure: absent: needs no_such_package"),
+        pytest.raises(InputError, match="no contender to measure: absent: No module named"),
     ):
         arena.start()

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.harness.samples import Ratio, Sample, median_interval, median_rate, paired_ratio, percentile, unpaired_ratio
-from serve.contract.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -28,12 +27,6 @@ def test_a_percentile_is_always_a_measured_value(values: list[float], percent: f
 def test_the_median_rate_of_samples_of_unequal_work() -> None:
     samples = [Sample(round=n, amount=a, seconds=s) for n, (a, s) in enumerate([(10, 1.0), (30, 1.5), (8, 4.0)])]
     assert median_rate(samples) == 10.0  # 10, 20 and 2 a second
-
-
-@pytest.mark.parametrize("fields", [{"seconds": 0.0}, {"amount": 0.0}, {"seconds": float("nan")}, {"round": -1}])
-def test_a_sample_without_time_or_work_is_refused(fields: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=f"sample: {next(iter(fields))}"):
-        Sample(**{"round": 0, "amount": 1.0, "seconds": 1.0} | fields)
 
 
 def test_the_ratio_of_two_exact_speeds_is_exact() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_bundles import save_tiny_bundle
 from tiny_runs import LABELS, save_tiny_run, text_of
@@ -14,10 +13,9 @@ from bench.__main__ import main as bench
 from bench.harness.arena import Entrant
 from bench.harness.results import Measurement, read_results
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.contenders import ours, peers, with_export
-from bench.inference.run import InferenceOptions, measure, quality, read_own_bundle, run
+from bench.inference.contenders import REFERENCE, ours, peers
+from bench.inference.run import InferenceOptions, answers_of, judge, measure, read_own_bundle, run
 from bench.inference.workers import ClassifierWorker
-from bench.quantization.run import quality as graph_quality
 from export.__main__ import main as export
 from serve.contract.bundle import read_bundle
 from serve.contract.classifier import read_classifier
@@ -52,70 +50,55 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingWorker:
     return made
 
 
-def test_a_repeat_takes_its_part_in_batches_and_answers_each_label_once(worker: CountingWorker) -> None:
-    answer = worker.repeat(batch_size=2, first=1, num_rows=5, min_seconds=0.0, model_only=False)
-    assert worker.batches == [2, 2, 2]
-    assert answer["labels"] == [1, 2, 3, 4, 5]
-    assert answer["amount"] == 6
-    assert len(answer["latencies_ms"]) == 3
+def test_a_repeat_takes_the_next_rows_in_whole_batches(worker: CountingWorker) -> None:
+    answer = worker.repeat(batch_size=2, first=3, num_rows=4, min_seconds=0.0, model_only=False)
+    assert worker.batches == [2, 2]
+    assert worker.seen == [3, 4, 5, 0]
+    assert answer["amount"] == 4
+    assert len(answer["latencies_ms"]) == 2
     assert sum(answer["latencies_ms"]) == pytest.approx(1e3 * answer["seconds"])
 
 
-def test_a_call_larger_than_its_part_is_a_whole_one_of_other_rows(worker: CountingWorker) -> None:
-    answer = worker.repeat(batch_size=5, first=4, num_rows=2, min_seconds=0.0, model_only=False)
-    assert worker.batches == [5]
-    assert worker.seen == [4, 5, 0, 1, 2]
-    assert answer["labels"] == [4, 5]
-    assert answer["amount"] == 5
-
-
-def test_a_fast_contender_goes_over_its_part_until_the_time_is_up(worker: CountingWorker) -> None:
+def test_a_fast_contender_goes_over_its_rows_until_the_time_is_up(worker: CountingWorker) -> None:
     answer = worker.repeat(batch_size=3, first=0, num_rows=3, min_seconds=0.02, model_only=False)
     assert answer["seconds"] >= 0.02
     assert answer["amount"] == 3 * len(worker.batches) > 3
-    assert answer["labels"] == [0, 1, 2]
 
 
-def test_quality_counts_accuracy_agreement_and_flips() -> None:
-    batched = {"PyTorch fp32": [0, 1, 0, 1, 0, 0], "ours": [0, 1, 0, 1, 1, 0]}
-    alone = {"PyTorch fp32": [0, 1, 0, 1, 0, 0], "ours": [0, 1, 1, 1, 0, 0]}
-    labels = {
-        case: {name: np.array(found) for name, found in group.items()}
-        for case, group in {"batch 32": batched, "batch 1": alone}.items()
-    }
-    facts = quality(ROWS, labels)
-    assert facts["PyTorch fp32"] == {"rows_judged": 6, "accuracy": 5 / 6, "agreement": 1.0, "flips": 0}
-    assert facts["ours"] == {"rows_judged": 6, "accuracy": 4 / 6, "agreement": 5 / 6, "flips": 2}
+def test_every_row_is_classified_for_its_label(worker: CountingWorker) -> None:
+    assert worker.labels(batch_size=4) == {"labels": [0, 1, 2, 3, 4, 5]}
+    assert worker.batches == [4, 2]
 
 
-def test_rows_that_no_part_holds_are_not_judged() -> None:
-    labels = {"batch 32": {"ours": np.array([0, 1, 0, 1, -1, -1])}}
-    assert quality(ROWS, labels)["ours"] == {"rows_judged": 4, "accuracy": 1.0}
+class Record:
+    """Takes an arena's place: keeps facts, and answers as it was told; None where a contender failed."""
+
+    def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
+        self.answers = answers
+        self.alive = list(answers)
+        self.facts: dict[str, dict[str, float]] = {}
+
+    def call(self, name: str, verb: str, *, batch_size: int) -> dict[str, Any] | None:
+        return self.answers[name][batch_size == 32]
+
+    def add_facts(self, name: str, facts: dict[str, float]) -> None:
+        self.facts[name] = facts
 
 
-def test_a_row_missed_by_the_reference_or_the_lone_call_is_no_disagreement() -> None:
-    labels = {
-        "batch 32": {"PyTorch fp32": np.array([0, 1, 0, -1, -1, -1]), "ours": np.array([0, 1, 1, 1, 0, 1])},
-        "batch 1": {"ours": np.array([0, 0, -1, -1, -1, -1])},
-    }
-    facts = quality(ROWS, labels)["ours"]
-    assert facts["rows_judged"] == 6
-    assert facts["agreement"] == 2 / 3
-    assert facts["flips"] == 1
-
-
-def test_graphs_are_judged_alone_against_pytorch_and_in_batches() -> None:
-    logits = [[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]]
-    reference, shifted = {"logits": logits}, {"logits": [[0.0, 2.0], *logits[1:]]}
-    facts = graph_quality(
-        {"PyTorch fp32": [reference, reference], "graph": [reference, shifted], "broken": [None, None]},
-        ROWS,
-        temperature=1.0,
+def test_labels_are_judged_by_accuracy_agreement_and_flips() -> None:
+    right = {"labels": [0, 1, 0, 1, 0, 0]}
+    arena: Any = Record(
+        **{
+            REFERENCE: [right, right],
+            "ours": [{"labels": [0, 1, 1, 1, 0, 0]}, {"labels": [0, 1, 0, 1, 1, 0]}],
+            "broken": [right, None],
+        }
     )
-    assert facts["PyTorch fp32"] == {"flips": 0, "max_probability_change": 0.0, "agreement": 1.0, "accuracy": 1.0}
-    assert facts["graph"]["flips"] == 1
-    assert facts["graph"]["agreement"] == 1.0
-    assert facts["graph"]["max_probability_change"] == pytest.approx(np.tanh(1.0))
+    judge(arena, answers_of(arena, "labels"), ROWS)
+    assert arena.facts == {
+        REFERENCE: {"accuracy": 5 / 6, "agreement": 1.0, "flips": 0},
+        "ours": {"accuracy": 4 / 6, "agreement": 5 / 6, "flips": 2},
+    }
 
 
 def test_the_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -123,14 +106,14 @@ def test_the_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
     own = read_classifier(bundle)
     assert read_own_bundle(bundle, own).folder == bundle
     other = save_tiny_bundle(tmp_path / "other", labels=("no", "yes"))
-    with pytest.raises(InputError, match="the bundle of another run: its labels"):
+    with pytest.raises(InputError, match="the bundle of another run; name"):
         read_own_bundle(other, own)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rows": 100}, "--rows must be at least 128, the largest of --batch_sizes"),
+        ({"rows": 0}, "--rows must be at least 1"),
         ({"batch_sizes": [0]}, "must be 1 or more"),
         ({"hourly_price": 0.0}, "--hourly_price must be positive"),
         ({"contenders": []}, "--contenders is empty"),
@@ -163,49 +146,15 @@ def test_rows_come_from_the_sample_that_training_left(tiny_run: Path) -> None:
 
 
 def test_too_few_rows_are_reported_before_anything_is_measured(tiny_run: Path) -> None:
-    with pytest.raises(InputError, match="60 rows, and 128 are needed; use smaller --batch_sizes"):
+    with pytest.raises(InputError, match="60 rows, and the largest batch needs 128"):
         run(InferenceOptions(run=tiny_run), "")
-    ROWS.require(6, "")
-
-
-def test_what_is_requested_twice_is_measured_once() -> None:
-    options = InferenceOptions(run=Path("run"), lengths=[16, 64, 16], batch_sizes=[8, 1, 8])
-    assert options.used_lengths == [16, 64]
-    assert options.used_batch_sizes == [1, 8, 32]
-
-
-def entrants(folder: Path) -> list[Entrant]:
-    return list(peers(folder, folder / "optimum", {}))
-
-
-def test_a_model_that_optimum_cannot_export_loses_only_its_pipeline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optimum = pytest.importorskip("optimum.onnxruntime", reason="Optimum needs transformers 4", exc_type=ImportError)
-
-    def fail(*_: object, **__: object) -> None:
-        raise ValueError("xlnet is not supported\nby this version")
-
-    monkeypatch.setattr(optimum.ORTModelForSequenceClassification, "from_pretrained", fail)
-    absent = {entrant.name: entrant.absent_because for entrant in with_export(entrants(tmp_path), tmp_path, tmp_path)}
-    assert absent.pop("Optimum pipeline") == "Optimum cannot export this model: xlnet is not supported"
-    assert absent == {entrant.name: entrant.absent_because for entrant in entrants(tmp_path)[:-1]}
-
-
-def test_without_torch_its_contenders_are_named_as_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("bench.harness.arena", "bench.harness.hardware"):
-        monkeypatch.setattr(f"{module}.importlib.util.find_spec", lambda name: None if name == "torch" else object())
-    assert all("torch" in entrant.missing for entrant in entrants(tmp_path))
 
 
 def test_contenders_for_a_gpu_appear_where_cuda_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offered(num_gpus: int, device: str) -> dict[str, Entrant]:
         monkeypatch.setattr("bench.inference.contenders.num_gpus", lambda: num_gpus)
         monkeypatch.setattr("bench.inference.contenders.resolve_device", lambda _: device)
-        entrants = [*peers(tmp_path, tmp_path, {}), *ours(bundle, {})]
-        return {entrant.name: entrant for entrant in entrants if not entrant.absent_because}
+        return {entrant.name: entrant for entrant in [*peers(tmp_path, tmp_path, {}), *ours(bundle, {})]}
 
     bundle = read_bundle(save_tiny_bundle(tmp_path / "bundle"))
     fp16 = dataclasses.replace(bundle.manifest.variants["fp32"], method="converted")
@@ -228,7 +177,7 @@ def test_a_pipeline_and_its_twin_have_no_model_alone() -> None:
             assert case.startswith("batch") or only == ["rawloop fp32"]
             return []
 
-    measure(Asked(), InferenceOptions(run=Path("run"), quick=True), ROWS, [16])  # type: ignore[arg-type]
+    measure(Asked(), InferenceOptions(run=Path("run"), quick=True), [16])  # type: ignore[arg-type]
 
 
 def test_an_error_without_a_message_is_reported_by_its_class() -> None:
@@ -250,7 +199,6 @@ def test_ours_and_pytorch_are_measured_on_the_same_rows_and_agree(
     for name in ("PyTorch fp32", "rawloop fp32", "rawloop fp32 (again)"):
         assert facts[name]["agreement"] == 1.0
         assert facts[name]["flips"] == 0
-        assert facts[name]["rows_judged"] == 60
         assert facts[name]["cost_of_a_million"] > 0
         assert facts[name]["cold_start_s"] > 0
     assert facts["PyTorch fp32"]["accuracy"] == facts["rawloop fp32"]["accuracy"]
@@ -288,7 +236,7 @@ def test_a_model_that_was_trained_elsewhere_is_exported_and_measured_by_one_comm
     assert bench(["inference", "--model", str(existing), *words, "--quick"]) == 0
     results = read_results(tmp_path / "out")
     assert (results.work["model"], results.work["split"], results.work["rows"]) == ("theirs", "labelled.csv", 40)
-    assert results.contender("rawloop fp32").facts["accuracy"] > 0
+    assert results.contenders[0].facts["accuracy"] > 0
     assert results.cases == ["batch 1", "batch 32", "model alone, batch 32"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
 
@@ -301,7 +249,7 @@ def test_a_model_that_was_trained_elsewhere_is_exported_and_measured_by_one_comm
         (["--model", "BUNDLE", "--rows_file", "ROWS"], "a bundle, which is exported already"),
         (["--model", "MODEL", "--rows_file", "absent.csv"], "absent.csv: no such file"),
         (["--model", "MODEL", "--rows_file", "ROWS", "--text_column", "text"], "no column 'text'"),
-        (["--model", "MODEL", "--rows_file", "ROWS"], "40 rows, and 128 are needed; use smaller --batch_sizes"),
+        (["--model", "MODEL", "--rows_file", "ROWS"], "40 rows, and the largest batch needs 128"),
         (["--model", "MODEL"], "name either a --run, or a --model with --rows_file"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,11 +9,10 @@ from labelled_rows import labelled_rows
 from torch import nn
 
 from bench.harness.results import Measurement, read_results
-from bench.harness.samples import Sample
 from bench.harness.worker import Message, Session
 from bench.training.contenders import STEPS_OF_REPEAT, main_entrants, scaling_entrants
-from bench.training.pace import Finished, PacedTraining, StepClock, WorkMeter
-from bench.training.run import TrainingOptions, measure_passes, run, with_flops
+from bench.training.pace import PacedTraining
+from bench.training.run import TrainingOptions, measure_passes, run
 from serve.contract.errors import InputError
 from train_loop.command_line import write_yaml
 from train_loop.config import TrainConfig
@@ -44,10 +44,10 @@ class FakeSession(Session):
 class Steps(PacedTraining):
     """Makes steps of one row of 3 tokens padded to 4, and judges itself by their number."""
 
-    def train(self, session: Session) -> int:
-        model = Model()
-        clock = self.attach(session, model, torch.device("cpu"))
-        clock.watch(model, "forward", "forward")
+    def train(self, folder: str) -> None:
+        self.model = model = Model()
+        unused = SimpleNamespace(device=torch.device("cpu"), backward=None, clip_grad_norm_=None, step=None)
+        self.attach(unused, model, unused)
         self.steps = 0
         self.begin()
         while True:
@@ -59,10 +59,9 @@ class Steps(PacedTraining):
         return float(self.steps)
 
 
-def paced(*commands: Message, loss_after: int = 4) -> tuple[list[Message], int]:
-    session, worker = FakeSession(*commands), Steps(loss_after)
-    with pytest.raises(Finished):
-        worker.train(session)
+def paced(*commands: Message) -> tuple[list[Message], int]:
+    session, worker = FakeSession(*commands), Steps()
+    worker.serve(session)
     return session.answers, worker.steps
 
 
@@ -71,17 +70,15 @@ def test_a_loop_does_the_steps_asked_for_and_waits_in_between() -> None:
     started, first, second = answers
     assert started["peak_memory_mib"] > 1
     assert steps == 5
-    assert first["work"] == {
-        "rows": 2, "tokens": 6, "tokens_squared": 18, "padded_tokens": 8
-    }  # fmt: skip
+    assert first["padded_tokens"] == 8
     assert (first["amount"], second["amount"]) == (6, 9)
     assert first["seconds"] > 0
 
 
-def test_losses_are_taken_after_the_same_number_of_steps_whatever_was_timed() -> None:
-    for commands in ([{"verb": "repeat", "steps": 2}], [{"verb": "repeat", "steps": 7}]):
-        answers, _ = paced(*commands, {"verb": "loss"}, loss_after=4)
-        assert answers[-1]["loss"] == 4.0
+def test_the_loss_is_taken_after_the_steps_asked_for() -> None:
+    answers, steps = paced({"verb": "loss", "steps": 4}, {"verb": "repeat", "steps": 2})
+    assert answers[0]["loss"] == 4.0
+    assert steps == 6
 
 
 def test_a_split_times_only_its_parts() -> None:
@@ -91,22 +88,17 @@ def test_a_split_times_only_its_parts() -> None:
         assert answer["split"]["backward"] == 0.0
 
 
-def test_the_clock_leaves_out_what_is_not_asked_for() -> None:
-    clock, model = StepClock(torch.device("cpu")), Model()
-    clock.watch(model, "forward", "forward")
-    model(torch.ones(1), torch.ones(1))
-    clock.start()
-    with clock.paused():
-        model(torch.ones(1), torch.ones(1))
-    assert set(clock.stop().values()) == {0.0}
+def test_evaluation_is_not_counted() -> None:
+    class Evaluating(Steps):
+        def held_out_loss(self) -> float:
+            self.model.eval()
+            self.model(input_ids=torch.ones(2, 3), attention_mask=torch.ones(2, 3))
+            self.model.train()
+            return 0.5
 
-
-def test_the_meter_counts_no_evaluation() -> None:
-    model = Model()
-    meter = WorkMeter(model)
-    model.eval()
-    model(input_ids=torch.ones(2, 3), attention_mask=torch.ones(2, 3))
-    assert set(meter.read().values()) == {0.0}
+    session = FakeSession({"verb": "loss", "steps": 1}, {"verb": "repeat", "steps": 1})
+    Evaluating().serve(session)
+    assert [answer["amount"] for answer in session.answers] == [3, 3]
 
 
 class FakeArena:
@@ -115,6 +107,7 @@ class FakeArena:
     def __init__(self, names: list[str]) -> None:
         self.alive = names
         self.split_steps: dict[str, int] = {}
+        self.answers: dict[str, Any] = {}
         self.facts: dict[str, dict[str, float]] = {name: {} for name in names}
 
     def measure(self, *_: Any, **__: Any) -> list[Measurement]:
@@ -132,52 +125,33 @@ class FakeArena:
 def test_the_steps_of_contenders_grouped_by_length_are_split_over_a_whole_group() -> None:
     names = ["rawloop", "Trainer best", "Trainer best (again)", "Trainer grouped fp32", "Trainer padded fp32"]
     arena = FakeArena(names)
-    measure_passes(arena, TrainingOptions(run=Path("run")))  # type: ignore[arg-type]
+    measure_passes(arena, TrainingOptions(run=Path("run")), {})  # type: ignore[arg-type]
     assert [arena.split_steps[name] for name in names] == [50, 50, 50, 50, 3]
     assert arena.facts["rawloop"]["forward_share"] == 0.25
     assert arena.facts["rawloop"]["other_share"] == 0.75
     arena = FakeArena(names)
-    measure_passes(arena, TrainingOptions(run=Path("run"), quick=True))  # type: ignore[arg-type]
-    assert arena.split_steps == {"rawloop": 50, "Trainer best": 50}
+    measure_passes(arena, TrainingOptions(run=Path("run"), quick=True), {})  # type: ignore[arg-type]
+    assert [arena.split_steps[name] for name in names] == [12, 12, 12, 2, 2]
     assert arena.facts["Trainer padded fp32"]["held_out_loss"] == 0.5
-
-
-def test_flops_count_real_tokens_and_the_ceiling_of_the_same_precision() -> None:
-    def measurement(name: str) -> Measurement:
-        facts = {"rows": 10.0, "tokens": 100.0, "tokens_squared": 1200.0, "padded_tokens": 150.0, "seconds": 2.0}
-        return Measurement(
-            contender=name,
-            case="training",
-            unit="tokens",
-            samples=(Sample(round=0, amount=100, seconds=2),),
-            facts=facts,
-        )
-
-    ceilings = {"fp32": 1000.0, "bf16": 4000.0}
-    facts = with_flops(measurement("Trainer best"), [1.0, 10.0, 2.0], ceilings).facts
-    assert facts["flop_per_s"] == (1 * 10 + 10 * 100 + 2 * 1200) / 2
-    assert facts["share_of_ceiling"] == facts["flop_per_s"] / 4000
-    assert with_flops(measurement("rawloop fp32 (again)"), [1, 10, 2], ceilings).facts["ceiling_flop_per_s"] == 1000
 
 
 def test_the_entrants_differ_only_in_what_they_state() -> None:
     config = {"model_name": "m", "mixed_precision": "auto", "batch_size": 16}
-    settings = {e.name: dict(e.spec.settings) for e in main_entrants(config, 50)}
-    assert {name: values["loss_after"] for name, values in settings.items()} == dict.fromkeys(settings, 50)
+    settings = {e.name: dict(e.spec.settings) for e in main_entrants(config)}
     for name in ("Trainer best", "Trainer grouped fp32", "Trainer dynamic fp32", "Trainer padded fp32"):
         assert settings[name]["config"] == config
-    scaled = scaling_entrants(config, 50, processes=[1, 2, 64], micro_batches=[1, 4], num_cores=2)
-    assert [e.name for e in scaled] == ["1 process", "2 processes", "4 micro-batches"]
-    assert [e.spec.num_processes for e in scaled] == [1, 2, 1]
+    scaled = scaling_entrants(config, num_cores=2)
+    assert [e.name for e in scaled] == ["1 process", "2 processes", "2 micro-batches", "4 micro-batches"]
+    assert [e.spec.num_processes for e in scaled] == [1, 2, 1, 1]
 
 
 def test_on_gpus_the_trainer_has_its_bf16_and_each_process_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     def names_with(num_gpus: int) -> tuple[set[str], list[str]]:
         monkeypatch.setattr("bench.training.contenders.num_gpus", lambda: num_gpus)
         config = {"batch_size": 16}
-        scaled = scaling_entrants(config, 50, processes=[1, 2, 4], micro_batches=[], num_cores=4)
-        assert {entrant.name for entrant in main_entrants(config, 50)} <= STEPS_OF_REPEAT.keys()
-        return {entrant.name for entrant in main_entrants(config, 50)}, [entrant.name for entrant in scaled]
+        scaled = [entrant.name for entrant in scaling_entrants(config, num_cores=4) if "process" in entrant.name]
+        assert {entrant.name for entrant in main_entrants(config)} <= STEPS_OF_REPEAT.keys()
+        return {entrant.name for entrant in main_entrants(config)}, scaled
 
     without, on_cores = names_with(0)
     assert on_cores == ["1 process", "2 processes", "4 processes"]
@@ -191,7 +165,6 @@ def test_on_gpus_the_trainer_has_its_bf16_and_each_process_a_card(monkeypatch: p
     ("fields", "message"),
     [
         ({"rows": 100}, "--rows 100 must be at least 200 batches"),
-        ({"micro_batches": [0]}, "--micro_batches must be 1 or more each, found"),
         ({"threads": 0}, "--threads must be at least 1"),
         ({"cores": [9999]}, "this process may use"),
     ],
@@ -208,20 +181,20 @@ def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
     rows = write_rows(labelled_rows(260))
     write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), max_length=24, learning_rate=1e-3))
     options = TrainingOptions(
-        run=recipe, rows=200, batch_size=1, quick=True, processes=[], micro_batches=[], threads=1,
+        run=recipe, rows=200, batch_size=1, quick=True, threads=1,
         contenders=["rawloop fp32", "Trainer dynamic fp32"], output=tmp_path / "out",
     )  # fmt: skip
     run(options, "python -m bench training")
     results = read_results(tmp_path / "out")
     ours, trainer = results.measurements
     assert [c.status for c in results.contenders] == ["measured", "measured"], [c.reason for c in results.contenders]
-    assert ours.facts["padded_tokens"] == ours.facts["tokens"]  # one row a step
-    assert trainer.facts["tokens"] > 0
-    assert 0 < ours.facts["share_of_ceiling"] < 1
+    assert ours.facts["padding_share"] == 0.0  # one row a step
+    assert trainer.facts["rows_per_s"] > 0
     losses = [contender.facts["held_out_loss"] for contender in results.contenders]
     assert losses[0] == pytest.approx(losses[1], abs=0.3)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["benchmark"] == "training"
-    assert (tmp_path / "out" / "training_speed.png").is_file()
+    for picture in ("training_speed.png", "training_step.png"):
+        assert (tmp_path / "out" / picture).is_file()
 
 
 def test_too_few_rows_are_reported(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
