@@ -35,6 +35,19 @@ def answer_fields(classifier: Classifier, scores: Sequence[float], coverage: flo
     return fields
 
 
+def decision_facts(classifier: Classifier) -> dict[str, Any]:
+    """Return how scores become answers, as a model's description names it; one label is the kind that needs no name."""
+    decision = classifier.decision
+    kind = {"problem_type": classifier.problem_type}
+    if classifier.problem_type == "multi_label_classification":
+        thresholds = dict(zip(classifier.labels, classifier.thresholds.tolist(), strict=True))
+        return {**kind, "decision": {"threshold": decision.threshold, "thresholds": thresholds}}
+    if classifier.problem_type == "regression":
+        names = ["offset", "scale", "value_range", "interval_widths"]
+        return {**kind, "decision": {name: getattr(decision, name) for name in names}}
+    return {"decision": {name: getattr(decision, name) for name in ("abstain", "abstain_below", "set_cuts")}}
+
+
 def shown_coverage(classifier: Classifier) -> float | None:
     """Return the coverage of the interval that is shown unasked; None where it has none."""
     return SHOWN_COVERAGE if str(SHOWN_COVERAGE) in classifier.decision.interval_widths else None

@@ -67,7 +67,7 @@ def load_engine(
         limits,
         turns=sessions.turns,
         length_multiple=sessions.length_multiple,
-        observer=BatchMetrics(metrics, facts.labels, sessions.length_multiple),
+        observer=BatchMetrics(metrics, facts.classifier, sessions.length_multiple),
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
         on_close=sessions.close,
