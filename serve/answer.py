@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve.contract.classifier import Classifier
+from serve.contract.labels import ProblemType
 
 SHOWN_COVERAGE = 0.9
 """Of the intervals that are shown unasked."""
+DECISION_FIELDS: dict[ProblemType, tuple[str, ...]] = {
+    "single_label_classification": ("abstain", "abstain_below", "set_cuts"),
+    "multi_label_classification": ("threshold", "thresholds"),
+    "regression": ("offset", "scale", "value_range", "interval_widths"),
+}
+"""What of a decision has an effect."""
 
 
 def answer_fields(classifier: Classifier, scores: Sequence[float], coverage: float | None = None) -> dict[str, Any]:
-    """Return the answer to an input by its scores [C], as JSON names it.
-
-    Args:
-        classifier: it decides which labels are given.
-        scores: of all labels; for numbers, the number.
-        coverage: of the label set, or of the interval, that is added; None for none.
+    """Return the answer to an input by its scores [C], as JSON names it; with a label set or interval of `coverage`.
 
     Raises:
         InputError: the classifier has none of this coverage.
@@ -37,15 +39,12 @@ def answer_fields(classifier: Classifier, scores: Sequence[float], coverage: flo
 
 def decision_facts(classifier: Classifier) -> dict[str, Any]:
     """Return how scores become answers, as a model's description names it; one label is the kind that needs no name."""
-    decision = classifier.decision
-    kind = {"problem_type": classifier.problem_type}
-    if classifier.problem_type == "multi_label_classification":
-        thresholds = dict(zip(classifier.labels, classifier.thresholds.tolist(), strict=True))
-        return {**kind, "decision": {"threshold": decision.threshold, "thresholds": thresholds}}
-    if classifier.problem_type == "regression":
-        names = ["offset", "scale", "value_range", "interval_widths"]
-        return {**kind, "decision": {name: getattr(decision, name) for name in names}}
-    return {"decision": {name: getattr(decision, name) for name in ("abstain", "abstain_below", "set_cuts")}}
+    facts = {name: getattr(classifier.decision, name) for name in DECISION_FIELDS[classifier.problem_type]}
+    if classifier.problem_type == "single_label_classification":
+        return {"decision": facts}
+    if "thresholds" in facts:
+        facts["thresholds"] = dict(zip(classifier.labels, classifier.thresholds.tolist(), strict=True))
+    return {"problem_type": classifier.problem_type, "decision": facts}
 
 
 def shown_coverage(classifier: Classifier) -> float | None:

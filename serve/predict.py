@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep_columns", nargs="*", metavar="COLUMN", help="also write these input columns; without names, all of them"
     )
     files.add_argument(
-        "--label_separator", help="between several labels in a cell of csv or tsv (the one of the training file, or ,)"
+        "--label_separator", help="between labels in a cell of csv or tsv (as in the training file, or ,)"
     )
     files.add_argument("--column_per_label", action="store_true", help="several labels: a column of 0 and 1 for each")
     files.add_argument("--submission", action="store_true", help="write only the id and the answer")
@@ -250,15 +250,13 @@ def _predict_file(arguments: argparse.Namespace) -> int:
     rejects = str(settings.rejects_path or "standard error")
     if not arguments.quiet:
         to = "" if arguments.output == STDOUT else f" · {arguments.output}"
-        says_none = pipeline.encoder.classifier.problem_type == "multi_label_classification"
-        what = "without a label" if says_none else "abstained"
-        print(_summary(journal, progress.rows_per_s(journal.num_rows), rejects, what) + to, file=sys.stderr)
+        print(_summary(journal, progress.rows_per_s(journal.num_rows), rejects) + to, file=sys.stderr)
     if journal.num_rejected == journal.num_rows > 0:
         raise InputError(f"--file {arguments.file}: no row could be classified; {rejects} says why")
     return 0
 
 
-def _summary(journal: Journal, rows_per_s: float, rejects: str, without_label: str) -> str:
+def _summary(journal: Journal, rows_per_s: float, rejects: str) -> str:
     rejected = f"{journal.num_rejected:,} rejected"
     if journal.num_rejected:
         lines = f"{journal.num_rejected_lines:,} lines, " if journal.num_rejected_lines > journal.num_rejected else ""
@@ -266,7 +264,7 @@ def _summary(journal: Journal, rows_per_s: float, rejects: str, without_label: s
     return (
         f"{journal.num_rows:,} rows · {rows_per_s:,.0f} rows/s · {journal.num_empty:,} empty · "
         f"{journal.num_truncated:,} truncated · "
-        + (f"{journal.num_without_label:,} {without_label} · " if journal.num_without_label else "")
+        + (f"{journal.num_without_label:,} without a label · " if journal.num_without_label else "")
         + rejected
     )
 

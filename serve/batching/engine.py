@@ -15,10 +15,7 @@ from serve.contract.classifier import Classifier
 from serve.encoder import TextInput, Truncation, num_characters
 
 CANARY_TOLERANCE = 0.05
-"""Largest difference of a probability of the canary, or of a number relative to its scale.
-
-Other processors round differently, other models differ more.
-"""
+"""Largest difference of the canary's probabilities, or of its number by scale: other processors round differently."""
 
 
 class CanaryFailed(Exception):

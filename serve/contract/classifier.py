@@ -23,7 +23,7 @@ CLASSIFIER_SCHEMA_VERSION = 2
 Side = Literal["left", "right"]
 INSTEAD: dict[ProblemType, str] = {
     "single_label_classification": "this model gives one label: ask for its label set",
-    "multi_label_classification": "this model gives several labels, by a threshold each: read labels and scores",
+    "multi_label_classification": "this model gives labels by thresholds, without a coverage: read labels",
     "regression": "this model answers with a number: ask for its interval",
 }
 """What a model offers that lacks what was asked for."""
@@ -113,20 +113,12 @@ class Classifier:
         return self.problem_type == "single_label_classification" and self.decision.abstains(score)
 
     def label_set(self, scores: Mapping[str, float], coverage: float) -> tuple[str, ...]:
-        """Return the labels that hold the one true label; as in `Decision`.
-
-        Raises:
-            InputError: no cut was kept for this coverage, or inputs do not have one label each.
-        """
+        """Do `Decision.label_set`, with an InputError also where inputs do not have one label each."""
         self._require("single_label_classification", "label_set")
         return self.decision.label_set(scores, coverage)
 
     def interval(self, value: float, coverage: float) -> tuple[float, float]:
-        """Return the ends between which the true number lies; as in `Decision`.
-
-        Raises:
-            InputError: no width was kept for this coverage, or the answers are not numbers.
-        """
+        """Do `Decision.interval`, with an InputError also where answers are not numbers."""
         self._require("regression", "interval")
         return self.decision.interval(value, coverage)
 

@@ -10,11 +10,8 @@ from numpy.typing import NDArray
 from serve.answer import SHOWN_COVERAGE, shown_coverage
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
-from serve.files.output import TEXTS, Columns, OutputFormat, output_format
+from serve.files.output import TEXTS, Columns, output_format
 from serve.files.settings import JobSettings
-
-LIST_FORMATS: tuple[OutputFormat, ...] = ("jsonl", "parquet")
-"""They hold several labels as a list; others as one text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,7 @@ class AnswerColumns:
 
     names: list[str]
     types: list[Any]
-    """As `serve.files.output.Parquet` takes them."""
+    """As `Parquet` takes them."""
     values: Callable[[NDArray[np.float64], NDArray[np.bool_]], Columns]
     """Scores [N, C], and which labels are given [N, C] -> the values of each column."""
 
@@ -103,11 +100,9 @@ def _number(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
 def _separator(classifier: Classifier, settings: JobSettings) -> str | None:
     """Return what is between the labels in a cell; None for a list, or a column for each label."""
     given = settings.label_separator
-    is_list = output_format(settings.output) in LIST_FORMATS
+    is_list = output_format(settings.output) in ("jsonl", "parquet")
     if given is not None and (settings.column_per_label or is_list):
-        other = (
-            "--column_per_label" if settings.column_per_label else f"--output {settings.output} (a list in each row)"
-        )
+        other = "--column_per_label" if settings.column_per_label else f"{settings.output}, which holds lists"
         raise InputError(f"--label_separator: has no effect with {other}; leave it out")
     if is_list or settings.column_per_label:
         return None

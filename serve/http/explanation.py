@@ -19,8 +19,6 @@ MAX_TOKENS = 16_384
 """Most tokens in all the texts with a part left out, which the model runs. Longer texts get larger groups."""
 MAX_CHARS = 500_000
 """Most characters in them, which are tokenized."""
-SHOWN_LABELS = 30
-"""Most labels that an error names."""
 WORD = re.compile(r"\S+")
 TOKEN_FIELDS = ("id", "text", "special", "sequence", "kept")
 
@@ -44,8 +42,7 @@ async def explain(engine: Engine, given: TextInput, *, label: str | None, timeou
     """
     labels = engine.facts.labels
     if label is not None and label not in labels:
-        known = ", ".join(labels[:SHOWN_LABELS]) + ", ..." * (len(labels) > SHOWN_LABELS)
-        raise InvalidRequest(f"label: no label {label!r:.80}; this model has {known}")
+        raise InvalidRequest(f"label: no label {label!r:.80}; GET /v1/model lists this model's labels")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     engine.require_within_limits([given])

@@ -78,8 +78,8 @@ class Service:
         """Replace the current bundle, and read the keys again; on any failure the old ones stay.
 
         Raises:
-            InputError: the bundle is damaged, cannot be loaded or does not answer its canary; its answers are of
-                another problem type, and `change_problem_type` is not set; or the keys are bad.
+            InputError: the bundle is damaged, cannot be loaded, does not answer its canary or has another problem type
+                (refused without `change_problem_type`); or the keys are bad.
             Conflict: another reload is in progress.
         """
         if self._reloading.locked():
@@ -118,8 +118,8 @@ class Service:
     async def _replace(self, folder: Path, *, change_problem_type: bool = False) -> None:
         engine = await asyncio.to_thread(self._load, folder)
         try:
-            if self._engine is not None and not change_problem_type:
-                _require_same_problem_type(folder, self._engine, engine)
+            if not change_problem_type:
+                _require_same_problem_type(folder, self._engine or engine, engine)
             await engine.check_canary(timeout_s=self.settings.canary_timeout_s)
         except BaseException as error:  # also when the server is stopped: free its threads and memory
             await engine.close(timeout_s=0.0)

@@ -6,7 +6,7 @@ https://huggingface.co/docs/inference-providers/tasks/text-classification
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -113,10 +113,9 @@ def _require_max_length(asked: int | None, served: int) -> None:
         )
 
 
-def _applied(function: str | None, logits: Sequence[float]) -> Sequence[float]:
+def _applied(function: str | None, logits: Sequence[float]) -> Any:
     """Return what the pipeline makes of logits [C], which knows no temperature."""
     if function == "none":
         return logits
     kind: ProblemType = "multi_label_classification" if function == "sigmoid" else "single_label_classification"
-    values: list[float] = scores_from_logits(np.array(logits), problem_type=kind).tolist()
-    return values
+    return scores_from_logits(np.array(logits), problem_type=kind).tolist()

@@ -215,16 +215,12 @@ CLASSIFY_SCHEMA = {
                 "properties": {
                     "label": {"type": "string", "description": "Label with the highest score; absent for numbers."},
                     "score": {"type": "number", "description": "Its probability."},
-                    "labels": {
-                        "type": "array",
-                        "items": {"type": "string"},
-                        "description": "Several labels: those that reach their thresholds, best first.",
-                    },
+                    "labels": {"type": "array", "items": {"type": "string"}, "description": "Those given, best first."},
                     "value": {"type": "number", "description": "The number, in the unit of the training rows."},
                     "interval": {
                         "type": "array",
                         "items": {"type": "number"},
-                        "description": "Lowest and highest number, of the asked coverage.",
+                        "description": "Its lowest and highest.",
                     },
                     "abstained": {
                         "type": "boolean",

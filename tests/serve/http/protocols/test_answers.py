@@ -74,7 +74,7 @@ def test_native_gives_every_label_that_reaches_its_threshold(several: LiveServer
     assert (len(best["scores"]), best["labels"]) == (1, given_labels(scores)[0])
     refused = several.post("/v1/classify", {"inputs": TEXTS, "coverage": 0.9})
     assert refused.status_code == 422
-    assert "this model gives several labels" in refused.json()["error"]["message"]
+    assert "this model gives labels by thresholds, without a coverage" in refused.json()["error"]["message"]
 
 
 def test_native_gives_numbers_and_their_interval(numbers: LiveServer, numbers_bundle: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_chosen_label_is_explained(several: LiveServer, several_bundle: Path) 
         np.testing.assert_allclose(drops, [whole[index] - row[index] for row in without], atol=1e-6)
     refused = several.post("/v1/explain", {"text": text, "label": "hate"})
     assert refused.status_code == 422
-    assert refused.json()["error"]["message"] == "label: no label 'hate'; this model has anger, fear, joy"
+    assert refused.json()["error"]["message"] == "label: no label 'hate'; GET /v1/model lists this model's labels"
 
 
 def test_the_change_of_a_number_is_explained(numbers: LiveServer, numbers_bundle: Path) -> None:
