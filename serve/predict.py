@@ -109,9 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--keep_columns", nargs="*", metavar="COLUMN", help="also write these input columns; without names, all of them"
     )
-    files.add_argument(
-        "--label_separator", help="between labels in a cell of csv or tsv (as in the training file, or ,)"
-    )
+    files.add_argument("--label_separator", help="between labels in a cell of csv or tsv (as in training, or a comma)")
     files.add_argument("--column_per_label", action="store_true", help="several labels: a column of 0 and 1 for each")
     files.add_argument("--submission", action="store_true", help="write only the id and the answer")
     files.add_argument(

@@ -179,6 +179,6 @@ def _require_same_problem_type(folder: Path, former: Engine, engine: Engine) -> 
     was, found = former.facts.classifier.problem_type, engine.facts.classifier.problem_type
     if found != was:
         raise InputError(
-            f"{folder}: its problem_type is {found}, that of the served model {was}, and clients would meet other "
-            'fields; to load it all the same, POST /admin/reload with "change_problem_type": true'
+            f"{folder}: its problem_type is {found}, that of the served model {was}, and clients would meet "
+            'other fields; to load it, POST /admin/reload with "change_problem_type": true, or restart the server'
         )

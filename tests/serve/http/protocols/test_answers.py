@@ -59,6 +59,27 @@ def rows_of(ranked: list[list[dict[str, Any]]]) -> list[list[float]]:
     return [[{each["label"]: each["score"] for each in row}[label] for label in LABELS] for row in ranked]
 
 
+# ---- one label: nothing new
+
+
+def test_one_label_is_answered_as_before(tmp_path: Path) -> None:
+    with live_server(save_served_bundle(tmp_path / "b")) as live:
+        (result,) = live.post("/v1/classify", {"inputs": ["w1 good"]}).json()["results"]
+        assert list(result) == ["label", "score", "scores", "num_tokens", "truncated"]
+        explanation = live.post("/v1/explain", {"text": "w1 good"}).json()
+        assert list(explanation) == [
+            *("model", "label", "score", "scores", "words", "tokens", "num_tokens", "truncated", "inference_ms")
+        ]
+        model = live.get("/v1/model").json()
+        assert "problem_type" not in model
+        assert model["decision"] == {"abstain": "none", "abstain_below": 0.0, "set_cuts": {}}
+        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["w1 good"]}
+        outputs = live.post("/v2/models/tiny/infer", {"inputs": [tensor]}).json()["outputs"]
+        assert [each["name"] for each in outputs] == ["label", "score", "scores"]
+        names = [each["name"] for each in live.get("/v2/models/tiny").json()["outputs"]]
+        assert names == ["label", "score", "scores", "logits"]
+
+
 # ---- rawloop
 
 
@@ -253,7 +274,9 @@ def test_another_kind_is_loaded_only_when_asked_for(several_bundle: Path, number
         assert refused.status_code == 422
         message = refused.json()["error"]
         assert "its problem_type is regression, that of the served model multi_label_classification" in message
-        assert message.endswith('POST /admin/reload with "change_problem_type": true. The old model stays')
+        assert message.endswith(
+            'POST /admin/reload with "change_problem_type": true, or restart the server. The old model stays'
+        )
         assert live.post("/v1/classify", {"inputs": TEXTS}).json()["results"][0]["labels"]
         assert live.post("/admin/reload", other | {"change_problem_type": True}, headers=CHIEF).status_code == 200
         assert "value" in live.post("/v1/classify", {"inputs": TEXTS}).json()["results"][0]
