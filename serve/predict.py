@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from serve.answer import SHOWN_COVERAGE, answer_fields, shown_coverage
 from serve.contract.bundle import BUNDLE_FILE, DeviceName, VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.contract.json_text import json_text
+from serve.contract.labels import ProblemType
 from serve.contract.rows.file import ROW_FORMATS, given_delimiter
 from serve.contract.rows.reader import LINES_COLUMN
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
@@ -39,10 +41,15 @@ OPTIONS_OF = {
             "all_scores",
             "keep_columns",
         ),
-        *("submission", "rejects", "resume", "quiet"),
+        *("label_separator", "column_per_label", "submission", "rejects", "resume", "quiet"),
     ),
 }
 """Options that have an effect with only one of the two."""
+HEADERS: dict[ProblemType, tuple[str, ...]] = {
+    "single_label_classification": ("label", "score", "others"),
+    "multi_label_classification": ("labels", "scores (* given)"),
+    "regression": ("value", f"{SHOWN_COVERAGE:.0%} interval"),
+}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -102,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--keep_columns", nargs="*", metavar="COLUMN", help="also write these input columns; without names, all of them"
     )
-    files.add_argument("--submission", action="store_true", help="write only the columns id and label")
+    files.add_argument("--label_separator", help="between labels in a cell of csv or tsv (as in training, or a comma)")
+    files.add_argument("--column_per_label", action="store_true", help="several labels: a column of 0 and 1 for each")
+    files.add_argument("--submission", action="store_true", help="write only the id and the answer")
     files.add_argument(
         "--rejects",
         help="file of rows without an answer, with reason, lines and content (OUTPUT.rejects.jsonl); a misplaced "
@@ -169,6 +178,8 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
         if (predictor.classifier.text_pair_column is None) == bool(pairs):
             takes = "single texts: leave it out" if pairs else "pairs: pass one for each --text"
             raise InputError(f"--text_pair: this classifier takes {takes}")
+        if arguments.top_k is not None and predictor.classifier.problem_type == "regression":
+            raise InputError("--top_k: this classifier answers with a number; leave it out")
         predictions = predictor(inputs, truncation=arguments.truncation)
     items: list[TextInput] = [*inputs]
     for number, item in enumerate(items, start=1):
@@ -183,32 +194,40 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(item: TextInput, prediction: Prediction, top_k: int) -> dict[str, Any]:
-    return {
-        "text": item,
-        "label": prediction.label,
-        "score": prediction.score,
-        **({"abstained": prediction.abstained} if prediction.decision.abstain_below else {}),
-        "scores": dict(prediction.top_k(top_k)),
-        "truncated": prediction.truncated,
-        "num_tokens": prediction.num_tokens,
-    }
+    classifier = prediction.classifier
+    fields = answer_fields(classifier, [*prediction.scores.values()], shown_coverage(classifier))
+    scores = {"scores": dict(prediction.top_k(top_k))} if prediction.value is None else {}
+    rest = {"truncated": prediction.truncated, "num_tokens": prediction.num_tokens}
+    return {"text": item, **fields, **scores, **rest}
 
 
 def _as_table(inputs: Sequence[TextInput], predictions: Sequence[Prediction], top_k: int) -> str:
-    """Return a table for people: label, score, the runners-up, and the text as far as it fits."""
-    rows = [("label", "score", "others", "text")]
+    """Return a table for people: the answer, its score or interval, the runners-up, and the text as far as it fits."""
+    rows = [(*HEADERS[predictions[0].classifier.problem_type], "text")]
     for item, prediction in zip(inputs, predictions, strict=True):
-        others = ", ".join(f"{label} {score:.4f}" for label, score in prediction.top_k(top_k)[1:])
         text = " | ".join(item) if isinstance(item, tuple) else item
         text = "".join(char if char.isprintable() else " " for char in text)  # no control characters for the terminal
         shown = text if len(text) <= 60 else text[:59] + "…"
         note = " (truncated)" * prediction.truncated + " (abstained: the label is a guess)" * prediction.abstained
-        rows.append((prediction.label, f"{prediction.score:.4f}", others, shown + note))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        rows.append((*_cells(prediction, top_k), shown + note))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(prediction: Prediction, top_k: int) -> tuple[str, ...]:
+    """Return the cells below HEADERS."""
+    classifier, scores = prediction.classifier, prediction.top_k(top_k)
+    if prediction.value is not None:
+        ends = prediction.interval(SHOWN_COVERAGE) if shown_coverage(classifier) else ()
+        return f"{prediction.value:.6g}", " to ".join(f"{end:.6g}" for end in ends)
+    if classifier.problem_type == "multi_label_classification":
+        given = prediction.labels
+        marked = (f"{label} {score:.4f}" + "*" * (label in given) for label, score in scores)
+        return ", ".join(given) or "(none)", ", ".join(marked)
+    return prediction.label, f"{prediction.score:.4f}", ", ".join(f"{label} {score:.4f}" for label, score in scores[1:])
 
 
 def _predict_file(arguments: argparse.Namespace) -> int:
@@ -242,7 +261,9 @@ def _summary(journal: Journal, rows_per_s: float, rejects: str) -> str:
         rejected += f" ({lines}see {rejects})"
     return (
         f"{journal.num_rows:,} rows · {rows_per_s:,.0f} rows/s · {journal.num_empty:,} empty · "
-        f"{journal.num_truncated:,} truncated · {rejected}"
+        f"{journal.num_truncated:,} truncated · "
+        + (f"{journal.num_without_label:,} without a label · " if journal.num_without_label else "")
+        + rejected
     )
 
 
@@ -268,6 +289,8 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
         id_column=arguments.id_column,
         keep_columns=() if kept is None else tuple(kept) or None,
         all_scores=arguments.all_scores,
+        label_separator=arguments.label_separator,
+        column_per_label=arguments.column_per_label,
         submission=arguments.submission,
         rejects=arguments.rejects,
         truncation=arguments.truncation,

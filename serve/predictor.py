@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from serve.canary import require_canary
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
-from serve.contract.decision import Decision
-from serve.contract.labels import scores_from_logits
+from serve.contract.classifier import Classifier
 from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
 from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
 from serve.session import SessionPool, resolve_device
@@ -31,24 +30,34 @@ class Prediction:
     """The model's answer to one text or pair."""
 
     label: str
-    """The most probable label."""
+    """The label with the highest score, given or not; for numbers, what they are."""
     score: float
-    """Its probability, calibrated by the bundle's temperature."""
+    """Its probability, calibrated by the bundle's temperature; for numbers, the number."""
     scores: dict[str, float]
-    """Label -> probability, in the classifier's order."""
+    """Label -> score, in the classifier's order."""
     logits: tuple[float, ...]
-    """[C], in that order, before temperature and softmax."""
+    """[C], in that order, as the model returned them: before temperature and softmax, or the scale of numbers."""
     truncated: bool
     """Whether the model saw only part of the input."""
     num_tokens: int
     """Tokens that it saw, special tokens included."""
-    decision: Decision = field(default_factory=Decision, repr=False)
-    """How the classifier's scores become answers."""
+    classifier: Classifier = field(repr=False)
+    """It decides which labels are given."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that are given, best first: one, or none if it abstained; or those that reach their thresholds."""
+        return self.classifier.given_labels(tuple(self.scores.values()))
+
+    @property
+    def value(self) -> float | None:
+        """The number, in the unit of the training rows; None where the answers are labels."""
+        return self.score if self.classifier.problem_type == "regression" else None
 
     @property
     def abstained(self) -> bool:
         """Whether the score is too low to answer, by the classifier's `--abstain`; `label` is then only a guess."""
-        return self.decision.abstains(self.score)
+        return self.classifier.abstains(self.score)
 
     def label_set(self, coverage: float = 0.9) -> tuple[str, ...]:
         """Return the labels that hold the true one in at least this share of rows, on average; best first.
@@ -56,12 +65,21 @@ class Prediction:
         The rows must be like the validation rows. May be empty: no label scores as high as the true ones of those rows.
 
         Raises:
-            InputError: `classifier.json` has no such coverage; it has 0.8, 0.85, 0.9, 0.95, 0.975 and 0.99.
+            InputError: `classifier.json` has no such coverage; it has 0.8, 0.85, 0.9, 0.95, 0.975 and 0.99. Or inputs
+                do not have one label each.
         """
-        return self.decision.label_set(self.scores, coverage)
+        return self.classifier.label_set(self.scores, coverage)
+
+    def interval(self, coverage: float = 0.9) -> tuple[float, float]:
+        """Return the ends between which the true number lies in at least this share of rows, on average.
+
+        Raises:
+            InputError: as in `label_set`, or the answers are not numbers.
+        """
+        return self.classifier.interval(self.score, coverage)
 
     def top_k(self, k: int) -> list[tuple[str, float]]:
-        """Return the `k` most probable labels with their probabilities, best first."""
+        """Return the `k` labels of the highest scores with these, best first."""
         return sorted(self.scores.items(), key=lambda item: -item[1])[:k]
 
 
@@ -188,7 +206,7 @@ class Predictor:
     def logits(
         self, inputs: list[str] | list[tuple[str, str]], *, truncation: Truncation | None = None
     ) -> NDArray[np.float32]:
-        """Return raw logits [N, C], in the order of inputs and of `labels`, before temperature and softmax.
+        """Return raw logits [N, C], in the order of inputs and of `labels`, as the model returned them.
 
         Raises:
             ItemError: as in a call.
@@ -219,7 +237,7 @@ class Predictor:
     def _outcomes(self, chunks: Iterable[Answers]) -> Iterator[Prediction | ItemError]:
         first = 0
         for answers in chunks:
-            scores = scores_from_logits(answers.logits, self.classifier.temperature)  # [N, C]
+            scores = self.classifier.scores(answers.logits)  # [N, C]
             rows = zip(
                 answers.logits.tolist(),
                 scores.tolist(),
@@ -239,7 +257,7 @@ class Predictor:
                     tuple(row_logits),
                     truncated,
                     num_tokens,
-                    self.classifier.decision,
+                    self.classifier,
                 )
             first += len(answers.logits)
 

@@ -15,7 +15,7 @@ from serve.contract.classifier import Classifier
 from serve.encoder import TextInput, Truncation, num_characters
 
 CANARY_TOLERANCE = 0.05
-"""Largest difference of a probability of the canary: other processors round differently, other models differ more."""
+"""Largest difference of the canary's probabilities, or of its number by scale: other processors round differently."""
 
 
 class CanaryFailed(Exception):
@@ -132,9 +132,11 @@ class Engine:
         if len(outcome.scores) != len(expected):
             raise CanaryFailed(f"the canary got {len(outcome.scores)} scores, but {len(expected)} at export")
         worst = max(abs(here - there) for here, there in zip(outcome.scores, expected, strict=True))
-        if worst > CANARY_TOLERANCE:
+        classifier = self.facts.classifier
+        if worst > (allowed := CANARY_TOLERANCE * classifier.decision.scale):
+            what = "numbers" if classifier.problem_type == "regression" else "probabilities"
             raise CanaryFailed(
-                f"the canary's probabilities differ by {worst:.3f} from those at export (allowed: {CANARY_TOLERANCE})"
+                f"the canary's {what} differ by {worst:.3f} from those at export (allowed: {allowed:.3g})"
             )
         return loop.time() - began
 

@@ -32,9 +32,9 @@ class Answer:
     """The model's answer to one input."""
 
     logits: list[float]
-    """[C], before temperature and softmax."""
+    """[C], as the model returned them."""
     scores: list[float]
-    """[C] probabilities."""
+    """[C] probabilities; or the number [1]."""
     num_tokens: int
     """Tokens that the model saw, special tokens included."""
     truncated: bool

@@ -1,6 +1,7 @@
 """`classifier.json`: the metadata of a model folder or bundle."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,12 @@ CLASSIFIER_SCHEMA_VERSION = 2
 """1 knows one label per text only, and no decision."""
 
 Side = Literal["left", "right"]
+INSTEAD: dict[ProblemType, str] = {
+    "single_label_classification": "this model gives one label: ask for its label set",
+    "multi_label_classification": "this model gives labels by thresholds, without a coverage: read labels",
+    "regression": "this model answers with a number: ask for its interval",
+}
+"""What a model offers that lacks what was asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,8 +97,34 @@ class Classifier:
             given: NDArray[np.bool_] = scores >= self.thresholds
         else:
             given = scores.argmax(axis=1)[:, None] == np.arange(scores.shape[1])
-            given &= scores >= self.decision.abstain_below
+            if self.problem_type == "single_label_classification":  # a number may be below 0
+                given &= scores >= self.decision.abstain_below
         return given
+
+    def given_labels(self, scores: Sequence[float]) -> tuple[str, ...]:
+        """Return the labels that are given for the scores [C] of one input, best first; none for numbers."""
+        if self.problem_type == "regression":
+            return ()
+        given = np.flatnonzero(self.decisions(np.array([scores]))[0]).tolist()
+        return tuple(self.labels[index] for index in sorted(given, key=lambda index: -scores[index]))
+
+    def abstains(self, score: float) -> bool:
+        """Return whether the one label of an input is only a guess, by its score."""
+        return self.problem_type == "single_label_classification" and self.decision.abstains(score)
+
+    def label_set(self, scores: Mapping[str, float], coverage: float) -> tuple[str, ...]:
+        """Do `Decision.label_set`, with an InputError also where inputs do not have one label each."""
+        self._require("single_label_classification", "label_set")
+        return self.decision.label_set(scores, coverage)
+
+    def interval(self, value: float, coverage: float) -> tuple[float, float]:
+        """Do `Decision.interval`, with an InputError also where answers are not numbers."""
+        self._require("regression", "interval")
+        return self.decision.interval(value, coverage)
+
+    def _require(self, needed: ProblemType, what: str) -> None:
+        if self.problem_type != needed:
+            raise InputError(f"{what}: only for {needed}; {INSTEAD[self.problem_type]}")
 
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:

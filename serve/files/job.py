@@ -56,6 +56,8 @@ class Journal:
     num_truncated: int = 0
     num_empty: int = 0
     """Answered rows whose text is empty or white space."""
+    num_without_label: int = 0
+    """Answered rows in which no label is given: the model abstained, or no label reached its threshold."""
     output_bytes: int = 0
     rejects_bytes: int = 0
     complete: bool = False
@@ -142,9 +144,8 @@ class Job:
     def _classify(self, rows: Rows, journal: Journal, progress: Progress) -> Journal:
         """Write the answers to the rows after those of `journal`, and return the journal of the finished job."""
         classifier = self._pipeline.encoder.classifier
-        table = Table(rows, classifier.labels, self._settings, classifier.decision)
+        table = Table(rows, classifier, self._settings)
         form = table.format(output_format(self._settings.output))
-        temperature = classifier.temperature
         with contextlib.ExitStack() as files:
             output = StandardOutput() if self._to_stdout else StagedFile(self._output, journal.output_bytes)
             files.callback(output.close)
@@ -156,7 +157,7 @@ class Job:
                 output.append(form.begin())
             saved_at = time.monotonic()
             for chunk, answers in self._answered_chunks(rows, journal.num_rows):
-                answered, refused = chunk.sort_out(answers, temperature)
+                answered, refused = chunk.sort_out(answers, classifier)
                 output.append(form.rows(table.columns(answered)))
                 rejects.append(refused)
                 journal = dataclasses.replace(
@@ -166,6 +167,7 @@ class Job:
                     num_rejected_lines=journal.num_rejected_lines + sum(each.num_lines for each in refused),
                     num_truncated=journal.num_truncated + sum(answered.truncated),
                     num_empty=journal.num_empty + answered.num_empty,
+                    num_without_label=journal.num_without_label + int((~answered.given.any(axis=1)).sum()),
                     output_bytes=output.size,
                     rejects_bytes=rejects.size,
                 )

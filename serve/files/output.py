@@ -21,6 +21,8 @@ from serve.contract.rows.parquet import import_pyarrow
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 STDOUT = "-"
+TEXTS = "texts"
+"""Type of a column whose values are lists of texts."""
 ROW_GROUP_ROWS = 1 << 16
 ROW_GROUP_BYTES = 1 << 24
 Columns = Sequence[Sequence[Any]]
@@ -193,7 +195,7 @@ class Parquet:
 
     Args:
         names: of the columns.
-        types: Arrow type of each column, or its name; None for text, with any other value as JSON.
+        types: Arrow type of each column, or its name, or TEXTS; None for text, with any other value as JSON.
     """
 
     def __init__(self, names: Sequence[str], types: Sequence[Any]) -> None:
@@ -229,6 +231,8 @@ class Parquet:
         """Return the type of a column; categories become their values, because each message must be self-contained."""
         if kind is None:
             return self._arrow.string()
+        if kind is TEXTS:
+            return self._arrow.list_(self._arrow.string())
         if isinstance(kind, str):
             return self._arrow.type_for_alias(kind)
         return self._without_categories(kind) if "dictionary<" in str(kind) else kind  # the name shows nested ones

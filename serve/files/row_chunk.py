@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from serve.contract.labels import scores_from_logits
+from serve.contract.classifier import Classifier
 from serve.contract.rows.row import Lines, Malformed, Row
 from serve.encoder import TextInput, is_blank, num_characters, without_surrogates
 from serve.files.table import AnsweredRows
@@ -64,15 +64,17 @@ class RowChunk:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def sort_out(self, answers: Answers, temperature: float) -> tuple[AnsweredRows, list[Refusal]]:
+    def sort_out(self, answers: Answers, classifier: Classifier) -> tuple[AnsweredRows, list[Refusal]]:
         """Return the rows with an answer and those without, each in order; `answers` belong to `inputs`."""
         answered = [position for position in range(len(self._classified)) if position not in answers.refused]
         indices = [self._classified[position] for position in answered]
         values = [row.values for index in indices if not isinstance(row := self._rows[index], Malformed)]
+        scores = classifier.scores(answers.logits[answered])
         rows = AnsweredRows(
             [self._id(index) for index in indices],
             values,
-            scores_from_logits(answers.logits[answered], temperature),
+            scores,
+            classifier.decisions(scores),
             answers.truncated[answered].tolist(),
             sum(is_blank(self.inputs[position]) for position in answered),
         )

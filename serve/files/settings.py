@@ -33,8 +33,12 @@ class JobSettings:
     """Input columns to write again; None for all."""
     all_scores: bool = False
     """Write the score of every label."""
+    label_separator: str | None = None
+    """Several labels: between those of a row; None for the one of the training file, or a comma."""
+    column_per_label: bool = False
+    """Several labels: a column of 0 and 1 for each."""
     submission: bool = False
-    """Write only id and label."""
+    """Write only id and answer."""
     rejects: str | None = None
     """File of the rows without an answer; None for one named after the output."""
     truncation: Truncation | None = None
@@ -47,6 +51,8 @@ class JobSettings:
         problems = []
         if self.submission and (self.all_scores or self.keep_columns != ()):
             problems.append("--submission writes only id and label: leave out --all_scores and --keep_columns")
+        if self.label_separator == "":
+            problems.append("--label_separator: is empty; pass a character, or --column_per_label")
         if self.resume and (self.output == STDOUT or is_standard_input(self.file)):
             problems.append("--resume needs files: standard input and output, and pipes, cannot be read again")
         if self.delimiter is not None and self.input_format not in DELIMITERS:

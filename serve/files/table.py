@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.decision import Decision
+from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
 from serve.contract.rows.reader import Rows
+from serve.files.answer_columns import answer_columns
 from serve.files.output import Columns, Delimited, JsonLines, OutputFormat, Parquet, TableFormat
 from serve.files.settings import JobSettings
 
@@ -22,38 +24,38 @@ class AnsweredRows:
     """Input values of each row."""
     scores: NDArray[np.float64]
     """[N, C]"""
+    given: NDArray[np.bool_]
+    """Which labels are given [N, C]."""
     truncated: list[bool]
     num_empty: int
     """Rows whose text is empty or white space."""
 
 
 class Table:
-    """Columns of the output: id, kept input columns, label, score, all scores if wanted, perhaps abstained, truncated.
+    """Columns of the output: id, kept input columns, those of the answer, truncated.
 
     A kept column with the name of another one is written as `input_NAME`, or `input_input_NAME` where the input has
     that name too; the id itself is not written twice.
 
     Args:
         rows: the input, for the names and types of its columns.
-        labels: of the classifier, in order.
+        classifier: what answers.
         settings: what to write.
-        decision: of the classifier; where it abstains, a column says so.
     """
 
-    def __init__(self, rows: Rows, labels: Sequence[str], settings: JobSettings, decision: Decision) -> None:
+    def __init__(self, rows: Rows, classifier: Classifier, settings: JobSettings) -> None:
         id_column = settings.id_column
-        self._labels = labels
         self._submission = settings.submission
+        self._answer = answer_columns(classifier, settings)
+        own = ["id", *self._answer.names, *["truncated"] * (not settings.submission)]
+        if doubled := sorted({name for name in own if own.count(name) > 1}):
+            raise InputError(
+                f"--output: two columns named {doubled[0]!r:.80}, one of them for a label; leave out --column_per_label"
+            )
         wanted = rows.columns if settings.keep_columns is None else settings.keep_columns
         kept = [column for column in dict.fromkeys(wanted) if not (column == id_column == "id")]
         self._places = [rows.columns.index(column) for column in kept]
-        self._score_names = [f"score_{label}" for label in labels] if settings.all_scores else []
-        self._decision = decision
-        abstained = ["abstained"] if decision.abstain_below else []
-        kept_names = _free_names(["id", "label", "score", *abstained, "truncated", *self._score_names], kept)
-        self.names = ["id", "label"]
-        if not settings.submission:
-            self.names = ["id", *kept_names, "label", "score", *self._score_names, *abstained, "truncated"]
+        self.names = own if settings.submission else ["id", *_free_names(own, kept), *own[1:]]
         self._id_type = None if id_column is None else rows.arrow_types.get(id_column)
         self._has_row_numbers = id_column is None
         self._kept_types = [rows.arrow_types.get(column) for column in kept]
@@ -65,25 +67,14 @@ class Table:
         if name != "parquet":
             return Delimited(self.names, "," if name == "csv" else "\t")
         id_type = "int64" if self._has_row_numbers else self._id_type
-        if self._submission:
-            return Parquet(self.names, [id_type, None])
-        scores = ["double"] * (1 + len(self._score_names)) + ["bool"] * bool(self._decision.abstain_below)
-        return Parquet(self.names, [id_type, *self._kept_types, None, *scores, "bool"])
+        types = [id_type, *self._kept_types, *self._answer.types, "bool"]
+        return Parquet(self.names, types[: len(self.names)])  # a submission does not say what was truncated
 
     def columns(self, rows: AnsweredRows) -> Columns:
         """Return the values of each column."""
-        best = rows.scores.argmax(axis=1)
-        labels = [self._labels[index] for index in best.tolist()]
-        if self._submission:
-            return [rows.ids, labels]
-        columns = [rows.ids, *([row[place] for row in rows.values] for place in self._places), labels]
-        best_scores = rows.scores[np.arange(len(best)), best]
-        columns.append(_rounded(best_scores))
-        if self._score_names:
-            columns += [_rounded(rows.scores[:, label]) for label in range(len(self._labels))]
-        if self._decision.abstain_below:
-            columns.append([self._decision.abstains(score) for score in best_scores.tolist()])
-        return [*columns, rows.truncated]
+        kept = ([row[place] for row in rows.values] for place in self._places)
+        columns = [rows.ids, *kept, *self._answer.values(rows.scores, rows.given)]
+        return columns if self._submission else [*columns, rows.truncated]
 
 
 def _free_names(own: Sequence[str], kept: Sequence[str]) -> list[str]:
@@ -98,8 +89,3 @@ def _free_names(own: Sequence[str], kept: Sequence[str]) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
-
-
-def _rounded(scores: NDArray[np.float64]) -> list[float]:
-    """Return probabilities with 6 significant digits, for people and diffs."""
-    return [float(f"{score:.6g}") for score in scores.tolist()]

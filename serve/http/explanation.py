@@ -1,4 +1,4 @@
-"""Why this label: how much its score falls when each word is left out (occlusion; Zeiler and Fergus 2014)."""
+"""Why this answer: how much a score or a number falls without each word (occlusion; Zeiler and Fergus 2014)."""
 
 import asyncio
 import dataclasses
@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from serve.answer import answer_fields
 from serve.batching.engine import Engine
+from serve.batching.request_errors import InvalidRequest
 from serve.batching.ticket import Answer
 from serve.batching.token_listing import Token, as_rows
 from serve.encoder import TextInput, num_characters
@@ -30,12 +32,17 @@ class Part:
     stop: int
 
 
-async def explain(engine: Engine, given: TextInput, *, timeout_s: float) -> dict[str, Any]:
-    """Return the label, score, words with their weights, and tokens of one input.
+async def explain(engine: Engine, given: TextInput, *, label: str | None, timeout_s: float) -> dict[str, Any]:
+    """Return the label and score or the number, words with their weights, and tokens of one input.
+
+    `label` is the one to explain; None for that of the highest score.
 
     Raises:
-        RequestError: it gets no answer.
+        RequestError: it gets no answer, or there is no such label.
     """
+    labels = engine.facts.labels
+    if label is not None and label not in labels:
+        raise InvalidRequest(f"label: no label {label!r:.80}; GET /v1/model lists this model's labels")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     engine.require_within_limits([given])
@@ -48,19 +55,20 @@ async def explain(engine: Engine, given: TextInput, *, timeout_s: float) -> dict
     variants = [given, *(_without(texts, part) for part in parts)]
     outcomes = await engine.classify(variants, timeout_s=deadline - loop.time(), made_here=True)
     answer, *occluded = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-    score = max(answer.scores)
-    best = answer.scores.index(score)
+    index = answer.scores.index(max(answer.scores)) if label is None else labels.index(label)
+    score = answer.scores[index]
+    fields = answer_fields(engine.facts.classifier, answer.scores)
+    if "value" not in fields:
+        fields |= {"label": labels[index], "score": score, "scores": engine.ranked(answer.scores)}
     return {
-        "label": engine.facts.labels[best],
-        "score": score,
-        "scores": engine.ranked(answer.scores),
+        **fields,
         "words": [
             {
                 "text": texts[part.sequence][part.start : part.stop],
                 "sequence": part.sequence,
                 "start": part.start,
                 "stop": part.stop,
-                "drop": score - each.scores[best],
+                "drop": score - each.scores[index],
             }
             for part, each in zip(parts, occluded, strict=True)
         ],

@@ -74,11 +74,12 @@ class Service:
         await self._replace(self.settings.bundle)
         self._keep(self._watch())
 
-    async def reload(self, folder: Path | None = None) -> None:
+    async def reload(self, folder: Path | None = None, *, change_problem_type: bool = False) -> None:
         """Replace the current bundle, and read the keys again; on any failure the old ones stay.
 
         Raises:
-            InputError: the bundle is damaged, cannot be loaded or does not answer its canary; or the keys are bad.
+            InputError: the bundle is damaged, cannot be loaded, does not answer its canary or has another problem type
+                (refused without `change_problem_type`); or the keys are bad.
             Conflict: another reload is in progress.
         """
         if self._reloading.locked():
@@ -87,7 +88,7 @@ class Service:
             folder = folder or self.settings.bundle
             try:
                 keys = Keys(self.settings)
-                await self._replace(folder)
+                await self._replace(folder, change_problem_type=change_problem_type)
             except InputError as error:
                 logger.error("reload of %s refused: %s", folder, error)
                 self.metrics.reload_ended("refused")
@@ -114,9 +115,11 @@ class Service:
         self._not_ready = f"a worker died ({type(error).__name__})"
         self.metrics.worker_died()
 
-    async def _replace(self, folder: Path) -> None:
+    async def _replace(self, folder: Path, *, change_problem_type: bool = False) -> None:
         engine = await asyncio.to_thread(self._load, folder)
         try:
+            if not change_problem_type:
+                _require_same_problem_type(folder, self._engine or engine, engine)
             await engine.check_canary(timeout_s=self.settings.canary_timeout_s)
         except BaseException as error:  # also when the server is stopped: free its threads and memory
             await engine.close(timeout_s=0.0)
@@ -169,3 +172,13 @@ class Service:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _require_same_problem_type(folder: Path, former: Engine, engine: Engine) -> None:
+    """Refuse answers that clients of the former model do not expect, such as numbers in the place of labels."""
+    was, found = former.facts.classifier.problem_type, engine.facts.classifier.problem_type
+    if found != was:
+        raise InputError(
+            f"{folder}: its problem_type is {found}, that of the served model {was}, and clients would meet "
+            'other fields; to load it, POST /admin/reload with "change_problem_type": true, or restart the server'
+        )

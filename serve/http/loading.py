@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from serve.canary import canary_input, require_canary
 from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
-from serve.contract.labels import scores_from_logits
 from serve.encoder import Encoder
 from serve.pipeline import TOKENS_PER_BATCH
 
@@ -65,11 +63,11 @@ def load_engine(
         encoder,
         sessions.wide,
         sessions.narrow,
-        partial(scores_from_logits, temperature=bundle.classifier.temperature),
+        bundle.classifier.scores,
         limits,
         turns=sessions.turns,
         length_multiple=sessions.length_multiple,
-        observer=BatchMetrics(metrics, facts.labels, sessions.length_multiple),
+        observer=BatchMetrics(metrics, facts.classifier, sessions.length_multiple),
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
         on_close=sessions.close,

@@ -1,10 +1,11 @@
 """Prometheus metrics. Batches are counted in the workers' threads, after the answers are out."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from serve.answer import answer_fields
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Item, Outcome
+from serve.contract.classifier import Classifier
 from serve.http.gpu_metrics import GpuCollector
 from serve.providers import PROVIDERS
 
@@ -22,7 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # Imported here: it comes with the extra `server`.
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -47,6 +48,8 @@ class Metrics:
         self._truncated = counter("truncated_inputs", "Inputs that the model saw only part of.")
         self._failed = counter("failed_inputs", "Inputs that the model failed on.")
         self._labels = counter("predicted_labels", "Inputs by predicted label.", "label")
+        self._values = Summary("rawloop_predicted_value", "Predicted numbers.", ["label"], registry=registry)
+        self._abstained = counter("abstained_inputs", "Inputs without a label: by --abstain, or by the thresholds.")
         self._confidence = histogram("confidence", "Probability of the predicted label.", SHARES)
         self._input_tokens = histogram("input_tokens", "Tokens of an input that the model saw.", TOKENS)
         self._worker_deaths = counter("worker_deaths", "Workers that died.")
@@ -79,11 +82,19 @@ class Metrics:
         self._tokens.inc(tokens)
         self._padding.inc(padding)
 
-    def answered(self, answer: Answer, label: str, confidence: float) -> None:
+    def answered(self, answer: Answer, classifier: Classifier) -> None:
         self._queue_seconds.observe(answer.queue_s)
-        self._confidence.observe(confidence)
         self._input_tokens.observe(answer.num_tokens)
-        self._child(self._labels, label).inc()
+        fields = answer_fields(classifier, answer.scores)
+        if "value" in fields:
+            self._child(self._values, classifier.labels[0]).observe(fields["value"])
+        else:
+            self._confidence.observe(fields["score"])
+            labels = fields.get("labels", (fields["label"],))
+            for label in labels:
+                self._child(self._labels, label).inc()
+            if fields.get("abstained") or not labels:
+                self._abstained.inc()
         if answer.truncated:
             self._truncated.inc()
 
@@ -125,8 +136,8 @@ class Metrics:
 class BatchMetrics:
     """Counts the batches of one model, padded to a multiple of a length [tokens]: the batcher's observer."""
 
-    def __init__(self, metrics: Metrics, labels: Sequence[str], length_multiple: int) -> None:
-        self._metrics, self._labels, self._length_multiple = metrics, labels, length_multiple
+    def __init__(self, metrics: Metrics, classifier: Classifier, length_multiple: int) -> None:
+        self._metrics, self._classifier, self._length_multiple = metrics, classifier, length_multiple
 
     def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
         self._metrics.batch_ran(items, seconds, self._length_multiple)
@@ -136,5 +147,4 @@ class BatchMetrics:
             if isinstance(outcome, RequestError):
                 self._metrics.failed()
             else:
-                confidence = max(outcome.scores)
-                self._metrics.answered(outcome, self._labels[outcome.scores.index(confidence)], confidence)
+                self._metrics.answered(outcome, self._classifier)

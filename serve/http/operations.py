@@ -30,6 +30,9 @@ class ReloadRequest(BaseModel):
     bundle: str | None = Field(
         default=None, max_length=4_096, description="Folder of the bundle; null for the one of --bundle."
     )
+    change_problem_type: bool = Field(
+        default=False, description="Also load a bundle whose answers are of another kind, such as numbers."
+    )
 
 
 def routes() -> list[Route]:
@@ -63,7 +66,9 @@ async def reload(call: Call) -> Reply:
     """Answer `POST /admin/reload`."""
     request: ReloadRequest = await call.read(ReloadRequest, call.body or b"{}")
     try:
-        await call.service.reload(Path(request.bundle) if request.bundle else None)
+        await call.service.reload(
+            Path(request.bundle) if request.bundle else None, change_problem_type=request.change_problem_type
+        )
     except InputError as error:
         raise InvalidRequest(f"{error}. The old model stays") from error
     facts = call.engine.facts

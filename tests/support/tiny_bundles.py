@@ -19,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from serve.contract.bundle import Manifest, Variant, Verification, record_files, write_manifest
 from serve.contract.classifier import Classifier, Side, write_classifier
 from serve.contract.decision import Decision
+from serve.contract.labels import ProblemType
 from serve.contract.text import CleaningMode
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -43,9 +44,14 @@ VERIFICATION = Verification(
 
 
 def token_weights(num_labels: int = 3) -> NDArray[np.float32]:
-    """Return the weights of each token and segment, [V, 2, C]; "good" and "bad" vote for the last and first label."""
+    """Return the weights of each token and segment, [V, 2, C].
+
+    "good" and "bad" vote for the last and first label; for numbers (C = 1), "bad" lowers them.
+    """
     weights = np.random.default_rng(0).normal(0, 0.3, (len(VOCABULARY), 2, num_labels)).astype(np.float32)
     weights[VOCABULARY["good"], :, -1] = weights[VOCABULARY["bad"], :, 0] = 5
+    if num_labels == 1:
+        weights[VOCABULARY["bad"]] = -5
     weights[VOCABULARY["[PAD]"]] = 1000  # makes unmasked padding visible
     return weights
 
@@ -60,6 +66,8 @@ def save_tiny_bundle(
     padding_side: Side = "right",
     temperature: float = 1.0,
     cleaning: CleaningMode = "none",
+    problem_type: ProblemType = "single_label_classification",
+    label_separator: str | None = None,
     decision: Decision = Decision(),  # noqa: B008 - frozen
 ) -> Path:
     """Write a bundle with one variant, `fp32`, and return its folder."""
@@ -76,6 +84,8 @@ def save_tiny_bundle(
             truncation_side=truncation_side,
             padding_side=padding_side,
             temperature=temperature,
+            problem_type=problem_type,
+            label_separator=label_separator,
             decision=decision,
         ),
     )

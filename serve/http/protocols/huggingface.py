@@ -4,22 +4,29 @@ The client POSTs to the URL itself and takes element 0 of the answer, so even on
 https://huggingface.co/docs/inference-providers/tasks/text-classification
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, RequestError
 from serve.batching.ticket import Answer
+from serve.contract.labels import ProblemType, scores_from_logits
 from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
 from serve.http.protocols.tei import LABEL_SCORE
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
 PROTOCOL = "huggingface"
+OWN_FUNCTION: dict[ProblemType, str] = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "none",
+}
+"""As the pipeline of transformers chooses it."""
 
 
 class Parameters(BaseModel):
@@ -28,7 +35,8 @@ class Parameters(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
-        default=None, description="null and softmax: the model's calibrated probabilities; none: its logits."
+        default=None,
+        description="null: the model's own, hence calibrated probabilities or numbers; another: that of its logits.",
     )
     top_k: int | None = Field(default=None, ge=1, description="Labels to return; null for all.")
     truncation: Literal[True, False, "longest_first", "do_not_truncate"] | None = Field(
@@ -92,7 +100,9 @@ async def infer(call: Call) -> Reply:
 
 
 def _reply(engine: Engine, answers: Sequence[Answer], parameters: Parameters) -> Reply:
-    return json_reply(one_by_one(engine.ranked(_values(each, parameters), parameters.top_k) for each in answers))
+    function, own = parameters.function_to_apply, OWN_FUNCTION[engine.facts.classifier.problem_type]
+    rows = (each.scores if function in (None, own) else _applied(function, each.logits) for each in answers)
+    return json_reply(one_by_one(engine.ranked(each, parameters.top_k) for each in rows))
 
 
 def _require_max_length(asked: int | None, served: int) -> None:
@@ -103,16 +113,9 @@ def _require_max_length(asked: int | None, served: int) -> None:
         )
 
 
-def _values(answer: Answer, parameters: Parameters) -> Sequence[float]:
-    if parameters.function_to_apply == "none":
-        return answer.logits
-    if parameters.function_to_apply == "sigmoid":
-        return [_sigmoid(logit) for logit in answer.logits]
-    return answer.scores
-
-
-def _sigmoid(logit: float) -> Any:
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    power = math.exp(logit)  # of a negative number: no overflow
-    return power / (1 + power)
+def _applied(function: str | None, logits: Sequence[float]) -> Any:
+    """Return what the pipeline makes of logits [C], which knows no temperature."""
+    if function == "none":
+        return logits
+    kind: ProblemType = "multi_label_classification" if function == "sigmoid" else "single_label_classification"
+    return scores_from_logits(np.array(logits), problem_type=kind).tolist()

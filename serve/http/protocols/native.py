@@ -1,12 +1,12 @@
 """rawloop's own protocol: pairs and batches cannot be confused, and each input has its own outcome."""
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve.answer import answer_fields, decision_facts
 from serve.batching.engine import Engine, ModelFacts
 from serve.batching.request_errors import InvalidRequest, RequestError
 from serve.batching.ticket import Answer, Outcome
@@ -43,12 +43,15 @@ class ClassifyRequest(BaseModel):
     logits: bool = Field(default=False, description="Also return logits, before temperature and softmax.")
     coverage: float | None = Field(
         default=None,
-        description="Also return `label_set`: labels that hold the true one in at least this share of inputs (0.9).",
+        description="Also return `label_set`: labels that hold the true one in at least this share of inputs (0.9); "
+        "for numbers `interval`, which holds the true number.",
     )
 
 
 class ExplainRequest(TextOrPair):
     """One input to explain."""
+
+    label: str | None = Field(default=None, description="Label whose score is explained; null: the highest score's.")
 
 
 def routes() -> list[Route]:
@@ -78,8 +81,8 @@ def routes() -> list[Route]:
             explain_call,
             "Explain one answer",
             description="The tokens, including those that truncation drops; and how much the score of the predicted "
-            "label falls when each word is left out (occlusion; Zeiler and Fergus 2014). Long texts are cut into "
-            "groups of words; words beyond what the model can see are not listed.",
+            "label (or of `label`), or the number, falls when each word is left out (occlusion; Zeiler and Fergus "
+            "2014). Long texts are cut into groups of words; words beyond what the model can see are not listed.",
             request=ExplainRequest,
             examples={"one text": {"text": "I loved it"}},
             response=EXPLAIN_SCHEMA,
@@ -110,7 +113,7 @@ async def classify(call: Call) -> Reply:
     engine = call.engine
     if request.coverage is not None:
         try:
-            engine.facts.classifier.decision.label_set({}, request.coverage)
+            answer_fields(engine.facts.classifier, [0.0] * len(engine.facts.labels), request.coverage)
         except InputError as error:
             raise InvalidRequest(str(error)) from error
     outcomes = await engine.classify(inputs, timeout_s=call.timeout_s, truncation=request.truncation, whole=False)
@@ -135,7 +138,7 @@ async def explain_call(call: Call) -> Reply:
     """Answer `POST /v1/explain`."""
     request: ExplainRequest = await call.read(ExplainRequest)
     engine = call.engine
-    explanation = await explain(engine, as_input(request), timeout_s=call.timeout_s)
+    explanation = await explain(engine, as_input(request), label=request.label, timeout_s=call.timeout_s)
     return json_reply({"model": _short_facts(engine.facts), **explanation})
 
 
@@ -153,7 +156,7 @@ async def model(call: Call) -> Reply:
             "cleaning": classifier.cleaning,
             "truncation_side": classifier.truncation_side,
             "temperature": classifier.temperature,
-            "decision": dataclasses.asdict(classifier.decision),
+            **decision_facts(classifier),
             "metrics": classifier.metrics,
         }
     )
@@ -173,14 +176,12 @@ def _short_facts(facts: ModelFacts) -> dict[str, str]:
 def _result(engine: Engine, outcome: Outcome, request: ClassifyRequest) -> dict[str, Any]:
     if isinstance(outcome, RequestError):
         return error_body(outcome)
-    scores = engine.ranked(outcome.scores, request.top_k)
-    result = {**scores[0], "scores": scores, "num_tokens": outcome.num_tokens, "truncated": outcome.truncated}
-    decision = engine.facts.classifier.decision
-    if decision.abstain_below:
-        result["abstained"] = decision.abstains(result["score"])
-    if request.coverage is not None:
-        by_label = dict(zip(engine.facts.labels, outcome.scores, strict=True))
-        result["label_set"] = decision.label_set(by_label, request.coverage)
+    fields = answer_fields(engine.facts.classifier, outcome.scores, request.coverage)
+    head = fields
+    if "value" not in fields:
+        scores = engine.ranked(outcome.scores, request.top_k)
+        head = {**scores[0], "scores": scores}
+    result = {**head, "num_tokens": outcome.num_tokens, "truncated": outcome.truncated, **fields}
     if request.logits:
         result["logits"] = dict(zip(engine.facts.labels, outcome.logits, strict=True))
     return result
@@ -212,8 +213,15 @@ CLASSIFY_SCHEMA = {
                 "type": "object",
                 "description": "An answer, or an error in its place.",
                 "properties": {
-                    "label": {"type": "string", "description": "Label with the highest score."},
+                    "label": {"type": "string", "description": "Label with the highest score; absent for numbers."},
                     "score": {"type": "number", "description": "Its probability."},
+                    "labels": {"type": "array", "items": {"type": "string"}, "description": "Those given, best first."},
+                    "value": {"type": "number", "description": "The number, in the unit of the training rows."},
+                    "interval": {
+                        "type": "array",
+                        "items": {"type": "number"},
+                        "description": "Its lowest and highest.",
+                    },
                     "abstained": {
                         "type": "boolean",
                         "description": "The score is too low to answer.",
@@ -251,11 +259,12 @@ CLASSIFY_EXAMPLE = {
 }
 EXPLAIN_SCHEMA = {
     "type": "object",
-    "required": ["model", "label", "score", "words", "tokens", "num_tokens", "truncated"],
+    "required": ["model", "words", "tokens", "num_tokens", "truncated"],
     "properties": {
         "model": _MODEL,
-        "label": {"type": "string"},
+        "label": {"type": "string", "description": "What is explained; absent for numbers."},
         "score": {"type": "number"},
+        "value": {"type": "number", "description": "The number."},
         "words": {
             "type": "array",
             "items": {
@@ -266,7 +275,7 @@ EXPLAIN_SCHEMA = {
                     "sequence": {"type": "integer", "description": "0 for the text, 1 for the second of a pair."},
                     "start": {"type": "integer", "description": "Character of the text where it starts."},
                     "stop": {"type": "integer"},
-                    "drop": {"type": "number", "description": "How much the score falls without it."},
+                    "drop": {"type": "number", "description": "How much score or number falls without it."},
                 },
             },
         },

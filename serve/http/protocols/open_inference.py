@@ -1,7 +1,8 @@
 """Open Inference Protocol v2 (KServe, Triton): health, metadata and infer, with JSON or binary tensors.
 
 Inputs: `text`, and `text_pair` for a model of pairs, BYTES [N]. Outputs: `label` BYTES [N], `score` FP32 [N],
-`scores` and `logits` FP32 [N, C]. In the binary form, the body is `Inference-Header-Content-Length` bytes of JSON,
+`scores` and `logits` FP32 [N, C]; for several labels also `decisions` BOOL [N, C]: which are given; for numbers `value`
+FP32 [N], not `label` and `score`. In the binary form, the body is `Inference-Header-Content-Length` bytes of JSON,
 followed by the tensors; a string is its length in 4 bytes, little-endian, and its UTF-8.
 https://github.com/kserve/open-inference-protocol · Triton's binary tensor data extension
 """
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, NotFound, RequestError, TooLarge
 from serve.batching.ticket import Answer
+from serve.contract.labels import ProblemType
 from serve.encoder import TextInput
 from serve.http.routes import Call, Reply, Route, json_reply
 
@@ -25,8 +27,16 @@ PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
 VERSION = "1"
 """The only version of the model."""
-OUTPUTS = ("label", "score", "scores", "logits")
-DEFAULT_OUTPUTS = OUTPUTS[:3]
+OUTPUTS: dict[ProblemType, tuple[str, ...]] = {
+    "single_label_classification": ("label", "score", "scores", "logits"),
+    "multi_label_classification": ("label", "score", "scores", "decisions", "logits"),
+    "regression": ("value", "scores", "logits"),
+}
+"""The last one only where it is asked for."""
+DATATYPES = {"label": "BYTES", "decisions": "BOOL"}
+"""Of outputs; others are FP32."""
+MATRICES = ("scores", "decisions", "logits")
+"""Outputs [N, C]; others are [N]."""
 
 
 class InputTensor(BaseModel):
@@ -138,8 +148,6 @@ async def model_ready(call: Call) -> Reply:
 async def model_metadata(call: Call) -> Reply:
     """Answer `GET /v2/models/{name}`."""
     facts = _require_model(call).facts
-    num_labels = len(facts.labels)
-    shapes = {"label": [-1], "score": [-1], "scores": [-1, num_labels], "logits": [-1, num_labels]}
     return json_reply(
         {
             "name": facts.name,
@@ -150,8 +158,12 @@ async def model_metadata(call: Call) -> Reply:
                 for name in (["text", "text_pair"] if facts.takes_pairs else ["text"])
             ],
             "outputs": [
-                {"name": name, "datatype": "BYTES" if name == "label" else "FP32", "shape": shapes[name]}
-                for name in OUTPUTS
+                {
+                    "name": name,
+                    "datatype": DATATYPES.get(name, "FP32"),
+                    "shape": [-1, len(facts.labels)] if name in MATRICES else [-1],
+                }
+                for name in OUTPUTS[facts.classifier.problem_type]
             ],
             "parameters": {"labels": list(facts.labels), "bundle_version": facts.version},
         }
@@ -164,7 +176,7 @@ async def infer(call: Call) -> Reply:
     header, binary = _split(call)
     request: InferRequest = await call.read(InferRequest, header)
     engine = _require_model(call)  # a reload may have replaced it meanwhile
-    wanted = _wanted_outputs(request)
+    wanted = _wanted_outputs(request, OUTPUTS[engine.facts.classifier.problem_type])
     answers = await engine.answers(_inputs(request, binary, engine.limits.max_inputs), timeout_s=call.timeout_s)
     return await call.write(partial(_reply, engine, answers, request, wanted), len(answers))
 
@@ -173,7 +185,7 @@ def _reply(engine: Engine, answers: Sequence[Answer], request: InferRequest, wan
     outputs, tensors = [], []
     for name, is_binary in wanted.items():
         shape, values = _output(name, engine, answers)
-        output: dict[str, Any] = {"name": name, "shape": shape, "datatype": "BYTES" if name == "label" else "FP32"}
+        output: dict[str, Any] = {"name": name, "shape": shape, "datatype": DATATYPES.get(name, "FP32")}
         if is_binary:
             tensors.append(_packed(values))
             output["parameters"] = {"binary_data_size": len(tensors[-1])}
@@ -271,24 +283,26 @@ def _unpacked(name: str, packed: bytes, max_inputs: int) -> list[str]:
     return texts
 
 
-def _wanted_outputs(request: InferRequest) -> dict[str, bool]:
+def _wanted_outputs(request: InferRequest, outputs: Sequence[str]) -> dict[str, bool]:
     """Return requested output -> whether it is returned in binary form."""
     default = request.parameters.get("binary_data_output") is True
     if not request.outputs:
-        return dict.fromkeys(DEFAULT_OUTPUTS, default)
-    unknown = [each.name for each in request.outputs if each.name not in OUTPUTS]
+        return dict.fromkeys(outputs[:-1], default)
+    unknown = [each.name for each in request.outputs if each.name not in outputs]
     if unknown:
-        raise InvalidRequest(f"no output {unknown[0]!r:.200}; expected {', '.join(OUTPUTS)}")
+        raise InvalidRequest(f"no output {unknown[0]!r:.200}; expected {', '.join(outputs)}")
     return {each.name: each.parameters.get("binary_data", default) is True for each in request.outputs}
 
 
 def _output(name: str, engine: Engine, answers: Sequence[Answer]) -> tuple[list[int], list[Any]]:
     """Return an output's shape and its values, flat."""
-    if name in ("scores", "logits"):
-        rows = [each.scores if name == "scores" else each.logits for each in answers]
+    if name in MATRICES:
+        rows = [each.logits if name == "logits" else each.scores for each in answers]
+        if name == "decisions":
+            rows = engine.facts.classifier.decisions(np.array(rows)).tolist()
         return [len(rows), len(engine.facts.labels)], [value for row in rows for value in row]
     best = [max(each.scores) for each in answers]
-    if name == "score":
+    if name in ("score", "value"):  # a number is its only score
         return [len(best)], best
     labels = engine.facts.labels
     return [len(best)], [labels[each.scores.index(top)] for each, top in zip(answers, best, strict=True)]
@@ -298,7 +312,7 @@ def _packed(values: Sequence[Any]) -> bytes:
     if isinstance(values[0], str):
         encoded = [value.encode() for value in values]
         return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
-    return np.asarray(values, dtype="<f4").tobytes()
+    return np.asarray(values, dtype="?" if isinstance(values[0], bool) else "<f4").tobytes()
 
 
 INPUT_EXAMPLE: Mapping[str, Any] = {

@@ -1,11 +1,13 @@
 """The page at /ui, used in a headless browser as a person would."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kind_bundles import interval_of, save_numbers, save_several_labels, several_scores, values_of
 from live_server import LiveServer, live_server, save_served_bundle
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -129,4 +131,42 @@ def test_pairs_get_two_fields(browser: Any, tmp_path: Path) -> None:
         opened.click("#submit")
         opened.wait_for_selector("#seen:not([hidden])")
         assert opened.text_content("#words") == "w1 good\nw2"
+        opened.close()
+
+
+def test_several_labels_have_bars_with_their_thresholds(browser: Any, tmp_path: Path) -> None:
+    bundle = save_several_labels(tmp_path / "several")
+    (scores,) = several_scores(bundle, ["bad"])
+    with live_server(bundle) as live:
+        opened = browser.new_page(viewport={"width": 390, "height": 844})
+        opened.goto(live.url + "/ui")
+        playwright.expect(opened.locator("#kind")).to_have_text("Labels")
+        classify(opened, "bad")
+        assert opened.text_content("#answer") == "anger"
+        shown = opened.eval_on_selector_all("#bars .value", "all => all.map(each => each.textContent)")
+        assert shown == [f"{100 * score:.1f} %" + " ✓" * int(score > 0.6) for score in sorted(scores, reverse=True)]
+        marks = opened.eval_on_selector_all(".threshold", "all => all.map(each => parseFloat(each.style.left))")
+        assert marks == pytest.approx([60, 50, 55]), "of anger, fear, joy"
+        assert opened.input_value("#explained") == "anger"
+        opened.select_option("#explained", "joy")
+        playwright.expect(opened.locator("#words-hint")).to_contain_text("the score of joy changes")
+        classify(opened, "w5")
+        assert opened.text_content("#answer") == "No label reaches its threshold"
+        assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        opened.close()
+
+
+def test_numbers_are_shown_with_their_interval(browser: Any, tmp_path: Path) -> None:
+    bundle = save_numbers(tmp_path / "numbers")
+    (value,) = values_of(bundle, ["w1 bad"])
+    with live_server(bundle) as live:
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        playwright.expect(opened.locator("#kind")).to_have_text("price (90 % interval)")
+        classify(opened, "w1 bad")
+        shown = [float(number) for number in re.findall(r"[\d.]+", opened.text_content("#answer"))]
+        assert shown == pytest.approx([value, *interval_of(value)], rel=1e-4)
+        assert opened.query_selector("#bars li") is None
+        assert opened.is_hidden("#explained")
+        assert "the number changes: “bad” +" in opened.text_content("#words-hint")
         opened.close()

@@ -1,0 +1,124 @@
+"""The columns of an answer in the table of a job: one label and its score, several labels, or a number."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.answer import SHOWN_COVERAGE, shown_coverage
+from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
+from serve.files.output import TEXTS, Columns, output_format
+from serve.files.settings import JobSettings
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerColumns:
+    """Columns of N answers."""
+
+    names: list[str]
+    types: list[Any]
+    """As `Parquet` takes them."""
+    values: Callable[[NDArray[np.float64], NDArray[np.bool_]], Columns]
+    """Scores [N, C], and which labels are given [N, C] -> the values of each column."""
+
+
+def answer_columns(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
+    """Return the columns that a job writes.
+
+    Raises:
+        InputError: a setting does not fit the classifier, or its labels.
+    """
+    if classifier.problem_type == "multi_label_classification":
+        return _several_labels(classifier, settings)
+    is_number = classifier.problem_type == "regression"
+    given = {
+        "--label_separator": settings.label_separator is not None,
+        "--column_per_label": settings.column_per_label,
+        "--all_scores": settings.all_scores and is_number,
+    }
+    if idle := [flag for flag, is_given in given.items() if is_given]:
+        one = "number" if is_number else "label"
+        raise InputError(f"{', '.join(idle)}: this classifier answers each row with one {one}; leave that out")
+    return _number(classifier, settings) if is_number else _one_label(classifier, settings)
+
+
+def _one_label(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
+    labels, own = classifier.labels, not settings.submission
+    abstains = own and bool(classifier.decision.abstain_below)
+    score_names = _score_names(labels, settings)
+
+    def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
+        best = scores.argmax(axis=1)
+        columns: list[Any] = [[labels[index] for index in best.tolist()]]
+        if own:
+            columns.append(_rounded(scores[np.arange(len(best)), best]))
+        columns += [_rounded(scores[:, label]) for label in range(len(score_names))]
+        if abstains:
+            columns.append((~given.any(axis=1)).tolist())
+        return columns
+
+    names = ["label", *["score"] * own, *score_names, *["abstained"] * abstains]
+    return AnswerColumns(names, [None, *["double"] * (own + len(score_names)), *["bool"] * abstains], values)
+
+
+def _several_labels(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
+    labels, score_names = classifier.labels, _score_names(classifier.labels, settings)
+    per_label, separator = settings.column_per_label, _separator(classifier, settings)
+
+    def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
+        score_columns = [_rounded(scores[:, label]) for label in range(len(score_names))]
+        if per_label:
+            return [*given.T.astype(int).tolist(), *score_columns]
+        order = np.argsort(-scores, axis=1, kind="stable")
+        if settings.submission:  # the order of the labels, as one would write them
+            order.sort(axis=1)
+        rows = zip(order.tolist(), given.tolist(), strict=True)
+        lists = [[labels[index] for index in row if is_given[index]] for row, is_given in rows]
+        return [lists if separator is None else [separator.join(each) for each in lists], *score_columns]
+
+    names = [*labels] if per_label else ["labels"]
+    types = ["int64"] * len(labels) if per_label else [None if separator is not None else TEXTS]
+    return AnswerColumns([*names, *score_names], [*types, *["double"] * len(score_names)], values)
+
+
+def _number(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
+    has_interval = shown_coverage(classifier) is not None and not settings.submission
+
+    def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
+        found = scores[:, 0].tolist()
+        ends = [classifier.interval(value, SHOWN_COVERAGE) for value in found] if has_interval else []
+        columns = [found, [low for low, _ in ends], [high for _, high in ends]]
+        return [[float(f"{value:.9g}") for value in column] for column in columns[: 3 if has_interval else 1]]
+
+    names = ["value", *["low", "high"] * has_interval]
+    return AnswerColumns(names, ["double"] * len(names), values)
+
+
+def _separator(classifier: Classifier, settings: JobSettings) -> str | None:
+    """Return what is between the labels in a cell; None for a list, or a column for each label."""
+    given = settings.label_separator
+    is_list = output_format(settings.output) in ("jsonl", "parquet")
+    if given is not None and (settings.column_per_label or is_list):
+        other = "--column_per_label" if settings.column_per_label else f"{settings.output}, which holds lists"
+        raise InputError(f"--label_separator: has no effect with {other}; leave it out")
+    if is_list or settings.column_per_label:
+        return None
+    separator = given if given is not None else classifier.label_separator or ","
+    if split := [label for label in classifier.labels if separator in label]:
+        raise InputError(
+            f"--label_separator {separator!r}: is part of the label {split[0]!r:.80}; pass another, write .jsonl or "
+            ".parquet, which hold lists, or pass --column_per_label"
+        )
+    return separator
+
+
+def _score_names(labels: Sequence[str], settings: JobSettings) -> list[str]:
+    return [f"score_{label}" for label in labels] if settings.all_scores else []
+
+
+def _rounded(scores: NDArray[np.float64]) -> list[float]:
+    """Return probabilities with 6 significant digits, for people and diffs."""
+    return [float(f"{score:.6g}") for score in scores.tolist()]
