@@ -62,7 +62,7 @@ class Settings:
     variants: tuple[VariantName, ...] = ("fp32", "int8", "fp16")
     quantization: Literal["static", "dynamic"] = "static"
     min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
-    """Overrides the gate of int8."""
+    """Overrides the gate of int8; numbers have none."""
     raw_mask: bool = False
     """True keeps float16 right for padding on any side, for clients that run the graph themselves."""
     calibrate: bool = True
@@ -90,6 +90,13 @@ class Context:
     work: Path
     """Folder for temporary files."""
     progress: Progress
+
+    def gate(self, name: str) -> Gate:
+        """Return the bounds of a variant."""
+        gate = GATES[self.judge.encoder.classifier.problem_type][name]
+        if name != "int8" or (agreement := self.settings.min_label_agreement) is None:
+            return gate
+        return dataclasses.replace(gate, min_label_agreement=agreement)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +127,8 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
     exporter = choose(settings.exporter)
     progress = Progress(console)
     classifier, held_out = source.classifier, source.held_out
+    if classifier.problem_type == "regression" and settings.min_label_agreement is not None:
+        raise InputError("--min_label_agreement is for labels, and the model answers with numbers; leave it out")
     calibration = rows_to_calibrate_on(source, progress)
     with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:
         progress.step("PyTorch, float32: the reference answers")
@@ -221,7 +230,7 @@ def _fused(raw: Path, context: Context) -> Float32 | Refused:
         rates = rows_per_second({"raw": raw, "fused": graph}, encoder, encoder.encode(held_out.inputs[:128]))
         if rates["fused"][32] < SLOWER * rates["raw"][32]:
             return Refused("not fused: the fused graph is slower here")
-        verdict = _verify(graph, "fp32", GATES["fp32"], context)
+        verdict = _verify(graph, "fp32", context.gate("fp32"), context)
     except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
         return Refused(f"not fused: the fused graph does not run ({first_line(error)})")
     if verdict.shortfalls:
@@ -239,7 +248,7 @@ def _as_exported(raw: Path, method: str, context: Context) -> Float32:
         InputError: it is not what PyTorch computes.
     """
     graph = _gathered_early(raw, context)
-    verdict = _verify(graph, "fp32", GATES["fp32"], context)
+    verdict = _verify(graph, "fp32", context.gate("fp32"), context)
     if verdict.shortfalls:
         raise InputError(
             "the float32 graph is not what PyTorch computes, so nothing was written: " + "; ".join(verdict.shortfalls)
@@ -268,9 +277,7 @@ def _made_from(
 
 
 def _int8(float32: Float32, context: Context) -> Proved | Refused:
-    gate, graph = GATES["int8"], context.work / "int8.onnx"
-    if (agreement := context.settings.min_label_agreement) is not None:
-        gate = dataclasses.replace(gate, min_label_agreement=agreement)
+    gate, graph = context.gate("int8"), context.work / "int8.onnx"
     instructions = instruction_set()
     if context.settings.quantization == "dynamic":
         context.progress.step("int8, dynamic")
@@ -285,7 +292,7 @@ def _int8(float32: Float32, context: Context) -> Proved | Refused:
         float32.source,
         context.judge.encoder,
         context.calibration.inputs,
-        gate.min_label_agreement or 0.0,
+        gate,
         context.work,
         context.progress,
     ):
@@ -306,7 +313,7 @@ def _float16(float32: Float32, context: Context) -> Proved | Refused:
     verified_on = PROVIDERS[context.settings.verify_device]  # a CPU's does not show CUDA's arithmetic
     raw_mask = context.settings.raw_mask
     for candidate in float16_candidates(float32.source, context.work, context.judge, verified_on, raw_mask=raw_mask):
-        outcome = _prove("fp16", candidate, GATES["fp16"], context)
+        outcome = _prove("fp16", candidate, context.gate("fp16"), context)
         if isinstance(outcome, Proved):
             break
     return outcome

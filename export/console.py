@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from export.figures import figures, pytorch_figures
 from serve.contract.bundle import Variant
 
 Advance = Callable[[int], None]
@@ -75,26 +76,16 @@ def print_summary(console: Console, exported: Exported, triton: Path | None) -> 
     """Print a table of the variants, the reasons for those left out, and the next commands."""
     record = next(iter(exported.variants.values())).verification
     title = f"Verified on {record.rows:,} rows of {record.split}"
-    title += "" if record.pytorch_accuracy is None else f", PyTorch's accuracy {record.pytorch_accuracy:.4f}"
+    title += f", {found}" if (found := pytorch_figures(record)) else ""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    columns = ("variant", "MB", "labels as PyTorch", "accuracy", "95 % of difference", "batch flips", "max Δp")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for size in (1, 32):
-        table.add_column(f"rows/s at {size}", justify="right")
-    table.add_column("how")
+    for column in ("variant", "MB", *figures(record), *(f"rows/s at {size}" for size in (1, 32)), "how"):
+        table.add_column(column, justify="left" if column in ("variant", "how") else "right")
     for name, variant in exported.variants.items():
-        found = variant.verification
-        interval = found.accuracy_difference_interval
         rates = exported.rows_per_s.get(name, {})
         table.add_row(
             name,
             f"{exported.sizes[name] / 1e6:.1f}",
-            f"{found.label_agreement:.2%}",
-            "" if found.accuracy is None else f"{found.accuracy:.4f}",
-            "" if interval is None else f"{interval[0]:+.2%} to {interval[1]:+.2%}",
-            str(found.num_batch_flips),
-            f"{found.max_abs_batch_probability_difference:.2g}",
+            *figures(variant.verification).values(),
             *(f"{rates[size]:,.0f}" if size in rates else "" for size in (1, 32)),
             Text(variant.method),
         )

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+from export.figures import METRICS, figures, pytorch_figures
 from export.graphs import external_files, fused_operators, input_names
 from export.verify import Proved
 from serve.contract.bundle import Manifest, Variant, VariantName, record_files, write_manifest
@@ -97,6 +98,9 @@ def _bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: P
     return environment.get_template("bundle_card.md").render(
         classifier=classifier,
         pair=classifier.text_pair_column is not None,
+        metrics=METRICS[classifier.problem_type],
+        pytorch=pytorch_figures(variants["fp32"].verification),
+        figures=figures,
         variants=variants,
         exporter=exporter,
         versions=installed_versions(RECORDED_PACKAGES),

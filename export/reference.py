@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from export.exporters.versions import attention
 from export.rows import Rows
 from serve.contract.classifier import Classifier
+from serve.contract.labels import ProblemType
 from serve.contract.text import clean
 from serve.encoder import TextInput, length_sorted_batches
 
@@ -34,6 +35,7 @@ class Reference:
         self._model: Any = load_finished_model(model_folder, attention()).float().eval()
         self.tokenizer: Any = read_tokenizer(model_folder)
         self.labels = tuple(self._model.config.id2label[index] for index in range(self._model.config.num_labels))
+        self.problem_type: ProblemType = self._model.config.problem_type or "single_label_classification"
         self.vocabulary_size = int(self._model.config.vocab_size)
 
     def logits(self, rows: Rows) -> NDArray[np.float32]:

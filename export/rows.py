@@ -42,13 +42,13 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Texts as stored, with class numbers if they have labels."""
+    """Texts as stored, with their answers if they have labels."""
 
     name: str
     """Where they come from, for the manifest."""
     inputs: list[TextInput]
-    labels: NDArray[np.int64] | None
-    """[N]; None if unknown."""
+    labels: NDArray[Any] | None
+    """Class numbers [N] int64, which of several labels [N, C] bool, or numbers [N] float64; None if unknown."""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -72,8 +72,8 @@ def read_rows(
         may_lack_labels: whether a file without the label column has rows without labels, instead of being wrong.
 
     Raises:
-        InputError: the file is absent, of another type, empty or malformed, lacks a column, or has an unknown label
-            or no text.
+        InputError: the file is absent, of another type, empty or malformed, lacks a column, or has an unknown label,
+            no text, or no number where one is expected.
     """
     if columns is None and not path.is_file():
         raise InputError(
@@ -95,7 +95,7 @@ def read_rows(
         delimiter_flag="--delimiter",
     )
     inputs: list[TextInput] = []
-    found: list[str] = []
+    found: list[Any] = []
     places = []
     wanted = [] if columns.label is None or (may_lack_labels and not _has(file, columns.label)) else [columns.label]
     with open_rows(file, [*texts, *wanted]) as rows:
@@ -105,19 +105,57 @@ def read_rows(
             if not all(isinstance(text, str) for text in values):
                 raise InputError(f"{path}, {places[-1]}: expected text, found {list(values)!r:.80}")
             inputs.append(values[0] if len(values) == 1 else (values[0], values[1]))
-            found += [str(value) if isinstance(value, int | float | str) else repr(value) for value in label]
+            found += label
     if not inputs:
         raise InputError(f"{path}: no rows")
     if not wanted:
         return Rows(name, inputs, None)
-    distinct = list(dict.fromkeys(found))
-    numbers = match_labels(distinct, classifier.labels)
-    if unknown := [label for label in distinct if label not in numbers]:
+    return Rows(name, inputs, _answers(found, places, path, classifier))
+
+
+def _answers(found: Sequence[Any], places: Sequence[str], path: Path, classifier: Classifier) -> NDArray[Any]:
+    """Return the cells [N] of a label column as `Rows.labels`; raises `InputError`, as `read_rows` does."""
+    if classifier.problem_type == "regression":
+        numbers = np.array([_number(value) for value in found])
+        if len(wrong := np.flatnonzero(~np.isfinite(numbers))):
+            raise InputError(f"{path}, {places[wrong[0]]}: expected a number, found {found[wrong[0]]!r:.80}")
+        return numbers
+    has_several = classifier.problem_type == "multi_label_classification"
+    names = [_names(value, classifier.label_separator) if has_several else [_name(value)] for value in found]
+    distinct = list(dict.fromkeys(name for row in names for name in row))
+    codes = match_labels(distinct, classifier.labels)
+    if unknown := [label for label in distinct if label not in codes]:
+        place = next(place for place, row in zip(places, names, strict=True) if unknown[0] in row)
         raise InputError(
-            f"{path}, {places[found.index(unknown[0])]}: label {unknown[0]!r} is not one of the model's: "
+            f"{path}, {place}: label {unknown[0]!r} is not one of the model's: "
             f"{', '.join(classifier.labels[:50])}; in the file: {', '.join(distinct[:50])}"
         )
-    return Rows(name, inputs, np.array([numbers[label] for label in found], np.int64))
+    if not has_several:
+        return np.array([codes[row[0]] for row in names], np.int64)
+    matrix = np.zeros((len(names), len(classifier.labels)), np.bool_)
+    for row, own in zip(matrix, names, strict=True):
+        row[[codes[name] for name in own]] = True
+    return matrix
+
+
+def _number(value: Any) -> float:
+    """Return a cell as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return np.nan
+
+
+def _name(value: Any) -> str:
+    return str(value) if isinstance(value, int | float | str) else repr(value)
+
+
+def _names(value: Any, separator: str | None) -> list[str]:
+    """Return the labels of a cell: a list, or text with a separator; an empty one has none."""
+    if isinstance(value, list):
+        return [_name(each) for each in value]
+    text = _name(value)
+    return [name for part in (text.split(separator) if separator else [text]) if (name := part.strip())]
 
 
 def _has(file: RowFile, column: str) -> bool:
@@ -138,11 +176,20 @@ def halves(rows: Rows) -> tuple[Rows, Rows]:
     distinct = rows.pick(np.array(sorted(first.values())))
     if len(distinct) < 2:
         raise InputError(f"{rows.name}: {len(distinct)} distinct row, and half of the rows calibrate; pass 400 or more")
-    codes = np.zeros(len(distinct), np.int64) if distinct.labels is None else distinct.labels
+    codes = _strata(distinct)
     calibration = stratified_sample(codes, min(len(codes) // 2, NUM_CALIBRATION), SPLIT_SEED)
     others = np.setdiff1d(np.arange(len(codes)), calibration)
     proof = others[stratified_sample(codes[others], NUM_PROOF, SPLIT_SEED)]
     return distinct.pick(calibration), distinct.pick(proof)
+
+
+def _strata(rows: Rows) -> NDArray[np.int64]:
+    """Return what rows are to be divided by [N]: their label, or which of several they have."""
+    if rows.labels is None or rows.labels.dtype == np.float64:
+        return np.zeros(len(rows), np.int64)
+    if rows.labels.ndim == 1:
+        return rows.labels
+    return np.unique(rows.labels, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def without(rows: Rows, others: Rows) -> Rows:

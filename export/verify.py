@@ -8,11 +8,11 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.agreement import agreement
 from export.console import Advance, ignore
 from export.graphs import Candidate
 from export.odd_shapes import LONG, TIE, OddShape, odd_shapes
@@ -20,7 +20,7 @@ from export.reference import Reference
 from export.rows import Rows
 from serve.contract.bundle import Verification
 from serve.contract.errors import InputError
-from serve.contract.labels import scores_from_logits
+from serve.contract.labels import ProblemType
 from serve.encoder import Encoder, Encoding, length_sorted_batches
 from serve.session import Session
 
@@ -33,8 +33,6 @@ FEW_ROWS = 200
 """Fewer held-out rows prove little."""
 TOO_FEW_ROWS = 50
 """On fewer held-out rows every label must agree: a single exception would be more than 2 %."""
-NUM_RESAMPLES = 1_000
-SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +40,34 @@ class Gate:
     """The bounds that a variant must meet."""
 
     max_abs_logit_difference: float | None = None
+    """Of float32; for numbers of a wide range, as a share of their spread."""
     min_label_agreement: float | None = None
+    """Share of rows with PyTorch's label, or of all (row, label) decisions."""
     max_accuracy_drop: float | None = None
+    max_ranking_drop: float | None = None
+    """Several labels. Their F1 is no measure: its thresholds fit these very rows, so that any rounding lowers it."""
+    max_change: float | None = None
+    """Root mean square change of numbers, as a share of their spread."""
+    max_spearman_difference: float | None = None
     must_be_batch_invariant: bool = True
 
 
-GATES = {
-    "fp32": Gate(max_abs_logit_difference=1e-4, min_label_agreement=1.0),
-    "fp16": Gate(min_label_agreement=0.995),
-    "int8": Gate(min_label_agreement=0.98, max_accuracy_drop=0.005),
+GATES: dict[ProblemType, dict[str, Gate]] = {
+    "single_label_classification": {
+        "fp32": Gate(max_abs_logit_difference=1e-4, min_label_agreement=1.0),
+        "fp16": Gate(min_label_agreement=0.995),
+        "int8": Gate(min_label_agreement=0.98, max_accuracy_drop=0.005),
+    },
+    "multi_label_classification": {
+        "fp32": Gate(max_abs_logit_difference=1e-4, min_label_agreement=1.0),
+        "fp16": Gate(min_label_agreement=0.995),
+        "int8": Gate(min_label_agreement=0.99, max_ranking_drop=0.005),
+    },
+    "regression": {
+        "fp32": Gate(max_abs_logit_difference=1e-4),
+        "fp16": Gate(max_change=0.005, max_spearman_difference=0.003),
+        "int8": Gate(max_change=0.02, max_spearman_difference=0.003),
+    },
 }
 
 
@@ -95,7 +112,7 @@ class Judge:
         """
         problems = contract_problems(self.encoder, self.reference)
         if len(self.encoder.classifier.labels) != len(self.reference.labels):
-            raise InputError(problems[0])  # logits cannot be compared
+            raise InputError("; ".join(problems))  # logits cannot be compared
         encodings = self._encodings
         alone = self._logits(session, encodings, list(np.arange(len(encodings))[:, None]), advance)  # [N, C]
         by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
@@ -104,7 +121,7 @@ class Judge:
         together = [self._logits(session, encodings, batches) for batches in (in_order, by_length)]
         shapes = [each for each in self._odd_shapes if each.is_right_padded or not right_padding_only]
         differences = {each.name: session.run(each.arrays) - each.expected for each in shapes}
-        record = self._record(alone, together, differences)
+        record = agreement(self.rows, self.encoder.classifier, self.expected, alone, together, differences)
         if not all(np.isfinite(found).all() for found in (alone, *together)):
             problems.append("NaN or infinite logits")
         found = (each.problem(differences[each.name], alone - self.expected) for each in shapes)
@@ -152,42 +169,22 @@ class Judge:
             advance(len(batch))
         return found
 
-    def _record(
-        self, alone: NDArray[np.float32], together: list[NDArray[np.float32]], shapes: dict[str, NDArray[np.float32]]
-    ) -> Verification:
-        """Return the record of a graph, given its logits [N, C] of rows alone and in batches, and of the odd shapes."""
-        expected, temperature = self.expected, self.encoder.classifier.temperature
-        labels, expected_labels = alone.argmax(axis=1), expected.argmax(axis=1)
-        differs = labels != expected_labels
-        ties = differs & _are_ties(expected)
-        scores = scores_from_logits(alone, temperature)
-        changes = [np.abs(scores_from_logits(found, temperature) - scores).max() for found in together]
-        flips = np.any([found.argmax(axis=1) != labels for found in together], axis=0) & ~_are_ties(alone)  # [N]
-        shape_differences = {name: _finite(np.abs(found).max()) for name, found in shapes.items()}
-        return Verification(
-            split=self.rows.name,
-            rows=len(self.rows),
-            max_abs_logit_difference=max(_finite(np.abs(alone - expected).max()), *shape_differences.values()),
-            label_agreement=float(1.0 - (differs & ~ties).mean()),
-            num_ties=int(ties.sum()),
-            **_quality(self.rows.labels, labels, expected_labels, expected.shape[1]),
-            num_batch_flips=int(flips.sum()),
-            max_abs_batch_probability_difference=float(np.nan_to_num(changes, nan=1.0).max()),
-            shape_differences=shape_differences,
-        )
-
 
 def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
     """Return where the bundle's contract contradicts the model."""
     problems = []
-    if encoder.classifier.labels != reference.labels:
+    classifier = encoder.classifier
+    if classifier.problem_type != reference.problem_type:
         problems.append(
-            f"label order: classifier.json has {list(encoder.classifier.labels)[:10]}, the model "
-            f"{list(reference.labels)[:10]}"
+            f"problem type: classifier.json has {classifier.problem_type}, the model {reference.problem_type}"
         )
-    if encoder.classifier.padding_side != reference.tokenizer.padding_side:
+    if classifier.labels != reference.labels:
         problems.append(
-            f"padding side: classifier.json has {encoder.classifier.padding_side}, the model's tokenizer "
+            f"label order: classifier.json has {list(classifier.labels)[:10]}, the model {list(reference.labels)[:10]}"
+        )
+    if classifier.padding_side != reference.tokenizer.padding_side:
+        problems.append(
+            f"padding side: classifier.json has {classifier.padding_side}, the model's tokenizer "
             f"{reference.tokenizer.padding_side}"
         )
     return problems
@@ -214,18 +211,33 @@ def tokenizer_problem(encodings: Sequence[Encoding], reference: Reference, rows:
 
 def missed_bounds(record: Verification, gate: Gate) -> list[str]:
     """Return each bound of the gate that is missed."""
-    missed = []
-    if (bound := gate.max_abs_logit_difference) is not None and record.max_abs_logit_difference > bound:
-        missed.append(f"|logit difference| up to {record.max_abs_logit_difference:.2g}, allowed {bound:g}")
-    num_differing = (1.0 - record.label_agreement) * record.rows
-    if (share := gate.min_label_agreement) is not None and num_differing > _allowed_rows(1.0 - share, record.rows):
-        missed.append(f"label agreement {record.label_agreement:.2%}, needed {share:.2%}")
-    if (most := gate.max_accuracy_drop) is not None and record.accuracy is not None:
-        drop = (record.pytorch_accuracy or 0.0) - record.accuracy
-        if drop * record.rows > _allowed_rows(most, record.rows):
-            missed.append(f"accuracy {drop:.2%} below PyTorch's, allowed {most:.2%}")
+    missed, numbers = [], record.numbers
+    furthest = record.max_abs_logit_difference
+    furthest = furthest if numbers is None else min(furthest, numbers.max_change)
+    if (bound := gate.max_abs_logit_difference) is not None and furthest > bound:
+        missed.append(f"|logit difference| up to {furthest:.2g}, allowed {bound:g}")
+    for what, agrees in (("label", record.label_agreement), ("abstention", record.abstention_agreement)):
+        if agrees is None or (share := gate.min_label_agreement) is None:
+            continue
+        if (1.0 - agrees) * record.rows > _allowed_rows(1.0 - share, record.rows):
+            missed.append(f"{what} agreement {agrees:.2%}, needed {share:.2%}")
+    for what, ours, theirs, most in (
+        ("accuracy", record.accuracy, record.pytorch_accuracy, gate.max_accuracy_drop),
+        ("ranking precision", record.ranking_precision, record.pytorch_ranking_precision, gate.max_ranking_drop),
+    ):
+        if ours is None or theirs is None or most is None:
+            continue
+        if (theirs - ours) * record.rows > _allowed_rows(most, record.rows):
+            missed.append(f"{what} {theirs - ours:.2%} below PyTorch's, allowed {most:.2%}")
+    if numbers is not None:
+        if (most := gate.max_change) is not None and numbers.change > most:
+            missed.append(f"numbers change by {numbers.change:.2%} of their spread, allowed {most:.2%}")
+        change = abs((numbers.spearman or 0.0) - (numbers.pytorch_spearman or 0.0))
+        if (most := gate.max_spearman_difference) is not None and change > most:
+            found = f"{numbers.spearman:.4f}, PyTorch's {numbers.pytorch_spearman:.4f}"
+            missed.append(f"Spearman {found}: they may differ by {most:g}")
     if gate.must_be_batch_invariant and record.num_batch_flips:
-        missed.append(f"{record.num_batch_flips} labels depend on the batch")
+        missed.append(f"{record.num_batch_flips} {'labels' if numbers is None else 'numbers'} depend on the batch")
     return missed
 
 
@@ -238,45 +250,3 @@ def _allowed_rows(share: float, num_rows: int) -> float:
 
 def _slices(num_rows: int, size: int) -> list[NDArray[np.int64]]:
     return [np.arange(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-
-
-def _are_ties(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which rows [N] of logits [N, C] have their top two logits tied."""
-    top_two = np.sort(logits, axis=1)[:, -2:]
-    ties: NDArray[np.bool_] = top_two[:, 1] - top_two[:, 0] <= TIE
-    return ties
-
-
-def _quality(
-    true: NDArray[np.int64] | None, labels: NDArray[np.int64], expected: NDArray[np.int64], num_classes: int
-) -> dict[str, Any]:
-    """Return what the rows' true labels [N] say of a graph's and of PyTorch's; nothing without them."""
-    if true is None:
-        return {}
-    right, expected_right = labels == true, expected == true
-    return {
-        "accuracy": float(right.mean()),
-        "pytorch_accuracy": float(expected_right.mean()),
-        "macro_f1": _macro_f1(true, labels, num_classes),
-        "pytorch_macro_f1": _macro_f1(true, expected, num_classes),
-        "accuracy_difference_interval": _paired_interval(right.astype(int) - expected_right.astype(int)),
-    }
-
-
-def _macro_f1(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(true, predicted, labels=range(num_classes), average="macro", zero_division=0))
-
-
-def _paired_interval(differences: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean of values -1, 0 and 1, one per row."""
-    shares = [float((differences == value).mean()) for value in (-1, 0, 1)]
-    drawn = np.random.default_rng(SEED).multinomial(len(differences), shares, size=NUM_RESAMPLES)
-    low, high = np.percentile((drawn[:, 2] - drawn[:, 0]) / len(differences), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _finite(value: np.float32) -> float:
-    """Return a number that JSON can hold; NaN is reported as a shortfall."""
-    return float(value) if np.isfinite(value) else float(np.finfo(np.float32).max)

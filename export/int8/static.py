@@ -16,12 +16,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.agreement import Decisions
 from export.console import Progress
 from export.int8.integer_graph import assemble
 from export.int8.layers import Layer, find_layers, record_activations
 from export.int8.quantize import IntegerLayer, instruction_set, quantize_layer
 from export.rewrites import array_of, name_nodes, weights_of
 from export.rows import recombined
+from export.verify import Gate
+from serve.contract.classifier import Classifier
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from serve.encoder import Encoder, Encoding, TextInput, length_sorted_batches
@@ -61,7 +64,7 @@ class Repaired:
 
 
 def quantize_statically(
-    graph: Path, encoder: Encoder, inputs: Sequence[TextInput], min_agreement: float, work: Path, progress: Progress
+    graph: Path, encoder: Encoder, inputs: Sequence[TextInput], gate: Gate, work: Path, progress: Progress
 ) -> Iterator[Attempt]:
     """Yield integer forms of a float graph, each with more layers in float32 than the one before.
 
@@ -69,7 +72,7 @@ def quantize_statically(
         graph: the float graph.
         encoder: encodes its inputs.
         inputs: training texts or pairs.
-        min_agreement: share of labels to preserve on the repair rows.
+        gate: what the repair rows must show too: the share of decisions to preserve, or the change of numbers.
         work: folder for temporary files.
         progress: where steps are printed.
 
@@ -94,9 +97,9 @@ def quantize_statically(
             advance(1)
     progress.step(f"Measuring the harm on {len(unseen)} rows made of these")
     run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=work / "candidate.onnx")
-    repair = Repair(model, layers, integers, run(model), run)
+    repair = Repair(model, layers, integers, run(model), run, encoder.classifier)
     alphas = sorted({layer.alpha for layer in integers.values()})
-    for repaired in repair.attempts(min_agreement):
+    for repaired in repair.attempts(gate.min_label_agreement or 0.0, gate.max_change or MAX_ERROR):
         yield Attempt(
             repair.graph(repaired.kept),
             f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
@@ -123,6 +126,7 @@ class Repair:
         integers: their constants.
         reference: the float graph's logits of the repair rows [N, C].
         run: runs a graph on them.
+        classifier: the contract, by which logits become decisions.
     """
 
     def __init__(
@@ -132,23 +136,26 @@ class Repair:
         integers: dict[str, IntegerLayer],
         reference: NDArray[np.float32],
         run: Run,
+        classifier: Classifier,
     ) -> None:
         self._model = model
         self._layers = layers
         self._integers = integers
         self._reference = reference
         self._run = run
+        self._classifier = classifier
+        self._decisions = Decisions.of(reference, classifier).codes
         self._before = self._measure([])
 
-    def attempts(self, min_agreement: float) -> Iterator[Repaired]:
+    def attempts(self, min_agreement: float, max_error: float = MAX_ERROR) -> Iterator[Repaired]:
         """Yield choices of layers to keep in float32, each larger than the last, for as long as the caller asks.
 
         The most harmful layers are kept first. The first choice has only as many as the repair rows need (possibly
-        none) for `min_agreement` of their labels to be preserved.
+        none) for `min_agreement` of their decisions to be preserved, and logits to change by at most `max_error`.
         """
         limits = [max(1, int(share * len(self._layers))) for share in SHARES_KEPT]
         num_kept, found = 0, self._before
-        while not (found[0] >= min_agreement and found[1] <= MAX_ERROR) and num_kept < limits[0]:
+        while not (found[0] >= min_agreement and found[1] <= max_error) and num_kept < limits[0]:
             num_kept += 1
             found = self._measure(self._worst_first[:num_kept])
         yield self._repaired(num_kept, found)
@@ -172,9 +179,10 @@ class Repair:
         return sorted(errors, key=lambda name: errors[name])
 
     def _measure(self, keep: Sequence[str]) -> tuple[float, float]:
-        """Return label agreement and the root mean square change of the logits, as a share of their spread."""
+        """Return the share of equal decisions, and the root mean square change of logits as a share of their spread."""
         logits = self._run(self.graph(keep))
-        agreement = float((logits.argmax(axis=1) == self._reference.argmax(axis=1)).mean())
+        agrees = Decisions.of(logits, self._classifier).codes == self._decisions  # [N, K]
+        agreement = float(agrees.mean()) if agrees.size else 1.0  # numbers are not decided
         spread = max(float(self._reference.std()), 1e-9)
         return agreement, float(np.sqrt(((logits - self._reference) ** 2).mean()) / spread)
 

@@ -33,6 +33,25 @@ class FileRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class NumberAgreement:
+    """How numbers compared with PyTorch's; changes are shares of `spread`."""
+
+    spread: Annotated[float, NOT_NEGATIVE]
+    """Standard deviation of PyTorch's numbers, in the target's unit."""
+    change: Annotated[float, NOT_NEGATIVE]
+    """Root mean square difference."""
+    max_change: Annotated[float, NOT_NEGATIVE]
+    """Largest difference."""
+    max_batch_change: Annotated[float, NOT_NEGATIVE]
+    """Largest difference between single and batched."""
+    spearman_with_pytorch: float
+    """Correlation of the ranks of both."""
+    spearman: float | None = None
+    """With the true numbers: null if the rows have none."""
+    pytorch_spearman: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verification:
     """How a variant compared with PyTorch in float32, on held-out rows."""
 
@@ -42,23 +61,32 @@ class Verification:
     """Held-out rows compared."""
     max_abs_logit_difference: Annotated[float, NOT_NEGATIVE]
     """Largest |logit - PyTorch's| over those rows and the synthetic shapes."""
-    label_agreement: Annotated[float, FRACTION]
-    """Fraction of rows with PyTorch's label."""
+    label_agreement: Annotated[float | None, FRACTION] = None
+    """Fraction of rows with PyTorch's label; of several labels, of all (row, label) decisions; null for numbers."""
+    row_agreement: Annotated[float | None, FRACTION] = None
+    """Fraction of rows with all of PyTorch's labels; null unless there are several."""
+    abstention_agreement: Annotated[float | None, FRACTION] = None
+    """Fraction of rows that are answered, or not, as by PyTorch; null if the model never abstains."""
     num_ties: Annotated[int, NOT_NEGATIVE]
-    """Rows with another label whose top two logits tied, within the tolerance."""
+    """Decisions that differ where PyTorch's top two logits, or a score and its threshold, tied within the tolerance."""
     accuracy: Annotated[float | None, FRACTION] = None
-    """This and all that follows from the rows' labels: null if they have none."""
+    """Of several labels, all must be right. This and what follows from the rows' labels: null if they have none."""
     pytorch_accuracy: Annotated[float | None, FRACTION] = None
     macro_f1: Annotated[float | None, FRACTION] = None
     pytorch_macro_f1: Annotated[float | None, FRACTION] = None
+    ranking_precision: Annotated[float | None, FRACTION] = None
+    """Label-ranking average precision, of several labels: 1 where a row's own labels have its highest scores."""
+    pytorch_ranking_precision: Annotated[float | None, FRACTION] = None
     accuracy_difference_interval: tuple[float, float] | None = None
     """95 % paired bootstrap interval of accuracy - PyTorch's."""
     num_batch_flips: Annotated[int, NOT_NEGATIVE]
-    """Rows whose label differs between single and batched, in order of arrival or sorted by length."""
-    max_abs_batch_probability_difference: Annotated[float, FRACTION]
-    """Largest change of a probability between single and batched."""
+    """Rows whose answer differs between single and batched, in order of arrival or sorted by length."""
+    max_abs_batch_probability_difference: Annotated[float | None, FRACTION] = None
+    """Largest change of a probability between single and batched; null for numbers."""
     shape_differences: dict[str, float]
     """Padding (right, left, mixed) or shape (1x1, 1xlongest) -> largest |logit - PyTorch's| on the same arrays."""
+    numbers: NumberAgreement | None = None
+    """Null for labels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,16 @@
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from export.rows import read_rows, recombined
+from export.rows import Rows, halves, read_rows, recombined
 from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
 from serve.encoder import TextInput
 
 
@@ -16,6 +22,76 @@ def test_labels_that_are_no_strings_are_known_by_their_names(
     file.write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for label in found))
     classifier = Classifier(name="tiny", labels=labels, text_column="text", max_length=8)
     assert read_rows(file, "rows", classifier).labels.tolist() == [1, 0]
+
+
+def several_of(labels: tuple[str, ...] = ("angry", "happy", "sad"), separator: str | None = ",") -> Classifier:
+    return Classifier(
+        name="tiny",
+        labels=labels,
+        text_column="text",
+        max_length=8,
+        problem_type="multi_label_classification",
+        label_separator=separator,
+    )
+
+
+def number_of() -> Classifier:
+    return Classifier(name="tiny", labels=("stars",), text_column="text", max_length=8, problem_type="regression")
+
+
+def write(file: Path, cells: list[Any]) -> Path:
+    if file.suffix == ".parquet":
+        pq.write_table(pa.table({"text": ["good"] * len(cells), "label": cells}), file)
+    else:
+        file.write_text("".join(json.dumps({"text": "good", "label": cell}) + "\n" for cell in cells))
+    return file
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_several_labels_are_a_list_or_a_cell(tmp_path: Path, name: str) -> None:
+    for separator, cells in ((None, [["sad", "angry"], [], ["happy"]]), (",", ["sad, angry", "", "happy"])):
+        rows = read_rows(write(tmp_path / name, cells), "rows", several_of(separator=separator))
+        assert rows.labels is not None
+        assert rows.labels.tolist() == [[True, False, True], [False, False, False], [False, True, False]]
+        assert rows.pick(np.array([2])).labels.tolist() == [[False, True, False]]
+    numbers = read_rows(write(tmp_path / "n.jsonl", [[0, 2], [1]]), "rows", several_of(("0", "1", "2"))).labels
+    assert numbers.tolist() == [[True, False, True], [False, True, False]]
+
+
+def test_numbers_are_read_of_text_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\ngood,4.5\nbad,-1e-3\n")
+    for file in (tmp_path / "rows.csv", write(tmp_path / "rows.parquet", [4.5, -1e-3])):
+        labels = read_rows(file, "rows", number_of()).labels
+        assert labels.dtype == np.float64
+        assert labels.tolist() == [4.5, -0.001]
+
+
+@pytest.mark.parametrize(
+    ("classifier", "cells", "message"),
+    [
+        (several_of(), [["sad"], ["ugly", "sad"]], "line 2: label 'ugly' is not one of the model's: angry, happy, sad"),
+        (several_of(), [["sad"], None], "line 2: label 'None' is not one of the model's"),
+        (several_of(separator=None), ["sad,angry"], "line 1: label 'sad,angry' is not one of the model's"),
+        (number_of(), [1, None], "line 2: expected a number, found None"),
+        (number_of(), ["nan"], "line 1: expected a number, found 'nan'"),
+        (number_of(), [2, "many"], "line 2: expected a number, found 'many'"),
+    ],
+)
+def test_a_cell_that_is_no_answer_is_named(
+    tmp_path: Path, classifier: Classifier, cells: list[Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_rows(write(tmp_path / "rows.jsonl", cells), "rows", classifier)
+
+
+def test_halves_of_rows_with_several_labels_have_the_same_share_of_each_set() -> None:
+    sets = np.array([[True, False], [True, True], [False, False], [True, False]] * 25)
+    calibration, proof = halves(Rows("rows", [str(number) for number in range(100)], sets))
+    for half in (calibration, proof):
+        assert half.labels.mean(axis=0).tolist() == pytest.approx([0.75, 0.25], abs=0.02)
+    numbers = halves(Rows("rows", [str(number) for number in range(100)], np.arange(100.0)))
+    assert [len(half) for half in numbers] == [50, 50]
+    assert set(numbers[0].labels).isdisjoint(numbers[1].labels)
 
 
 def test_repair_rows_are_made_of_training_rows_and_equal_none_of_them() -> None:

@@ -26,6 +26,8 @@ from serve.contract.errors import InputError
 from serve.encoder import Encoder
 from serve.session import Session
 
+SINGLE = GATES["single_label_classification"]
+
 # Tracing and Optimum warn about their own code.
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
@@ -37,7 +39,7 @@ def judged(run: Path, folder: Path, graph: Path, classifier: Classifier | None =
     rows = read_rows(run / "samples" / "validation.parquet", "validation", read_classifier(run / "model"))
     names = tuple(value.name for value in onnx.load(graph).graph.input)
     encoder = Encoder(folder / "tokenizer.json", contract, input_names=names, pad_token_id=0)
-    return Judge(encoder, reference, rows, reference.logits(rows), ("a film",)).verify(Session(graph), GATES["fp32"])
+    return Judge(encoder, reference, rows, reference.logits(rows), ("a film",)).verify(Session(graph), SINGLE["fp32"])
 
 
 def test_an_intact_graph_passes(run: Path, bundle: Bundle) -> None:
@@ -47,17 +49,17 @@ def test_an_intact_graph_passes(run: Path, bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("rows", "differing", "gate", "passes"),
     [
-        (100, 1, GATES["fp16"], True),  # one row may always differ
-        (100, 2, GATES["fp16"], False),
-        (1_000, 5, GATES["fp16"], True),
-        (1_000, 6, GATES["fp16"], False),
-        (100, 1, GATES["int8"], True),
-        (100, 2, GATES["int8"], False),  # both were right before
-        (2_000, 10, GATES["int8"], True),
-        (2_000, 11, GATES["int8"], False),
-        (100, 1, GATES["fp32"], False),  # except in float32
-        (49, 1, GATES["int8"], False),  # and on too few rows
-        (49, 0, GATES["int8"], True),
+        (100, 1, SINGLE["fp16"], True),  # one row may always differ
+        (100, 2, SINGLE["fp16"], False),
+        (1_000, 5, SINGLE["fp16"], True),
+        (1_000, 6, SINGLE["fp16"], False),
+        (100, 1, SINGLE["int8"], True),
+        (100, 2, SINGLE["int8"], False),  # both were right before
+        (2_000, 10, SINGLE["int8"], True),
+        (2_000, 11, SINGLE["int8"], False),
+        (100, 1, SINGLE["fp32"], False),  # except in float32
+        (49, 1, SINGLE["int8"], False),  # and on too few rows
+        (49, 0, SINGLE["int8"], True),
     ],
 )
 def test_a_gate_is_exact_to_the_row(rows: int, differing: int, gate: Gate, passes: bool) -> None:
@@ -109,8 +111,8 @@ def test_a_graph_that_is_wrong_on_another_padding_or_shape_is_caught(
     rows = read_rows(run / "samples" / "validation.parquet", "validation", classifier)
     reference = Reference(run / "model", classifier)
     judge = Judge(Encoder.from_bundle(bundle), reference, rows, reference.logits(rows), ("a film",))
-    assert judge.verify(Session(bundle.graph("fp32")), GATES[gate]).shortfalls == []
-    found = judge.verify(Spoiled(bundle.graph("fp32"), spoil, factor), GATES[gate])  # type: ignore[arg-type]
+    assert judge.verify(Session(bundle.graph("fp32")), SINGLE[gate]).shortfalls == []
+    found = judge.verify(Spoiled(bundle.graph("fp32"), spoil, factor), SINGLE[gate])  # type: ignore[arg-type]
     assert any(message in shortfall for shortfall in found.shortfalls)
 
 
@@ -137,7 +139,7 @@ def test_a_graph_that_ignores_padding_or_where_it_is_is_caught(
     rows = read_rows(run / "samples" / "validation.parquet", "validation", classifier)
     reference = Reference(run / "model", classifier)
     judge = Judge(Encoder.from_bundle(bundle), reference, rows, reference.logits(rows), ("a film",))
-    found = judge.verify(Misread(bundle.graph("fp32"), read), GATES[gate])  # type: ignore[arg-type]
+    found = judge.verify(Misread(bundle.graph("fp32"), read), SINGLE[gate])  # type: ignore[arg-type]
     assert any("padding left" in shortfall for shortfall in found.shortfalls)
 
 
@@ -159,7 +161,7 @@ def test_a_label_that_changes_in_two_kinds_of_batches_is_one_flip(run: Path, bun
     in_company = Spoiled(
         bundle.graph("fp32"), lambda inputs: np.full(len(found := inputs["input_ids"]), len(found) > 1), -1
     )
-    verdict = judge.verify(in_company, GATES["int8"])  # type: ignore[arg-type]
+    verdict = judge.verify(in_company, SINGLE["int8"])  # type: ignore[arg-type]
     assert verdict.record.num_batch_flips == len(rows)
     assert f"{len(rows)} labels depend on the batch" in verdict.shortfalls
 

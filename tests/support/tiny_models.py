@@ -33,8 +33,10 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 _TOKEN_TYPES = {"bert", "electra", "albert", "xlnet", "deberta", "deberta-v2"}
 
 
-def save_tiny_model(folder: Path, architecture: str = "bert", *, dropout: float = 0.0, seed: int = 0) -> Path:
-    """Save a tiny random classifier with two labels and its tokenizer, and return the folder."""
+def save_tiny_model(
+    folder: Path, architecture: str = "bert", *, dropout: float = 0.0, seed: int = 0, num_labels: int = 2
+) -> Path:
+    """Save a tiny random classifier and its tokenizer, and return the folder."""
     torch.manual_seed(seed)
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     settings = dict(ARCHITECTURES[architecture])
@@ -48,7 +50,7 @@ def save_tiny_model(folder: Path, architecture: str = "bert", *, dropout: float 
         eos_token_id=3,
         cls_token_id=2,
         sep_token_id=3,
-        num_labels=2,
+        num_labels=num_labels,
         **settings,
     )
     for name, value in list(vars(config).items()):
