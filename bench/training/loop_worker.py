@@ -8,18 +8,17 @@ from rich.console import Console
 
 from bench.harness.worker import Message
 from bench.training.pace import PacedTraining
-from train_loop.config import TrainConfig
+from train_loop.config import TrainConfig, with_defaults
 from train_loop.loop import train
 from train_loop.machine.device import build_accelerator
 from train_loop.machine.processes import local_main_process_first, on_main_process
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.model.weights import load_model
-from train_loop.rows.data import class_counts, load_data
+from train_loop.rows.data import load_data
 from train_loop.run.checkpoint import TrainState
 from train_loop.run.directory import open_run
 from train_loop.steps.feed import StepFeed
-from train_loop.steps.loss import class_weights
-from train_loop.training import build_training
+from train_loop.training import build_training, loss_weights
 
 NEVER = 10**9
 """Steps that are never reached: no evaluation and no checkpoint falls into a timed stretch."""
@@ -38,9 +37,10 @@ class OurLoop(PacedTraining):
         tokenizer, max_length = load_tokenizer(config)
         with local_main_process_first(accelerator):
             data = load_data(config, tokenizer, max_length)
-        weights = class_weights(config.class_weights, class_counts(data.train, data.labels), data.labels)
+        config = with_defaults(config, data.problem_type)
+        weights, start = loss_weights(config.class_weights, data)
         set_seed(config.seed)
-        model = load_model(config, data.labels, accelerator.device)
+        model = load_model(config, data.labels, accelerator.device, start=start)
         with open_run(config, accelerator) as run:
             console = Console(quiet=True)
             training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)

@@ -85,6 +85,7 @@ def load_model(
             layer.bias.copy_((layer.bias - start.offset) / start.scale)
         elif not is_kept and start.log_odds is not None and layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(start.log_odds))
+            report("It begins at the log-odds of the labels in the training rows.")
     _keep_logits_precise(model)
     return model
 
