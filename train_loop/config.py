@@ -48,6 +48,15 @@ METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "regression": ("r2", "spearman", "pearson", "rmse", "mae", "loss"),
 }
 """Those that can select the best model; the first does unless another is asked for."""
+ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
+    "abstain": ("single_label_classification",),
+    "threshold": ("multi_label_classification",),
+    "threshold_scope": ("multi_label_classification",),
+    "class_weights": ("single_label_classification", "multi_label_classification"),
+    "label_smoothing": ("single_label_classification", "multi_label_classification"),
+    "label_names": ("single_label_classification", "multi_label_classification"),
+}
+"""Field -> what it has an effect on."""
 LOWER_IS_BETTER = ("loss", "rmse", "mae")
 
 AT_LEAST_4_TOKENS = Limit(lambda value: value >= 4, "at least 4 tokens (special tokens included)")
@@ -233,8 +242,12 @@ def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig
     """Return a configuration with the loss and the metric that suit what is learned.
 
     Raises:
-        InputError: it has a metric of something else.
+        InputError: it has a metric or an option of something else.
     """
+    usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    for name, kinds in ONLY_FOR.items():
+        if problem_type not in kinds and getattr(config, name) != usual[name]:
+            raise InputError(f"--{name} is for {' and '.join(kinds)}, and the rows are {problem_type}; leave it out")
     own = METRICS[problem_type]
     if config.metric_for_best not in (None, *own):
         raise InputError(

@@ -179,19 +179,40 @@ def test_samples_hold_the_labels(run: Path) -> None:
     assert {type(label) for label in labels} == ({list} if kind_of(run) == "several" else {float})
 
 
-@pytest.mark.parametrize(("kind", "metric"), [("several", "accuracy"), ("numbers", "macro_f1")])
-def test_a_metric_of_another_kind_is_refused_before_training(
+@pytest.mark.parametrize(
+    ("kind", "flag", "message"),
+    [
+        (
+            "several",
+            "--metric_for_best=accuracy",
+            "--metric_for_best accuracy: no metric of multi_label_classification",
+        ),
+        (
+            "numbers",
+            "--metric_for_best=macro_f1",
+            "--metric_for_best macro_f1: no metric of regression; choose one of r2",
+        ),
+        (
+            "several",
+            "--abstain=score<0.5",
+            "--abstain is for single_label_classification, and the rows are multi_label",
+        ),
+        ("numbers", "--class_weights=balanced", "and the rows are regression; leave it out"),
+        ("one", "--threshold=f1", "--threshold is for multi_label_classification, and the rows are single_label"),
+    ],
+)
+def test_options_of_another_kind_are_refused_before_training(
     tmp_path: Path,
     tiny_model: Path,
     write_rows: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     kind: str,
-    metric: str,
+    flag: str,
+    message: str,
 ) -> None:
-    rows = [
-        (f"text {number}", f"{number % 3};{number % 2}" if kind == "several" else str(number)) for number in range(60)
-    ]
-    flags = ["--label_separator=;"] if kind == "several" else ["--problem_type=regression"]
+    label = {"several": "{0};{1}", "numbers": "{0}", "one": "{1}"}[kind]
+    rows = [(f"text {number}", label.format(number % 3, number % 2)) for number in range(60)]
+    flags = {"several": ["--label_separator=;"], "numbers": ["--problem_type=regression"], "one": []}[kind]
     arguments = [f"--model_name={tiny_model}", f"--train_file={write_rows(rows)}", f"--output_dir={tmp_path}"]
-    assert main([*arguments, *flags, f"--metric_for_best={metric}"]) == 2
-    assert f"--metric_for_best {metric}: no metric of" in capsys.readouterr().err
+    assert main([*arguments, *flags, flag]) == 2
+    assert message in capsys.readouterr().err
