@@ -22,6 +22,7 @@ from train_loop.findings.metrics import NUM_BINS, Counts, Ranking, most_confused
 from train_loop.findings.predictions import Predictions
 from train_loop.findings.split_metrics import SplitMetrics
 
+ONE_LABEL = "single_label_classification"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MAX_PRINTED_CLASSES = 20
@@ -45,15 +46,14 @@ def draw_all(folder: Path, metrics: SplitMetrics, predictions: Predictions, titl
     if kind == "regression":
         pictures["answers.png"] = lambda: answers_figure(predictions, title)
     else:
-        pictures["confusion_matrix.png"] = lambda: confusion_matrix_figure(
-            metrics.matrix, labels, title, np.array([row["support"] for row in metrics.per_class.values()])
-        )
+        several = np.array([row["support"] for row in metrics.per_class.values()]) if kind != ONE_LABEL else None
+        pictures["confusion_matrix.png"] = lambda: confusion_matrix_figure(metrics.matrix, labels, title, several)
         pictures["roc.png"] = lambda: roc_figure(metrics, labels, title)
         pictures["pr.png"] = lambda: precision_recall_figure(metrics, labels, title)
         pictures["reliability.png"] = lambda: reliability_figure(metrics, title)
-    if kind == "single_label_classification":
+    if kind == ONE_LABEL:
         pictures["risk_coverage.png"] = lambda: risk_coverage_figure(metrics, predictions, title)
-    if kind == "multi_label_classification":
+    elif kind == "multi_label_classification":
         pictures["thresholds.png"] = lambda: thresholds_figure(predictions, title)
     if log is not None and log.is_file():
         pictures["training.png"] = lambda: training_figure(log, predictions.during)
@@ -101,7 +101,8 @@ def _characters_of(font: str) -> set[str]:
 def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str, num_true: Any = None) -> Figure:
     """Draw the fraction of each true class [row] predicted as each class, with counts if there is room.
 
-    `num_true` are the rows of each class [C], if the matrix does not sum up to them.
+    `num_true` are the rows with each of several labels [C]: the matrix then counts those where one is missing and
+    another is wrong, and on the diagonal those where it is found.
     """
     num_classes = len(labels)
     totals = matrix.sum(axis=1) if num_true is None else num_true
@@ -111,7 +112,7 @@ def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str, nu
     figure = Figure(figsize=(side + (6.5 if is_large else 1.0), side), layout="constrained")
     if is_large:
         axes, list_axes = figure.subplots(1, 2, width_ratios=(13, 4))
-        _list_confused_pairs(list_axes, matrix, labels)
+        _list_confused_pairs(list_axes, matrix, labels, "mistaken for" if num_true is None else "missing; wrong:")
     else:
         axes = figure.subplots()
     # Without numbers, few mistakes must still be visible: colours then follow the square root.
@@ -131,15 +132,16 @@ def confusion_matrix_figure(matrix: Any, labels: tuple[str, ...], title: str, nu
             ink = "black" if shares[row, column] > 0.6 else "white"
             text = f"{shares[row, column]:.0%}\n{matrix[row, column]:,}"
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=size - 1)
-    axes.set(xlabel=f"predicted{unit}", ylabel=f"true{unit}", title=f"Confusion matrix · {title}")
+    rows, columns = ("true", "predicted") if num_true is None else ("missing (diagonal: found)", "wrong in its place")
+    axes.set(xlabel=f"{columns}{unit}", ylabel=f"{rows}{unit}", title=f"Confusion matrix · {title}")
     return figure
 
 
-def _list_confused_pairs(axes: Any, matrix: Any, labels: tuple[str, ...], num_pairs: int = 25) -> None:
+def _list_confused_pairs(axes: Any, matrix: Any, labels: tuple[str, ...], link: str, num_pairs: int = 25) -> None:
     axes.axis("off")
     axes.set_title("most confused (rows)", loc="left", fontsize=10)
     for place, (true, predicted, count) in enumerate(most_confused(matrix, num_pairs)):
-        text = f"{count}  {_short(labels[true], 28)}\n     mistaken for {_short(labels[predicted], 28)}"
+        text = f"{count}  {_short(labels[true], 28)}\n     {link} {_short(labels[predicted], 28)}"
         axes.text(0.0, 0.98 - place / num_pairs, text, va="top", fontsize=7.5, transform=axes.transAxes)
 
 
@@ -261,7 +263,7 @@ def thresholds_figure(predictions: Predictions, title: str) -> Figure:
     axes.plot([], [], color="0.5", linewidth=0.8, label=f"level lines: the thresholds chosen ({rule})")
     axes.set(xlabel="threshold of all labels", xlim=(0, 1), ylim=(0, 1.02), title=f"Thresholds · {title}")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower center", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
