@@ -126,6 +126,7 @@ def _add_row_flags(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--text_column", default="text", help="default: text")
     rows.add_argument("--text_pair_column", help="second text of a pair (default: text_pair, if a run has pairs)")
     rows.add_argument("--label_column", default="label", help="label, as the model names it or as a number")
+    rows.add_argument("--label_separator", help="between several labels in one cell (default: the model's own)")
     rows.add_argument("--delimiter", help="between the fields of csv or tsv (default: the format's)")
 
 

@@ -11,11 +11,14 @@ from export.odd_shapes import TIE
 from export.rows import Rows
 from serve.contract.bundle import NumberAgreement, Verification
 from serve.contract.classifier import Classifier
+from train_loop.findings.number_metrics import number_metrics
 
 NUM_RESAMPLES = 1_000
 SEED = 0
-BATCH_CHANGE = 1e-3
-"""A number that moves by less in a batch, as a share of the answers' spread, was rounded otherwise."""
+FLOAT32_ROUNDING = 1e-6
+"""As a share of a number."""
+BATCH_ROUNDINGS = 10.0
+"""A number that moves in a batch by less, as a multiple of `rounding`, is the same."""
 LEAST_SPREAD = 1e-9
 """Of numbers that are all the same."""
 
@@ -48,6 +51,13 @@ class Decisions:
         return cls(np.column_stack(codes), np.column_stack(ties))
 
 
+def rounding(expected: NDArray[np.float32], classifier: Classifier) -> float:
+    """Return how far apart equal logits may be, given PyTorch's [N, C]; those of numbers may have any unit."""
+    if classifier.problem_type != "regression":
+        return TIE
+    return TIE * float(expected.std()) + FLOAT32_ROUNDING * float(np.abs(expected).max())
+
+
 def agreement(
     rows: Rows,
     classifier: Classifier,
@@ -78,7 +88,7 @@ def agreement(
     changes = np.nan_to_num(changes, nan=np.inf)
     if classifier.problem_type == "regression":
         numbers = _number_agreement(rows.labels, classifier.scores(expected)[:, 0], scores[:, 0], changes)
-        tolerance = max(TIE * classifier.decision.scale, BATCH_CHANGE * numbers.spread)
+        tolerance = BATCH_ROUNDINGS * rounding(expected, classifier) * classifier.decision.scale
         return Verification(**shared, num_ties=0, num_batch_flips=int((changes > tolerance).sum()), numbers=numbers)
 
     theirs, ours = Decisions.of(expected, classifier), Decisions.of(alone, classifier)
@@ -164,17 +174,8 @@ def _number_agreement(true: Floats | None, theirs: Floats, ours: Floats, batch_c
     return NumberAgreement(
         spread=spread,
         change=finite(np.sqrt((changes**2).mean())),
-        max_change=finite(np.abs(changes).max()),
         max_batch_change=finite(batch_changes.max() / spread),
-        spearman_with_pytorch=_spearman(ours, theirs),
-        spearman=None if true is None else _spearman(ours, true),
-        pytorch_spearman=None if true is None else _spearman(theirs, true),
+        spearman_with_pytorch=number_metrics(ours, theirs)["spearman"],
+        spearman=None if true is None else number_metrics(ours, true)["spearman"],
+        pytorch_spearman=None if true is None else number_metrics(theirs, true)["spearman"],
     )
-
-
-def _spearman(one: Floats, other: Floats) -> float:
-    """Return the correlation of ranks; 0 with constant numbers."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values) for values in (one, other)]
-    return float(np.corrcoef(ranks)[0, 1]) if all(np.ptp(each) for each in ranks) else 0.0

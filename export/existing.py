@@ -2,11 +2,13 @@
 
 import dataclasses
 import shlex
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.console import Progress
+from export.figures import METRICS
 from export.reference import Reference
 from export.rows import Rows
 from export.source import Source
@@ -14,8 +16,10 @@ from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.calibration import fit_temperature
-from train_loop.findings.decisions import choose_decision
+from train_loop.findings.decisions import decide
+from train_loop.findings.label_set_metrics import label_set_metrics
 from train_loop.findings.metrics import Counts, confusion_matrix, count_metrics, log_loss, reliability
+from train_loop.findings.number_metrics import number_metrics
 
 MIN_ROWS = 50
 """On fewer labelled rows, a model's answers are not judged."""
@@ -32,7 +36,7 @@ def examined(
     calibrate: bool,
     progress: Progress,
 ) -> Classifier:
-    """Return the contract of a classifier with its metrics, and with a temperature where the rows have labels.
+    """Return the contract of a classifier with its metrics, and with a temperature and cuts where the rows have labels.
 
     Args:
         source: the classifier, with held-out rows.
@@ -54,15 +58,20 @@ def examined(
     elif calibrate and calibration.labels is not None:
         logits = reference.logits(calibration)
         fitted = fit_temperature(logits, calibration.labels)
-        scores = scores_from_logits(logits, fitted.temperature)
-        decision, unmet = choose_decision(classifier.decision.abstain, scores, calibration.labels)
-        classifier = dataclasses.replace(classifier, temperature=fitted.temperature, decision=decision)
+        classifier = dataclasses.replace(classifier, temperature=fitted.temperature)
+        decision, unmet = decide(classifier, logits, calibration.labels)
+        classifier = dataclasses.replace(classifier, decision=decision)
         warning = "" if fitted.warning is None else f" ({fitted.warning})"
-        progress.note(f"temperature {fitted.temperature:.3g}, of {len(calibration):,} rows{warning}")
-        if unmet is not None:
-            progress.note(unmet)
+        if classifier.problem_type != "regression":
+            progress.note(f"temperature {fitted.temperature:.3g}, of {len(calibration):,} rows{warning}")
+        for wish in unmet:
+            progress.note(wish)
     if held_out.labels is None:
         return classifier
+    if classifier.problem_type != "single_label_classification":
+        found = _metrics(classifier, classifier.scores(expected), held_out.labels)
+        progress.note(f"on {len(held_out):,} other rows: " + ", ".join(f"{name} {found[name]:.4f}" for name in found))
+        return dataclasses.replace(classifier, metrics=classifier.metrics | {held_out.name: found})
     counts = Counts.of(confusion_matrix(expected.argmax(axis=1), held_out.labels, expected.shape[1]))
     found = {name: float(value) for name, value in count_metrics(counts).items() if name in ("accuracy", "macro_f1")}
     for suffix, temperature in (("", classifier.temperature), ("_uncalibrated", before)):
@@ -77,10 +86,28 @@ def examined(
     return dataclasses.replace(classifier, metrics=classifier.metrics | {held_out.name: found})
 
 
+def _metrics(classifier: Classifier, scores: NDArray[np.float64], true: NDArray[Any]) -> dict[str, float]:
+    """Return metric -> value of scores [N, C] of several labels, or of numbers [N, 1]."""
+    if classifier.problem_type == "regression":
+        found = number_metrics(scores[:, 0], true)
+    else:
+        found = label_set_metrics(scores, classifier.decisions(scores), true)
+    return {name: found[name] for name in METRICS[classifier.problem_type]}
+
+
 def _require_fitting_answers(source: Source, logits: NDArray[np.float32], progress: Progress) -> None:
-    """Check that a model's logits [N, C] fit the rows better than chance, and best in its own label order."""
+    """Check that a model's logits [N, C] fit the rows better than chance and, of one label, best in its own order."""
     labels, rows = source.classifier.labels, source.held_out
     assert rows.labels is not None
+    if source.classifier.problem_type != "single_label_classification":
+        scores = source.classifier.scores(logits).reshape(rows.labels.shape)
+        if len(rows) >= MIN_ROWS and _chance(scores, rows.labels) > SIGNIFICANT:
+            raise InputError(
+                f"{rows.name}: the model's answers fit the rows' no better than chance: its weights or its tokenizer "
+                "may be of another model, or the rows of another task; pass those that belong together, more rows, or "
+                "--texts to export it without a claim of quality"
+            )
+        return
     predicted, num_found = logits.argmax(axis=1), len(np.unique(rows.labels))
     accuracy = float((predicted == rows.labels).mean())
     counts = np.bincount(rows.labels)
@@ -134,8 +161,15 @@ def _better_order(predicted: NDArray[np.int64], true: NDArray[np.int64], num_lab
     return order if binomtest(gained, gained + lost, alternative="greater").pvalue < SIGNIFICANT else None
 
 
-def _chance(predicted: NDArray[np.int64], true: NDArray[np.int64]) -> float:
-    """Return how often chance makes predictions [N] equal true classes [N] at least so often: a permutation test."""
-    rng, hits = np.random.default_rng(0), (predicted == true).sum()
-    reached = sum((rng.permutation(predicted) == true).sum() >= hits for _ in range(NUM_PERMUTATIONS))
+def _chance(predicted: NDArray[Any], true: NDArray[Any]) -> float:
+    """Return how often chance makes predictions [N] equal true classes [N] at least so often: a permutation test.
+
+    Scores [N, C] of several labels, or numbers [N], are as good as their products with the true ones are large.
+    """
+
+    def fit(found: NDArray[Any]) -> Any:
+        return ((found == true) if found.dtype.kind == "i" else found * true).sum()
+
+    rng, own = np.random.default_rng(0), fit(predicted)
+    reached = sum(fit(rng.permutation(predicted)) >= own for _ in range(NUM_PERMUTATIONS))
     return float(1 + reached) / (1 + NUM_PERMUTATIONS)

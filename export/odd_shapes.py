@@ -41,8 +41,12 @@ class OddShape:
         """Whether it has no padding, or padding on the right."""
         return self.name not in ("left", "mixed")
 
-    def problem(self, differences: NDArray[np.float32], usual: NDArray[np.float32]) -> str | None:
+    def problem(
+        self, differences: NDArray[np.float32], usual: NDArray[np.float32], tolerance: float = TIE
+    ) -> str | None:
         """Return what is wrong with a graph that is so far from PyTorch here [B, C], and on the held-out rows [N, C].
+
+        Logits are equal within the tolerance.
 
         Batches are compared by root mean square, which a few hard rows do not decide; single rows by the largest value.
         """
@@ -50,7 +54,7 @@ class OddShape:
         here, there = (float(np.abs(each).max()) if is_row else _size(each) for each in (differences, usual))
         if not np.isfinite(here):
             return f"NaN or infinite logits on {self.name}"
-        if here <= SHAPE_ERROR * there + TIE or here <= IGNORED_SHARE * self.ignored:
+        if here <= SHAPE_ERROR * there + tolerance or here <= IGNORED_SHARE * self.ignored:
             return None
         kind = "shape" if is_row else "padding"
         return f"{kind} {self.name}: logits {here:.2g} from PyTorch's, on the held-out rows {there:.2g}"

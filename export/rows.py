@@ -31,13 +31,16 @@ class Columns:
     """None if the rows have no labels."""
     delimiter: str | None = None
     """Character between the fields of csv or tsv; None for the format's own."""
+    label_separator: str | None = None
+    """Between several labels in a cell; None for the model's own."""
 
     @classmethod
     def of(cls, flags: Any, *, labelled: bool = True) -> "Columns":
-        """Return those of a command's flags: `text_column`, `text_pair_column`, `label_column` and `delimiter`."""
+        """Return those of a command's flags: `text_column`, `label_column`, `delimiter` and so on."""
         label = flags.label_column if labelled else None
         texts = {"text": flags.text_column, "text_pair": flags.text_pair_column}
-        return cls(**texts, label=label, delimiter=given_delimiter(flags.delimiter))
+        separator = getattr(flags, "label_separator", None)  # bench knows one label only
+        return cls(**texts, label=label, delimiter=given_delimiter(flags.delimiter), label_separator=separator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +113,12 @@ def read_rows(
         raise InputError(f"{path}: no rows")
     if not wanted:
         return Rows(name, inputs, None)
-    return Rows(name, inputs, _answers(found, places, path, classifier))
+    return Rows(name, inputs, _answers(found, places, path, classifier, columns.label_separator))
 
 
-def _answers(found: Sequence[Any], places: Sequence[str], path: Path, classifier: Classifier) -> NDArray[Any]:
+def _answers(
+    found: Sequence[Any], places: Sequence[str], path: Path, classifier: Classifier, separator: str | None
+) -> NDArray[Any]:
     """Return the cells [N] of a label column as `Rows.labels`; raises `InputError`, as `read_rows` does."""
     if classifier.problem_type == "regression":
         numbers = np.array([_number(value) for value in found])
@@ -121,7 +126,9 @@ def _answers(found: Sequence[Any], places: Sequence[str], path: Path, classifier
             raise InputError(f"{path}, {places[wrong[0]]}: expected a number, found {found[wrong[0]]!r:.80}")
         return numbers
     has_several = classifier.problem_type == "multi_label_classification"
-    names = [_names(value, classifier.label_separator) if has_several else [_name(value)] for value in found]
+    names = [
+        _names(value, separator or classifier.label_separator) if has_several else [_name(value)] for value in found
+    ]
     distinct = list(dict.fromkeys(name for row in names for name in row))
     codes = match_labels(distinct, classifier.labels)
     if unknown := [label for label in distinct if label not in codes]:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from export.agreement import agreement
+from export.agreement import agreement, rounding
 from export.console import Advance, ignore
 from export.graphs import Candidate
 from export.odd_shapes import LONG, TIE, OddShape, odd_shapes
@@ -39,8 +39,8 @@ TOO_FEW_ROWS = 50
 class Gate:
     """The bounds that a variant must meet."""
 
-    max_abs_logit_difference: float | None = None
-    """Of float32; for numbers of a wide range, as a share of their spread."""
+    must_be_equal: bool = False
+    """Every logit is PyTorch's, but for rounding."""
     min_label_agreement: float | None = None
     """Share of rows with PyTorch's label, or of all (row, label) decisions."""
     max_accuracy_drop: float | None = None
@@ -54,17 +54,17 @@ class Gate:
 
 GATES: dict[ProblemType, dict[str, Gate]] = {
     "single_label_classification": {
-        "fp32": Gate(max_abs_logit_difference=1e-4, min_label_agreement=1.0),
+        "fp32": Gate(must_be_equal=True, min_label_agreement=1.0),
         "fp16": Gate(min_label_agreement=0.995),
         "int8": Gate(min_label_agreement=0.98, max_accuracy_drop=0.005),
     },
     "multi_label_classification": {
-        "fp32": Gate(max_abs_logit_difference=1e-4, min_label_agreement=1.0),
+        "fp32": Gate(must_be_equal=True, min_label_agreement=1.0),
         "fp16": Gate(min_label_agreement=0.995),
         "int8": Gate(min_label_agreement=0.99, max_ranking_drop=0.005),
     },
     "regression": {
-        "fp32": Gate(max_abs_logit_difference=1e-4),
+        "fp32": Gate(must_be_equal=True),
         "fp16": Gate(max_change=0.005, max_spearman_difference=0.003),
         "int8": Gate(max_change=0.02, max_spearman_difference=0.003),
     },
@@ -124,12 +124,13 @@ class Judge:
         record = agreement(self.rows, self.encoder.classifier, self.expected, alone, together, differences)
         if not all(np.isfinite(found).all() for found in (alone, *together)):
             problems.append("NaN or infinite logits")
-        found = (each.problem(differences[each.name], alone - self.expected) for each in shapes)
+        tolerance = rounding(self.expected, self.encoder.classifier)
+        found = (each.problem(differences[each.name], alone - self.expected, tolerance) for each in shapes)
         problems += [problem for problem in found if problem is not None]
         again = session.run(shapes[0].arrays) - shapes[0].expected
-        if np.abs(again - differences[shapes[0].name]).max() > TIE:
+        if np.abs(again - differences[shapes[0].name]).max() > tolerance:
             problems.append("other logits each time: a dropout is left on")
-        problems += missed_bounds(record, gate)
+        problems += missed_bounds(record, gate, tolerance)
         inputs = self.canary[0] if len(self.canary) == 1 else (self.canary[0], self.canary[1])
         canary_logits = session.run(self.encoder.pad(self.encoder.encode([inputs])))[0]
         return Verdict(record, problems, tuple(float(value) for value in np.nan_to_num(canary_logits)))
@@ -209,13 +210,11 @@ def tokenizer_problem(encodings: Sequence[Encoding], reference: Reference, rows:
     )
 
 
-def missed_bounds(record: Verification, gate: Gate) -> list[str]:
-    """Return each bound of the gate that is missed."""
+def missed_bounds(record: Verification, gate: Gate, tolerance: float = TIE) -> list[str]:
+    """Return each bound of the gate that is missed; logits this close are equal."""
     missed, numbers = [], record.numbers
-    furthest = record.max_abs_logit_difference
-    furthest = furthest if numbers is None else min(furthest, numbers.max_change)
-    if (bound := gate.max_abs_logit_difference) is not None and furthest > bound:
-        missed.append(f"|logit difference| up to {furthest:.2g}, allowed {bound:g}")
+    if gate.must_be_equal and record.max_abs_logit_difference > tolerance:
+        missed.append(f"|logit difference| up to {record.max_abs_logit_difference:.2g}, allowed {tolerance:.2g}")
     for what, agrees in (("label", record.label_agreement), ("abstention", record.abstention_agreement)):
         if agrees is None or (share := gate.min_label_agreement) is None:
             continue

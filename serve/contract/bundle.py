@@ -40,8 +40,6 @@ class NumberAgreement:
     """Standard deviation of PyTorch's numbers, in the target's unit."""
     change: Annotated[float, NOT_NEGATIVE]
     """Root mean square difference."""
-    max_change: Annotated[float, NOT_NEGATIVE]
-    """Largest difference."""
     max_batch_change: Annotated[float, NOT_NEGATIVE]
     """Largest difference between single and batched."""
     spearman_with_pytorch: float

@@ -1,11 +1,13 @@
 """A classifier that rawloop did not train, from its folder to a bundle; and wrong ones, which never ship."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from existing_models import LABELS, change_config, save_existing_model, write_an
 from numpy.typing import NDArray
 from rich.console import Console
 from tiny_models import WORDS, tiny_tokenizer
-from tiny_runs import text_of
+from tiny_runs import save_tiny_run, text_of
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -31,8 +33,10 @@ from export.rows import Columns, Rows, halves, read_rows
 from export.source import Source
 from serve import Predictor
 from serve.contract.bundle import BUNDLE_FILE, read_bundle
-from serve.contract.classifier import Classifier
+from serve.contract.classifier import Classifier, read_classifier
+from serve.contract.decision import Decision
 from serve.contract.errors import InputError
+from serve.contract.labels import ProblemType
 from train_loop.config import PACKAGED_MODEL
 from train_loop.model.pretrained import resolve_model
 
@@ -99,6 +103,38 @@ def test_pairs_and_other_columns(tmp_path: Path) -> None:
     assert (bundle.classifier.text_column, bundle.classifier.text_pair_column) == ("premise", "hypothesis")
     assert bundle.manifest.variants["fp32"].verification.accuracy == 1.0
     assert bundle.classifier.temperature == 1.0
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_a_model_of_several_labels_or_numbers_is_exported_and_a_wrong_one_is_not(
+    problem_type: ProblemType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny_run(tmp_path / "run", problem_type=problem_type, num_rows=200) / "model"
+    plain = dataclasses.replace(read_classifier(model), temperature=1.0, decision=Decision())
+    texts = [f"{text_of(number)} w{number % 60}" for number in range(400)]
+    scores = plain.scores(Reference(model, plain).logits(Rows("rows", list(texts), None)))
+    answers: list[Any] = scores[:, 0].tolist()
+    if problem_type != "regression":
+        answers = [";".join(np.array(plain.labels)[given]) for given in plain.decisions(scores)]
+    (model / "classifier.json").unlink()
+    arguments = ["--model", str(model), "--max_length", "56", "--variants", "fp32", "--output", str(tmp_path / "b")]
+    for shift, status in ((0, 0), (7, 2)):
+        with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(["text", "label"])
+            writer.writerows(zip(texts, [*answers[shift:], *answers[:shift]], strict=True))
+        assert main([*arguments, "--rows", str(tmp_path / "rows.csv"), "--label_separator", ";"]) == status
+    assert "rows.csv: the model's answers fit the rows' no better than chance" in capsys.readouterr().err
+    bundle = read_bundle(tmp_path / "b")
+    assert bundle.classifier.problem_type == problem_type
+    found = bundle.classifier.metrics["rows.csv"]
+    if problem_type == "regression":
+        assert found["spearman"] == pytest.approx(1.0)
+        assert (bundle.classifier.decision.offset, bundle.classifier.decision.scale) == (0.0, 1.0)
+        assert set(bundle.classifier.decision.interval_widths) >= {"0.9", "0.95"}
+    else:
+        assert found["macro_f1"] == found["subset_accuracy"] == 1.0
+        assert bundle.classifier.thresholds.tolist() == [0.5, 0.5, 0.5]
 
 
 def test_minilm_fine_tuned_by_trainer_ships_int8(tmp_path: Path) -> None:

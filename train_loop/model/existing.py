@@ -33,7 +33,7 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
         padding_side: None for the tokenizer's.
 
     Raises:
-        InputError: it is not a classifier of one label per text, lacks weights or a fast tokenizer, its files
+        InputError: it is not a classifier of texts, lacks weights or a fast tokenizer, its files
             contradict each other, or do not say what is needed.
     """
     model_config, contract = read_existing_model(config)
@@ -55,6 +55,7 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
             labels=labels,
             text_column=config.text_column,
             max_length=longest,
+            problem_type=model_config.problem_type or "single_label_classification",
         )
     contract = dataclasses.replace(
         contract,
@@ -79,7 +80,7 @@ def read_existing_model(config: TrainConfig) -> tuple[PretrainedConfig, Classifi
     """Return config.json of a classifier, and its contract if rawloop trained it.
 
     Raises:
-        InputError: it is a run, a bundle, or no classifier of one label per text.
+        InputError: it is a run, a bundle, or no classifier of texts.
     """
     contract = _own_contract(config)
     model_config = load_model_config(config, "--model")
@@ -128,17 +129,14 @@ def _require_classifier(config: TrainConfig, model_config: PretrainedConfig) -> 
         )
     if not architectures[0].endswith(CLASSIFIER_SUFFIX):
         _refuse(config, f"{architectures[0]} is not a text classifier (AutoModel{CLASSIFIER_SUFFIX}); {train_it}")
-    if model_config.problem_type == "multi_label_classification":
+    is_number, num_logits = model_config.problem_type == "regression", model_config.num_labels
+    if is_number and num_logits > 1:
+        _refuse(config, f"a model of {num_logits} numbers per text (regression); only one is supported")
+    if num_logits == 1 and not is_number:
         _refuse(
             config,
-            "a model of several labels per text (multi_label_classification), which rawloop cannot serve yet: its "
-            "scores would be wrong; Optimum exports it: optimum-cli export onnx",
-        )
-    if model_config.problem_type == "regression" or model_config.num_labels == 1:
-        _refuse(
-            config,
-            "a model of one number per text (regression), which rawloop cannot serve yet; Optimum exports it: "
-            "optimum-cli export onnx",
+            'a model of one logit; if it answers with a number, say so in config.json, with "problem_type": '
+            '"regression"; for yes or no, a model of two labels is needed',
         )
 
 

@@ -50,6 +50,15 @@ def test_labels_may_be_named_and_the_length_limited(existing: Path, tmp_path: Pa
     assert list(config["id2label"].values()) == names
 
 
+def test_a_model_of_several_labels_stays_one(existing: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(existing, tmp_path / "sentiment")
+    change_config(folder, problem_type="multi_label_classification")
+    classifier = write_existing_model(tmp_path / "model", config_of(folder))
+    assert (classifier.problem_type, classifier.thresholds.tolist()) == ("multi_label_classification", [0.5, 0.5, 0.5])
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["problem_type"] == "multi_label_classification"
+
+
 def test_weights_saved_as_a_pickle_are_read(existing: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(existing, tmp_path / "pickled")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -136,9 +145,8 @@ def a_bundle(folder: Path) -> None:
         (configured(architectures=None), "config.json names no `architectures`, so it may be no classifier; save"),
         (configured(architectures=["BertForMaskedLM"]), "BertForMaskedLM is not a text classifier (AutoModelForS"),
         (configured(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel is not a text classifier"),
-        (configured(problem_type="multi_label_classification"), "several labels per text (multi_label_classification)"),
-        (configured(problem_type="regression"), "a model of one number per text (regression), which rawloop cannot"),
-        (configured(id2label={"0": "yes"}, label2id={"yes": 0}), "a model of one number per text (regression)"),
+        (configured(problem_type="regression"), "a model of 3 numbers per text (regression); only one is supported"),
+        (configured(id2label={"0": "yes"}, label2id={"yes": 0}), "a model of one logit; if it answers with a number"),
         (configured(id2label={"0": "a", "1": "b", "2": "a"}), "several labels are named 'a'; pass --label_names"),
         (configured(pad_token_id=7), "padding is token 7 in config.json and 0 in the tokenizer, so it belongs to"),
         (no_head, "4 weights are missing from its file (classifier.bias, classifier.weight, pre_classifier.bias, ...)"),
