@@ -48,7 +48,8 @@ def _spread_out(model: Path, problem_type: ProblemType) -> None:
     for parameter in loaded.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter.data, std=0.4)
-    if problem_type != "single_label_classification":
+    if problem_type != "single_label_classification":  # whose config.json need not say so
+        loaded.config.problem_type = problem_type
         texts = [text_of(number) for number in range(60)]
         with torch.no_grad():
             encoded = AutoTokenizer.from_pretrained(model)(texts, padding=True, return_tensors="pt")
@@ -56,7 +57,6 @@ def _spread_out(model: Path, problem_type: ProblemType) -> None:
     labels = LABELS_OF[problem_type]
     loaded.config.id2label = dict(enumerate(labels))
     loaded.config.label2id = {label: index for index, label in enumerate(labels)}
-    loaded.config.problem_type = problem_type
     loaded.save_pretrained(model)
 
 

@@ -8,6 +8,7 @@ import pytest
 from serve.contract.bundle import (
     BUNDLE_FILE,
     Manifest,
+    NumberAgreement,
     Variant,
     Verification,
     read_bundle,
@@ -67,6 +68,24 @@ def test_what_is_written_is_read_back(bundle: Path) -> None:
     assert read.graph("fp32").read_bytes() == b"graph"
     assert read.default_variant("cpu") == read.default_variant("cuda") == "fp32"
     assert read.classifier.labels == ("a", "b")
+
+
+def test_a_bundle_of_before_other_kinds_of_answers_is_read(bundle: Path) -> None:
+    variants = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))["variants"]
+    record = variants["fp32"]["verification"]
+    for name in ("row_agreement", "abstention_agreement", "ranking_precision", "pytorch_ranking_precision", "numbers"):
+        assert record.pop(name) is None
+    edit(bundle, variants=variants)
+    assert read_bundle(bundle).manifest.variants["fp32"].verification == VERIFICATION
+
+
+def test_numbers_are_written_and_read_back(bundle: Path) -> None:
+    numbers = NumberAgreement(spread=1.5, change=0.01, max_batch_change=0.0, spearman_with_pytorch=0.999, spearman=0.8)
+    manifest = read_bundle(bundle).manifest
+    record = dataclasses.replace(VERIFICATION, label_agreement=None, numbers=numbers)
+    variant = dataclasses.replace(manifest.variants["fp32"], verification=record)
+    write_manifest(bundle, dataclasses.replace(manifest, variants={"fp32": variant}))
+    assert read_bundle(bundle).manifest.variants["fp32"].verification == record
 
 
 def test_a_file_that_cannot_be_read_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
