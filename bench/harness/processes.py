@@ -129,7 +129,8 @@ class ContenderProcess(Running):
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
         assert self.process is not None
         try:
-            self._connection.send_bytes(json.dumps({"verb": verb, **arguments}).encode())
+            with contextlib.suppress(BrokenPipeError):  # one that failed at once has said why, and gone
+                self._connection.send_bytes(json.dumps({"verb": verb, **arguments}).encode())
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
             status = self.process.wait(timeout=10)
