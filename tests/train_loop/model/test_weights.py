@@ -17,13 +17,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
-from train_loop.model.padding import fit_to_tokenizer
+from train_loop.model.padding import fit_to_tokenizer, padding_changes_answers
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.model.weights import (
     attention_on,
     load_finished_model,
     load_model,
-    padding_changes_answers,
 )
 
 # torch deprecates what transformers still imports for DeBERTa and ModernBERT.
