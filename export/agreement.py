@@ -78,7 +78,7 @@ def agreement(
     changes = np.nan_to_num(changes, nan=np.inf)
     if classifier.problem_type == "regression":
         numbers = _number_agreement(rows.labels, classifier.scores(expected)[:, 0], scores[:, 0], changes)
-        tolerance = max(TIE * classifier.decision.scale, BATCH_CHANGE * numbers.spread)
+        tolerance = max(TIE, BATCH_CHANGE * numbers.spread)
         return Verification(**shared, num_ties=0, num_batch_flips=int((changes > tolerance).sum()), numbers=numbers)
 
     theirs, ours = Decisions.of(expected, classifier), Decisions.of(alone, classifier)

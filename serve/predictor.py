@@ -36,7 +36,7 @@ class Prediction:
     scores: dict[str, float]
     """Label -> score, in the classifier's order."""
     logits: tuple[float, ...]
-    """[C], in that order, as the model returned them: before temperature and softmax, or the scale of numbers."""
+    """[C], in that order, as the model returned them: before temperature and softmax, numbers before clipping."""
     truncated: bool
     """Whether the model saw only part of the input."""
     num_tokens: int

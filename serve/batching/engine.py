@@ -15,7 +15,7 @@ from serve.contract.classifier import Classifier
 from serve.encoder import TextInput, Truncation, num_characters
 
 CANARY_TOLERANCE = 0.05
-"""Largest difference of the canary's probabilities, or of its number by scale: other processors round differently."""
+"""Largest difference of the canary's probabilities, or of its number by spread: other processors round differently."""
 
 
 class CanaryFailed(Exception):
@@ -51,6 +51,8 @@ class ModelFacts:
     canary: TextInput
     canary_logits: Sequence[float]
     """[C] at export."""
+    canary_tolerance: float = CANARY_TOLERANCE
+    """Largest difference of its probabilities or number."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -132,9 +134,8 @@ class Engine:
         if len(outcome.scores) != len(expected):
             raise CanaryFailed(f"the canary got {len(outcome.scores)} scores, but {len(expected)} at export")
         worst = max(abs(here - there) for here, there in zip(outcome.scores, expected, strict=True))
-        classifier = self.facts.classifier
-        if worst > (allowed := CANARY_TOLERANCE * classifier.decision.scale):
-            what = "numbers" if classifier.problem_type == "regression" else "probabilities"
+        if worst > (allowed := self.facts.canary_tolerance):
+            what = "numbers" if self.facts.classifier.problem_type == "regression" else "probabilities"
             raise CanaryFailed(
                 f"the canary's {what} differ by {worst:.3f} from those at export (allowed: {allowed:.3g})"
             )

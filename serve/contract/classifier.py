@@ -85,11 +85,8 @@ class Classifier:
     def scores(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """Return probabilities [B, C] for logits [B, C]; for numbers, the answers [B, 1] in the target's unit."""
         scores = scores_from_logits(logits, self.temperature, self.problem_type)
-        if self.problem_type == "regression":
-            scores = self.decision.offset + self.decision.scale * scores
-            if self.decision.value_range is not None:
-                scores = scores.clip(*self.decision.value_range)
-        return scores
+        value_range = self.decision.value_range if self.problem_type == "regression" else None
+        return scores if value_range is None else scores.clip(*value_range)
 
     def decisions(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which labels are given [B, C] for scores [B, C]: one or none, or those that reach their thresholds."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from serve.contract.errors import InputError
-from serve.contract.field_limits import FRACTION, POSITIVE
+from serve.contract.field_limits import FRACTION
 from serve.contract.records import require_valid
 
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 0.975, 0.99)
@@ -30,10 +30,6 @@ class Decision:
     """Several labels: the rule that was asked for, as in `--threshold`."""
     thresholds: tuple[float, ...] = ()
     """Several labels: score from which on each is given, in their order; without any it is 0.5."""
-    offset: float = 0.0
-    """Numbers: the answer where the logit is 0, in the target's unit."""
-    scale: Annotated[float, POSITIVE] = 1.0
-    """Numbers: how much a logit of 1 adds to it."""
     value_range: tuple[float, float] | None = None
     """Numbers: answers are clipped to it; None: not at all."""
     interval_widths: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve.batching.batcher import Batcher, BatchLimits
-from serve.batching.engine import Engine, ModelFacts, RequestLimits
+from serve.batching.engine import CANARY_TOLERANCE, Engine, ModelFacts, RequestLimits
 from serve.batching.ticket import Runner
-from serve.canary import canary_input, require_canary
+from serve.canary import canary_input, require_canary, spread_of
 from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
@@ -187,6 +187,7 @@ def _limits(settings: "ServeSettings", device: DeviceName) -> BatchLimits:
 
 
 def _facts(bundle: Bundle, variant: str, provider: str, max_length: int, name: str | None) -> ModelFacts:
+    record = bundle.manifest.variants[variant]
     return ModelFacts(
         name=name or bundle.classifier.name,
         version=sha256_of_file(bundle.folder / BUNDLE_FILE)[:VERSION_DIGITS],
@@ -196,5 +197,6 @@ def _facts(bundle: Bundle, variant: str, provider: str, max_length: int, name: s
         folder=bundle.folder,
         classifier=bundle.classifier,
         canary=canary_input(bundle),
-        canary_logits=bundle.manifest.variants[variant].canary_logits,
+        canary_logits=record.canary_logits,
+        canary_tolerance=CANARY_TOLERANCE * spread_of(record),
     )
