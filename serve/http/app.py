@@ -4,22 +4,7 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from serve.batching.request_errors import (
-    Conflict,
-    DeadlineExceeded,
-    Forbidden,
-    InferenceFailed,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    OwnDeadlineExceeded,
-    RequestError,
-    TooLarge,
-    Unauthorized,
-    Unavailable,
-    UnsupportedEncoding,
-    WrongMethod,
-)
+from serve.batching import request_errors as errors
 from serve.http.gateway import App, Gateway
 from serve.http.lifecycle import Service
 from serve.http.routes import JSON, Route
@@ -37,19 +22,21 @@ WORKING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
 EXAMPLES = {
     error.status: error
     for error in (
-        Unauthorized("No key, or a wrong one"),
-        Forbidden("Closed in the configuration of this server"),
-        NotFound("No such model"),
-        OwnDeadlineExceeded("The time allowed by X-Request-Timeout-Ms is over, or the body did not arrive in time"),
-        Conflict("Another reload is under way"),
-        TooLarge("More bytes, inputs, characters or tokens than this server takes"),
-        UnsupportedEncoding("A body that is compressed, but not by gzip"),
-        InvalidRequest("The request is malformed, or not what the model takes"),
-        InferenceFailed("The model failed on an input"),
-        Overloaded("Overloaded; Retry-After says when to try again", 1.0),
-        RequestError("A bug in the server"),
-        Unavailable("Starting, stopping or broken"),
-        DeadlineExceeded("The time allowed by this server is over"),
+        errors.Unauthorized("No key, or a wrong one"),
+        errors.Forbidden("Closed in the configuration of this server"),
+        errors.NotFound("No such model"),
+        errors.OwnDeadlineExceeded(
+            "The time allowed by X-Request-Timeout-Ms is over, or the body did not arrive in time"
+        ),
+        errors.Conflict("Another reload is under way"),
+        errors.TooLarge("More bytes, inputs, characters or tokens than this server takes"),
+        errors.UnsupportedEncoding("A body that is compressed, but not by gzip"),
+        errors.InvalidRequest("The request is malformed, or not what the model takes"),
+        errors.InferenceFailed("The model failed on an input"),
+        errors.Overloaded("Overloaded; Retry-After says when to try again", 1.0),
+        errors.RequestError("A bug in the server"),
+        errors.Unavailable("Starting, stopping or broken"),
+        errors.DeadlineExceeded("The time allowed by this server is over"),
     )
 }
 """Status -> an error of that status; its message is the description in `/docs`."""
@@ -134,7 +121,7 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     }
     for status in sorted(statuses):
         error = EXAMPLES[status]
-        responses[route.invalid_status if status == InvalidRequest.status else status] = {
+        responses[route.invalid_status if status == errors.InvalidRequest.status else status] = {
             "description": str(error),
             "content": {JSON: {"schema": {"type": "object"}, "example": route.error_body(error)}},
         }
@@ -178,13 +165,13 @@ def _add_refusals(api: "FastAPI") -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        refusal: RequestError
+        refusal: errors.RequestError
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "")
             allowed = {"GET": "GET, HEAD"}.get(allowed, allowed)  # the gateway answers HEAD like GET
-            refusal = WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
+            refusal = errors.WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
         else:
-            refusal = NotFound("no such path; /docs lists them")
+            refusal = errors.NotFound("no such path; /docs lists them")
         reply = json_reply(error_body(refusal))
         return Response(reply.body, refusal.status, refusal.headers, JSON)
 

@@ -17,8 +17,8 @@ from serve.batching.ticket import Answer
 from serve.contract.labels import ProblemType, scores_from_logits
 from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
-from serve.http.protocols.tei import LABEL_SCORE
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
+from serve.http.schemas import LABEL_SCORE, array
 
 PROTOCOL = "huggingface"
 OWN_FUNCTION: dict[ProblemType, str] = {
@@ -74,7 +74,7 @@ def routes() -> list[Route]:
                 "one text": {"inputs": "I loved it", "parameters": {"top_k": 1}},
                 "a batch": {"inputs": ["I loved it", "I want my money back"]},
             },
-            response={"type": "array", "items": {"type": "array", "items": LABEL_SCORE}},
+            response=array(array(LABEL_SCORE)),
             response_example=[[{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}]],
             takes_time=True,
         )
