@@ -52,11 +52,7 @@ class Answers:
 class Pipeline:
     """An encoder and sessions that work together. Any number of threads may use it.
 
-    Args:
-        encoder: tokenizes the inputs.
-        sessions: run the model.
-        variant: name of their graph.
-        max_tokens_per_batch: padding included; a longer input is a batch of its own. None: by the device.
+    `max_tokens_per_batch` includes padding; a longer input is a batch of its own. None: by the device.
 
     Raises:
         InputError: a budget below 1.

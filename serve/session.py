@@ -92,10 +92,7 @@ class SessionPool:
 
     Each is loaded on first use, so whoever needs only one pays for one. On CUDA, and with one core, they are the same.
 
-    Args:
-        graph: the ONNX file.
-        gpu: where it runs, and how on a GPU.
-        num_threads: cores to use; None for all that this process may use.
+    `num_threads` is the number of cores to use; None for all that this process may use.
     """
 
     def __init__(self, graph: Path, gpu: GpuOptions = ON_CPU, *, num_threads: int | None = None) -> None:

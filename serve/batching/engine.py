@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from serve.batching.batcher import Batcher
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer, Outcome
@@ -130,7 +132,7 @@ class Engine:
         (outcome,) = outcomes
         if isinstance(outcome, RequestError):
             raise CanaryFailed(f"the canary got no answer: {outcome}") from outcome
-        expected = self.batcher.to_scores(_row(self.facts.canary_logits))[0].tolist()
+        expected = self.batcher.to_scores(np.array([self.facts.canary_logits], np.float32))[0].tolist()
         if len(outcome.scores) != len(expected):
             raise CanaryFailed(f"the canary got {len(outcome.scores)} scores, but {len(expected)} at export")
         worst = max(abs(here - there) for here, there in zip(outcome.scores, expected, strict=True))
@@ -169,9 +171,3 @@ class Engine:
                     f"input {index}: {num_chars:,} characters, but this server takes {self.limits.max_text_chars:,}; "
                     "shorten it"
                 )
-
-
-def _row(values: Sequence[float]) -> Any:
-    import numpy as np
-
-    return np.array([values], dtype=np.float32)  # [1, C]

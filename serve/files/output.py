@@ -33,9 +33,7 @@ Columns = Sequence[Sequence[Any]]
 class StagedFile:
     """A file that grows under a hidden name until it is published.
 
-    Args:
-        path: its final name.
-        size: bytes to keep of what an interrupted job left; 0 to start over.
+    `size` is how many bytes to keep of what an interrupted job left; 0 to start over.
 
     Raises:
         InputError: another process writes it, or it has fewer than `size` bytes.
@@ -185,9 +183,7 @@ class JsonLines(TableFormat):
 class Parquet(TableFormat):
     """Arrow messages, converted to parquet at the end.
 
-    Args:
-        names: of the columns.
-        types: Arrow type of each column, or its name, or TEXTS; None for text, with any other value as JSON.
+    `types` has the Arrow type of each column, or its name, or TEXTS; None for text, with any other value as JSON.
     """
 
     def __init__(self, names: Sequence[str], types: Sequence[Any]) -> None:

@@ -8,12 +8,7 @@ TERMINAL_LINE_EVERY_S = 0.2
 
 
 class Progress:
-    """Prints how many rows are done.
-
-    Args:
-        first_row: rows done before, by the job that this one continues.
-        quiet: print nothing.
-    """
+    """Prints how many rows are done, `first_row` of them by the job that this one continues."""
 
     def __init__(self, first_row: int, *, quiet: bool) -> None:
         self._first_row = first_row

@@ -16,10 +16,7 @@ from serve.files.row_chunk import Refusal
 class Rejects:
     """A file of refused rows (`.rejects.jsonl`), or standard error.
 
-    Args:
-        path: None for standard error.
-        columns: names of the rows' values.
-        size: bytes to keep of what an interrupted job left.
+    `path` is None for standard error; `size` bytes are kept of what an interrupted job left.
     """
 
     def __init__(self, path: Path | None, columns: Sequence[str], size: int) -> None:

@@ -2,15 +2,19 @@
 
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException as Refusal
+from starlette.middleware.cors import CORSMiddleware
 
 from serve.batching import request_errors as errors
+from serve.http import operations
 from serve.http.gateway import App, Gateway
 from serve.http.lifecycle import Service
-from serve.http.routes import JSON, Route
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+from serve.http.protocols import huggingface, infinity, native, open_inference, tei
+from serve.http.routes import JSON, Route, json_reply
 
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
 the Open Inference Protocol v2, infinity, and rawloop's own, which is the clearest. `/ui` is a page to try it.
@@ -44,11 +48,6 @@ EXAMPLES = {
 
 def build_app(service: Service) -> App:
     """Return the ASGI application of a service that was started."""
-    from fastapi import FastAPI
-
-    from serve.http import operations
-    from serve.http.protocols import huggingface, infinity, native, open_inference, tei
-
     api = FastAPI(
         title="rawloop",
         version=version("rawloop"),
@@ -65,9 +64,8 @@ def build_app(service: Service) -> App:
     return _with_cors(Gateway(service, routes, fallback=api), service.settings.cors_origins)
 
 
-def _document(api: "FastAPI", route: Route, served: dict[str, str]) -> None:
+def _document(api: FastAPI, route: Route, served: dict[str, str]) -> None:
     """Register a route with FastAPI; `served` has an example for each {name} in a path."""
-    from fastapi import HTTPException, Response
 
     async def not_reached() -> None:  # the gateway has answered, unless the path has an encoded newline at its end
         raise HTTPException(HTTPStatus.NOT_FOUND)
@@ -133,9 +131,8 @@ def _schema_name(route: Route) -> str:
     return f"{route.protocol}_{route.request.__name__}"
 
 
-def _complete_schemas(api: "FastAPI", routes: list[Route]) -> None:
+def _complete_schemas(api: FastAPI, routes: list[Route]) -> None:
     """Put the request models and the keys among the components of the OpenAPI document."""
-    from fastapi.openapi.utils import get_openapi
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
@@ -155,16 +152,11 @@ def _complete_schemas(api: "FastAPI", routes: list[Route]) -> None:
     api.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way of extending it
 
 
-def _add_refusals(api: "FastAPI") -> None:
+def _add_refusals(api: FastAPI) -> None:
     """Answer unknown paths and wrong methods in the form of our other errors."""
-    from fastapi import Request, Response
-    from starlette.exceptions import HTTPException
-
-    from serve.http.protocols.tei import error_body
-    from serve.http.routes import json_reply
 
     async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+        assert isinstance(error, Refusal)
         refusal: errors.RequestError
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "")
@@ -172,17 +164,15 @@ def _add_refusals(api: "FastAPI") -> None:
             refusal = errors.WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
         else:
             refusal = errors.NotFound("no such path; /docs lists them")
-        reply = json_reply(error_body(refusal))
+        reply = json_reply(tei.error_body(refusal))
         return Response(reply.body, refusal.status, refusal.headers, JSON)
 
-    api.add_exception_handler(HTTPException, refuse)
+    api.add_exception_handler(Refusal, refuse)
 
 
 def _with_cors(app: App, origins: tuple[str, ...]) -> App:
     if not origins:
         return app
-    from starlette.middleware.cors import CORSMiddleware
-
     return CORSMiddleware(
         app,
         allow_origins=origins,

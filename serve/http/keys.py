@@ -3,12 +3,9 @@
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from serve.batching.request_errors import Forbidden, Unauthorized
-
-if TYPE_CHECKING:
-    from serve.http.settings import ServeSettings
+from serve.http.settings import ServeSettings
 
 
 class Keys:
@@ -18,7 +15,7 @@ class Keys:
         InputError: the file cannot be read, or holds no key.
     """
 
-    def __init__(self, settings: "ServeSettings") -> None:
+    def __init__(self, settings: ServeSettings) -> None:
         api_keys, admin_keys = settings.all_api_keys(), settings.admin_keys
         self._admin = _digests(admin_keys)
         self._client = _digests((*api_keys, *admin_keys) if api_keys else ())

@@ -10,16 +10,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serve.batching.engine import CanaryFailed, Engine
 from serve.batching.request_errors import Conflict, Unavailable
 from serve.contract.errors import InputError, first_line
 from serve.http.keys import Keys
-
-if TYPE_CHECKING:
-    from serve.http.metrics import Metrics
-    from serve.http.settings import ServeSettings
+from serve.http.metrics import Metrics
+from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ LoadEngine = Callable[[Path], Engine]
 class Service:
     """The state of a server. Everything but `worker_died` belongs to the event loop."""
 
-    def __init__(self, settings: "ServeSettings", load: LoadEngine, metrics: "Metrics") -> None:
+    def __init__(self, settings: ServeSettings, load: LoadEngine, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.keys = Keys(settings)
         self.is_draining = False

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serve.batching.batcher import Batcher, BatchLimits
 from serve.batching.engine import CANARY_TOLERANCE, Engine, ModelFacts, RequestLimits
@@ -13,13 +12,13 @@ from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import Encoder
+from serve.http.metrics import BatchMetrics, Metrics
+from serve.http.settings import ServeSettings
 from serve.pipeline import TOKENS_PER_BATCH
 from serve.providers import GpuOptions
-
-if TYPE_CHECKING:
-    from serve.http.metrics import Metrics
-    from serve.http.settings import ServeSettings
-    from serve.session import SessionPool
+from serve.session import SessionPool, resolve_device
+from serve.tensorrt import tensorrt_for
+from serve.variants import choose_variant
 
 VERSION_DIGITS = 12
 GPU_LIMITS = BatchLimits(
@@ -36,17 +35,13 @@ GPU_LIMITS = BatchLimits(
 
 
 def load_engine(
-    folder: Path, settings: "ServeSettings", metrics: "Metrics", on_death: Callable[[BaseException], None]
+    folder: Path, settings: ServeSettings, metrics: Metrics, on_death: Callable[[BaseException], None]
 ) -> Engine:
     """Return a running engine for the bundle in `folder`. Takes seconds.
 
     Raises:
         InputError: the bundle is damaged or has no such variant, or the device is not available.
     """
-    from serve.http.metrics import BatchMetrics
-    from serve.session import resolve_device
-    from serve.variants import choose_variant
-
     bundle = read_bundle(folder)
     device = resolve_device(settings.device, *settings.devices[:1])
     variant = choose_variant(bundle, device, settings.variant or "auto")
@@ -77,7 +72,7 @@ def load_engine(
     return Engine(facts, batcher, encoder, request_limits)
 
 
-def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> "list[SessionPool]":
+def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:
     """Return the sessions that share the cores: a wide one, and a narrow one for several workers."""
     if settings.devices:
         raise InputError(
@@ -87,7 +82,7 @@ def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSett
     return [_pool(bundle, variant, encoder, settings, "cpu")]
 
 
-def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> "list[SessionPool]":
+def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:
     """Return a session for each GPU that has recorded its CUDA graphs, if it shall, and answered the canary.
 
     Raises:
@@ -115,11 +110,8 @@ def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSet
 
 
 def _pool(
-    bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings", device: DeviceName, device_id: int = 0
-) -> "SessionPool":
-    from serve.session import SessionPool
-    from serve.tensorrt import tensorrt_for
-
+    bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings, device: DeviceName, device_id: int = 0
+) -> SessionPool:
     gpu = GpuOptions(
         device=device,
         device_id=device_id,
@@ -131,19 +123,19 @@ def _pool(
     return SessionPool(bundle.graph(variant), gpu, num_threads=settings.threads)
 
 
-def _num_narrow(settings: "ServeSettings", pool: "SessionPool") -> int:
+def _num_narrow(settings: ServeSettings, pool: SessionPool) -> int:
     """Return the number of narrow workers: as set; else one per core, and none on a GPU or a single core."""
     if settings.narrow_workers is not None:
         return settings.narrow_workers
     return pool.num_workers if pool.device == "cpu" and pool.num_workers > 1 else 0
 
 
-def _close(pools: "Iterable[SessionPool]") -> None:
+def _close(pools: Iterable[SessionPool]) -> None:
     for pool in pools:
         pool.close()
 
 
-def _limits(settings: "ServeSettings", device: DeviceName) -> BatchLimits:
+def _limits(settings: ServeSettings, device: DeviceName) -> BatchLimits:
     """Return the limits of the device, each replaced by its setting if there is one."""
     names = ("max_batch_rows", "max_batch_tokens", "narrow_batch_rows", "narrow_batch_tokens", "max_queued_tokens")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}

@@ -1,16 +1,24 @@
 """Prometheus metrics. Batches are counted in the workers' threads, after the answers are out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    Summary,
+    generate_latest,
+)
 
 from serve.answer import answer_fields
+from serve.batching.engine import Engine
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Item, Outcome
 from serve.contract.classifier import Classifier
 from serve.http.gpu_metrics import GpuCollector
 from serve.providers import PROVIDERS
-
-if TYPE_CHECKING:
-    from serve.batching.engine import Engine
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -22,9 +30,6 @@ class Metrics:
     """The metrics of one server. They have a registry of their own, so that a process can have several servers."""
 
     def __init__(self) -> None:
-        # Imported here: it comes with the extra `server`.
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
-
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -64,8 +69,6 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format. May wait for a GPU's driver: call it in a thread."""
-        from prometheus_client import generate_latest
-
         return generate_latest(self.registry)
 
     def request_ended(self, protocol: str, status: int, seconds: float) -> None:
@@ -98,7 +101,7 @@ class Metrics:
         if answer.truncated:
             self._truncated.inc()
 
-    def model_serves(self, engine: "Engine") -> None:
+    def model_serves(self, engine: Engine) -> None:
         """Name the model that answers from now on."""
         facts, batcher = engine.facts, engine.batcher
         self._model.clear()

@@ -62,8 +62,10 @@ class FakeGpu:
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     gpus = Gpus()
-    monkeypatch.setattr("serve.session.SessionPool", gpus)
-    monkeypatch.setattr("serve.session.resolve_device", lambda device, *rest: "cuda" if device == "cuda" else "cpu")
+    monkeypatch.setattr("serve.http.loading.SessionPool", gpus)
+    monkeypatch.setattr(
+        "serve.http.loading.resolve_device", lambda device, *rest: "cuda" if device == "cuda" else "cpu"
+    )
     return gpus
 
 
