@@ -161,12 +161,7 @@ class _Chunk:
         """Rows of each batch, and its logits or their future."""
 
     def encodings(self, rows: Iterable[int]) -> list[Encoding]:
-        encodings = []
-        for row in rows:
-            encoding = self._outcomes[row]
-            assert isinstance(encoding, Encoding)
-            encodings.append(encoding)
-        return encodings
+        return [each for row in rows if isinstance(each := self._outcomes[row], Encoding)]
 
     def wait(self) -> Answers:
         """Return the answers once all batches are done."""

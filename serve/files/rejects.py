@@ -46,10 +46,11 @@ class Rejects:
 
     def _line(self, refusal: Refusal) -> str:
         values = refusal.values
+        first, last = refusal.lines or (None, None)
         content = {
             "row": refusal.row,
-            "line": None if refusal.lines is None else refusal.lines[0],
-            "last_line": None if refusal.lines is None else refusal.lines[1],
+            "line": first,
+            "last_line": last,
             "id": refusal.id,
             "reason": refusal.reason,
             "input": values if isinstance(values, str) else dict(zip(self._columns, values, strict=True)),

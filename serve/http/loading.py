@@ -54,7 +54,19 @@ def load_engine(
     limits = _limits(settings, device)
     pools = (_on_gpus if device == "cuda" else _on_cpu)(bundle, variant, encoder, settings)
     first = pools[0].wide
-    facts = _facts(bundle, variant, first.provider, encoder.max_length, settings.model_name)
+    record = bundle.manifest.variants[variant]
+    facts = ModelFacts(
+        name=settings.model_name or bundle.classifier.name,
+        version=sha256_of_file(bundle.folder / BUNDLE_FILE)[:VERSION_DIGITS],
+        variant=variant,
+        provider=first.provider,
+        max_length=encoder.max_length,
+        folder=bundle.folder,
+        classifier=bundle.classifier,
+        canary=canary_input(bundle),
+        canary_logits=record.canary_logits,
+        canary_tolerance=CANARY_TOLERANCE * spread_of(record),
+    )
     batcher = Batcher(
         encoder,
         [pool.wide for pool in pools],
@@ -140,19 +152,3 @@ def _limits(settings: ServeSettings, device: DeviceName) -> BatchLimits:
     names = ("max_batch_rows", "max_batch_tokens", "narrow_batch_rows", "narrow_batch_tokens", "max_queued_tokens")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
     return dataclasses.replace(GPU_LIMITS if device == "cuda" else BatchLimits(), **given)
-
-
-def _facts(bundle: Bundle, variant: str, provider: str, max_length: int, name: str | None) -> ModelFacts:
-    record = bundle.manifest.variants[variant]
-    return ModelFacts(
-        name=name or bundle.classifier.name,
-        version=sha256_of_file(bundle.folder / BUNDLE_FILE)[:VERSION_DIGITS],
-        variant=variant,
-        provider=provider,
-        max_length=max_length,
-        folder=bundle.folder,
-        classifier=bundle.classifier,
-        canary=canary_input(bundle),
-        canary_logits=record.canary_logits,
-        canary_tolerance=CANARY_TOLERANCE * spread_of(record),
-    )
