@@ -88,7 +88,7 @@ def agreement(
     changes = np.nan_to_num(changes, nan=np.inf)
     if classifier.problem_type == "regression":
         numbers = _number_agreement(rows.labels, classifier.scores(expected)[:, 0], scores[:, 0], changes)
-        tolerance = BATCH_ROUNDINGS * rounding(expected, classifier) * classifier.decision.scale
+        tolerance = BATCH_ROUNDINGS * rounding(expected, classifier)
         return Verification(**shared, num_ties=0, num_batch_flips=int((changes > tolerance).sum()), numbers=numbers)
 
     theirs, ours = Decisions.of(expected, classifier), Decisions.of(alone, classifier)

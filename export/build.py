@@ -43,7 +43,7 @@ from serve.contract.field_limits import Limit, out_of_range
 from serve.contract.files import staged_folder
 from serve.contract.telemetry import switch_off_telemetry
 from serve.encoder import Encoder
-from serve.providers import PROVIDERS
+from serve.providers import PROVIDERS, GpuOptions
 from serve.session import Session, require_device
 
 FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}
@@ -335,7 +335,7 @@ def _verify(graph: Path, name: str, gate: Gate, context: Context, *, right_paddi
     devices = on_cuda.get(name, ("cpu",)) if context.settings.verify_device == "cuda" else ("cpu",)
     shortfalls: list[str] = []
     for device in devices:
-        session = Session(graph, device=device, num_threads=num_usable_cores())
+        session = Session(graph, GpuOptions(device=device), num_threads=num_usable_cores())
         where = f"{name} on CUDA" if device == "cuda" else name
         try:
             with context.progress.count(f"Verifying {where} on {num_rows:,} held-out rows", num_rows) as advance:

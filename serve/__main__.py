@@ -19,10 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     from serve.http.logs import set_up_logs
-    from serve.http.server import run_server
     from serve.http.settings import parse_settings
 
-    settings = parse_settings(argv)
+    settings = parse_settings(argv)  # first: --help need not wait for the server's imports
+    from serve.http.server import run_server
+
     set_up_logs(settings.log_level, as_json=settings.log_json)
     return run_server(settings)
 

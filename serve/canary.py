@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from serve.contract.bundle import Bundle
+from serve.contract.bundle import Bundle, Variant
 from serve.contract.errors import InputError
 from serve.encoder import Encoder, TextInput
 from serve.session import Session
 
 LEAST_TOLERANCE = 0.2
-"""Difference of a logit that is always allowed: other kernels round otherwise. It moves few probabilities by 0.05."""
+"""Difference of a logit that is always allowed: other kernels round otherwise. It moves few probabilities by 0.05. For
+numbers, as a share of their spread."""
 TOLERANCE = 4.0
 """Difference allowed, as a multiple of the largest one from PyTorch that the variant's verification met."""
 
@@ -17,6 +18,11 @@ def canary_input(bundle: Bundle) -> TextInput:
     """Return the canary's text or pair."""
     first, *second = bundle.manifest.canary
     return (first, second[0]) if second else first
+
+
+def spread_of(record: Variant) -> float:
+    """Return the unit of tolerances: 1 for labels, the spread of held-out answers for numbers."""
+    return 1.0 if record.verification.numbers is None else record.verification.numbers.spread
 
 
 def require_canary(bundle: Bundle, variant: str, encoder: Encoder, session: Session) -> None:
@@ -31,7 +37,8 @@ def require_canary(bundle: Bundle, variant: str, encoder: Encoder, session: Sess
     encodings = encoder.encode([canary_input(bundle)])
     logits = session.run(encoder.pad(encodings, length_multiple=session.length_multiple))[0]  # [C]
     expected = np.array(record.canary_logits)
-    allowed = max(LEAST_TOLERANCE, TOLERANCE * record.verification.max_abs_logit_difference)
+    least = LEAST_TOLERANCE * spread_of(record)
+    allowed = max(least, TOLERANCE * record.verification.max_abs_logit_difference)
     if logits.shape != expected.shape:
         problem = f"it has {len(logits)} logits, at export {len(expected)}"
     elif not np.isfinite(logits).all():

@@ -132,11 +132,6 @@ class CudaGraphs:
 
     Batches are filled up to a power of two rows, so that shapes are few.
 
-    Args:
-        session: an `onnxruntime.InferenceSession` with `enable_cuda_graph`.
-        device_id: which GPU.
-        max_length: longest input [tokens].
-
     Raises:
         InputError: the graph does not state its number of logits, or cannot be recorded.
     """

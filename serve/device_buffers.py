@@ -61,14 +61,8 @@ def allocate(
 ) -> Buffers:
     """Return new buffers for batches of a shape (rows, tokens).
 
-    Args:
-        session: an `onnxruntime.InferenceSession`.
-        device: where the buffers are.
-        device_id: which device of that kind.
-        shape: rows and tokens.
-        names: the inputs.
-        width: number of logits, for an output buffer that stays at its address; None: allocated by every run.
-        graph_id: CUDA graph of the runs; -1 for none; None where the session has none.
+    With a `width` (number of logits), the output buffer stays at its address; otherwise every run allocates one.
+    `graph_id` is the CUDA graph of the runs: -1 for none, None where the session has none.
     """
     import onnxruntime
 
@@ -89,13 +83,7 @@ def allocate(
 
 
 class DeviceBuffers:
-    """Runs a session through kept buffers: any number of batches are copied at once, one runs at a time.
-
-    Args:
-        session: an `onnxruntime.InferenceSession`.
-        device: where its buffers are.
-        device_id: which device of that kind.
-    """
+    """Runs a session through kept buffers: any number of batches are copied at once, one runs at a time."""
 
     def __init__(self, session: Any, device: DeviceName, device_id: int = 0) -> None:
         self._session, self._device, self._device_id = session, device, device_id

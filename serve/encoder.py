@@ -68,13 +68,8 @@ class Encoding:
 class Encoder:
     """A tokenizer with the cleaning, length and sides of a classifier. Any number of threads may use it.
 
-    Args:
-        tokenizer_file: `tokenizer.json`.
-        classifier: the model's metadata.
-        input_names: inputs of the graph, with or without token_type_ids.
-        pad_token_id: padding of input_ids.
-        pad_token_type_id: padding of token_type_ids.
-        max_length: longest input [tokens], special tokens included; None for the classifier's.
+    `input_names` are the graph's, with or without token_type_ids. `max_length` is the longest input [tokens], special
+    tokens included; None for the classifier's.
 
     Raises:
         InputError: no tokenizer file; a length that the model was not trained for, or too short for any text.
@@ -117,9 +112,7 @@ class Encoder:
     def encode(self, inputs: Sequence[TextInput], truncation: Truncation | None = None) -> list[Encoding]:
         """Return the encoding of each input, in order.
 
-        Args:
-            inputs: texts, or pairs of texts.
-            truncation: what to do with inputs longer than `max_length`; None for the classifier's side.
+        `truncation` says what to do with inputs longer than `max_length`; None for the classifier's side.
 
         Raises:
             ItemError: the first input that the classifier does not take, or that is too long under `error`.
@@ -168,12 +161,9 @@ class Encoder:
     ) -> dict[str, NDArray[np.int64]]:
         """Return the inputs of the graph, each [B, T] int64, in the order of `encodings`.
 
-        Args:
-            encodings: one or more.
-            padding_side: None for the classifier's.
-            length: T, at least that of the longest encoding; None for that one's.
-            length_multiple: without `length`, T is rounded up to a multiple of this, within `max_length`; what is best
-                depends on the session (`Session.length_multiple`).
+        T is `length`; None for that of the longest encoding, rounded up to a multiple of `length_multiple` within
+        `max_length`. What is best depends on the session (`Session.length_multiple`). `padding_side` is None for the
+        classifier's.
         """
         lengths = np.array([len(encoding.ids) for encoding in encodings])
         longest = int(lengths.max())
@@ -285,15 +275,9 @@ class Encoder:
 def length_sorted_batches(
     lengths: Sequence[int] | NDArray[np.integer[Any]], max_tokens: int, max_rows: int
 ) -> list[NDArray[np.int64]]:
-    """Divide rows into batches of similar length.
+    """Return the indices of rows in batches of similar length, shortest first; every row is in exactly one.
 
-    Args:
-        lengths: tokens of each row [N].
-        max_tokens: most tokens in a batch, padding included; a longer row is a batch of its own.
-        max_rows: most rows in a batch.
-
-    Returns:
-        Indices of the rows in each batch, shortest first; every row is in exactly one.
+    `lengths` [N] and `max_tokens` count tokens, the latter padding too; a longer row is a batch of its own.
     """
     lengths = np.asarray(lengths, np.int64)
     order = np.argsort(lengths, kind="stable")

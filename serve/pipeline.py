@@ -52,11 +52,7 @@ class Answers:
 class Pipeline:
     """An encoder and sessions that work together. Any number of threads may use it.
 
-    Args:
-        encoder: tokenizes the inputs.
-        sessions: run the model.
-        variant: name of their graph.
-        max_tokens_per_batch: padding included; a longer input is a batch of its own. None: by the device.
+    `max_tokens_per_batch` includes padding; a longer input is a batch of its own. None: by the device.
 
     Raises:
         InputError: a budget below 1.
@@ -165,12 +161,7 @@ class _Chunk:
         """Rows of each batch, and its logits or their future."""
 
     def encodings(self, rows: Iterable[int]) -> list[Encoding]:
-        encodings = []
-        for row in rows:
-            encoding = self._outcomes[row]
-            assert isinstance(encoding, Encoding)
-            encodings.append(encoding)
-        return encodings
+        return [each for row in rows if isinstance(each := self._outcomes[row], Encoding)]
 
     def wait(self) -> Answers:
         """Return the answers once all batches are done."""

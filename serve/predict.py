@@ -6,7 +6,7 @@ python -m serve.predict --bundle runs/latest/onnx --file rows.csv --output predi
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,23 +28,12 @@ from serve.pipeline import Pipeline
 from serve.predictor import Prediction, Predictor, open_pipeline
 
 DEFAULT_TOP_K = 3
-OPTIONS_OF = {
-    "--text": ("text_pair", "top_k", "json"),
-    "--file": (
-        *(
-            "input_format",
-            "delimiter",
-            "text_column",
-            "text_pair_column",
-            "id_column",
-            "output",
-            "all_scores",
-            "keep_columns",
-        ),
-        *("label_separator", "column_per_label", "submission", "rejects", "resume", "quiet"),
-    ),
-}
-"""Options that have an effect with only one of the two."""
+TEXT_OPTIONS = ("text_pair", "top_k", "json")
+FILE_OPTIONS = [name for name in JobSettings.names() if name not in ("file", "format_is_assumed", "truncation")]
+MODEL_OPTIONS = (
+    *("device", "variant", "num_threads", "max_tokens_per_batch", "max_length"),
+    *("cuda_graphs", "device_id", "gpu_memory_limit_mib", "tensorrt"),
+)
 HEADERS: dict[ProblemType, tuple[str, ...]] = {
     "single_label_classification": ("label", "score", "others"),
     "multi_label_classification": ("labels", "scores (* given)"),
@@ -143,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refuse_options(arguments: argparse.Namespace, *, of: str) -> None:
     """Refuse options that would have no effect: those that belong to `of`, which is absent."""
-    values = {name: getattr(arguments, name) for name in OPTIONS_OF[of]}
+    values = _given(arguments, TEXT_OPTIONS if of == "--text" else FILE_OPTIONS)
     idle = [f"--{name}" for name, value in values.items() if value is not None and value is not False]
     if idle:
         verb, them = ("belongs", "it") if len(idle) == 1 else ("belong", "them")
@@ -151,18 +140,11 @@ def _refuse_options(arguments: argparse.Namespace, *, of: str) -> None:
 
 
 def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "device": arguments.device,
-        "variant": arguments.variant,
-        "num_threads": arguments.num_threads,
-        "max_tokens_per_batch": arguments.max_tokens_per_batch,
-        "max_length": arguments.max_length,
-        "verify": not arguments.skip_verification,
-        "cuda_graphs": arguments.cuda_graphs,
-        "device_id": arguments.device_id,
-        "gpu_memory_limit_mib": arguments.gpu_memory_limit_mib,
-        "tensorrt": arguments.tensorrt,
-    }
+    return _given(arguments, MODEL_OPTIONS) | {"verify": not arguments.skip_verification}
+
+
+def _given(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _predict_texts(arguments: argparse.Namespace) -> int:
@@ -278,25 +260,15 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
         raise InputError(f"--file {arguments.file}: plain lines hold one text each, but this classifier takes pairs")
     own_column = LINES_COLUMN if form == "lines" else classifier.text_column
     kept = arguments.keep_columns
-    return JobSettings(
-        file=arguments.file,
-        output=arguments.output,
-        input_format=form,
-        format_is_assumed=is_standard_input(arguments.file) and arguments.input_format is None,
-        delimiter=given_delimiter(arguments.delimiter),
-        text_column=arguments.text_column or own_column,
-        text_pair_column=arguments.text_pair_column or classifier.text_pair_column,
-        id_column=arguments.id_column,
-        keep_columns=() if kept is None else tuple(kept) or None,
-        all_scores=arguments.all_scores,
-        label_separator=arguments.label_separator,
-        column_per_label=arguments.column_per_label,
-        submission=arguments.submission,
-        rejects=arguments.rejects,
-        truncation=arguments.truncation,
-        resume=arguments.resume,
-        quiet=arguments.quiet,
-    )
+    changed = {
+        "input_format": form,
+        "format_is_assumed": is_standard_input(arguments.file) and arguments.input_format is None,
+        "delimiter": given_delimiter(arguments.delimiter),
+        "text_column": arguments.text_column or own_column,
+        "text_pair_column": arguments.text_pair_column or classifier.text_pair_column,
+        "keep_columns": () if kept is None else tuple(kept) or None,
+    }
+    return JobSettings(**_given(arguments, ("file", *FILE_OPTIONS, "truncation")) | changed)
 
 
 def _model_identity(arguments: argparse.Namespace, pipeline: Pipeline) -> dict[str, str]:

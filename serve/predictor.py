@@ -20,6 +20,7 @@ from serve.contract.bundle import DeviceName, VariantName, read_bundle
 from serve.contract.classifier import Classifier
 from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
 from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
+from serve.providers import GpuOptions
 from serve.session import SessionPool, resolve_device
 from serve.tensorrt import tensorrt_for
 from serve.variants import choose_variant
@@ -36,7 +37,7 @@ class Prediction:
     scores: dict[str, float]
     """Label -> score, in the classifier's order."""
     logits: tuple[float, ...]
-    """[C], in that order, as the model returned them: before temperature and softmax, or the scale of numbers."""
+    """[C], in that order, as the model returned them: before temperature and softmax, numbers before clipping."""
     truncated: bool
     """Whether the model saw only part of the input."""
     num_tokens: int
@@ -140,9 +141,8 @@ class Predictor:
         self.classifier = self.pipeline.encoder.classifier
         self.labels = self.classifier.labels
         self.variant = self.pipeline.variant
-        self.provider = (
-            self.pipeline.sessions.wide.provider
-        )  # loads it: what cannot run fails now, not at the first request
+        # Loads the session: what cannot run fails now, not at the first request.
+        self.provider = self.pipeline.sessions.wide.provider
         """ONNX Runtime's name for what runs the model, such as CPUExecutionProvider."""
 
     @overload
@@ -286,16 +286,15 @@ def open_pipeline(
     if verify:
         bundle.verify(name)
     encoder = Encoder.from_bundle(bundle, max_length=max_length)
-    sessions = SessionPool(
-        bundle.graph(name),
+    gpu = GpuOptions(
         device=device,
-        num_threads=num_threads,
         device_id=device_id,
         gpu_memory_limit_mib=gpu_memory_limit_mib,
         cuda_graphs=cuda_graphs,
         tensorrt=tensorrt_for(bundle, name, encoder.max_length) if tensorrt else None,
         max_length=encoder.max_length,
     )
+    sessions = SessionPool(bundle.graph(name), gpu, num_threads=num_threads)
     pipeline = Pipeline(encoder, sessions, variant=name, max_tokens_per_batch=max_tokens_per_batch)
     if device == "cuda":
         try:

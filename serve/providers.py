@@ -45,9 +45,10 @@ class GpuOptions:
     """Most memory for weights and activations [MiB]; CUDA's own, a few hundred MiB, is not in it. None: no limit."""
     cuda_graphs: bool = False
     """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.cuda_graphs`."""
-
     tensorrt: TensorRT | None = None
     """Run on TensorRT, with CUDA for what it leaves."""
+    max_length: int = 512
+    """Longest input [tokens]; CUDA graphs are recorded up to it."""
 
     def __post_init__(self) -> None:
         if self.tensorrt and self.cuda_graphs:
@@ -67,6 +68,9 @@ class GpuOptions:
         ]
         if given:
             raise InputError(f"{', '.join(given)}: only on CUDA; leave it out, or choose device cuda")
+
+
+ON_CPU = GpuOptions()
 
 
 def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, spinning: bool = False) -> Any:

@@ -21,14 +21,9 @@ from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from serve.cuda_graphs import GATE, LENGTH_MULTIPLE, CudaGraphs
 from serve.device_buffers import DeviceBuffers
-from serve.providers import PROVIDERS, RELU, GpuOptions, import_onnxruntime, load_graph
-from serve.tensorrt import TensorRT
+from serve.providers import ON_CPU, PROVIDERS, RELU, GpuOptions, import_onnxruntime, load_graph
 
 logger = logging.getLogger(__name__)
-
-
-DEFAULT_MAX_LENGTH = 512
-"""Longest input [tokens] of a session, unless given."""
 
 
 class Session:
@@ -36,13 +31,11 @@ class Session:
 
     Args:
         graph: the ONNX file.
-        device: where it runs.
+        gpu: where it runs, and how on a GPU.
         num_threads: cores that one run is spread over, on a CPU; 1: the calling thread.
         spinning: whether threads busy-wait for the next operator and, for a while, for the next run: faster, at the
             expense of other processes.
         io_binding: run through buffers on the device that are reused from run to run; None: only on CUDA.
-        device_id, gpu_memory_limit_mib, cuda_graphs, tensorrt: as in `GpuOptions`; only on CUDA.
-        max_length: longest input [tokens]; CUDA graphs are recorded up to it.
 
     Raises:
         InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
@@ -51,36 +44,24 @@ class Session:
     def __init__(
         self,
         graph: Path,
+        gpu: GpuOptions = ON_CPU,
         *,
-        device: DeviceName = "cpu",
         num_threads: int = 1,
         spinning: bool = False,
         io_binding: bool | None = None,
-        device_id: int = 0,
-        gpu_memory_limit_mib: int | None = None,
-        cuda_graphs: bool = False,
-        tensorrt: TensorRT | None = None,
-        max_length: int = DEFAULT_MAX_LENGTH,
     ) -> None:
-        gpu = GpuOptions(
-            device=device,
-            device_id=device_id,
-            gpu_memory_limit_mib=gpu_memory_limit_mib,
-            cuda_graphs=cuda_graphs,
-            tensorrt=tensorrt,
-        )
-        self.device = device
-        self.device_id = device_id
-        with _cuda_calls(device):
+        self.device = gpu.device
+        with _cuda_calls(gpu.device):
             self._session: Any = load_graph(graph, gpu, num_threads=num_threads, spinning=spinning)
         self.provider: str = self._session.get_providers()[0]
         """ONNX Runtime's name for what really runs the graph."""
         self.output_name: str = self._session.get_outputs()[0].name
-        self.length_multiple = 1 if device == "cpu" else LENGTH_MULTIPLE if cuda_graphs else 8
+        self.length_multiple = 1 if gpu.device == "cpu" else LENGTH_MULTIPLE if gpu.cuda_graphs else 8
         """Lengths are best padded to a multiple of this [tokens]: for a GPU's matrix units, and to reuse buffers."""
-        bound = device == "cuda" if io_binding is None else io_binding
-        self._graphs = CudaGraphs(self._session, device_id, max_length) if cuda_graphs else None
-        self._buffers = DeviceBuffers(self._session, device, device_id) if bound and not cuda_graphs else None
+        self._graphs = CudaGraphs(self._session, gpu.device_id, gpu.max_length) if gpu.cuda_graphs else None
+        is_bound = gpu.device == "cuda" if io_binding is None else io_binding
+        has_buffers = is_bound and not gpu.cuda_graphs
+        self._buffers = DeviceBuffers(self._session, gpu.device, gpu.device_id) if has_buffers else None
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return logits [B, C] for inputs [B, T]. Any number of threads may call it.
@@ -111,41 +92,17 @@ class SessionPool:
 
     Each is loaded on first use, so whoever needs only one pays for one. On CUDA, and with one core, they are the same.
 
-    Args:
-        graph: the ONNX file.
-        device: where it runs.
-        num_threads: cores to use; None for all that this process may use.
-        device_id, gpu_memory_limit_mib, cuda_graphs, tensorrt, max_length: as in `Session`.
+    `num_threads` is the number of cores to use; None for all that this process may use.
     """
 
-    def __init__(
-        self,
-        graph: Path,
-        *,
-        device: DeviceName = "cpu",
-        num_threads: int | None = None,
-        device_id: int = 0,
-        gpu_memory_limit_mib: int | None = None,
-        cuda_graphs: bool = False,
-        tensorrt: TensorRT | None = None,
-        max_length: int = DEFAULT_MAX_LENGTH,
-    ) -> None:
+    def __init__(self, graph: Path, gpu: GpuOptions = ON_CPU, *, num_threads: int | None = None) -> None:
         if num_threads is not None and num_threads < 1:
             raise InputError(f"num_threads {num_threads}: expected 1 or more, or None for all usable cores")
-        self._options: dict[str, Any] = {
-            "device": device,
-            "device_id": device_id,
-            "gpu_memory_limit_mib": gpu_memory_limit_mib,
-            "cuda_graphs": cuda_graphs,
-            "tensorrt": tensorrt,
-        }
-        GpuOptions(**self._options)  # complains now
-        self._options["max_length"] = max_length
         self.graph = graph
-        self.device = device
-        self.device_id = device_id
+        self._gpu = gpu
+        self.device = gpu.device
         self.num_threads = num_threads or num_usable_cores()
-        self.num_workers = 2 if device == "cuda" else self.num_threads
+        self.num_workers = 2 if gpu.device == "cuda" else self.num_threads
         """Number of threads that should call `narrow` at once. On CUDA, one prepares its batch while another's runs."""
         self._loading = threading.Lock()
         self._sessions: dict[bool, Session] = {}
@@ -177,12 +134,8 @@ class SessionPool:
             if self._closed:
                 raise RuntimeError("the sessions were closed")
             if is_wide not in self._sessions:
-                self._sessions[is_wide] = Session(
-                    self.graph,
-                    num_threads=self.num_threads if is_wide else 1,
-                    spinning=is_wide,
-                    **self._options,
-                )
+                num_threads = self.num_threads if is_wide else 1
+                self._sessions[is_wide] = Session(self.graph, self._gpu, num_threads=num_threads, spinning=is_wide)
             return self._sessions[is_wide]
 
 

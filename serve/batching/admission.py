@@ -59,11 +59,7 @@ class Throughput:
 class Admission:
     """Decides whether a request may wait behind what already waits.
 
-    Args:
-        line: the inputs that wait for a worker.
-        num_untokenized: returns the number of inputs that wait for their tokens.
-        max_queued_tokens: most tokens in the line.
-        max_untokenized: most inputs that wait for their tokens.
+    `num_untokenized` returns the number of inputs that wait for their tokens, `max_untokenized` at most.
     """
 
     def __init__(

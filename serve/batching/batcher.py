@@ -75,18 +75,10 @@ class BatchObserver(Protocol):
 class Batcher:
     """Answers requests in batches; see the module's docstring.
 
-    Args:
-        encoder: tokenizes and pads.
-        wide: the session for a lone batch; on GPUs, one for each.
-        narrow: sessions for batches side by side; if empty, the wide ones run everything.
-        to_scores: logits [B, C] -> probabilities [B, C].
-        limits: how much runs together and how much may wait.
-        turns: workers for each wide session; 2 pads a batch while another runs.
-        length_multiple: batches are padded to a multiple of this [tokens].
-        observer: sees every batch.
-        restart_workers: replace a worker that died; otherwise the batcher closes.
-        on_death: called with the error of each worker that dies, in its thread.
-        on_close: frees the sessions.
+    On GPUs there is a `wide` session for each, with `turns` workers: two, so that one pads a batch while the other's
+    runs. Without `narrow` sessions, which run batches side by side, the wide ones run everything. Batches are padded to
+    a multiple of `length_multiple` [tokens]. A worker that died is replaced if `restart_workers`, otherwise the batcher
+    closes; `on_death` gets its error, in its thread. `on_close` frees the sessions.
     """
 
     def __init__(
@@ -108,7 +100,7 @@ class Batcher:
         self._pad = partial(encoder.pad, length_multiple=length_multiple)
         self._observer = observer
         self._on_death, self._on_close = on_death, on_close
-        self._lock = threading.Lock()  # guards the line, the admission, the workers' state and `_closed_because`
+        self._lock = threading.Lock()  # guards the line, the admission, the workers' state and `closed_because`
         self._line = WaitingLine(
             window=max(limits.window, 2 * limits.max_batch_rows),
             run_cost_tokens=limits.run_cost_tokens,
@@ -117,7 +109,8 @@ class Batcher:
         self._admission = Admission(
             self._line, lambda: self._num_untokenized, limits.max_queued_tokens, limits.max_untokenized
         )
-        self._closed_because: str | None = None
+        self.closed_because: str | None = None
+        """Why nothing is accepted any more; None while it is open."""
         self._tickets: set[Ticket] = set()  # used only by the event loop
         self.workers = Workers(wide, narrow, self._start_worker, turns=turns, restart=restart_workers)
         self._tokenizers = [TokenizerThread(f"tokenize-{name}", encoder, self._admit) for name in ("short", "long")]
@@ -259,7 +252,7 @@ class Batcher:
             self._deliver(worker.items, list(lost))
         with self._lock:
             now = time.monotonic()
-            is_replaced = self._closed_because is None and self.workers.replace(worker, now)
+            is_replaced = self.closed_because is None and self.workers.replace(worker, now)
             if is_replaced:
                 self._dispatch(now)
         if not is_replaced:
@@ -282,15 +275,15 @@ class Batcher:
     def _shut(self, reason: str) -> None:
         """Take nothing more, and fail everything that waits."""
         with self._lock:
-            if self._closed_because is None:
-                self._closed_because = reason
+            if self.closed_because is None:
+                self.closed_because = reason
             items = self._line.clear()
         for ticket in {item.ticket for item in items}:
             ticket.fail_from_thread(Unavailable(reason))
 
     def _require_open(self) -> None:
-        if self._closed_because is not None:
-            raise Unavailable(self._closed_because)
+        if self.closed_because is not None:
+            raise Unavailable(self.closed_because)
 
     # ---- its state, for health checks and metrics
 
@@ -312,8 +305,3 @@ class Batcher:
     @property
     def _num_untokenized(self) -> int:
         return sum(map(len, self._tokenizers))
-
-    @property
-    def closed_because(self) -> str | None:
-        """Why nothing is accepted any more; None while it is open."""
-        return self._closed_because

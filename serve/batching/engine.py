@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from serve.batching.batcher import Batcher
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer, Outcome
@@ -15,7 +17,7 @@ from serve.contract.classifier import Classifier
 from serve.encoder import TextInput, Truncation, num_characters
 
 CANARY_TOLERANCE = 0.05
-"""Largest difference of the canary's probabilities, or of its number by scale: other processors round differently."""
+"""Largest difference of the canary's probabilities, or of its number by spread: other processors round differently."""
 
 
 class CanaryFailed(Exception):
@@ -51,6 +53,8 @@ class ModelFacts:
     canary: TextInput
     canary_logits: Sequence[float]
     """[C] at export."""
+    canary_tolerance: float = CANARY_TOLERANCE
+    """Largest difference of its probabilities or number."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -128,13 +132,12 @@ class Engine:
         (outcome,) = outcomes
         if isinstance(outcome, RequestError):
             raise CanaryFailed(f"the canary got no answer: {outcome}") from outcome
-        expected = self.batcher.to_scores(_row(self.facts.canary_logits))[0].tolist()
+        expected = self.batcher.to_scores(np.array([self.facts.canary_logits], np.float32))[0].tolist()
         if len(outcome.scores) != len(expected):
             raise CanaryFailed(f"the canary got {len(outcome.scores)} scores, but {len(expected)} at export")
         worst = max(abs(here - there) for here, there in zip(outcome.scores, expected, strict=True))
-        classifier = self.facts.classifier
-        if worst > (allowed := CANARY_TOLERANCE * classifier.decision.scale):
-            what = "numbers" if classifier.problem_type == "regression" else "probabilities"
+        if worst > (allowed := self.facts.canary_tolerance):
+            what = "numbers" if self.facts.classifier.problem_type == "regression" else "probabilities"
             raise CanaryFailed(
                 f"the canary's {what} differ by {worst:.3f} from those at export (allowed: {allowed:.3g})"
             )
@@ -168,9 +171,3 @@ class Engine:
                     f"input {index}: {num_chars:,} characters, but this server takes {self.limits.max_text_chars:,}; "
                     "shorten it"
                 )
-
-
-def _row(values: Sequence[float]) -> Any:
-    import numpy as np
-
-    return np.array([values], dtype=np.float32)  # [1, C]

@@ -1,5 +1,7 @@
 """Errors of a request or one of its inputs: one family, with the HTTP status of each kind."""
 
+from collections.abc import Mapping
+
 
 class RequestError(Exception):
     """A request or one of its inputs that cannot be answered; the message is for the client."""
@@ -8,11 +10,8 @@ class RequestError(Exception):
     """HTTP status, unless a protocol has its own for this kind."""
     kind = "Backend"
     """Name of the kind; Text Embeddings Inference's if it has one."""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Return the HTTP headers of the answer."""
-        return {}
+    headers: Mapping[str, str] = {}
+    """HTTP headers of the answer."""
 
 
 class InvalidRequest(RequestError):
@@ -34,10 +33,7 @@ class UnsupportedEncoding(RequestError):
 
     status = 415
     kind = "Validation"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"accept-encoding": "gzip, identity"}
+    headers: Mapping[str, str] = {"accept-encoding": "gzip, identity"}
 
 
 class NotFound(RequestError):
@@ -55,11 +51,7 @@ class WrongMethod(RequestError):
 
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
-        self.allowed = allowed
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"allow": self.allowed}
+        self.headers = {"allow": allowed}
 
 
 class Unauthorized(RequestError):
@@ -67,10 +59,7 @@ class Unauthorized(RequestError):
 
     status = 401
     kind = "Unauthorized"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"www-authenticate": "Bearer"}
+    headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
 
 
 class Forbidden(RequestError):
@@ -96,17 +85,13 @@ class Overloaded(RequestError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = max(1, round(retry_after_s))  # the header counts whole seconds
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"retry-after": str(self.retry_after_s)}
+        self.headers = {"retry-after": str(self.retry_after_s)}
 
 
 class InferenceFailed(RequestError):
     """The model raised on this input, or returned no finite numbers."""
 
     status = 424
-    kind = "Backend"
 
 
 class Unavailable(RequestError):

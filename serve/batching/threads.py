@@ -152,12 +152,8 @@ def _outcome(item: Item, logits: list[float], scores: list[float], began: float,
 class Workers:
     """The workers of wide sessions and those of narrow ones. The batcher's lock guards everything but `join`.
 
-    Args:
-        wide: sessions that take large batches: one, or one for each GPU.
-        narrow: sessions that take small batches side by side.
-        start: starts a worker, given its name and its session.
-        turns: workers for each wide session; 2 pads a batch while another runs.
-        restart: replace those that die.
+    `start` starts a worker, given its name and its session: `turns` for each wide session, one for each narrow one.
+    With `restart`, those that die are replaced.
     """
 
     def __init__(

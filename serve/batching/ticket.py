@@ -53,12 +53,7 @@ class Ticket:
 
     Everything but `closed`, which any thread may read, belongs to the event loop's thread.
 
-    Args:
-        inputs: texts or pairs.
-        timeout_s: time for the answer.
-        truncation: what to do with inputs that are too long; None for the classifier's own side.
-        whole: an input that cannot be encoded refuses all the others.
-        is_privileged: never refused for lack of room, and run before all others.
+    `truncation`, `whole` and `is_privileged` are as in `Batcher.submit`.
     """
 
     __slots__ = (

@@ -7,12 +7,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from serve.batching.request_errors import DeadlineExceeded, InferenceFailed, Overloaded
-
-if TYPE_CHECKING:
-    from serve.encoder import Encoder, TextInput
+from serve.encoder import Encoder, TextInput
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -37,7 +35,7 @@ class Token:
     """Whether the model sees it."""
 
 
-def list_tokens(encoder: "Encoder", given: "TextInput", *, special: bool = True) -> list[Token]:
+def list_tokens(encoder: Encoder, given: TextInput, *, special: bool = True) -> list[Token]:
     """Return all tokens of a text or pair, also those beyond the model's length. As slow as tokenizing."""
     cleaned = encoder.cleaned(given)
     texts = [cleaned] if isinstance(cleaned, str) else list(cleaned)
@@ -69,7 +67,7 @@ def as_rows(tokens: Sequence[Token], fields: Sequence[str]) -> list[dict[str, An
 class TokenLister:
     """A thread that lists tokens, one request after the other, each within its time."""
 
-    def __init__(self, encoder: "Encoder") -> None:
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, "list-tokens")
         self.num_pending = 0
@@ -77,7 +75,7 @@ class TokenLister:
 
     async def look_into(
         self,
-        inputs: "Sequence[TextInput]",
+        inputs: Sequence[TextInput],
         make: Callable[[list[list[Token]]], T],
         *,
         timeout_s: float,

@@ -24,10 +24,7 @@ LENGTH, RANK = attrgetter("length"), attrgetter("rank")
 class WaitingLine:
     """Inputs in order of arrival, to be taken in batches of similar length.
 
-    Args:
-        window: inputs considered for one batch.
-        run_cost_tokens: cost of one more forward pass, in tokens.
-        length_multiple: batches are padded to a multiple of this [tokens].
+    Batches are padded to a multiple of `length_multiple` [tokens].
     """
 
     def __init__(

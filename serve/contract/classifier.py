@@ -1,6 +1,7 @@
 """`classifier.json`: the metadata of a model folder or bundle."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,11 +86,8 @@ class Classifier:
     def scores(self, logits: NDArray[Any]) -> NDArray[np.float64]:
         """Return probabilities [B, C] for logits [B, C]; for numbers, the answers [B, 1] in the target's unit."""
         scores = scores_from_logits(logits, self.temperature, self.problem_type)
-        if self.problem_type == "regression":
-            scores = self.decision.offset + self.decision.scale * scores
-            if self.decision.value_range is not None:
-                scores = scores.clip(*self.decision.value_range)
-        return scores
+        value_range = self.decision.value_range if self.problem_type == "regression" else None
+        return scores if value_range is None else scores.clip(*value_range)
 
     def decisions(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which labels are given [B, C] for scores [B, C]: one or none, or those that reach their thresholds."""
@@ -110,21 +108,39 @@ class Classifier:
 
     def abstains(self, score: float) -> bool:
         """Return whether the one label of an input is only a guess, by its score."""
-        return self.problem_type == "single_label_classification" and self.decision.abstains(score)
+        return self.problem_type == "single_label_classification" and score < self.decision.abstain_below
 
     def label_set(self, scores: Mapping[str, float], coverage: float) -> tuple[str, ...]:
-        """Do `Decision.label_set`, with an InputError also where inputs do not have one label each."""
+        """Return the labels that hold the true one in at least `coverage` of rows on average, best first; may be empty.
+
+        Raises:
+            InputError: inputs do not have one label each, or no cut was kept for this coverage.
+        """
         self._require("single_label_classification", "label_set")
-        return self.decision.label_set(scores, coverage)
+        cut = _kept("label_set", self.decision.set_cuts, coverage)
+        return tuple(sorted((label for label in scores if scores[label] >= cut), key=lambda label: -scores[label]))
 
     def interval(self, value: float, coverage: float) -> tuple[float, float]:
-        """Do `Decision.interval`, with an InputError also where answers are not numbers."""
+        """Return the ends between which at least `coverage` of the true numbers lie, on average.
+
+        Raises:
+            InputError: answers are not numbers, or no width was kept for this coverage.
+        """
         self._require("regression", "interval")
-        return self.decision.interval(value, coverage)
+        width = _kept("interval", self.decision.interval_widths, coverage)
+        low, high = self.decision.value_range or (-math.inf, math.inf)
+        return max(value - width, low), min(value + width, high)
 
     def _require(self, needed: ProblemType, what: str) -> None:
         if self.problem_type != needed:
             raise InputError(f"{what}: only for {needed}; {INSTEAD[self.problem_type]}")
+
+
+def _kept(what: str, cuts: Mapping[str, float], coverage: float) -> float:
+    if (cut := cuts.get(str(coverage))) is None:
+        kept = ", ".join(cuts) or "none: --resume RUN and export, or export --model with labels"
+        raise InputError(f"{what}: no coverage {coverage!r:.20} in classifier.json; it has {kept}")
+    return cut
 
 
 def write_classifier(folder: Path, classifier: Classifier) -> None:

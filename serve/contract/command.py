@@ -43,12 +43,8 @@ def run_command(
 ) -> int:
     """Do the work of a command and return its exit status; print an error as one message.
 
-    Args:
-        work: returns an exit status, or None for 0.
-        needs: modules that must be installed.
-        extra: the extra of the distribution that installs them.
-        interrupted: message after Ctrl-C.
-        after_os_error: remedy for a full disk or another failure of the system, but for missing permissions.
+    The modules that it `needs` are installed by the `extra` of the distribution. `after_os_error` is the remedy for a
+    full disk or another failure of the system, but for missing permissions.
     """
     switch_off_telemetry()
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:

@@ -29,9 +29,7 @@ def order_labels(values: Iterable[str]) -> tuple[str, ...]:
 def one_spelling(trained: Collection[str], found: Collection[str]) -> dict[str, str]:
     """Return the label that each means: files and types write 0 also as 0.0, and true as True.
 
-    Args:
-        trained: the labels of training.
-        found: those of all rows.
+    `trained` are the labels of training, `found` those of all rows.
     """
     whole = {value: value.partition(".")[0] for value in {*trained, *found} if WHOLE_NUMBER.fullmatch(value)}
     if whole.keys() >= {*trained}:

@@ -68,10 +68,7 @@ class Journal:
 class Job:
     """Classifies the rows of a file.
 
-    Args:
-        settings: what to read and write.
-        pipeline: the model.
-        model: what determines the model's answers; a job is only resumed with the same.
+    `model` is what determines the model's answers; a job is only resumed with the same.
     """
 
     def __init__(self, settings: JobSettings, pipeline: Pipeline, model: dict[str, str]) -> None:

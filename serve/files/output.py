@@ -5,13 +5,14 @@ file back to its size at the last save. Parquet cannot be continued, because its
 Arrow messages and converts them to parquet at the end.
 """
 
+import abc
 import contextlib
 import csv
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from serve.contract.errors import InputError
 from serve.contract.files import flush_to_disk
@@ -32,9 +33,7 @@ Columns = Sequence[Sequence[Any]]
 class StagedFile:
     """A file that grows under a hidden name until it is published.
 
-    Args:
-        path: its final name.
-        size: bytes to keep of what an interrupted job left; 0 to start over.
+    `size` is how many bytes to keep of what an interrupted job left; 0 to start over.
 
     Raises:
         InputError: another process writes it, or it has fewer than `size` bytes.
@@ -124,23 +123,23 @@ def publish(path: Path) -> None:
         flush_to_disk(path.parent)
 
 
-class TableFormat(Protocol):
+class TableFormat(abc.ABC):
     """How rows become bytes."""
 
     def begin(self) -> bytes:
         """Return what precedes the rows."""
-        ...
+        return b""
 
+    @abc.abstractmethod
     def rows(self, columns: Columns) -> bytes:
         """Return rows as bytes."""
-        ...
 
     def finish(self, staged: Path, path: Path) -> None:
         """Turn a staged file with all rows into the final one, under its name. Calling it again does nothing."""
-        ...
+        publish(path)
 
 
-class Delimited:
+class Delimited(TableFormat):
     """csv or tsv, as spreadsheets and pandas read it."""
 
     def __init__(self, names: Sequence[str], delimiter: str) -> None:
@@ -151,9 +150,6 @@ class Delimited:
 
     def rows(self, columns: Columns) -> bytes:
         return self._text(zip(*columns, strict=True))
-
-    def finish(self, staged: Path, path: Path) -> None:
-        publish(path)
 
     def _text(self, rows: Any) -> bytes:
         lines = _WrittenLines()
@@ -172,30 +168,22 @@ class _WrittenLines(list[str]):
         self.append(line)
 
 
-class JsonLines:
+class JsonLines(TableFormat):
     """One JSON object per row."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-
-    def begin(self) -> bytes:
-        return b""
 
     def rows(self, columns: Columns) -> bytes:
         return "".join(
             json_text(dict(zip(self._names, row, strict=True))) + "\n" for row in zip(*columns, strict=True)
         ).encode()
 
-    def finish(self, staged: Path, path: Path) -> None:
-        publish(path)
 
-
-class Parquet:
+class Parquet(TableFormat):
     """Arrow messages, converted to parquet at the end.
 
-    Args:
-        names: of the columns.
-        types: Arrow type of each column, or its name, or TEXTS; None for text, with any other value as JSON.
+    `types` has the Arrow type of each column, or its name, or TEXTS; None for text, with any other value as JSON.
     """
 
     def __init__(self, names: Sequence[str], types: Sequence[Any]) -> None:

@@ -8,12 +8,7 @@ TERMINAL_LINE_EVERY_S = 0.2
 
 
 class Progress:
-    """Prints how many rows are done.
-
-    Args:
-        first_row: rows done before, by the job that this one continues.
-        quiet: print nothing.
-    """
+    """Prints how many rows are done, `first_row` of them by the job that this one continues."""
 
     def __init__(self, first_row: int, *, quiet: bool) -> None:
         self._first_row = first_row
@@ -23,13 +18,8 @@ class Progress:
         self._last_line = self._began
         self._width = 0
 
-    @property
-    def seconds(self) -> float:
-        """Time since the job started or resumed [s]."""
-        return time.monotonic() - self._began
-
     def rows_per_s(self, num_rows: int) -> float:
-        return (num_rows - self._first_row) / max(self.seconds, 1e-9)
+        return (num_rows - self._first_row) / max(time.monotonic() - self._began, 1e-9)
 
     def say(self, sentence: str) -> None:
         """Print a note before the first row or after the last."""

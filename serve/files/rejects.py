@@ -16,10 +16,7 @@ from serve.files.row_chunk import Refusal
 class Rejects:
     """A file of refused rows (`.rejects.jsonl`), or standard error.
 
-    Args:
-        path: None for standard error.
-        columns: names of the rows' values.
-        size: bytes to keep of what an interrupted job left.
+    `path` is None for standard error; `size` bytes are kept of what an interrupted job left.
     """
 
     def __init__(self, path: Path | None, columns: Sequence[str], size: int) -> None:
@@ -49,10 +46,11 @@ class Rejects:
 
     def _line(self, refusal: Refusal) -> str:
         values = refusal.values
+        first, last = refusal.lines or (None, None)
         content = {
             "row": refusal.row,
-            "line": None if refusal.lines is None else refusal.lines[0],
-            "last_line": None if refusal.lines is None else refusal.lines[1],
+            "line": first,
+            "last_line": last,
             "id": refusal.id,
             "reason": refusal.reason,
             "input": values if isinstance(values, str) else dict(zip(self._columns, values, strict=True)),

@@ -39,13 +39,7 @@ class Refusal:
 
 
 class RowChunk:
-    """Consecutive rows.
-
-    Args:
-        first: number of the first one, counted from 1.
-        rows: as read.
-        places: of the input in them.
-    """
+    """Consecutive rows; `first` is the number of the first one, counted from 1."""
 
     def __init__(self, first: int, rows: list[Row | Malformed], places: RowInputs) -> None:
         self._first = first

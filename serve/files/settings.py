@@ -18,8 +18,6 @@ class JobSettings:
 
     file: str
     """Path, or `-` for standard input."""
-    output: str
-    """Path, or `-` for standard output."""
     input_format: RowFormat
     format_is_assumed: bool = False
     """No format was given: standard input is read as plain lines, and refused if it begins with a JSON object."""
@@ -29,6 +27,8 @@ class JobSettings:
     text_pair_column: str | None = None
     id_column: str | None = None
     """Column that names a row; None for its number, counted from 1."""
+    output: str
+    """Path, or `-` for standard output."""
     keep_columns: tuple[str, ...] | None = ()
     """Input columns to write again; None for all."""
     all_scores: bool = False
@@ -46,6 +46,11 @@ class JobSettings:
     resume: bool = False
     """Continue an interrupted job."""
     quiet: bool = False
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all settings; those on the command line are the flags'."""
+        return [field.name for field in dataclasses.fields(cls)]
 
     def __post_init__(self) -> None:
         problems = []

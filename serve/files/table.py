@@ -36,11 +36,6 @@ class Table:
 
     A kept column with the name of another one is written as `input_NAME`, or `input_input_NAME` where the input has
     that name too; the id itself is not written twice.
-
-    Args:
-        rows: the input, for the names and types of its columns.
-        classifier: what answers.
-        settings: what to write.
     """
 
     def __init__(self, rows: Rows, classifier: Classifier, settings: JobSettings) -> None:
@@ -56,8 +51,7 @@ class Table:
         kept = [column for column in dict.fromkeys(wanted) if not (column == id_column == "id")]
         self._places = [rows.columns.index(column) for column in kept]
         self.names = own if settings.submission else ["id", *_free_names(own, kept), *own[1:]]
-        self._id_type = None if id_column is None else rows.arrow_types.get(id_column)
-        self._has_row_numbers = id_column is None
+        self._id_type = "int64" if id_column is None else rows.arrow_types.get(id_column)
         self._kept_types = [rows.arrow_types.get(column) for column in kept]
 
     def format(self, name: OutputFormat) -> TableFormat:
@@ -66,8 +60,7 @@ class Table:
             return JsonLines(self.names)
         if name != "parquet":
             return Delimited(self.names, "," if name == "csv" else "\t")
-        id_type = "int64" if self._has_row_numbers else self._id_type
-        types = [id_type, *self._kept_types, *self._answer.types, "bool"]
+        types = [self._id_type, *self._kept_types, *self._answer.types, "bool"]
         return Parquet(self.names, types[: len(self.names)])  # a submission does not say what was truncated
 
     def columns(self, rows: AnsweredRows) -> Columns:

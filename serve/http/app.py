@@ -2,30 +2,19 @@
 
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from serve.batching.request_errors import (
-    Conflict,
-    DeadlineExceeded,
-    Forbidden,
-    InferenceFailed,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    OwnDeadlineExceeded,
-    RequestError,
-    TooLarge,
-    Unauthorized,
-    Unavailable,
-    UnsupportedEncoding,
-    WrongMethod,
-)
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException as Refusal
+from starlette.middleware.cors import CORSMiddleware
+
+from serve.batching import request_errors as errors
+from serve.http import operations
 from serve.http.gateway import App, Gateway
 from serve.http.lifecycle import Service
-from serve.http.routes import JSON, Route
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+from serve.http.protocols import huggingface, infinity, native, open_inference, tei
+from serve.http.routes import JSON, Route, json_reply
 
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
 the Open Inference Protocol v2, infinity, and rawloop's own, which is the clearest. `/ui` is a page to try it.
@@ -37,19 +26,21 @@ WORKING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
 EXAMPLES = {
     error.status: error
     for error in (
-        Unauthorized("No key, or a wrong one"),
-        Forbidden("Closed in the configuration of this server"),
-        NotFound("No such model"),
-        OwnDeadlineExceeded("The time allowed by X-Request-Timeout-Ms is over, or the body did not arrive in time"),
-        Conflict("Another reload is under way"),
-        TooLarge("More bytes, inputs, characters or tokens than this server takes"),
-        UnsupportedEncoding("A body that is compressed, but not by gzip"),
-        InvalidRequest("The request is malformed, or not what the model takes"),
-        InferenceFailed("The model failed on an input"),
-        Overloaded("Overloaded; Retry-After says when to try again", 1.0),
-        RequestError("A bug in the server"),
-        Unavailable("Starting, stopping or broken"),
-        DeadlineExceeded("The time allowed by this server is over"),
+        errors.Unauthorized("No key, or a wrong one"),
+        errors.Forbidden("Closed in the configuration of this server"),
+        errors.NotFound("No such model"),
+        errors.OwnDeadlineExceeded(
+            "The time allowed by X-Request-Timeout-Ms is over, or the body did not arrive in time"
+        ),
+        errors.Conflict("Another reload is under way"),
+        errors.TooLarge("More bytes, inputs, characters or tokens than this server takes"),
+        errors.UnsupportedEncoding("A body that is compressed, but not by gzip"),
+        errors.InvalidRequest("The request is malformed, or not what the model takes"),
+        errors.InferenceFailed("The model failed on an input"),
+        errors.Overloaded("Overloaded; Retry-After says when to try again", 1.0),
+        errors.RequestError("A bug in the server"),
+        errors.Unavailable("Starting, stopping or broken"),
+        errors.DeadlineExceeded("The time allowed by this server is over"),
     )
 }
 """Status -> an error of that status; its message is the description in `/docs`."""
@@ -57,11 +48,6 @@ EXAMPLES = {
 
 def build_app(service: Service) -> App:
     """Return the ASGI application of a service that was started."""
-    from fastapi import FastAPI
-
-    from serve.http import operations
-    from serve.http.protocols import huggingface, infinity, native, open_inference, tei
-
     api = FastAPI(
         title="rawloop",
         version=version("rawloop"),
@@ -78,9 +64,8 @@ def build_app(service: Service) -> App:
     return _with_cors(Gateway(service, routes, fallback=api), service.settings.cors_origins)
 
 
-def _document(api: "FastAPI", route: Route, served: dict[str, str]) -> None:
+def _document(api: FastAPI, route: Route, served: dict[str, str]) -> None:
     """Register a route with FastAPI; `served` has an example for each {name} in a path."""
-    from fastapi import HTTPException, Response
 
     async def not_reached() -> None:  # the gateway has answered, unless the path has an encoded newline at its end
         raise HTTPException(HTTPStatus.NOT_FOUND)
@@ -134,7 +119,7 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     }
     for status in sorted(statuses):
         error = EXAMPLES[status]
-        responses[route.invalid_status if status == InvalidRequest.status else status] = {
+        responses[route.invalid_status if status == errors.InvalidRequest.status else status] = {
             "description": str(error),
             "content": {JSON: {"schema": {"type": "object"}, "example": route.error_body(error)}},
         }
@@ -146,9 +131,8 @@ def _schema_name(route: Route) -> str:
     return f"{route.protocol}_{route.request.__name__}"
 
 
-def _complete_schemas(api: "FastAPI", routes: list[Route]) -> None:
+def _complete_schemas(api: FastAPI, routes: list[Route]) -> None:
     """Put the request models and the keys among the components of the OpenAPI document."""
-    from fastapi.openapi.utils import get_openapi
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
@@ -168,34 +152,27 @@ def _complete_schemas(api: "FastAPI", routes: list[Route]) -> None:
     api.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way of extending it
 
 
-def _add_refusals(api: "FastAPI") -> None:
+def _add_refusals(api: FastAPI) -> None:
     """Answer unknown paths and wrong methods in the form of our other errors."""
-    from fastapi import Request, Response
-    from starlette.exceptions import HTTPException
-
-    from serve.http.protocols.tei import error_body
-    from serve.http.routes import json_reply
 
     async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        refusal: RequestError
+        assert isinstance(error, Refusal)
+        refusal: errors.RequestError
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "")
             allowed = {"GET": "GET, HEAD"}.get(allowed, allowed)  # the gateway answers HEAD like GET
-            refusal = WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
+            refusal = errors.WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
         else:
-            refusal = NotFound("no such path; /docs lists them")
-        reply = json_reply(error_body(refusal))
+            refusal = errors.NotFound("no such path; /docs lists them")
+        reply = json_reply(tei.error_body(refusal))
         return Response(reply.body, refusal.status, refusal.headers, JSON)
 
-    api.add_exception_handler(HTTPException, refuse)
+    api.add_exception_handler(Refusal, refuse)
 
 
 def _with_cors(app: App, origins: tuple[str, ...]) -> App:
     if not origins:
         return app
-    from starlette.middleware.cors import CORSMiddleware
-
     return CORSMiddleware(
         app,
         allow_origins=origins,

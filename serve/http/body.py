@@ -5,15 +5,13 @@ Without counting first, a body of 2 MB could hold a million values, and each of 
 
 import re
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from serve.batching.request_errors import InvalidRequest, TooLarge
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
-    from pydantic_core import ErrorDetails
 
 GZIP = zlib.MAX_WBITS | 16
 VALUES_PER_INPUT = 4
@@ -48,15 +46,13 @@ def inflated(compressed: bytes, max_bytes: int) -> bytes:
     return body
 
 
-def read_json(model: "type[BaseModel]", body: bytes, max_inputs: int) -> Any:
+def read_json(model: type[BaseModel], body: bytes, max_inputs: int) -> Any:
     """Return JSON as an instance of `model`; lone surrogates become U+FFFD, as in `serve.encoder`.
 
     Raises:
         InvalidRequest: it is not JSON, or does not match the model; the problems of its first bad value are named.
         TooLarge: it has many more values than `max_inputs` inputs can have.
     """
-    from pydantic import ValidationError
-
     _require_few_values(body, max_inputs)
     try:
         try:
@@ -74,7 +70,7 @@ def read_json(model: "type[BaseModel]", body: bytes, max_inputs: int) -> Any:
         raise InvalidRequest("; ".join(problems)) from None
 
 
-def _problems(error: "ValidationError") -> "list[ErrorDetails]":
+def _problems(error: ValidationError) -> list[ErrorDetails]:
     return error.errors(include_url=False, include_context=False, include_input=False)
 
 

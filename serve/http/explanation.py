@@ -82,7 +82,9 @@ async def explain(engine: Engine, given: TextInput, *, label: str | None, timeou
 def _find_parts(engine: Engine, texts: tuple[str, ...], tokens: Sequence[Token]) -> list[Part]:
     words = find_words(texts)
     if not all(token.kept for token in tokens):
-        words = [_nearest(each, engine.facts.max_length, engine.facts.classifier.truncation_side) for each in words]
+        most = engine.facts.max_length  # a word has one token or more: the model cannot see more words
+        keeps_first = engine.facts.classifier.truncation_side == "right"
+        words = [each[:most] if keeps_first else each[-most:] for each in words]
     return group_words(words, _max_parts(engine, texts, len(tokens)))
 
 
@@ -106,11 +108,6 @@ def group_words(words: Sequence[Sequence[Part]], max_parts: int) -> list[Part]:
         groups = [own[start : start + size] for start in range(0, len(own), size)]
         parts += [Part(group[0].sequence, group[0].start, group[-1].stop) for group in groups]
     return parts
-
-
-def _nearest(words: list[Part], num_words: int, truncation_side: str) -> list[Part]:
-    """Return the words that a model of `num_words` tokens can see at most: a word has one token or more."""
-    return words[:num_words] if truncation_side == "right" else words[-num_words:]
 
 
 def _max_parts(engine: Engine, texts: tuple[str, ...], num_tokens: int) -> int:

@@ -17,16 +17,7 @@ from typing import Any
 
 from starlette.routing import compile_path
 
-from serve.batching.request_errors import (
-    ClientGone,
-    DeadlineExceeded,
-    InvalidRequest,
-    Overloaded,
-    OwnDeadlineExceeded,
-    RequestError,
-    TooLarge,
-    UnsupportedEncoding,
-)
+from serve.batching import request_errors as errors
 from serve.http.body import inflated
 from serve.http.lifecycle import Service
 from serve.http.routes import Call, Reply, Route, json_reply
@@ -95,14 +86,14 @@ class Gateway:
                 call.body = await self._body(headers, receive, timeout_s)
                 call.timeout_s -= time.perf_counter() - began
             reply = await (_while_connected(route.handler(call), receive) if route.takes_time else route.handler(call))
-        except RequestError as error:
-            if isinstance(error, DeadlineExceeded) and TIMEOUT_HEADER in headers:
-                error = OwnDeadlineExceeded(str(error))
-            status = route.invalid_status if error.status == InvalidRequest.status else error.status
+        except errors.RequestError as error:
+            if isinstance(error, errors.DeadlineExceeded) and TIMEOUT_HEADER in headers:
+                error = errors.OwnDeadlineExceeded(str(error))
+            status = route.invalid_status if error.status == errors.InvalidRequest.status else error.status
             reply = json_reply(route.error_body(error), status, error.headers)
         except Exception as error:  # a bug: the client gets an answer, the log a traceback
             logger.exception("request %s failed", request_id)
-            reply = json_reply(route.error_body(RequestError(f"internal error ({type(error).__name__})")), 500)
+            reply = json_reply(route.error_body(errors.RequestError(f"internal error ({type(error).__name__})")), 500)
         seconds = time.perf_counter() - began
         self._service.metrics.request_ended(route.protocol, reply.status, seconds)
         if self._service.settings.access_log:
@@ -139,7 +130,7 @@ class Gateway:
         if given is None:
             return settings.request_timeout_ms / 1e3
         if not (given.isdigit() and len(given) <= 9 and int(given) > 0):
-            raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more")
+            raise errors.InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more")
         return min(int(given), settings.max_request_timeout_ms) / 1e3
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, timeout_s: float) -> bytes:
@@ -147,16 +138,16 @@ class Gateway:
         limit = self._service.settings.max_payload_bytes
         encoding = headers.get(b"content-encoding", b"identity").lower()
         if encoding not in ENCODINGS:
-            raise UnsupportedEncoding("this server takes gzip and uncompressed bodies; send it as one of these")
+            raise errors.UnsupportedEncoding("this server takes gzip and uncompressed bodies; send it as one of these")
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
-            raise TooLarge(f"{int(length):,} bytes, but this server takes {limit:,}; send it in parts")
+            raise errors.TooLarge(f"{int(length):,} bytes, but this server takes {limit:,}; send it in parts")
         try:
             async with asyncio.timeout(timeout_s):
                 body = await self._received(receive, limit)
                 return body if encoding == b"identity" else await asyncio.to_thread(inflated, body, limit)
         except TimeoutError:
-            raise OwnDeadlineExceeded("the request's time was over before its body had arrived") from None
+            raise errors.OwnDeadlineExceeded("the request's time was over before its body had arrived") from None
 
     async def _received(self, receive: Receive, limit: int) -> bytes:
         chunks, size = [], 0
@@ -164,14 +155,14 @@ class Gateway:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientGone("the client hung up while sending")
+                    raise errors.ClientGone("the client hung up while sending")
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 self._num_receiving += len(chunk)
                 if size > limit:
-                    raise TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
+                    raise errors.TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
                 if size > FREE_BYTES and self._num_receiving > MAX_LARGE_BODIES * limit:
-                    raise Overloaded("overloaded: too many large bodies are on their way in", 1.0)
+                    raise errors.Overloaded("overloaded: too many large bodies are on their way in", 1.0)
                 chunks.append(chunk)
                 if not message.get("more_body"):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -201,7 +192,7 @@ async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
         return await work
     except asyncio.CancelledError:
         if is_gone and task.uncancel() == 0:
-            raise ClientGone("the client hung up while waiting") from None
+            raise errors.ClientGone("the client hung up while waiting") from None
         raise
     finally:
         watcher.cancel()

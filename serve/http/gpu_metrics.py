@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from prometheus_client.core import GaugeMetricFamily
+
 logger = logging.getLogger(__name__)
 
 WAIT_S = 1.0
@@ -40,8 +42,6 @@ class GpuCollector:
             self._reading.release()
 
     def _gauges(self) -> list[Any]:
-        from prometheus_client.core import GaugeMetricFamily
-
         try:
             if self._nvml is None:
                 nvml = importlib.import_module("pynvml")

@@ -3,29 +3,9 @@
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from serve.batching.request_errors import Forbidden, Unauthorized
-
-if TYPE_CHECKING:
-    from serve.http.settings import ServeSettings
-
-
-class KeyRing:
-    """Several keys, any of which opens: each is hashed, and every hash is compared."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def holds(self, key: bytes) -> bool:
-        digest = hashlib.sha256(key).digest()
-        found = False
-        for each in self._digests:
-            found |= hmac.compare_digest(each, digest)
-        return found
+from serve.http.settings import ServeSettings
 
 
 class Keys:
@@ -35,10 +15,10 @@ class Keys:
         InputError: the file cannot be read, or holds no key.
     """
 
-    def __init__(self, settings: "ServeSettings") -> None:
+    def __init__(self, settings: ServeSettings) -> None:
         api_keys, admin_keys = settings.all_api_keys(), settings.admin_keys
-        self._admin = KeyRing(admin_keys)
-        self._client = KeyRing((*api_keys, *admin_keys) if api_keys else ())
+        self._admin = _digests(admin_keys)
+        self._client = _digests((*api_keys, *admin_keys) if api_keys else ())
 
     def require_client(self, headers: Mapping[bytes, bytes]) -> None:
         """Let a client's request pass; any request if no keys are set.
@@ -61,11 +41,16 @@ class Keys:
         _require(self._admin, headers)
 
 
-def _require(ring: KeyRing, headers: Mapping[bytes, bytes]) -> None:
+def _digests(keys: Iterable[str]) -> list[bytes]:
+    return [hashlib.sha256(key.encode()).digest() for key in keys]
+
+
+def _require(digests: Iterable[bytes], headers: Mapping[bytes, bytes]) -> None:
     scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer":
         key = headers.get(b"x-api-key", b"")
     if not key:
         raise Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-    if not ring.holds(key.strip()):
+    digest = hashlib.sha256(key.strip()).digest()
+    if not sum(hmac.compare_digest(each, digest) for each in digests):  # all are compared, whichever matches
         raise Unauthorized("this key is not valid here")

@@ -10,16 +10,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serve.batching.engine import CanaryFailed, Engine
 from serve.batching.request_errors import Conflict, Unavailable
 from serve.contract.errors import InputError, first_line
 from serve.http.keys import Keys
-
-if TYPE_CHECKING:
-    from serve.http.metrics import Metrics
-    from serve.http.settings import ServeSettings
+from serve.http.metrics import Metrics
+from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ LoadEngine = Callable[[Path], Engine]
 class Service:
     """The state of a server. Everything but `worker_died` belongs to the event loop."""
 
-    def __init__(self, settings: "ServeSettings", load: LoadEngine, metrics: "Metrics") -> None:
+    def __init__(self, settings: ServeSettings, load: LoadEngine, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.keys = Keys(settings)
         self.is_draining = False
@@ -91,14 +88,14 @@ class Service:
                 await self._replace(folder, change_problem_type=change_problem_type)
             except InputError as error:
                 logger.error("reload of %s refused: %s", folder, error)
-                self.metrics.reload_ended("refused")
+                self.metrics.reloads.labels("refused").inc()
                 raise
             except Exception as error:  # whatever goes wrong in a new bundle, the old one stays
                 logger.exception("reload of %s refused", folder)
-                self.metrics.reload_ended("refused")
+                self.metrics.reloads.labels("refused").inc()
                 raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
             self.keys = keys
-            self.metrics.reload_ended("done")
+            self.metrics.reloads.labels("done").inc()
             logger.info("serving %s, version %s", folder, self.engine.facts.version)
 
     async def stop(self, timeout_s: float) -> None:
@@ -113,7 +110,7 @@ class Service:
         """Turn readiness off until the canary is answered again; called in the dying worker's thread."""
         self._worker_deaths += 1
         self._not_ready = f"a worker died ({type(error).__name__})"
-        self.metrics.worker_died()
+        self.metrics.worker_deaths.inc()
 
     async def _replace(self, folder: Path, *, change_problem_type: bool = False) -> None:
         engine = await asyncio.to_thread(self._load, folder)
@@ -158,7 +155,7 @@ class Service:
                 logger.error("not ready: %s", error)
                 self._not_ready = str(error)
             return
-        self.metrics.canary_answered(seconds)
+        self.metrics.canary_seconds.set(seconds)
         if engine is self._engine and deaths == self._worker_deaths and self._not_ready is not None:
             logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None

@@ -1,25 +1,24 @@
 """Folder of a bundle -> running engine: verify, read, load the sessions, start the workers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serve.batching.batcher import Batcher, BatchLimits
-from serve.batching.engine import Engine, ModelFacts, RequestLimits
-from serve.batching.ticket import Runner
-from serve.canary import canary_input, require_canary
+from serve.batching.engine import CANARY_TOLERANCE, Engine, ModelFacts, RequestLimits
+from serve.canary import canary_input, require_canary, spread_of
 from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import Encoder
+from serve.http.metrics import BatchMetrics, Metrics
+from serve.http.settings import ServeSettings
 from serve.pipeline import TOKENS_PER_BATCH
-
-if TYPE_CHECKING:
-    from serve.http.metrics import Metrics
-    from serve.http.settings import ServeSettings
-    from serve.session import Session
-    from serve.tensorrt import TensorRT
+from serve.providers import GpuOptions
+from serve.session import SessionPool, resolve_device
+from serve.tensorrt import tensorrt_for
+from serve.variants import choose_variant
 
 VERSION_DIGITS = 12
 GPU_LIMITS = BatchLimits(
@@ -36,17 +35,13 @@ GPU_LIMITS = BatchLimits(
 
 
 def load_engine(
-    folder: Path, settings: "ServeSettings", metrics: "Metrics", on_death: Callable[[BaseException], None]
+    folder: Path, settings: ServeSettings, metrics: Metrics, on_death: Callable[[BaseException], None]
 ) -> Engine:
     """Return a running engine for the bundle in `folder`. Takes seconds.
 
     Raises:
         InputError: the bundle is damaged or has no such variant, or the device is not available.
     """
-    from serve.http.metrics import BatchMetrics
-    from serve.session import resolve_device
-    from serve.variants import choose_variant
-
     bundle = read_bundle(folder)
     device = resolve_device(settings.device, *settings.devices[:1])
     variant = choose_variant(bundle, device, settings.variant or "auto")
@@ -57,144 +52,103 @@ def load_engine(
         )
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)
     limits = _limits(settings, device)
-    sessions = (_on_gpus if device == "cuda" else _on_cpu)(bundle, variant, encoder, settings)
-    facts = _facts(bundle, variant, sessions.provider, encoder.max_length, settings.model_name)
+    pools = (_on_gpus if device == "cuda" else _on_cpu)(bundle, variant, encoder, settings)
+    first = pools[0].wide
+    record = bundle.manifest.variants[variant]
+    facts = ModelFacts(
+        name=settings.model_name or bundle.classifier.name,
+        version=sha256_of_file(bundle.folder / BUNDLE_FILE)[:VERSION_DIGITS],
+        variant=variant,
+        provider=first.provider,
+        max_length=encoder.max_length,
+        folder=bundle.folder,
+        classifier=bundle.classifier,
+        canary=canary_input(bundle),
+        canary_logits=record.canary_logits,
+        canary_tolerance=CANARY_TOLERANCE * spread_of(record),
+    )
     batcher = Batcher(
         encoder,
-        sessions.wide,
-        sessions.narrow,
+        [pool.wide for pool in pools],
+        [pools[0].narrow] * num_narrow if (num_narrow := _num_narrow(settings, pools[0])) else [],
         bundle.classifier.scores,
         limits,
-        turns=sessions.turns,
-        length_multiple=sessions.length_multiple,
-        observer=BatchMetrics(metrics, facts.classifier, sessions.length_multiple),
+        turns=pools[0].num_workers if device == "cuda" else 1,
+        length_multiple=first.length_multiple,
+        observer=BatchMetrics(metrics, facts.classifier, first.length_multiple),
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
-        on_close=sessions.close,
+        on_close=partial(_close, pools),
     )
     request_limits = RequestLimits(max_inputs=settings.max_inputs, max_text_chars=settings.max_text_chars)
     return Engine(facts, batcher, encoder, request_limits)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sessions:
-    """The loaded sessions of a graph, and how they are run."""
-
-    wide: Sequence[Runner]
-    narrow: Sequence[Runner]
-    turns: int
-    """Workers for each wide session."""
-    length_multiple: int
-    """Batches are best padded to a multiple of this [tokens]."""
-    provider: str
-    """ONNX Runtime's name for where they run."""
-    close: Callable[[], None]
-
-
-def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> Sessions:
+def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:
     """Return the sessions that share the cores: a wide one, and a narrow one for several workers."""
-    from serve.session import SessionPool
-
     if settings.devices:
         raise InputError(
             f"--devices {','.join(map(str, settings.devices))}: the numbers of GPUs, but this server runs on the CPU; "
             "leave it out, or see with --device cuda why the GPU cannot be used"
         )
-    pool = SessionPool(
-        bundle.graph(variant),
-        num_threads=settings.threads,
-        gpu_memory_limit_mib=settings.gpu_memory_limit_mib,
-        cuda_graphs=settings.cuda_graphs,
-        tensorrt=_tensorrt(bundle, variant, encoder, settings),
-    )
-    num_narrow = settings.narrow_workers
-    if num_narrow is None:
-        num_narrow = pool.num_workers if pool.num_workers > 1 else 0
-    return Sessions(
-        wide=[pool.wide],
-        narrow=[pool.narrow] * num_narrow if num_narrow else [],
-        turns=1,
-        length_multiple=pool.wide.length_multiple,
-        provider=pool.wide.provider,
-        close=pool.close,
-    )
+    return [_pool(bundle, variant, encoder, settings, "cpu")]
 
 
-def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> Sessions:
+def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:
     """Return a session for each GPU that has recorded its CUDA graphs, if it shall, and answered the canary.
 
     Raises:
         InputError: a setting for the CPU is given, a GPU is not available, or its answer is wrong.
     """
-    from serve.session import SessionPool
-
     if settings.narrow_workers or settings.narrow_batch_rows or settings.narrow_batch_tokens:
         raise InputError(
             "--narrow_workers, --narrow_batch_rows, --narrow_batch_tokens: a GPU runs one batch at a time; leave them "
             "out, or choose --device cpu"
         )
     pools: list[SessionPool] = []
-    wide: list[Session] = []
-
-    def close() -> None:
-        for pool in pools:
-            pool.close()
-
     try:
         for number in settings.devices or (0,):
-            pool = SessionPool(
-                bundle.graph(variant),
-                device="cuda",
-                num_threads=settings.threads,
-                device_id=number,
-                gpu_memory_limit_mib=settings.gpu_memory_limit_mib,
-                cuda_graphs=settings.cuda_graphs,
-                tensorrt=_tensorrt(bundle, variant, encoder, settings),
-                max_length=encoder.max_length,
-            )
-            pools.append(pool)
-            wide.append(pool.wide)
-            require_canary(bundle, variant, encoder, pool.wide)
+            pools.append(_pool(bundle, variant, encoder, settings, "cuda", number))
+            require_canary(bundle, variant, encoder, pools[-1].wide)
     except InputError as error:
-        close()
+        _close(pools)
         if not settings.devices:
             raise
         raise InputError(
             f"--devices {number}: {error}; GPUs are counted from 0 among those that CUDA sees: nvidia-smi -L lists "
             "them, CUDA_VISIBLE_DEVICES hides others"
         ) from error
-    return Sessions(
-        wide=wide,
-        narrow=[],
-        turns=pools[0].num_workers,
-        length_multiple=wide[0].length_multiple,
-        provider=wide[0].provider,
-        close=close,
+    return pools
+
+
+def _pool(
+    bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings, device: DeviceName, device_id: int = 0
+) -> SessionPool:
+    gpu = GpuOptions(
+        device=device,
+        device_id=device_id,
+        gpu_memory_limit_mib=settings.gpu_memory_limit_mib,
+        cuda_graphs=settings.cuda_graphs,
+        tensorrt=tensorrt_for(bundle, variant, encoder.max_length) if settings.tensorrt else None,
+        max_length=encoder.max_length,
     )
+    return SessionPool(bundle.graph(variant), gpu, num_threads=settings.threads)
 
 
-def _tensorrt(bundle: Bundle, variant: str, encoder: Encoder, settings: "ServeSettings") -> "TensorRT | None":
-    from serve.tensorrt import tensorrt_for
+def _num_narrow(settings: ServeSettings, pool: SessionPool) -> int:
+    """Return the number of narrow workers: as set; else one per core, and none on a GPU or a single core."""
+    if settings.narrow_workers is not None:
+        return settings.narrow_workers
+    return pool.num_workers if pool.device == "cpu" and pool.num_workers > 1 else 0
 
-    return tensorrt_for(bundle, variant, encoder.max_length) if settings.tensorrt else None
+
+def _close(pools: Iterable[SessionPool]) -> None:
+    for pool in pools:
+        pool.close()
 
 
-def _limits(settings: "ServeSettings", device: DeviceName) -> BatchLimits:
+def _limits(settings: ServeSettings, device: DeviceName) -> BatchLimits:
     """Return the limits of the device, each replaced by its setting if there is one."""
     names = ("max_batch_rows", "max_batch_tokens", "narrow_batch_rows", "narrow_batch_tokens", "max_queued_tokens")
     given = {name: value for name in names if (value := getattr(settings, name)) is not None}
     return dataclasses.replace(GPU_LIMITS if device == "cuda" else BatchLimits(), **given)
-
-
-def _facts(bundle: Bundle, variant: str, provider: str, max_length: int, name: str | None) -> ModelFacts:
-    return ModelFacts(
-        name=name or bundle.classifier.name,
-        version=sha256_of_file(bundle.folder / BUNDLE_FILE)[:VERSION_DIGITS],
-        variant=variant,
-        provider=provider,
-        max_length=max_length,
-        folder=bundle.folder,
-        classifier=bundle.classifier,
-        canary=canary_input(bundle),
-        canary_logits=bundle.manifest.variants[variant].canary_logits,
-    )

@@ -1,16 +1,24 @@
 """Prometheus metrics. Batches are counted in the workers' threads, after the answers are out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    Summary,
+    generate_latest,
+)
 
 from serve.answer import answer_fields
+from serve.batching.engine import Engine
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Item, Outcome
 from serve.contract.classifier import Classifier
 from serve.http.gpu_metrics import GpuCollector
 from serve.providers import PROVIDERS
-
-if TYPE_CHECKING:
-    from serve.batching.engine import Engine
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -22,9 +30,6 @@ class Metrics:
     """The metrics of one server. They have a registry of their own, so that a process can have several servers."""
 
     def __init__(self) -> None:
-        # Imported here: it comes with the extra `server`.
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
-
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -46,26 +51,24 @@ class Metrics:
         self._tokens = counter("tokens", "Tokens run, padding excluded.")
         self._padding = counter("padding_tokens", "Tokens of padding run.")
         self._truncated = counter("truncated_inputs", "Inputs that the model saw only part of.")
-        self._failed = counter("failed_inputs", "Inputs that the model failed on.")
+        self.failed_inputs = counter("failed_inputs", "Inputs that the model failed on.")
         self._labels = counter("predicted_labels", "Inputs by predicted label.", "label")
         self._values = Summary("rawloop_predicted_value", "Predicted numbers.", ["label"], registry=registry)
         self._abstained = counter("abstained_inputs", "Inputs without a label: by --abstain, or by the thresholds.")
         self._confidence = histogram("confidence", "Probability of the predicted label.", SHARES)
         self._input_tokens = histogram("input_tokens", "Tokens of an input that the model saw.", TOKENS)
-        self._worker_deaths = counter("worker_deaths", "Workers that died.")
-        self._reloads = counter("reloads", "Reloads by result.", "result")
-        self._canary_seconds = gauge("canary_seconds", "How long the last canary took.")
+        self.worker_deaths = counter("worker_deaths", "Workers that died.")
+        self.reloads = counter("reloads", "Reloads by result.", "result")
+        self.canary_seconds = gauge("canary_seconds", "How long the last canary took.")
         self._model = gauge("model", "1 for the model that answers.", "name", "version", "variant", "provider")
         self._queued_inputs = gauge("queued_inputs", "Inputs that wait.")
         self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
-        self._ready = gauge("ready", "1 while traffic should be sent here.")
+        self.ready = gauge("ready", "1 while traffic should be sent here.")
         self._children: dict[tuple[Any, ...], Any] = {}
         self._gpus: GpuCollector | None = None
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format. May wait for a GPU's driver: call it in a thread."""
-        from prometheus_client import generate_latest
-
         return generate_latest(self.registry)
 
     def request_ended(self, protocol: str, status: int, seconds: float) -> None:
@@ -98,10 +101,7 @@ class Metrics:
         if answer.truncated:
             self._truncated.inc()
 
-    def failed(self) -> None:
-        self._failed.inc()
-
-    def model_serves(self, engine: "Engine") -> None:
+    def model_serves(self, engine: Engine) -> None:
         """Name the model that answers from now on."""
         facts, batcher = engine.facts, engine.batcher
         self._model.clear()
@@ -111,18 +111,6 @@ class Metrics:
             self.registry.register(self._gpus)
         self._queued_inputs.set_function(lambda: batcher.queued_inputs)
         self._queued_tokens.set_function(lambda: batcher.queued_tokens)
-
-    def worker_died(self) -> None:
-        self._worker_deaths.inc()
-
-    def reload_ended(self, result: str) -> None:
-        self._reloads.labels(result).inc()
-
-    def canary_answered(self, seconds: float) -> None:
-        self._canary_seconds.set(seconds)
-
-    def readiness(self, is_ready: bool) -> None:
-        self._ready.set(is_ready)
 
     def _child(self, metric: Any, *labels: str) -> Any:
         """Return a labelled child; looking it up here costs half of `labels()`."""
@@ -145,6 +133,6 @@ class BatchMetrics:
             if item.ticket.is_privileged:
                 continue  # the canary is not traffic
             if isinstance(outcome, RequestError):
-                self._metrics.failed()
+                self._metrics.failed_inputs.inc()
             else:
                 self._metrics.answered(outcome, self._classifier)

@@ -90,7 +90,7 @@ async def live(call: Call) -> Reply:
 
 async def metrics(call: Call) -> Reply:
     """Answer `GET /metrics`."""
-    call.service.metrics.readiness(call.service.not_ready_because is None)
+    call.service.metrics.ready.set(call.service.not_ready_because is None)
     text = await asyncio.to_thread(call.service.metrics.text)
     return Reply(text, 200, "text/plain; version=0.0.4; charset=utf-8")
 

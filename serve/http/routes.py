@@ -3,15 +3,15 @@
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import orjson
+from pydantic import BaseModel
+
+from serve.batching.engine import Engine
 from serve.batching.request_errors import RequestError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from serve.batching.engine import Engine
-    from serve.http.lifecycle import Service
+from serve.http.body import read_json
+from serve.http.lifecycle import Service
 
 JSON = "application/json"
 SMALL_BYTES = 65_536
@@ -24,7 +24,7 @@ FEW_VALUES = 2_000
 class Call:
     """One HTTP request with its whole body."""
 
-    service: "Service"
+    service: Service
     path_values: Mapping[str, str]
     """Value of each {name} in the route's path."""
     headers: Mapping[bytes, bytes]
@@ -33,14 +33,12 @@ class Call:
     timeout_s: float
     """Time left for the answer."""
 
-    async def read(self, model: "type[BaseModel]", body: bytes | None = None) -> Any:
+    async def read(self, model: type[BaseModel], body: bytes | None = None) -> Any:
         """Return the body, or this part of it, as an instance of `model`, and let go of the body.
 
         Raises:
             InvalidRequest, TooLarge: see `serve.http.body.read_json`.
         """
-        from serve.http.body import read_json  # it needs the extra `server`
-
         body, self.body = self.body if body is None else body, b""  # not kept while the request waits
         max_inputs = self.service.settings.max_inputs
         if len(body) <= SMALL_BYTES:
@@ -54,7 +52,7 @@ class Call:
         return await asyncio.to_thread(reply)
 
     @property
-    def engine(self) -> "Engine":
+    def engine(self) -> Engine:
         """Return the current model.
 
         Raises:
@@ -91,7 +89,7 @@ class Route:
     error_body: ErrorBody
     """Writes an error as this protocol does."""
     description: str = ""
-    request: "type[BaseModel] | None" = None
+    request: type[BaseModel] | None = None
     """Model of the body; None for a GET."""
     examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Name -> example of a body."""
@@ -114,13 +112,9 @@ class Route:
 
 def one_by_one(values: Iterable[Any]) -> list[Any]:
     """Return values for `json_reply`, each written already: written at once, many would stop all other threads."""
-    import orjson  # extra `server`
-
     return [orjson.Fragment(orjson.dumps(each)) for each in values]
 
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     """Return a JSON reply."""
-    import orjson  # extra `server`
-
     return Reply(orjson.dumps(value), status, JSON, headers or {})

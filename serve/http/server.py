@@ -15,16 +15,18 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import uvicorn
+import uvloop
 
 from serve.batching.request_errors import Conflict
 from serve.contract.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    import uvicorn
-
-    from serve.http.lifecycle import Service
-    from serve.http.settings import ServeSettings
+from serve.http.app import build_app
+from serve.http.connection import Connection
+from serve.http.lifecycle import Service
+from serve.http.loading import load_engine
+from serve.http.metrics import Metrics
+from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +38,12 @@ KEEP_ALIVE_S = 75
 """How long an idle connection stays open; longer than load balancers do, so that they close first."""
 
 
-def run_server(settings: "ServeSettings") -> int:
+def run_server(settings: ServeSettings) -> int:
     """Serve until a signal ends it, and return the exit status: 0 stopped, 1 broken.
 
     Raises:
         InputError: the bundle cannot be served, the address is not available, or the certificate is not valid.
     """
-    import uvloop  # extra `server`
-
     # The event loop waits up to this long, several times a request, for a thread that runs Python: not for 5 ms.
     sys.setswitchinterval(0.001)
     _allow_many_connections()
@@ -59,14 +59,7 @@ def _allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-async def _serve(settings: "ServeSettings") -> int:
-    import uvicorn
-
-    from serve.http.app import build_app
-    from serve.http.lifecycle import Service
-    from serve.http.loading import load_engine
-    from serve.http.metrics import Metrics
-
+async def _serve(settings: ServeSettings) -> int:
     metrics = Metrics()
     service = Service(settings, lambda folder: load_engine(folder, settings, metrics, service.worker_died), metrics)
     with _bound_socket(settings) as listener:
@@ -94,11 +87,7 @@ async def _serve(settings: "ServeSettings") -> int:
     return 1 if is_broken else 0
 
 
-def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
-    import uvicorn
-
-    from serve.http.connection import Connection
-
+def _uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn spells the same types differently
         loop="uvloop",
@@ -125,7 +114,7 @@ def _uvicorn_config(app: object, settings: "ServeSettings") -> "uvicorn.Config":
     return config
 
 
-def _bound_socket(settings: "ServeSettings") -> socket.socket:
+def _bound_socket(settings: ServeSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,7 +128,7 @@ def _bound_socket(settings: "ServeSettings") -> socket.socket:
 
 
 @contextlib.contextmanager
-def _address_errors(settings: "ServeSettings") -> Iterator[None]:
+def _address_errors(settings: ServeSettings) -> Iterator[None]:
     """Turn an OSError about the address into a message that says what to do."""
     try:
         yield
@@ -151,7 +140,7 @@ def _address_errors(settings: "ServeSettings") -> Iterator[None]:
         raise InputError(f"--host {settings.host} --port {settings.port}: {error.strerror}; {way_out}") from error
 
 
-def _announce(service: "Service", listener: socket.socket) -> None:
+def _announce(service: Service, listener: socket.socket) -> None:
     settings, facts = service.settings, service.engine.facts
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_cert else "http"
@@ -186,7 +175,7 @@ def _handle_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, async
 
 
 async def _watch(
-    server: "uvicorn.Server", service: "Service", must_stop: asyncio.Event, must_reload: asyncio.Event
+    server: uvicorn.Server, service: Service, must_stop: asyncio.Event, must_reload: asyncio.Event
 ) -> None:
     """Act on signals, and end a server whose workers are gone."""
     reloads = asyncio.create_task(_reload_when(must_reload, service))
@@ -201,7 +190,7 @@ async def _watch(
     server.should_exit = True
 
 
-async def _reload_when(must_reload: asyncio.Event, service: "Service") -> None:
+async def _reload_when(must_reload: asyncio.Event, service: Service) -> None:
     """Reload at every signal; one that comes during a reload causes another after it."""
     while True:
         await must_reload.wait()

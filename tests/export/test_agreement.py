@@ -105,7 +105,7 @@ def test_numbers_are_compared_in_shares_of_their_spread() -> None:
     record = compared(classifier_of(NUMBERS), expected, alone, batched, true)
     numbers = record.numbers
     assert numbers is not None
-    assert numbers.spread == pytest.approx(1.5 * expected.std(), rel=1e-6)  # in the target's unit
+    assert numbers.spread == pytest.approx(expected.std(), rel=1e-6)
     assert numbers.change == pytest.approx(np.sqrt(((alone - expected) ** 2).mean()) / expected.std(), rel=1e-4)
     assert numbers.max_batch_change == pytest.approx(2e-3 / expected.std(), rel=1e-3)
     assert numbers.spearman == pytest.approx(spearmanr(alone[:, 0], true)[0])

@@ -11,6 +11,7 @@ from labelled_rows import labelled_rows
 
 from serve import Predictor
 from serve.contract.bundle import read_bundle
+from serve.providers import GpuOptions
 from serve.session import Session
 
 
@@ -54,7 +55,7 @@ def test_memory_stays_flat_over_2000_shapes(bundle: Path, cuda: str) -> None:
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     description = read_bundle(bundle)
     longest, inputs_of = min(128, description.classifier.max_length), description.manifest.input_names
-    session = Session(description.graph("fp16"), device="cuda")
+    session = Session(description.graph("fp16"), GpuOptions(device="cuda"))
     random, used = np.random.default_rng(0), []
     for number in range(2_000):
         shape = (int(random.integers(1, 65)), int(random.integers(4, longest + 1)))

@@ -11,6 +11,7 @@ from serve.contract.bundle import read_bundle, write_manifest
 from serve.contract.errors import InputError
 from serve.predict import main
 from serve.predictor import Predictor
+from serve.providers import GpuOptions
 from serve.session import Session, SessionPool
 
 
@@ -20,9 +21,9 @@ class FakePool(SessionPool):
     spoiled: Any = staticmethod(lambda logits: logits)
     closed = 0
 
-    def __init__(self, graph: Path, **options: Any) -> None:
-        super().__init__(graph, **options)
-        self._options = {}
+    def __init__(self, graph: Path, gpu: GpuOptions, **options: Any) -> None:
+        super().__init__(graph, gpu, **options)
+        self._gpu = GpuOptions()
         FakePool.closed = 0
 
     def _session(self, *, is_wide: bool) -> Session:

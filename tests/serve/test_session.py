@@ -17,7 +17,7 @@ from serve.contract.bundle import DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.cuda_graphs import MAX_GRAPH_TOKENS, MAX_GRAPHS, RecordingGate, RunThread, graph_shapes
 from serve.device_buffers import MAX_KEPT, DeviceBuffers
-from serve.providers import RELU, cuda_libraries, preload_cuda_libraries
+from serve.providers import RELU, GpuOptions, cuda_libraries, preload_cuda_libraries
 from serve.session import Session, SessionPool, resolve_device
 from serve.tensorrt import PROVIDER, tensorrt_for
 
@@ -227,17 +227,17 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 def test_cuda_that_is_not_installed_is_an_error(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RUNTIME, lambda: FakeRuntime(available=[CPU], found=CPU))
     with pytest.raises(InputError, match=r"device cuda: the installed ONNX Runtime cannot use it .*rawloop\[gpu\]"):
-        Session(graph, device="cuda")
+        Session(graph, GpuOptions(device="cuda"))
 
 
 def test_cuda_that_fell_back_to_the_cpu_is_an_error(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RUNTIME, lambda: FakeRuntime(available=[CUDA, CPU], found=CPU))
     with pytest.raises(InputError, match="could not start CUDAExecutionProvider and fell back to CPUExecutionProvider"):
-        Session(graph, device="cuda")
+        Session(graph, GpuOptions(device="cuda"))
 
 
 def test_cuda_is_the_only_provider_requested_and_its_libraries_are_loaded_first(graph: Path, gpu: FakeRuntime) -> None:
-    session = Session(graph, device="cuda", cuda_graphs=True, max_length=1)
+    session = Session(graph, GpuOptions(device="cuda", cuda_graphs=True, max_length=1))
     assert session.provider == CUDA
     assert gpu.asked[0] == "preload_dlls"
     ((provider, options),) = gpu.asked[1]
@@ -278,7 +278,7 @@ def test_fp32_on_cuda_is_not_rounded_and_its_memory_grows_in_steps(
 ) -> None:
     runtime = FakeRuntime(available=[CUDA, CPU], found=CUDA)
     monkeypatch.setattr(RUNTIME, lambda: runtime)
-    Session(graph, device="cuda")
+    Session(graph, GpuOptions(device="cuda"))
     ((_, options),) = runtime.asked[1]
     assert options["use_tf32"] == "0"
     assert "arena_extend_strategy" not in options  # kSameAsRequested never reuses memory under varying shapes
@@ -286,7 +286,7 @@ def test_fp32_on_cuda_is_not_rounded_and_its_memory_grows_in_steps(
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_each_gpu_has_its_session_and_its_buffers(graph: Path, gpu: FakeRuntime, cuda_graphs: bool) -> None:
-    pool = SessionPool(graph, device="cuda", device_id=1, cuda_graphs=cuda_graphs, max_length=32)
+    pool = SessionPool(graph, GpuOptions(device="cuda", device_id=1, cuda_graphs=cuda_graphs, max_length=32))
     assert pool.wide is pool.narrow, "the weights are on the GPU once"
     pool.wide.run(random_inputs(1, 32))
     ((_, options),) = gpu.asked[1]
@@ -296,14 +296,13 @@ def test_each_gpu_has_its_session_and_its_buffers(graph: Path, gpu: FakeRuntime,
 
 
 def test_gpu_memory_can_be_limited(graph: Path, gpu: FakeRuntime) -> None:
-    Session(graph, device="cuda", gpu_memory_limit_mib=2_048)
+    Session(graph, GpuOptions(device="cuda", gpu_memory_limit_mib=2_048))
     ((_, options),) = gpu.asked[1]
     assert options["gpu_mem_limit"] == str(2 * 2**30)
-    for kind in (Session, SessionPool):
-        with pytest.raises(InputError, match="gpu_memory_limit_mib 0: expected 1 or more"):
-            kind(graph, device="cuda", gpu_memory_limit_mib=0)
-        with pytest.raises(InputError, match="gpu_memory_limit_mib 512: only on CUDA"):
-            kind(graph, gpu_memory_limit_mib=512)
+    with pytest.raises(InputError, match="gpu_memory_limit_mib 0: expected 1 or more"):
+        GpuOptions(device="cuda", gpu_memory_limit_mib=0)
+    with pytest.raises(InputError, match="gpu_memory_limit_mib 512: only on CUDA"):
+        GpuOptions(gpu_memory_limit_mib=512)
 
 
 def test_tensorrt_gets_the_shapes_in_use_and_a_cache_of_its_graph(
@@ -313,9 +312,9 @@ def test_tensorrt_gets_the_shapes_in_use_and_a_cache_of_its_graph(
     bundle = read_bundle(save_tiny_bundle(tmp_path / "bundle"))
     rt, graph = tensorrt_for(bundle, "fp32", 16), bundle.graph("fp32")
     with pytest.raises(InputError, match=r"tensorrt: the installed ONNX Runtime cannot use it .*or leave it out"):
-        Session(graph, device="cuda", tensorrt=rt)
+        Session(graph, GpuOptions(device="cuda", tensorrt=rt))
     gpu.available, gpu.found = [PROVIDER, CUDA, CPU], PROVIDER
-    assert Session(graph, device="cuda", device_id=1, tensorrt=rt).provider == PROVIDER
+    assert Session(graph, GpuOptions(device="cuda", device_id=1, tensorrt=rt)).provider == PROVIDER
     (first, options), (second, _) = gpu.asked[-1]
     assert (first, second) == (PROVIDER, CUDA)
     assert options["device_id"] == "1"
@@ -329,15 +328,15 @@ def test_tensorrt_gets_the_shapes_in_use_and_a_cache_of_its_graph(
     assert cache.name == bundle.manifest.files["model.onnx"].sha256, "weights differ where nodes do not"
     gpu.found = CUDA
     with pytest.raises(InputError, match=f"could not start {PROVIDER} and fell back to {CUDA}"):
-        Session(graph, device="cuda", tensorrt=rt)
+        Session(graph, GpuOptions(device="cuda", tensorrt=rt))
     with pytest.raises(InputError, match="tensorrt: only on CUDA"):
-        Session(graph, tensorrt=rt)
+        Session(graph, GpuOptions(tensorrt=rt))
     with pytest.raises(InputError, match="cuda_graphs and tensorrt"):
-        Session(graph, device="cuda", tensorrt=rt, cuda_graphs=True)
+        Session(graph, GpuOptions(device="cuda", tensorrt=rt, cuda_graphs=True))
 
 
 def test_two_batches_are_copied_at_once_and_one_runs(graph: Path, gpu: FakeRuntime) -> None:
-    session = Session(graph, device="cuda")
+    session = Session(graph, GpuOptions(device="cuda"))
     (fake,) = gpu.sessions
     fake.gate.clear()
     inputs = [random_inputs(2, 8, seed) for seed in range(2)]
@@ -354,7 +353,7 @@ def test_two_batches_are_copied_at_once_and_one_runs(graph: Path, gpu: FakeRunti
 
 
 def test_graphs_are_recorded_while_loading_and_only_replayed_then(graph: Path, gpu: FakeRuntime) -> None:
-    session = Session(graph, device="cuda", cuda_graphs=True, max_length=48)
+    session = Session(graph, GpuOptions(device="cuda", cuda_graphs=True, max_length=48))
     (fake,) = gpu.sessions
     recorded = {shape: graph_id for graph_id, shape, _ in fake.runs}
     assert list(recorded) == graph_shapes(48)
@@ -374,7 +373,7 @@ def test_graphs_are_recorded_while_loading_and_only_replayed_then(graph: Path, g
 
 
 def test_graphs_are_recorded_and_run_in_one_thread_one_at_a_time(graph: Path, gpu: FakeRuntime) -> None:
-    session = Session(graph, device="cuda", cuda_graphs=True, max_length=32)
+    session = Session(graph, GpuOptions(device="cuda", cuda_graphs=True, max_length=32))
 
     def run(seed: int) -> None:
         inputs = random_inputs(1 + seed % 5, 32 if seed % 3 else 7, seed)
@@ -420,7 +419,7 @@ def test_what_cannot_be_recorded_is_an_error_with_a_way_out(
 
     monkeypatch.setattr(FakeSession, "run_with_iobinding", fail)
     with pytest.raises(InputError, match=r"cuda_graphs: .* cannot be recorded \(a node is on the CPU\); leave it out"):
-        Session(graph, device="cuda", cuda_graphs=True)
+        Session(graph, GpuOptions(device="cuda", cuda_graphs=True))
 
 
 def test_recording_excludes_every_other_use_of_cuda() -> None:
@@ -482,17 +481,14 @@ def test_cudas_libraries_are_found_in_overlays(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("device", "device_id", "message"), [("cuda", -1, "0 or more"), ("cpu", 1, "only on CUDA")])
-def test_a_gpus_number_that_means_nothing_is_an_error(
-    graph: Path, device: DeviceName, device_id: int, message: str
-) -> None:
-    for kind in (Session, SessionPool):
-        with pytest.raises(InputError, match=f"device_id {device_id}: .*{message}"):
-            kind(graph, device=device, device_id=device_id)
+def test_a_gpus_number_that_means_nothing_is_an_error(device: DeviceName, device_id: int, message: str) -> None:
+    with pytest.raises(InputError, match=f"device_id {device_id}: .*{message}"):
+        GpuOptions(device=device, device_id=device_id)
 
 
 def test_cuda_graphs_need_cuda(graph: Path) -> None:
     with pytest.raises(InputError, match="cuda_graphs"):
-        Session(graph, cuda_graphs=True)
+        Session(graph, GpuOptions(cuda_graphs=True))
 
 
 @pytest.mark.skipif(
@@ -500,7 +496,7 @@ def test_cuda_graphs_need_cuda(graph: Path) -> None:
 )
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_cuda_gives_the_graphs_logits(graph: Path, cuda_graphs: bool) -> None:
-    session = Session(graph, device="cuda", cuda_graphs=cuda_graphs, max_length=32)
+    session = Session(graph, GpuOptions(device="cuda", cuda_graphs=cuda_graphs, max_length=32))
     assert session.provider == CUDA
     for seed in range(3):  # recorded by the first, replayed by the others
         for rows in (1, 3, 8):

@@ -17,7 +17,7 @@ LABELS = ("anger", "fear", "joy")
 THRESHOLDS = (0.6, 0.5, 0.55)
 TEMPERATURE = 1.5
 TEXTS = ["w1 good", "bad w3 good", "w5", "bad"]
-OFFSET, SCALE, WIDTH = 40.0, 12.5, 3.0
+LOW, HIGH, WIDTH = -3.0, 4.0, 3.0
 
 
 def save_several_labels(folder: Path, **options: Any) -> Path:
@@ -27,8 +27,8 @@ def save_several_labels(folder: Path, **options: Any) -> Path:
 
 
 def save_numbers(folder: Path, **options: Any) -> Path:
-    """Write a bundle that answers with a price from 0 to 60."""
-    decision = Decision(offset=OFFSET, scale=SCALE, value_range=(0.0, 60.0), interval_widths={"0.9": WIDTH, "0.8": 2.0})
+    """Write a bundle that answers with a price from -3 to 4."""
+    decision = Decision(value_range=(LOW, HIGH), interval_widths={"0.9": WIDTH, "0.8": 2.0})
     return save_served_bundle(folder, problem_type="regression", labels=("price",), decision=decision, **options)
 
 
@@ -53,10 +53,10 @@ def given_labels(scores: NDArray[np.float64]) -> list[list[str]]:
 
 def values_of(folder: Path, texts: Sequence[str] = TEXTS) -> NDArray[np.float64]:
     """Return the numbers [N]."""
-    values: NDArray[np.float64] = (OFFSET + SCALE * logits_of(folder, texts)[:, 0]).clip(0.0, 60.0)
+    values: NDArray[np.float64] = logits_of(folder, texts)[:, 0].clip(LOW, HIGH)
     return values
 
 
 def interval_of(value: float) -> tuple[float, float]:
     """Return the interval of 90 %."""
-    return max(0.0, value - WIDTH), min(60.0, value + WIDTH)
+    return max(LOW, value - WIDTH), min(HIGH, value + WIDTH)

@@ -22,7 +22,7 @@ LABELS_OF: dict[ProblemType, tuple[str, ...]] = {
 DECISIONS: dict[ProblemType, Decision] = {
     "single_label_classification": Decision(),
     "multi_label_classification": Decision(threshold="f1", thresholds=(0.4, 0.5, 0.52)),
-    "regression": Decision(offset=2.5, scale=1.5),
+    "regression": Decision(),
 }
 
 

@@ -65,7 +65,7 @@ class NumberPredictions(Predictions):
         """Return the ends of the interval that holds 90 % of the true numbers."""
         if "0.9" not in self.classifier.decision.interval_widths:
             return [math.nan, math.nan]
-        return [*self.classifier.decision.interval(float(self.predicted[row]), 0.9)]
+        return [*self.classifier.interval(float(self.predicted[row]), 0.9)]
 
     def mistake_cells(self, row: int) -> list[Any]:
         return [f"{value:.6g}" for value in self.score_cells(row)]

@@ -10,11 +10,7 @@ from serve.contract.errors import InputError
 def require_columns(where: str, present: Sequence[str], wanted: Sequence[str], way_out: str) -> None:
     """Check that each wanted column is there exactly once.
 
-    Args:
-        where: the file, split or line that names the columns, for messages.
-        present: all columns of the table.
-        wanted: columns that are needed.
-        way_out: how to choose columns, for messages.
+    For messages, `where` is the file, split or line that names the columns, and `way_out` how to choose others.
 
     Raises:
         InputError: a column is missing, or several have its name.

@@ -64,12 +64,8 @@ def delimited_rows(
 ) -> tuple[tuple[str, ...], Iterator[Row | Malformed]]:
     """Return the columns, chosen from the header, and the rows.
 
-    Args:
-        text: lines with their ends.
-        file: to which they belong.
-        needed: columns that must be there.
-        kept: further columns; None for all that the header has.
-        joined: counts the rows that may be several.
+    Lines of `text` have their ends. `kept` are further columns, None for all. Rows that may be several are counted in
+    `joined`.
 
     Raises:
         InputError: the header is not valid, or lacks a column.

@@ -51,11 +51,8 @@ class RowFile:
     ) -> tuple[str, ...]:
         """Return the columns to read, in order.
 
-        Args:
-            present: columns of the file.
-            needed: columns that must be there.
-            kept: further columns that must be there; None for all that are present.
-            line: names the columns, for messages.
+        Those `needed` and `kept` must be present; None keeps all. For messages, `line` is the one that names the
+        columns.
 
         Raises:
             InputError: a column is missing, or several have its name.
@@ -86,11 +83,7 @@ def row_format(
 ) -> RowFormat:
     """Return the format that a path's suffix names.
 
-    Args:
-        path: of the file.
-        name: of the file, for messages.
-        formats: the possible ones, by suffix.
-        otherwise: another way to name the format, for messages.
+    For messages, `name` is the file's, and `otherwise` another way to name the format.
 
     Raises:
         InputError: the suffix names no format, or the path is a folder.

@@ -20,13 +20,9 @@ def json_rows(
 ) -> tuple[tuple[str, ...], Iterator[Row | Malformed]]:
     """Return the columns, chosen from the first object, and the rows.
 
-    Args:
-        text: the lines.
-        file: to which they belong.
-        needed: columns that every row must have.
-        kept: further columns, None where a row has no value. None for all of the first object: another column then
-            makes a row malformed, because it would be lost.
-        repair: replaces half surrogate pairs in strings; None makes such rows malformed.
+    A row may lack values of the `kept` columns. None keeps all of the first object: another column then makes a row
+    malformed, because it would be lost. `repair` replaces half surrogate pairs in strings; None makes such rows
+    malformed.
 
     Raises:
         InputError: the first object lacks a column.

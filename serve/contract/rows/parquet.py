@@ -10,13 +10,7 @@ BUFFER_BYTES = 1 << 20
 
 
 class OpenParquet:
-    """An open parquet file.
-
-    Args:
-        file: pyarrow's.
-        columns: to read, in order.
-        name: of the file, for messages.
-    """
+    """An open parquet file, of which some columns are read, in their order; `name` is for messages."""
 
     def __init__(self, file: Any, columns: tuple[str, ...], name: str) -> None:
         import pyarrow
@@ -49,12 +43,7 @@ class OpenParquet:
 
 
 def open_parquet(file: RowFile, needed: Sequence[str], kept: Sequence[str] | None = ()) -> OpenParquet:
-    """Open a parquet file.
-
-    Args:
-        file: what to read.
-        needed: columns that must be there.
-        kept: further columns; None for all that the file has.
+    """Open a parquet file for reading the columns `needed` and `kept`; None keeps all.
 
     Raises:
         InputError: pyarrow is missing, it is not a parquet file, or it lacks a column.

@@ -57,11 +57,8 @@ def open_rows(
 ) -> Iterator[Rows]:
     """Open rows for reading once, from the first to the last.
 
-    Args:
-        file: what to read.
-        needed: columns that must be there.
-        kept: further columns; None for all that the file has.
-        repair: replaces half surrogate pairs in JSON strings; None makes such rows malformed.
+    `kept` are columns besides those `needed`; None for all that the file has. `repair` replaces half surrogate pairs in
+    JSON strings; None makes such rows malformed.
 
     Raises:
         InputError: the file does not exist, lacks a column, or is damaged parquet or gzip.

@@ -17,8 +17,8 @@ from serve.batching.ticket import Answer
 from serve.contract.labels import ProblemType, scores_from_logits
 from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
-from serve.http.protocols.tei import LABEL_SCORE
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
+from serve.http.schemas import LABEL_SCORE, array
 
 PROTOCOL = "huggingface"
 OWN_FUNCTION: dict[ProblemType, str] = {
@@ -74,7 +74,7 @@ def routes() -> list[Route]:
                 "one text": {"inputs": "I loved it", "parameters": {"top_k": 1}},
                 "a batch": {"inputs": ["I loved it", "I want my money back"]},
             },
-            response={"type": "array", "items": {"type": "array", "items": LABEL_SCORE}},
+            response=array(array(LABEL_SCORE)),
             response_example=[[{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}]],
             takes_time=True,
         )
@@ -92,7 +92,11 @@ async def infer(call: Call) -> Reply:
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     parameters = request.parameters or Parameters()
     engine = call.engine
-    _require_max_length(parameters.max_length, engine.facts.max_length)
+    if parameters.max_length is not None and parameters.max_length < engine.facts.max_length:
+        raise InvalidRequest(
+            f"parameters.max_length: this server truncates all inputs at {engine.facts.max_length} tokens; leave it "
+            f"out, or start the server with --max_length {parameters.max_length}"
+        )
     truncation: Truncation | None = "error" if parameters.truncation in (False, "do_not_truncate") else None
     inputs = [as_input(each) for each in given]
     answers = await engine.answers(inputs, timeout_s=call.timeout_s, truncation=truncation)
@@ -103,14 +107,6 @@ def _reply(engine: Engine, answers: Sequence[Answer], parameters: Parameters) ->
     function, own = parameters.function_to_apply, OWN_FUNCTION[engine.facts.classifier.problem_type]
     rows = (each.scores if function in (None, own) else _applied(function, each.logits) for each in answers)
     return json_reply(one_by_one(engine.ranked(each, parameters.top_k) for each in rows))
-
-
-def _require_max_length(asked: int | None, served: int) -> None:
-    if asked is not None and asked < served:
-        raise InvalidRequest(
-            f"parameters.max_length: this server truncates all inputs at {served} tokens; leave it out, or start the "
-            f"server with --max_length {asked}"
-        )
 
 
 def _applied(function: str | None, logits: Sequence[float]) -> Any:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve.batching.engine import Engine
 from serve.batching.request_errors import NotFound, RequestError
 from serve.batching.ticket import Answer
-from serve.http.protocols.tei import LABEL_SCORE
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
+from serve.http.schemas import INTEGER, LABEL_SCORE, TEXT, array, record, value
 
 PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"
@@ -42,18 +42,16 @@ def routes() -> list[Route]:
             "Classify, as infinity does",
             request=ClassifyRequest,
             examples={"a batch": {"input": ["I loved it", "I want my money back"]}},
-            response={
-                "type": "object",
-                "required": ["object", "data", "model", "usage", "id", "created"],
-                "properties": {
+            response=record(
+                {
                     "object": {"const": "classify"},
-                    "data": {"type": "array", "items": {"type": "array", "items": LABEL_SCORE}},
-                    "model": {"type": "string"},
-                    "usage": {"type": "object"},
-                    "id": {"type": "string"},
-                    "created": {"type": "integer"},
-                },
-            },
+                    "data": array(array(LABEL_SCORE)),
+                    "model": TEXT,
+                    "usage": value("object"),
+                    "id": TEXT,
+                    "created": INTEGER,
+                }
+            ),
             response_example={
                 "object": "classify",
                 "data": [[{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}]],

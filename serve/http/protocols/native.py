@@ -14,6 +14,7 @@ from serve.contract.errors import InputError
 from serve.encoder import TextInput
 from serve.http.explanation import explain
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
+from serve.http.schemas import BOOLEAN, INTEGER, LABEL_SCORE, NUMBER, TEXT, array, record, value
 
 PROTOCOL = "native"
 
@@ -187,62 +188,30 @@ def _result(engine: Engine, outcome: Outcome, request: ClassifyRequest) -> dict[
     return result
 
 
-_LABEL_SCORE = {
-    "type": "object",
-    "required": ["label", "score"],
-    "properties": {"label": {"type": "string"}, "score": {"type": "number"}},
+MODEL_FIELDS = record({"name": TEXT, "version": TEXT, "variant": TEXT})
+RESULT_FIELDS = {
+    "label": value("string", "Label with the highest score; absent for numbers."),
+    "score": value("number", "Its probability."),
+    "labels": array(TEXT, "Those given, best first."),
+    "value": value("number", "The number, in the unit of the training rows."),
+    "interval": array(NUMBER, "Its lowest and highest."),
+    "abstained": value("boolean", "The score is too low to answer."),
+    "label_set": array(TEXT, "Of the asked coverage."),
+    "scores": array(LABEL_SCORE, "Highest first."),
+    "num_tokens": value("integer", "Tokens that the model saw."),
+    "truncated": value("boolean", "Whether it saw only part of the input."),
+    "logits": value("object") | {"additionalProperties": NUMBER},
+    "error": record({"type": TEXT, "message": TEXT}),
 }
-_ERROR = {
-    "type": "object",
-    "required": ["type", "message"],
-    "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
-}
-_MODEL = {
-    "type": "object",
-    "required": ["name", "version", "variant"],
-    "properties": {"name": {"type": "string"}, "version": {"type": "string"}, "variant": {"type": "string"}},
-}
-CLASSIFY_SCHEMA = {
-    "type": "object",
-    "required": ["model", "results"],
-    "properties": {
-        "model": _MODEL,
-        "results": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "description": "An answer, or an error in its place.",
-                "properties": {
-                    "label": {"type": "string", "description": "Label with the highest score; absent for numbers."},
-                    "score": {"type": "number", "description": "Its probability."},
-                    "labels": {"type": "array", "items": {"type": "string"}, "description": "Those given, best first."},
-                    "value": {"type": "number", "description": "The number, in the unit of the training rows."},
-                    "interval": {
-                        "type": "array",
-                        "items": {"type": "number"},
-                        "description": "Its lowest and highest.",
-                    },
-                    "abstained": {
-                        "type": "boolean",
-                        "description": "The score is too low to answer.",
-                    },
-                    "label_set": {
-                        "type": "array",
-                        "items": {"type": "string"},
-                        "description": "Of the asked coverage.",
-                    },
-                    "scores": {"type": "array", "items": _LABEL_SCORE, "description": "Highest first."},
-                    "num_tokens": {"type": "integer", "description": "Tokens that the model saw."},
-                    "truncated": {"type": "boolean", "description": "Whether it saw only part of the input."},
-                    "logits": {"type": "object", "additionalProperties": {"type": "number"}},
-                    "error": _ERROR,
-                },
-            },
-        },
-        "queue_ms": {"type": "number", "description": "Longest wait of an input for its batch."},
-        "inference_ms": {"type": "number", "description": "Longest run of a batch."},
+CLASSIFY_SCHEMA = record(
+    {
+        "model": MODEL_FIELDS,
+        "results": array(record(RESULT_FIELDS, "An answer, or an error in its place.", optional=RESULT_FIELDS)),
+        "queue_ms": value("number", "Longest wait of an input for its batch."),
+        "inference_ms": value("number", "Longest run of a batch."),
     },
-}
+    optional=("queue_ms", "inference_ms"),
+)
 CLASSIFY_EXAMPLE = {
     "model": {"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},
     "results": [
@@ -257,46 +226,33 @@ CLASSIFY_EXAMPLE = {
     "queue_ms": 0.05,
     "inference_ms": 1.1,
 }
-EXPLAIN_SCHEMA = {
-    "type": "object",
-    "required": ["model", "words", "tokens", "num_tokens", "truncated"],
-    "properties": {
-        "model": _MODEL,
-        "label": {"type": "string", "description": "What is explained; absent for numbers."},
-        "score": {"type": "number"},
-        "value": {"type": "number", "description": "The number."},
-        "words": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["text", "sequence", "start", "stop", "drop"],
-                "properties": {
-                    "text": {"type": "string"},
-                    "sequence": {"type": "integer", "description": "0 for the text, 1 for the second of a pair."},
-                    "start": {"type": "integer", "description": "Character of the text where it starts."},
-                    "stop": {"type": "integer"},
-                    "drop": {"type": "number", "description": "How much score or number falls without it."},
-                },
-            },
-        },
-        "tokens": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["id", "text", "special", "sequence", "kept"],
-                "properties": {
-                    "id": {"type": "integer"},
-                    "text": {"type": "string"},
-                    "special": {"type": "boolean"},
-                    "sequence": {"type": ["integer", "null"]},
-                    "kept": {"type": "boolean", "description": "False where truncation dropped it."},
-                },
-            },
-        },
-        "num_tokens": {"type": "integer"},
-        "truncated": {"type": "boolean"},
-    },
+WORD_FIELDS = {
+    "text": TEXT,
+    "sequence": value("integer", "0 for the text, 1 for the second of a pair."),
+    "start": value("integer", "Character of the text where it starts."),
+    "stop": INTEGER,
+    "drop": value("number", "How much score or number falls without it."),
 }
+TOKEN_FIELDS = {
+    "id": INTEGER,
+    "text": TEXT,
+    "special": BOOLEAN,
+    "sequence": value(["integer", "null"]),
+    "kept": value("boolean", "False where truncation dropped it."),
+}
+EXPLAIN_SCHEMA = record(
+    {
+        "model": MODEL_FIELDS,
+        "label": value("string", "What is explained; absent for numbers."),
+        "score": NUMBER,
+        "value": value("number", "The number."),
+        "words": array(record(WORD_FIELDS)),
+        "tokens": array(record(TOKEN_FIELDS)),
+        "num_tokens": INTEGER,
+        "truncated": BOOLEAN,
+    },
+    optional=("label", "score", "value"),
+)
 EXPLAIN_EXAMPLE = {
     "model": {"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},
     "label": "positive",

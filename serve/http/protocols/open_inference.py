@@ -73,25 +73,17 @@ class InferRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol=PROTOCOL, error_body=error_body, invalid_status=400)
 
     def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
-        return route(
-            "GET",
-            path,
-            handler,
-            summary,
-            response={"type": "object"},
-            response_example=example,
-            invalid_status=400,
-            **options,
-        )
+        return route("GET", path, handler, summary, response={"type": "object"}, response_example=example, **options)
 
     found = [
         get("/v2", server_metadata, "The server", {"name": "rawloop", "version": "0.1.0", "extensions": []}),
         get("/v2/health/live", live, "Whether the process is alive", {"live": True}, is_public=True),
         get("/v2/health/ready", ready, "Whether to send traffic", {"ready": True}, is_public=True, statuses=(503,)),
     ]
+    texts = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["I loved it", "I want my money back"]}
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
             get(prefix, model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
@@ -102,7 +94,7 @@ def routes() -> list[Route]:
                 infer,
                 "Classify, by the Open Inference Protocol",
                 request=InferRequest,
-                examples={"a batch": {"inputs": [INPUT_EXAMPLE]}},
+                examples={"a batch": {"inputs": [texts]}},
                 response={"type": "object", "required": ["model_name", "outputs"]},
                 response_example={
                     "model_name": "tweet_sentiment",
@@ -110,7 +102,6 @@ def routes() -> list[Route]:
                     "outputs": [{"name": "label", "datatype": "BYTES", "shape": [1], "data": ["positive"]}],
                 },
                 statuses=(404,),
-                invalid_status=400,
                 takes_time=True,
             ),
         ]
@@ -313,11 +304,3 @@ def _packed(values: Sequence[Any]) -> bytes:
         encoded = [value.encode() for value in values]
         return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
     return np.asarray(values, dtype="?" if isinstance(values[0], bool) else "<f4").tobytes()
-
-
-INPUT_EXAMPLE: Mapping[str, Any] = {
-    "name": "text",
-    "shape": [2],
-    "datatype": "BYTES",
-    "data": ["I loved it", "I want my money back"],
-}

@@ -17,6 +17,7 @@ from serve.batching.ticket import Answer
 from serve.batching.token_listing import Token, as_rows
 from serve.encoder import TextInput, Truncation, num_characters
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
+from serve.http.schemas import LABEL_SCORE, array, value
 
 PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
@@ -65,7 +66,7 @@ def routes() -> list[Route]:
                 "a pair": {"inputs": ["A man sleeps.", "Someone is asleep."]},
                 "a batch": {"inputs": [["I loved it"], ["I want my money back"]]},
             },
-            response={"type": "array", "items": {"anyOf": [LABEL_SCORE, {"type": "array", "items": LABEL_SCORE}]}},
+            response=array({"anyOf": [LABEL_SCORE, array(LABEL_SCORE)]}),
             response_example=[{"score": 0.98, "label": "positive"}, {"score": 0.02, "label": "negative"}],
             takes_time=True,
         ),
@@ -78,7 +79,7 @@ def routes() -> list[Route]:
             "as one text on other routes.",
             request=TokenizeRequest,
             examples={"one text": {"inputs": "I loved it"}},
-            response={"type": "array", "items": {"type": "array", "items": {"type": "object"}}},
+            response=array(array(value("object"))),
             response_example=[[{"id": 3866, "text": "loved", "special": False, "start": 2, "stop": 7}]],
             takes_time=True,
         ),
@@ -211,10 +212,3 @@ def _truncation(request: PredictRequest) -> Truncation | None:
     if request.truncation_direction is None:
         return None
     return "left" if request.truncation_direction.lower() == "left" else "right"
-
-
-LABEL_SCORE: dict[str, Any] = {
-    "type": "object",
-    "required": ["score", "label"],
-    "properties": {"score": {"type": "number"}, "label": {"type": "string"}},
-}

@@ -190,9 +190,9 @@ def test_one_label_is_given_unless_its_score_is_too_low() -> None:
 
 
 def test_a_number_is_in_the_unit_of_its_target_and_clipped_to_its_range() -> None:
-    decision = Decision(offset=2.5, scale=1.5, value_range=(0.0, 5.0), interval_widths={"0.9": 1.0})
+    decision = Decision(value_range=(0.0, 5.0), interval_widths={"0.9": 1.0})
     classifier = classifier_of("regression", 1, decision=decision)
-    np.testing.assert_allclose(classifier.scores(np.array([[0.0], [1.0], [-9.0]])), [[2.5], [4.0], [0.0]])
-    assert decision.interval(4.5, 0.9) == (3.5, 5.0)
+    np.testing.assert_allclose(classifier.scores(np.array([[2.5], [4.0], [-9.0]])), [[2.5], [4.0], [0.0]])
+    assert classifier.interval(4.5, 0.9) == (3.5, 5.0)
     with pytest.raises(InputError, match=r"no coverage 0\.5 in classifier\.json; it has 0\.9"):
-        decision.interval(1.0, 0.5)
+        classifier.interval(1.0, 0.5)

@@ -14,6 +14,7 @@ from serve.contract.errors import InputError
 from serve.http.loading import load_engine
 from serve.http.metrics import Metrics
 from serve.http.settings import ServeSettings
+from serve.providers import GpuOptions
 from serve.session import Session, SessionPool
 
 NUM_GPUS = 2
@@ -28,43 +29,43 @@ class Gpus:
     """Stands in for SessionPool: GPUs that compute on the CPU, and remember what they were asked."""
 
     def __init__(self) -> None:
-        self.loaded: list[dict[str, Any]] = []
+        self.loaded: list[GpuOptions] = []
         self.closed: list[int] = []
         self.wrong: set[int] = set()
 
-    def __call__(self, graph: Path, *, device: str = "cpu", **options: Any) -> Any:
-        if device == "cpu":
-            return SessionPool(graph, **options)
-        return FakeGpu(self, graph, options)
+    def __call__(self, graph: Path, gpu: GpuOptions, **options: Any) -> Any:
+        return SessionPool(graph, gpu, **options) if gpu.device == "cpu" else FakeGpu(self, graph, gpu)
 
 
 class FakeGpu:
-    num_workers = 2
+    device, num_workers = "cuda", 2
 
-    def __init__(self, gpus: Gpus, graph: Path, options: dict[str, Any]) -> None:
-        self._gpus, self._graph, self._options = gpus, graph, options
-        gpus.loaded.append(options)
+    def __init__(self, gpus: Gpus, graph: Path, gpu: GpuOptions) -> None:
+        self._gpus, self._graph, self._number = gpus, graph, gpu.device_id
+        gpus.loaded.append(gpu)
 
     @functools.cached_property
     def wide(self) -> Session:
-        if (number := self._options["device_id"]) >= NUM_GPUS:
+        if (number := self._number) >= NUM_GPUS:
             raise InputError(f"{self._graph}: ONNX Runtime cannot load it on cuda (invalid device ordinal)")
         session = Session(self._graph)
-        session.length_multiple, session.device_id = 8, number
+        session.length_multiple, session.device_id = 8, number  # type: ignore[attr-defined]
         session.provider = "CUDAExecutionProvider"
         if number in self._gpus.wrong:
             session.run = lambda inputs: np.full((len(inputs["input_ids"]), 3), np.nan, np.float32)  # type: ignore[method-assign]
         return session
 
     def close(self) -> None:
-        self._gpus.closed.append(self._options["device_id"])
+        self._gpus.closed.append(self._number)
 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Gpus:
     gpus = Gpus()
-    monkeypatch.setattr("serve.session.SessionPool", gpus)
-    monkeypatch.setattr("serve.session.resolve_device", lambda device, *rest: "cuda" if device == "cuda" else "cpu")
+    monkeypatch.setattr("serve.http.loading.SessionPool", gpus)
+    monkeypatch.setattr(
+        "serve.http.loading.resolve_device", lambda device, *rest: "cuda" if device == "cuda" else "cpu"
+    )
     return gpus
 
 
@@ -102,7 +103,7 @@ def test_settings_win_over_the_limits_of_the_device(bundle: Path, gpus: Gpus) ->
 
 def test_each_gpu_gets_a_session_with_two_workers(bundle: Path, gpus: Gpus) -> None:
     engine = closed(load(bundle, device="cuda", variant="fp32", devices=(1, 0)))
-    assert [options["device_id"] for options in gpus.loaded] == [1, 0]
+    assert [gpu.device_id for gpu in gpus.loaded] == [1, 0]
     assert [[worker.runner.device_id for worker in workers] for workers in engine.batcher.workers.wide] == [  # type: ignore[attr-defined]
         [1, 1],
         [0, 0],
@@ -126,14 +127,15 @@ def test_every_gpu_must_answer_the_canary(bundle: Path, gpus: Gpus) -> None:
 
 def test_gpu_settings_reach_the_sessions(bundle: Path, gpus: Gpus) -> None:
     closed(load(bundle, device="cuda", variant="fp32", max_length=10, gpu_memory_limit_mib=2_000, cuda_graphs=True))
-    (options,) = gpus.loaded
-    names = ("device_id", "gpu_memory_limit_mib", "cuda_graphs", "max_length")
-    assert [options[name] for name in names] == [0, 2_000, True, 10]
+    expected = GpuOptions(device="cuda", gpu_memory_limit_mib=2_000, cuda_graphs=True, max_length=10)
+    assert gpus.loaded == [expected]
 
 
 def test_tensorrt_is_for_the_longest_input_of_the_server(bundle: Path, gpus: Gpus) -> None:
     closed(load(bundle, device="cuda", variant="fp32", max_length=10, tensorrt=True))
-    assert gpus.loaded[0]["tensorrt"].max_length == 10
+    (gpu,) = gpus.loaded
+    assert gpu.tensorrt is not None
+    assert gpu.tensorrt.max_length == 10
 
 
 def test_gpu_settings_are_refused_on_a_cpu(bundle: Path, gpus: Gpus) -> None:

@@ -1,5 +1,7 @@
 """When to abstain, label sets, thresholds and intervals: the promises hold on new rows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -85,12 +87,13 @@ def test_a_rule_that_is_none_is_refused(rule: str) -> None:
 
 
 def test_a_coverage_without_a_cut_is_refused() -> None:
-    decision = Decision(set_cuts={"0.9": 0.2})
-    assert decision.label_set({"a": 0.3, "b": 0.5, "c": 0.2, "d": 0.0}, 0.9) == ("b", "a", "c")
+    without = Classifier(name="run", labels=("a", "b", "c", "d"), text_column="text", max_length=8)
+    classifier = dataclasses.replace(without, decision=Decision(set_cuts={"0.9": 0.2}))
+    assert classifier.label_set({"a": 0.3, "b": 0.5, "c": 0.2, "d": 0.0}, 0.9) == ("b", "a", "c")
     with pytest.raises(InputError, match=r"label_set: no coverage 0.92 in classifier.json; it has 0.9"):
-        decision.label_set({"a": 1.0}, 0.92)
+        classifier.label_set({"a": 1.0}, 0.92)
     with pytest.raises(InputError, match="it has none: --resume RUN and export, or export --model"):
-        Decision().label_set({"a": 1.0}, 0.9)
+        without.label_set({"a": 1.0}, 0.9)
 
 
 def test_a_cut_that_is_no_score_is_refused() -> None:

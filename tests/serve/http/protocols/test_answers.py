@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from kind_bundles import (
+    HIGH,
     LABELS,
-    OFFSET,
-    SCALE,
+    LOW,
     TEXTS,
     THRESHOLDS,
     WIDTH,
@@ -25,6 +25,7 @@ from kind_bundles import (
 from live_server import LiveServer, live_server, save_served_bundle
 
 from serve.batching.engine import CanaryFailed
+from serve.contract.bundle import NumberAgreement, read_bundle, write_manifest
 from serve.contract.decision import Decision
 
 CHIEF = {"authorization": "Bearer chief"}
@@ -116,12 +117,7 @@ def test_the_model_says_what_it_answers(several: LiveServer, numbers: LiveServer
     assert model["decision"] == {"threshold": "f1", "thresholds": dict(zip(LABELS, THRESHOLDS, strict=True))}
     model = numbers.get("/v1/model").json()
     assert (model["problem_type"], model["labels"]) == ("regression", ["price"])
-    assert model["decision"] == {
-        "offset": OFFSET,
-        "scale": SCALE,
-        "value_range": [0.0, 60.0],
-        "interval_widths": {"0.9": WIDTH, "0.8": 2.0},
-    }
+    assert model["decision"] == {"value_range": [LOW, HIGH], "interval_widths": {"0.9": WIDTH, "0.8": 2.0}}
 
 
 # ---- Text Embeddings Inference, infinity
@@ -283,11 +279,17 @@ def test_another_kind_is_loaded_only_when_asked_for(several_bundle: Path, number
         assert live.post("/admin/reload", other, headers=CHIEF).status_code == 200, "the same kind"
 
 
-def test_the_canary_of_numbers_is_judged_by_their_scale(numbers: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = numbers.service.engine
-    (right,) = engine.facts.canary_logits
-    monkeypatch.setattr(engine, "facts", dataclasses.replace(engine.facts, canary_logits=(right + 0.04,)))
-    numbers.run(lambda: engine.check_canary(5.0))
-    monkeypatch.setattr(engine, "facts", dataclasses.replace(engine.facts, canary_logits=(right + 0.06,)))
-    with pytest.raises(CanaryFailed, match=r"numbers differ by 0.750 from those at export \(allowed: 0.625\)"):
-        numbers.run(lambda: engine.check_canary(5.0))
+def test_the_canary_of_numbers_is_judged_by_their_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_bundle(folder := save_numbers(tmp_path / "b")).manifest
+    fp32 = manifest.variants["fp32"]
+    same = NumberAgreement(spread=12.5, change=0.0, max_change=0.0, max_batch_change=0.0, spearman_with_pytorch=1.0)
+    fp32 = dataclasses.replace(fp32, verification=dataclasses.replace(fp32.verification, numbers=same))
+    write_manifest(folder, dataclasses.replace(manifest, variants={"fp32": fp32}))
+    with live_server(folder) as live:
+        engine = live.service.engine
+        (right,) = engine.facts.canary_logits
+        monkeypatch.setattr(engine, "facts", dataclasses.replace(engine.facts, canary_logits=(right + 0.5,)))
+        live.run(lambda: engine.check_canary(5.0))
+        monkeypatch.setattr(engine, "facts", dataclasses.replace(engine.facts, canary_logits=(right + 0.75,)))
+        with pytest.raises(CanaryFailed, match=r"numbers differ by 0.750 from those at export \(allowed: 0.625\)"):
+            live.run(lambda: engine.check_canary(5.0))
