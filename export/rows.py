@@ -14,7 +14,7 @@ from serve.contract.labels import match_labels
 from serve.contract.rows.file import RowFile, given_delimiter, row_format
 from serve.contract.rows.reader import open_rows
 from serve.encoder import TextInput
-from train_loop.rows.export_samples import NUM_ROWS, stratified_sample
+from train_loop.rows.export_samples import NUM_ROWS, strata, stratified_sample
 
 NUM_CALIBRATION, NUM_PROOF = NUM_ROWS["train"], NUM_ROWS["validation"]
 SPLIT_SEED = 0
@@ -148,7 +148,7 @@ def _answers(
 def _number(value: Any) -> float:
     """Return a cell as a number; NaN if it is none."""
     try:
-        return float(value)
+        return np.nan if isinstance(value, str) and "_" in value else float(value)
     except (TypeError, ValueError):
         return np.nan
 
@@ -160,9 +160,12 @@ def _name(value: Any) -> str:
 def _names(value: Any, separator: str | None) -> list[str]:
     """Return the labels of a cell: a list, or text with a separator; an empty one has none."""
     if isinstance(value, list):
-        return [_name(each) for each in value]
-    text = _name(value)
-    return [name for part in (text.split(separator) if separator else [text]) if (name := part.strip())]
+        parts = [_name(each) for each in value]
+    elif separator:
+        parts = ("" if value is None else _name(value)).split(separator)
+    else:
+        parts = [_name(value)]
+    return [name for part in parts if (name := part.strip())]
 
 
 def _has(file: RowFile, column: str) -> bool:
@@ -183,20 +186,11 @@ def halves(rows: Rows) -> tuple[Rows, Rows]:
     distinct = rows.pick(np.array(sorted(first.values())))
     if len(distinct) < 2:
         raise InputError(f"{rows.name}: {len(distinct)} distinct row, and half of the rows calibrate; pass 400 or more")
-    codes = _strata(distinct)
+    codes = np.zeros(len(distinct), np.int64) if distinct.labels is None else strata(distinct.labels)
     calibration = stratified_sample(codes, min(len(codes) // 2, NUM_CALIBRATION), SPLIT_SEED)
     others = np.setdiff1d(np.arange(len(codes)), calibration)
     proof = others[stratified_sample(codes[others], NUM_PROOF, SPLIT_SEED)]
     return distinct.pick(calibration), distinct.pick(proof)
-
-
-def _strata(rows: Rows) -> NDArray[np.int64]:
-    """Return what rows are to be divided by [N]: their label, or which of several they have."""
-    if rows.labels is None or rows.labels.dtype == np.float64:
-        return np.zeros(len(rows), np.int64)
-    if rows.labels.ndim == 1:
-        return rows.labels
-    return np.unique(rows.labels, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def without(rows: Rows, others: Rows) -> Rows:

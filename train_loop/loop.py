@@ -307,6 +307,8 @@ def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
     metrics = training.evaluate(training.data.splits["validation"]).metrics
     name = training.config.metric_for_best or "loss"
     score = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+    if math.isnan(score):  # a rank metric of a split without both kinds of rows: the loss decides
+        score = 0.0
     improved = state.best_score is None or score > state.best_score
     # Small validation splits often tie; the lower loss decides then.
     if improved or (score == state.best_score and metrics["loss"] < state.best_loss):

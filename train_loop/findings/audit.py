@@ -87,11 +87,11 @@ def label_findings(predictions: Predictions) -> list[Finding]:
     split, labels, probabilities = predictions.split, predictions.labels, predictions.probabilities
     suspects: list[tuple[int, float, str, str]] = []  # row, severity, label, other label
     if split.labels.dtype.kind == "f":
-        errors = predictions.scores
-        spread = np.median(np.abs(errors - np.median(errors))) / 0.6745  # of a normal distribution: its deviation
+        distances = np.abs(predictions.scores - np.median(predictions.scores))  # of errors: a bias is not suspicious
+        spread = np.median(distances) / 0.6745  # of a normal distribution: its deviation
         suspects = [
-            (row, float(1.0 - spread / abs(errors[row])), predictions.truth(row), predictions.answer(row))
-            for row in np.flatnonzero(np.abs(errors - np.median(errors)) > MAX_DEVIATIONS * spread).tolist()
+            (row, float(1.0 - spread / distances[row]), predictions.truth(row), predictions.answer(row))
+            for row in np.flatnonzero(distances > MAX_DEVIATIONS * spread).tolist()
         ]
     elif split.labels.ndim == 2:
         for index, label in enumerate(labels):
@@ -120,19 +120,10 @@ def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence
         first = group[0]
         differs = split.labels[group] != split.labels[first]
         for row in group[differs.any(axis=1) if differs.ndim == 2 else differs]:
-            texts = split.rows[int(row)]
-            found.append(
-                Finding(
-                    "contradiction",
-                    1.0,
-                    split.name,
-                    split.row_number(row),
-                    split.answer_of(row, labels),
-                    tuple(texts[column] for column in text_columns),
-                    split.answer_of(first, labels),
-                    split.row_number(first),
-                )
-            )
+            label, other = split.answer_of(row, labels), split.answer_of(first, labels)
+            (text,) = split.texts_of(np.array([row]), text_columns)
+            number, other_number = split.row_number(row), split.row_number(first)
+            found.append(Finding("contradiction", 1.0, split.name, number, label, text, other, other_number))
     return found
 
 
@@ -144,23 +135,22 @@ def duplicate_findings(
     text_columns: Sequence[str],
 ) -> list[Finding]:
     """Return the held-out rows that nearly equal a training row."""
-    found = []
-    for duplicate in duplicates:
-        row, other = held_out.rows[duplicate.row], train.rows[duplicate.train_row]
-        found.append(
-            Finding(
-                "near_duplicate",
-                duplicate.similarity,
-                held_out.name,
-                held_out.row_number(duplicate.row),
-                held_out.answer_of(duplicate.row, labels),
-                tuple(row[column] for column in text_columns),
-                train.answer_of(duplicate.train_row, labels),
-                train.row_number(duplicate.train_row),
-                tuple(other[column] for column in text_columns),
-            )
+    texts = held_out.texts_of(np.array([each.row for each in duplicates], np.int64), text_columns)
+    others = train.texts_of(np.array([each.train_row for each in duplicates], np.int64), text_columns)
+    return [
+        Finding(
+            kind="near_duplicate",
+            severity=each.similarity,
+            split=held_out.name,
+            row=held_out.row_number(each.row),
+            label=held_out.answer_of(each.row, labels),
+            text=text,
+            other_label=train.answer_of(each.train_row, labels),
+            other_row=train.row_number(each.train_row),
+            other_text=other_text,
         )
-    return found
+        for each, text, other_text in zip(duplicates, texts, others, strict=True)
+    ]
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:

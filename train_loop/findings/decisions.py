@@ -71,7 +71,7 @@ def choose_thresholds(
         closest = min(found[index][1] for index in unmet)
         problems.append(
             f"--threshold {rule}: no score reaches it for {len(unmet)} of {len(names)} labels ({_some(names, unmet)}); "
-            f"theirs comes closest, {closest:.3f} in the worst case. Lower it, or pass f1"
+            f"theirs comes closest, at {closest:.3f} in the worst case. Lower the number, or pass f1"
         )
     return [threshold for threshold, _ in found.values()], problems
 

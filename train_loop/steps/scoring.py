@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.label_set_metrics import label_set_metrics
-from train_loop.findings.metrics import classification_metrics, log_loss
+from train_loop.findings.metrics import ClassificationMetrics, log_loss
 from train_loop.findings.number_metrics import number_metrics
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
@@ -46,7 +46,7 @@ def evaluate_logits(logits: NDArray[np.float32], labels: Labels, offset: float =
     if labels.ndim == 2:
         scores = scores_from_logits(logits, problem_type="multi_label_classification")
         return Evaluation(label_set_metrics(scores, scores >= 0.5, labels), logits)
-    metrics = classification_metrics(logits.shape[1]).compute(predictions=logits.argmax(axis=1), references=labels)
+    metrics = ClassificationMetrics(logits.shape[1]).compute(predictions=logits.argmax(axis=1), references=labels)
     metrics["loss"] = mean_cross_entropy(logits, labels)
     return Evaluation(metrics, logits)
 
