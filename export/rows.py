@@ -67,12 +67,8 @@ def read_rows(
 ) -> Rows:
     """Read rows from parquet, csv, tsv or jsonl.
 
-    Args:
-        path: of the file.
-        name: of the rows, for the manifest.
-        classifier: the model's contract.
-        columns: to read; None for `text`, `text_pair` for pairs, and `label`.
-        may_lack_labels: whether a file without the label column has rows without labels, instead of being wrong.
+    `columns` are by default `text`, `text_pair` for pairs, and `label`. Where rows `may_lack_labels`, a file without
+    the column has none.
 
     Raises:
         InputError: the file is absent, of another type, empty or malformed, lacks a column, or has an unknown label,

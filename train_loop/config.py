@@ -16,25 +16,10 @@ from serve.contract.text import CleaningMode
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
 LengthGrouping = Literal["window", "batch", "none"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
-MetricName = Literal[
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "weighted_f1",
-    "macro_precision",
-    "macro_recall",
-    "micro_f1",
-    "samples_f1",
-    "subset_accuracy",
-    "average_precision",
-    "label_ranking_average_precision",
-    "spearman",
-    "pearson",
-    "r2",
-    "rmse",
-    "mae",
-    "loss",
-]
+LabelMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"]
+SetMetric = Literal["micro_f1", "samples_f1", "subset_accuracy", "average_precision", "label_ranking_average_precision"]
+NumberMetric = Literal["spearman", "pearson", "r2", "rmse", "mae"]
+MetricName = Literal[LabelMetric, SetMetric, NumberMetric, "loss"]
 AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
 METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),

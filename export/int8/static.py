@@ -68,13 +68,7 @@ def quantize_statically(
 ) -> Iterator[Attempt]:
     """Yield integer forms of a float graph, each with more layers in float32 than the one before.
 
-    Args:
-        graph: the float graph.
-        encoder: encodes its inputs.
-        inputs: training texts or pairs.
-        gate: what the repair rows must show too: the share of decisions to preserve, or the change of numbers.
-        work: folder for temporary files.
-        progress: where steps are printed.
+    `inputs` are of training; the repair rows must show the gate's share of decisions, or change of numbers, too.
 
     Raises:
         InputError: the graph has no layer to quantize.
@@ -120,13 +114,7 @@ def quantize_statically(
 class Repair:
     """Chooses the layers that stay in float32, by measurement.
 
-    Args:
-        model: the float graph.
-        layers: its layers.
-        integers: their constants.
-        reference: the float graph's logits of the repair rows [N, C].
-        run: runs a graph on them.
-        classifier: the contract, by which logits become decisions.
+    `reference` are the float graph's logits of the repair rows [N, C], on which `run` runs a graph.
     """
 
     def __init__(

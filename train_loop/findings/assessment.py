@@ -44,7 +44,6 @@ class Assessment:
     """Name of the run, or of the classifier."""
     is_run: bool
     """False for a classifier that rawloop did not train here."""
-    model_name: str
     best_step: int | None
     data_fingerprint: str
     config: TrainConfig
@@ -135,7 +134,6 @@ def assess(
     return Assessment(
         name=name,
         is_run=is_run,
-        model_name=config.model_name,
         best_step=best_step,
         data_fingerprint=data_fingerprint,
         config=config,

@@ -3,11 +3,12 @@
 Written to data_audit.csv, worst first, for a person to review; nothing is removed.
 """
 
+import contextlib
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,12 +162,9 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
 
 def write_audit(path: Path, findings: Sequence[Finding], text_columns: Sequence[str]) -> None:
     """Write data_audit.csv."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        others = [f"other_{column}" for column in text_columns]
-        writer.writerow(
-            ["finding", "severity", "split", "row", *text_columns, "label", "other_label", "other_row", *others]
-        )
+    others = [f"other_{column}" for column in text_columns]
+    columns = ["finding", "severity", "split", "row", *text_columns, "label", "other_label", "other_row", *others]
+    with csv_table(path, columns) as writer:
         for finding in findings:
             other_text = finding.other_text or ("",) * len(text_columns)
             writer.writerow(
@@ -182,3 +180,12 @@ def write_audit(path: Path, findings: Sequence[Finding], text_columns: Sequence[
                     *other_text,
                 ]
             )
+
+
+@contextlib.contextmanager
+def csv_table(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield the writer of a new csv file with these columns."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        yield table

@@ -27,11 +27,7 @@ def decide(
 ) -> tuple[Decision, list[str]]:
     """Return a classifier's decision with its cuts chosen anew by its rules, and why a wish was not met.
 
-    Args:
-        classifier: with the rules, and the temperature that scores are calibrated by.
-        logits: of validation rows [N, C].
-        labels: what is known of them, as in `Split.labels`.
-        scope: whether each label has a threshold, or all have one.
+    `logits` [N, C] and `labels` are of validation rows; with the scope `global`, all labels have one threshold.
     """
     rules, scores = classifier.decision, classifier.scores(logits)
     if classifier.problem_type == "regression":

@@ -198,9 +198,7 @@ def binned(scores: Floats, is_right: NDArray[np.bool_]) -> Reliability:
 class Ranking:
     """Rows sorted once by the probability of a class, for curves and areas under any row weights.
 
-    Args:
-        scores: the class's probability of each row [N].
-        is_class: whether the row is of the class [N].
+    They are given by the probability of the class [N], and whether they are of it [N].
     """
 
     def __init__(self, scores: Floats, is_class: NDArray[np.bool_]) -> None:

@@ -53,7 +53,7 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
     shown = mistakes[:MAX_MISTAKES]
     return {
         "title": assessment.name,
-        "model": assessment.model_name,
+        "model": assessment.config.model_name,
         "headline": assessment.headline,
         "problem_type": headline.classifier.problem_type,
         "decision": headline.classifier.decision,

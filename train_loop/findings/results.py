@@ -1,6 +1,5 @@
 """`results/`: the assessment of a model, as files for people and for programs."""
 
-import csv
 import dataclasses
 import math
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from serve.contract.files import staged_folder, write_bytes, write_json
 from train_loop.findings.assessment import Assessment
-from train_loop.findings.audit import write_audit
+from train_loop.findings.audit import csv_table, write_audit
 from train_loop.findings.mistakes import write_misclassified, write_predictions
 from train_loop.findings.pictures import draw_all
 from train_loop.findings.report import render_report
@@ -103,7 +102,7 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
     main = assessment.predictions[assessment.headline]
     return {
         "run": assessment.name if assessment.is_run else None,
-        "model": assessment.model_name,
+        "model": assessment.config.model_name,
         "best_step": assessment.best_step,
         "data_fingerprint": assessment.data_fingerprint,
         "labels": list(main.labels),
@@ -126,11 +125,9 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
 
 def _write_classes(path: Path, assessment: Assessment) -> None:
     """Write the metrics of each class of each split; undefined ones are empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        names = next((tuple(values) for each in assessment.metrics.values() for values in each.per_class.values()), ())
-        names = (*CLASS_METRICS, *(name for name in names if name not in CLASS_METRICS))
-        table.writerow(["split", "label", *names])
+    names = next((tuple(values) for each in assessment.metrics.values() for values in each.per_class.values()), ())
+    names = (*CLASS_METRICS, *(name for name in names if name not in CLASS_METRICS))
+    with csv_table(path, ["split", "label", *names]) as table:
         for split, found in assessment.metrics.items():
             for label, values in found.per_class.items():
                 numbers = (values[name] for name in names)
@@ -139,9 +136,7 @@ def _write_classes(path: Path, assessment: Assessment) -> None:
 
 def _write_confusion(path: Path, assessment: Assessment) -> None:
     """Write the confusion matrix of each split, cell by cell, without empty ones."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["split", "true", "predicted", "rows"])
+    with csv_table(path, ["split", "true", "predicted", "rows"]) as table:
         for split, found in assessment.metrics.items():
             labels = assessment.predictions[split].labels
             for true, predicted in np.argwhere(found.matrix).tolist():

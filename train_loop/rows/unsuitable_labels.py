@@ -39,11 +39,7 @@ def are_fractions(labels: Collection[str]) -> bool:
 def several_labels(file: str | None, column: str, label: Any, delimiter: str | None = None) -> str:
     """Return what to say of a row with several labels where one is expected.
 
-    Args:
-        file: the file they are in, if it is one.
-        column: of the label.
-        label: an example: a list, or its text.
-        delimiter: of a csv file, if it is not a comma.
+    `label` is an example: a list, or its text; `file` holds it, if it is in one.
     """
     is_text = isinstance(label, str)
     found = ast.literal_eval(label) if is_text and "," in label else label
@@ -75,12 +71,7 @@ def a_value(labels: Sequence[Any]) -> str:
 def bad_json_label(problem: str, file: str, column: str, kind: type, label: Any) -> str:
     """Return what to say of a JSON label that is not of the type of those before it.
 
-    Args:
-        problem: what to say of any other value.
-        file: of the label.
-        column: likewise.
-        kind: type of the labels before.
-        label: as found.
+    `kind` is the type of those before; `problem` is said of any other value.
     """
     if isinstance(label, list):
         return several_labels(file, column, label)

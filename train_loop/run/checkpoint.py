@@ -84,11 +84,7 @@ class Identity:
 class CheckpointStore:
     """The checkpoints of one run.
 
-    Args:
-        folder: `checkpoints/` of the run.
-        keep: newest ones to keep, in addition to the best.
-        identity: what they belong to.
-        extends_after: update from which on a run may be resumed with more steps; None: never.
+    It keeps the newest ones and the best. Only after update `extends_after` may a run be resumed with more steps.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Identity, extends_after: int | None = None) -> None:

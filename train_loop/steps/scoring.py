@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import deque
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ def evaluate_logits(logits: NDArray[np.float32], labels: Labels, offset: float =
         scores = scores_from_logits(logits, problem_type="multi_label_classification")
         return Evaluation(label_set_metrics(scores, scores >= 0.5, labels), logits)
     metrics = ClassificationMetrics(logits.shape[1]).compute(predictions=logits.argmax(axis=1), references=labels)
-    metrics["loss"] = mean_cross_entropy(logits, labels)
+    metrics["loss"] = log_loss(scores_from_logits(logits), labels)
     return Evaluation(metrics, logits)
 
 
@@ -96,11 +95,6 @@ def predict_logits(
     empty = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
     mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else empty
     return _in_row_order(from_all_processes(accelerator, mine), len(split), num_classes)
-
-
-def mean_cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the log loss of logits [N, C], without a temperature."""
-    return log_loss(scores_from_logits(logits), labels)
 
 
 class LogitsCopy:
