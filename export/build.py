@@ -285,12 +285,7 @@ def _int8(float32: Float32, context: Context) -> Proved | Refused:
 
     outcome = Refused("")
     for attempt in quantize_statically(
-        float32.source,
-        context.judge.encoder,
-        context.calibration.inputs,
-        gate,
-        context.work,
-        context.progress,
+        float32.source, context.judge.encoder, context.calibration.inputs, gate, context.work, context.progress
     ):
         if outcome.reason:
             context.progress.step(f"int8 fell short ({outcome.reason}): more layers in float32")

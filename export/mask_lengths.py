@@ -29,12 +29,7 @@ TOLERANCE = 1e-3
 
 
 def float16_candidates(
-    source: Path,
-    work: Path,
-    judge: Judge,
-    verified_on: str,
-    *,
-    raw_mask: bool,
+    source: Path, work: Path, judge: Judge, verified_on: str, *, raw_mask: bool
 ) -> Iterator[Candidate]:
     """Yield float16 forms of a graph, the one that is expected, not measured, to be fastest on CUDA first.
 

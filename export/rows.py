@@ -155,12 +155,9 @@ def _name(value: Any) -> str:
 
 def _names(value: Any, separator: str | None) -> list[str]:
     """Return the labels of a cell: a list, or text with a separator; an empty one has none."""
-    if isinstance(value, list):
-        parts = [_name(each) for each in value]
-    elif separator:
-        parts = ("" if value is None else _name(value)).split(separator)
-    else:
-        parts = [_name(value)]
+    parts = [_name(each) for each in (value if isinstance(value, list) else [value])]
+    if separator and not isinstance(value, list):
+        parts = parts[0].split(separator)
     return [name for part in parts if (name := part.strip())]
 
 

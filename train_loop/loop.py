@@ -304,7 +304,7 @@ def _settle(training: Training, state: TrainState, underway: _StepUnderway | Non
 
 
 def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
-    metrics = training.evaluate(training.data.splits["validation"]).metrics
+    metrics = training.evaluate(training.data.splits["validation"])
     name = training.config.metric_for_best or "loss"
     score = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
     if math.isnan(score):  # a rank metric of a split without both kinds of rows: the loss decides

@@ -156,8 +156,10 @@ def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Findi
     any_split = next(iter(predictions.values()))
     if len(train) > MAX_TRAINING_ROWS:
         train = train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
-    training = Predictions(train, any_split.classifier, any_split.text_columns, np.empty((0, 0), np.float32))
-    found = near_duplicates(lambda: (text for name in names for text in predictions[name].texts()), training.texts)
+    found = near_duplicates(
+        lambda: (text for name in names for text in predictions[name].texts()),
+        lambda: train.texts(any_split.text_columns),
+    )
     findings = []
     for place, name in enumerate(names):
         mine = [

@@ -61,11 +61,7 @@ class Counts:
 def precision_recall_f1(counts: Counts) -> tuple[Floats, Floats, Floats]:
     """Return precision, recall and F1 of each class: [..., C] float64 each."""
     hits = counts.hits.astype(np.float64)
-    return (
-        _ratio(hits, counts.predicted),
-        _ratio(hits, counts.true),
-        _ratio(2 * hits, counts.predicted + counts.true),
-    )
+    return (_ratio(hits, counts.predicted), _ratio(hits, counts.true), _ratio(2 * hits, counts.predicted + counts.true))
 
 
 def count_metrics(counts: Counts) -> dict[str, Floats]:
@@ -111,10 +107,7 @@ class ClassificationMetrics(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         columns = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
-            description=type(self).__doc__,
-            citation="",
-            inputs_description="",
-            features=datasets.Features(columns),
+            description=type(self).__doc__, citation="", inputs_description="", features=datasets.Features(columns)
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from train_loop.findings.audit import csv_table
 from train_loop.findings.metrics import most_confused
-from train_loop.findings.predictions import ROWS_PER_BATCH, Predictions
+from train_loop.findings.predictions import Predictions
 from train_loop.rows.data import class_counts
+from train_loop.rows.split import ROWS_PER_BATCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +37,8 @@ def confused_pairs(
     for true, predicted, count in most_confused(matrix, num_pairs):
         rows = np.flatnonzero(predictions.are_confused(true, predicted))
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")][:num_examples]
-        pairs.append(
-            ConfusedPair(
-                predictions.labels[true],
-                predictions.labels[predicted],
-                count,
-                float(count / totals[true]),
-                tuple(predictions.texts_of(rows)),
-            )
-        )
+        names, texts = (predictions.labels[true], predictions.labels[predicted]), tuple(predictions.texts_of(rows))
+        pairs.append(ConfusedPair(*names, count, float(count / totals[true]), texts))
     return pairs
 
 

@@ -28,7 +28,6 @@ from train_loop.findings.metrics import (
 from train_loop.findings.split_metrics import SplitMetrics
 from train_loop.rows.split import Split
 
-ROWS_PER_BATCH = 10_000
 Names = tuple[str, ...]
 
 
@@ -194,8 +193,7 @@ class Predictions:
 
     def texts(self) -> Iterator[tuple[str, ...]]:
         """Yield each row's text, or pair, in order, without loading them all."""
-        for start in range(0, len(self.split), ROWS_PER_BATCH):
-            yield from self.texts_of(np.arange(start, min(start + ROWS_PER_BATCH, len(self.split))))
+        return self.split.texts(self.text_columns)
 
     def texts_of(self, rows: NDArray[np.integer]) -> list[tuple[str, ...]]:
         """Return the text, or pair, of each of some rows."""

@@ -51,18 +51,17 @@ def encode_label_sets(
     elif config.problem_type is None and counts.min() == counts.max() == 1 and not config.label_columns:
         example = [found_names[0].as_py()]
         raise InputError(f"{_place(config)}: {several_labels(config.train_file, config.label_column, example)}")
+    remedy = "fix them, or move them to the training rows"
     codes = {
-        split: _matrix(
-            *found, labels, f"{split} split, {_place(config)}", "fix them, or move them to the training rows"
-        )
-        for split, found in cells.items()
+        split: _matrix(*counts_and_names, labels, f"{split} split, {_place(config)}", remedy)
+        for split, counts_and_names in cells.items()
     }
     counts, num_rows = codes["train"].sum(axis=0), len(codes["train"])
     for what, at in (("no training row has", 0), ("every training row has", num_rows)):
-        if found := [labels[index] for index in np.flatnonzero(counts == at)]:
+        if such := [labels[index] for index in np.flatnonzero(counts == at)]:
             raise InputError(
-                f"{_place(config)}: {what} {', '.join(map(repr, found[:10]))}, so there is nothing to learn; leave "
-                f"{'it' if len(found) == 1 else 'them'} out"
+                f"{_place(config)}: {what} {', '.join(map(repr, such[:10]))}, so there is nothing to learn; leave "
+                f"{'it' if len(such) == 1 else 'them'} out"
             )
     return labels, codes
 

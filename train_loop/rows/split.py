@@ -1,13 +1,14 @@
 """The rows of one split, in memory-mapped Arrow and a few numbers per row."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+ROWS_PER_BATCH = 10_000
 Labels = NDArray[Any]
 """What is to be learned: class numbers [N] int64, which labels each row has [N, C] bool, or numbers [N] float64."""
 
@@ -50,6 +51,11 @@ class Split:
         if self.labels.ndim == 2:
             return ", ".join(names_of(known, labels))
         return f"{known:.15g}" if self.labels.dtype.kind == "f" else labels[known]
+
+    def texts(self, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """Yield each row's texts, in the order of the columns, without loading them all."""
+        for start in range(0, len(self), ROWS_PER_BATCH):
+            yield from self.texts_of(np.arange(start, min(start + ROWS_PER_BATCH, len(self))), columns)
 
     def texts_of(self, rows: NDArray[np.integer], columns: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the texts of some rows, in the order of the columns."""

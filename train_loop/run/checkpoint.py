@@ -99,10 +99,7 @@ class CheckpointStore:
         Raises:
             InputError: it cannot be written (a full disk); older checkpoints are unaffected.
         """
-        tensors = {
-            MODEL_FILE: model_tensors(model),
-            OPTIMIZER_FILE: _optimizer_tensors(model, optimizer),
-        }
+        tensors = {MODEL_FILE: model_tensors(model), OPTIMIZER_FILE: _optimizer_tensors(model, optimizer)}
         state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         return on_main_process(accelerator, lambda: self._write(tensors, state))
 

@@ -50,13 +50,7 @@ class Progress:
     """Prints and logs the progress of a run, on the main process only."""
 
     def __init__(
-        self,
-        logs: Path,
-        accelerator: Accelerator,
-        console: Console,
-        *,
-        num_steps: int,
-        log_every: int,
+        self, logs: Path, accelerator: Accelerator, console: Console, *, num_steps: int, log_every: int
     ) -> None:
         self._accelerator = accelerator
         self._console = console

@@ -1,6 +1,5 @@
 """Logits and metrics of a split: every row exactly once on any number of processes, or an error (promise T2)."""
 
-import dataclasses
 from collections import deque
 
 import numpy as np
@@ -22,41 +21,27 @@ from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.plan import Rows, evaluation_plan
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The result of one pass over a split."""
+def evaluate_logits(
+    logits: NDArray[np.float32], labels: Labels, offset: float = 0.0, scale: float = 1.0
+) -> dict[str, float]:
+    """Return metric -> value of logits [N, C] against what is known of their rows, as in `Split.labels`.
 
-    metrics: dict[str, float]
-    """Metric -> value over all rows; `loss` is the plain mean cross-entropy, or mean square of standardized errors."""
-    logits: NDArray[np.float32]
-    """[N, C], in the split's order."""
-
-
-def evaluate_logits(logits: NDArray[np.float32], labels: Labels, offset: float = 0.0, scale: float = 1.0) -> Evaluation:
-    """Score logits [N, C] against what is known of their rows, as in `Split.labels`.
-
-    Several labels are given where they are more likely than not; the answer to a number is offset + scale * logit.
+    `loss` is the plain mean cross-entropy, or mean square of standardized errors. Several labels are given where they
+    are more likely than not; the answer to a number is offset + scale * logit.
     """
     if labels.dtype.kind == "f":
-        values = offset + scale * logits[:, 0].astype(np.float64)
-        metrics = number_metrics(values, labels)
-        metrics["loss"] = metrics["mse"] / scale**2
-        return Evaluation(metrics, logits)
+        metrics = number_metrics(offset + scale * logits[:, 0].astype(np.float64), labels)
+        return metrics | {"loss": metrics["mse"] / scale**2}
     if labels.ndim == 2:
         scores = scores_from_logits(logits, problem_type="multi_label_classification")
-        return Evaluation(label_set_metrics(scores, scores >= 0.5, labels), logits)
-    metrics = ClassificationMetrics(logits.shape[1]).compute(predictions=logits.argmax(axis=1), references=labels)
-    metrics["loss"] = log_loss(scores_from_logits(logits), labels)
-    return Evaluation(metrics, logits)
+        return label_set_metrics(scores, scores >= 0.5, labels)
+    metric = ClassificationMetrics(logits.shape[1])
+    values: dict[str, float] = metric.compute(predictions=logits.argmax(axis=1), references=labels)
+    return values | {"loss": log_loss(scores_from_logits(logits), labels)}
 
 
 def predict_logits(
-    accelerator: Accelerator,
-    model: nn.Module,
-    split: Split,
-    num_classes: int,
-    collate: Collator,
-    max_tokens: int,
+    accelerator: Accelerator, model: nn.Module, split: Split, num_classes: int, collate: Collator, max_tokens: int
 ) -> NDArray[np.float32]:
     """Run the model over a split; return the logits [N, C], in the split's order, on every process.
 
