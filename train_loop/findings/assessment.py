@@ -62,20 +62,9 @@ class Assessment:
     """Split -> caveat about its metrics, if there is one."""
 
     @property
-    def classifier(self) -> Classifier:
-        return self.predictions[self.headline].classifier
-
-    @property
-    def slice_metric(self) -> str:
-        """Return what slices compare."""
-        names = {"multi_label_classification": "all labels right", "regression": "error below the median"}
-        return names.get(self.classifier.problem_type, "accuracy")
-
-    @property
-    def confused_as(self) -> str:
-        """Return what links the labels of a confused pair."""
-        is_one = self.classifier.problem_type == "single_label_classification"
-        return "mistaken for" if is_one else "without it, but with"
+    def main(self) -> Predictions:
+        """The predictions of the headline split."""
+        return self.predictions[self.headline]
 
 
 def assess(

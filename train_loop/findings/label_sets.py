@@ -25,6 +25,8 @@ class LabelSetPredictions(Predictions):
     )
     card = ("macro_f1", "micro_f1", "average_precision", "log_loss", "expected_calibration_error")
     during = ("micro_f1", "macro_f1")
+    slice_metric = "all labels right"
+    confused_as = "without it, but with"
     mistake_columns = ("missing", "wrong")
 
     @functools.cached_property

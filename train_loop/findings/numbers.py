@@ -21,6 +21,7 @@ class NumberPredictions(Predictions):
     shown = (*headline, "interval_90_coverage", "interval_90_width")
     during = ("spearman", "r2")
     score_name = "error"
+    slice_metric = "error below the median"
     mistake_columns = ("low", "high")
 
     @functools.cached_property

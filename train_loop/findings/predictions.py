@@ -53,6 +53,10 @@ class Predictions:
     during: ClassVar[Names] = ("accuracy", "macro_f1")
     """Validation metrics that the picture of a training shows."""
     score_name: ClassVar = "score"
+    slice_metric: ClassVar = "accuracy"
+    """What slices compare."""
+    confused_as: ClassVar = "mistaken for"
+    """What links the labels of a confused pair."""
 
     split: Split
     classifier: Classifier

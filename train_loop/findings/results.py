@@ -26,7 +26,7 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
     Returns one line for each plot that failed, and for missing fonts; the rest is written regardless. `log` is the
     run's metrics.jsonl.
     """
-    main = assessment.predictions[assessment.headline]
+    main = assessment.main
     title = f"{assessment.headline}, {len(main.split):,} rows"
     with staged_folder(folder) as staged:
         reports = (
@@ -52,7 +52,7 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     table.add_column("")
     for name in assessment.metrics:
         table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
-    for metric in assessment.predictions[assessment.headline].shown:
+    for metric in assessment.main.shown:
         table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
     has_scores = all(found.after is not None for found in assessment.metrics.values())
     errors = [found.shown("expected_calibration_error") for found in assessment.metrics.values() if has_scores]
@@ -70,13 +70,13 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     worse = [kind for kind in assessment.slices if kind.is_worse][:5]
     if worse:
         weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
-        for column in ("slice", "rows", assessment.slice_metric, "all others"):
+        for column in ("slice", "rows", assessment.main.slice_metric, "all others"):
             weak.add_column(column, justify="left" if column == "slice" else "right")
         for kind in worse:
             weak.add_row(Text(kind.name), f"{kind.rows:,}", f"{kind.accuracy:.3f}", f"{kind.rest_accuracy:.3f}")
         console.print(weak, highlight=False)
     for pair in assessment.confused[:3]:
-        line = f"{pair.count:,} of {pair.true!r} {assessment.confused_as} {pair.predicted!r} ({pair.share:.1%})"
+        line = f"{pair.count:,} of {pair.true!r} {assessment.main.confused_as} {pair.predicted!r} ({pair.share:.1%})"
         console.print(line, highlight=False, markup=False)
     kinds = [finding.kind for finding in assessment.findings]
     duplicates = f"{kinds.count('near_duplicate'):,}" if assessment.compared_with_training else "not checked for"
@@ -99,7 +99,7 @@ def finite_metrics(assessment: Assessment) -> dict[str, dict[str, float]]:
 
 
 def _metrics_json(assessment: Assessment) -> dict[str, Any]:
-    main = assessment.predictions[assessment.headline]
+    main = assessment.main
     return {
         "run": assessment.name if assessment.is_run else None,
         "model": assessment.config.model_name,

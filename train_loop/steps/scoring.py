@@ -18,6 +18,7 @@ from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
 from train_loop.rows.split import Labels, Split
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
+from train_loop.steps.outcome import HostCopy
 from train_loop.steps.plan import Rows, evaluation_plan
 
 
@@ -58,7 +59,7 @@ def predict_logits(
     plan = evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens)
     rows: list[Rows] = []
     outputs: list[NDArray[np.float32]] = []
-    copies: deque[LogitsCopy] = deque()
+    copies: deque[HostCopy] = deque()
     try:
         with (
             StepFeed(collate, accelerator.process_index) as feed,
@@ -71,7 +72,7 @@ def predict_logits(
                 kept = [index for index, batch in enumerate(used) if not batch.is_filler]
                 if kept:
                     rows.extend(used[index].rows for index in kept)
-                    copies.append(LogitsCopy(torch.cat([parts[index] for index in kept])))
+                    copies.append(HostCopy(torch.cat([parts[index] for index in kept])))
                 if len(copies) > 1:  # a step late, so that a GPU has the next one to work on
                     outputs.append(copies.popleft().array())
             outputs.extend(copy.array() for copy in copies)
@@ -80,28 +81,6 @@ def predict_logits(
     empty = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
     mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else empty
     return _in_row_order(from_all_processes(accelerator, mine), len(split), num_classes)
-
-
-class LogitsCopy:
-    """Logits on their way to the host: a GPU copies them into pinned memory while the CPU goes on."""
-
-    def __init__(self, logits: Tensor) -> None:
-        """Start copying logits [B, C] float32."""
-        self._event: torch.cuda.Event | None = None
-        if logits.device.type == "cuda":
-            self._host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-            self._host.copy_(logits, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(logits.device))
-        else:
-            self._host = logits.cpu()
-
-    def array(self) -> NDArray[np.float32]:
-        """Wait for the copy and return it [B, C], outside pinned memory."""
-        if self._event is not None:
-            self._event.synchronize()
-        array: NDArray[np.float32] = self._host.numpy().copy()
-        return array
 
 
 def _forward(
