@@ -55,7 +55,8 @@ class Split:
     def texts(self, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """Yield each row's texts, in the order of the columns, without loading them all."""
         for start in range(0, len(self), ROWS_PER_BATCH):
-            yield from self.texts_of(np.arange(start, min(start + ROWS_PER_BATCH, len(self))), columns)
+            batch = self.rows[start : start + ROWS_PER_BATCH]
+            yield from zip(*(batch[column] for column in columns), strict=True)
 
     def texts_of(self, rows: NDArray[np.integer], columns: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the texts of some rows, in the order of the columns."""
