@@ -15,6 +15,7 @@ from serve.contract.rows.file import RowFile, given_delimiter, row_format
 from serve.contract.rows.reader import open_rows
 from serve.encoder import TextInput
 from train_loop.rows.export_samples import NUM_ROWS, strata, stratified_sample
+from train_loop.rows.numbers import as_number
 
 NUM_CALIBRATION, NUM_PROOF = NUM_ROWS["train"], NUM_ROWS["validation"]
 SPLIT_SEED = 0
@@ -117,7 +118,7 @@ def _answers(
 ) -> NDArray[Any]:
     """Return the cells [N] of a label column as `Rows.labels`; raises `InputError`, as `read_rows` does."""
     if classifier.problem_type == "regression":
-        numbers = np.array([_number(value) for value in found])
+        numbers = np.array([as_number(value) for value in found])
         if len(wrong := np.flatnonzero(~np.isfinite(numbers))):
             raise InputError(f"{path}, {places[wrong[0]]}: expected a number, found {found[wrong[0]]!r:.80}")
         return numbers
@@ -139,14 +140,6 @@ def _answers(
     for row, own in zip(matrix, names, strict=True):
         row[[codes[name] for name in own]] = True
     return matrix
-
-
-def _number(value: Any) -> float:
-    """Return a cell as a number; NaN if it is none."""
-    try:
-        return np.nan if isinstance(value, str) and "_" in value else float(value)
-    except (TypeError, ValueError):
-        return np.nan
 
 
 def _name(value: Any) -> str:

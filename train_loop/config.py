@@ -151,7 +151,6 @@ class TrainConfig:
     # Answers
     abstain: str = "none"
     """When to answer "I don't know": score<0.6; or accuracy>=0.95, below the score that keeps it on validation rows."""
-
     threshold: str = "0.5"
     """Several labels: score from which one is given: a number; or by label on validation rows, f1: where F1 is highest,
     precision>=0.9 or recall>=0.9."""

@@ -16,8 +16,6 @@ RISK = 0.05
 """Chance that the accuracy promised by `accuracy>=` is missed."""
 NUM_CUTS = 20
 """Cuts that are tried, at 5 %, 10 % ... 100 % of the rows; each may miss with RISK / NUM_CUTS, so that none does."""
-
-
 MIN_POSITIVES = 10
 """With fewer validation rows, a label takes the threshold of all labels together."""
 

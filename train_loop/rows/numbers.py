@@ -1,6 +1,7 @@
 """A column of numbers to predict -> float64."""
 
 import math
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,7 +23,7 @@ def encode_numbers(rows: datasets.Dataset, config: TrainConfig, where: str) -> N
     where = f"{where}, column {config.label_column!r}"
     column = rows.data.column(config.label_column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        numbers = np.array([_number(cell) for cell in column.to_pylist()])
+        numbers = np.array([as_number(cell) for cell in column.to_pylist()])
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         numbers = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
     else:
@@ -37,8 +38,9 @@ def encode_numbers(rows: datasets.Dataset, config: TrainConfig, where: str) -> N
     return numbers
 
 
-def _number(cell: str | None) -> float:
+def as_number(cell: Any) -> float:
+    """Return a cell as a number; NaN if it is none."""
     try:
-        return math.nan if cell is None or "_" in cell else float(cell)  # Python reads 1_000 as a number
-    except ValueError:
+        return math.nan if isinstance(cell, str) and "_" in cell else float(cell)  # Python reads 1_000 as a number
+    except (TypeError, ValueError):
         return math.nan

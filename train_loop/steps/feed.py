@@ -159,14 +159,11 @@ class StepFeed:
         """Discard what was built ahead, because the plan changed."""
         self._ahead = None
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
     def __enter__(self) -> "StepFeed":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def to_device(batches: list[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
