@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--min_label_agreement",
         type=float,
-        help="share of held-out rows on which int8 must agree with PyTorch (default: 0.98)",
+        help="share of held-out rows on which int8 must agree with PyTorch (default: 0.98; several labels: 0.99)",
     )
     parser.add_argument(
         "--raw_mask",

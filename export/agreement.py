@@ -68,13 +68,8 @@ def agreement(
 ) -> Verification:
     """Return the record of a graph.
 
-    Args:
-        rows: the held-out rows.
-        classifier: the bundle's contract.
-        expected: PyTorch's logits [N, C].
-        alone: the graph's logits of each row on its own [N, C].
-        together: its logits in batches, cut in several ways, each [N, C].
-        shapes: odd shape -> difference of its logits from PyTorch's [B, C].
+    Logits are PyTorch's (`expected`), the graph's of each row on its own (`alone`) and in batches, cut in several ways
+    (`together`), all [N, C]; of odd shapes, their differences from PyTorch's [B, C].
     """
     shape_differences = {name: finite(np.abs(found).max()) for name, found in shapes.items()}
     shared: dict[str, Any] = {

@@ -111,11 +111,7 @@ class Float32:
 def export_bundle(source: Source, output: Path, settings: Settings, console: Console) -> Exported:
     """Export, verify and pack a model.
 
-    Args:
-        source: the model and its rows.
-        output: the bundle's folder; replaced as a whole, or left as it was.
-        settings: what to export.
-        console: where progress is printed.
+    The folder `output` is replaced as a whole, or left as it was.
 
     Raises:
         InputError: the held-out rows prove nothing, the device to verify on is not available, the architecture cannot
@@ -289,12 +285,7 @@ def _int8(float32: Float32, context: Context) -> Proved | Refused:
 
     outcome = Refused("")
     for attempt in quantize_statically(
-        float32.source,
-        context.judge.encoder,
-        context.calibration.inputs,
-        gate,
-        context.work,
-        context.progress,
+        float32.source, context.judge.encoder, context.calibration.inputs, gate, context.work, context.progress
     ):
         if outcome.reason:
             context.progress.step(f"int8 fell short ({outcome.reason}): more layers in float32")

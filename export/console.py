@@ -35,11 +35,7 @@ class Exported:
 
 
 class Progress:
-    """Prints the steps of one export, with the seconds since its start.
-
-    Args:
-        console: where to print; on a terminal, with progress bars.
-    """
+    """Prints the steps of one export, with the seconds since its start."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -38,13 +38,7 @@ def examined(
 ) -> Classifier:
     """Return the contract of a classifier with its metrics, and with a temperature and cuts where the rows have labels.
 
-    Args:
-        source: the classifier, with held-out rows.
-        reference: answers the calibration rows.
-        calibration: rows to fit the temperature on.
-        expected: the model's logits of the held-out rows [N, C].
-        calibrate: False keeps its temperature.
-        progress: where it is reported.
+    `expected` are the model's logits of the held-out rows [N, C]; the temperature is fitted on the calibration rows.
 
     Raises:
         InputError: the labels seem to be in another order, or the answers fit the rows' labels no better than chance.

@@ -29,21 +29,12 @@ TOLERANCE = 1e-3
 
 
 def float16_candidates(
-    source: Path,
-    work: Path,
-    judge: Judge,
-    verified_on: str,
-    *,
-    raw_mask: bool,
+    source: Path, work: Path, judge: Judge, verified_on: str, *, raw_mask: bool
 ) -> Iterator[Candidate]:
     """Yield float16 forms of a graph, the one that is expected, not measured, to be fastest on CUDA first.
 
-    Args:
-        source: the fused float32 graph.
-        work: folder for temporary files.
-        judge: knows where the encoder pads, and batches on which both forms must answer alike.
-        verified_on: provider that verifies them.
-        raw_mask: only the form that takes any padding.
+    With `raw_mask`, only the form that takes any padding. `judge` knows where the encoder pads, and batches on which
+    both forms must answer alike; `verified_on` is the provider that verifies them.
     """
     graph, with_lengths = work / "fp16.onnx", work / "lengths" / "fp16.onnx"
     to_half(source, graph)

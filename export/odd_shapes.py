@@ -46,9 +46,8 @@ class OddShape:
     ) -> str | None:
         """Return what is wrong with a graph that is so far from PyTorch here [B, C], and on the held-out rows [N, C].
 
-        Logits are equal within the tolerance.
-
-        Batches are compared by root mean square, which a few hard rows do not decide; single rows by the largest value.
+        Logits are equal within the tolerance. Batches are compared by root mean square, which a few hard rows do not
+        decide; single rows by the largest value.
         """
         is_row = len(differences) == 1
         here, there = (float(np.abs(each).max()) if is_row else _size(each) for each in (differences, usual))

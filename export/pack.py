@@ -13,16 +13,8 @@ from serve.contract.files import staged_folder
 from serve.contract.versions import installed_versions
 
 MODEL_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "added_tokens.json",
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
 )
 RECORDED_PACKAGES = ("rawloop", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "numpy")
 CANARY = "The quick brown fox jumps over the lazy dog."

@@ -19,12 +19,7 @@ MAX_TOKENS, MAX_ROWS = 4_096, 32
 
 
 class Reference:
-    """The run's model and its transformers tokenizer; it shares nothing with the bundle that is to be verified.
-
-    Args:
-        model_folder: the run's `model/`.
-        classifier: its contract.
-    """
+    """The run's model and its transformers tokenizer; it shares nothing with the bundle that is to be verified."""
 
     def __init__(self, model_folder: Path, classifier: Classifier) -> None:
         # Imported here, after the command line was checked.

@@ -92,10 +92,7 @@ def with_early_gather(graph: Path, output: Path, batches: Sequence[Mapping[str, 
 
     Return the graph's own path if nothing can be saved, the answers would differ, or it is over 2 GB.
 
-    Args:
-        graph: the float graph.
-        output: the file to write.
-        batches: inputs [B, T] on which both graphs must answer alike.
+    Both graphs must answer alike on `batches` [B, T].
     """
     if external_files(graph):
         return graph

@@ -14,7 +14,8 @@ from serve.contract.labels import match_labels
 from serve.contract.rows.file import RowFile, given_delimiter, row_format
 from serve.contract.rows.reader import open_rows
 from serve.encoder import TextInput
-from train_loop.rows.export_samples import NUM_ROWS, stratified_sample
+from train_loop.rows.export_samples import NUM_ROWS, strata, stratified_sample
+from train_loop.rows.numbers import as_number
 
 NUM_CALIBRATION, NUM_PROOF = NUM_ROWS["train"], NUM_ROWS["validation"]
 SPLIT_SEED = 0
@@ -67,12 +68,8 @@ def read_rows(
 ) -> Rows:
     """Read rows from parquet, csv, tsv or jsonl.
 
-    Args:
-        path: of the file.
-        name: of the rows, for the manifest.
-        classifier: the model's contract.
-        columns: to read; None for `text`, `text_pair` for pairs, and `label`.
-        may_lack_labels: whether a file without the label column has rows without labels, instead of being wrong.
+    `columns` are by default `text`, `text_pair` for pairs, and `label`. Where rows `may_lack_labels`, a file without
+    the column has none.
 
     Raises:
         InputError: the file is absent, of another type, empty or malformed, lacks a column, or has an unknown label,
@@ -121,7 +118,7 @@ def _answers(
 ) -> NDArray[Any]:
     """Return the cells [N] of a label column as `Rows.labels`; raises `InputError`, as `read_rows` does."""
     if classifier.problem_type == "regression":
-        numbers = np.array([_number(value) for value in found])
+        numbers = np.array([as_number(value) for value in found])
         if len(wrong := np.flatnonzero(~np.isfinite(numbers))):
             raise InputError(f"{path}, {places[wrong[0]]}: expected a number, found {found[wrong[0]]!r:.80}")
         return numbers
@@ -145,24 +142,16 @@ def _answers(
     return matrix
 
 
-def _number(value: Any) -> float:
-    """Return a cell as a number; NaN if it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return np.nan
-
-
 def _name(value: Any) -> str:
     return str(value) if isinstance(value, int | float | str) else repr(value)
 
 
 def _names(value: Any, separator: str | None) -> list[str]:
     """Return the labels of a cell: a list, or text with a separator; an empty one has none."""
-    if isinstance(value, list):
-        return [_name(each) for each in value]
-    text = _name(value)
-    return [name for part in (text.split(separator) if separator else [text]) if (name := part.strip())]
+    parts = [_name(each) for each in (value if isinstance(value, list) else [value])]
+    if separator and not isinstance(value, list):
+        parts = parts[0].split(separator)
+    return [name for part in parts if (name := part.strip())]
 
 
 def _has(file: RowFile, column: str) -> bool:
@@ -183,20 +172,11 @@ def halves(rows: Rows) -> tuple[Rows, Rows]:
     distinct = rows.pick(np.array(sorted(first.values())))
     if len(distinct) < 2:
         raise InputError(f"{rows.name}: {len(distinct)} distinct row, and half of the rows calibrate; pass 400 or more")
-    codes = _strata(distinct)
+    codes = np.zeros(len(distinct), np.int64) if distinct.labels is None else strata(distinct.labels)
     calibration = stratified_sample(codes, min(len(codes) // 2, NUM_CALIBRATION), SPLIT_SEED)
     others = np.setdiff1d(np.arange(len(codes)), calibration)
     proof = others[stratified_sample(codes[others], NUM_PROOF, SPLIT_SEED)]
     return distinct.pick(calibration), distinct.pick(proof)
-
-
-def _strata(rows: Rows) -> NDArray[np.int64]:
-    """Return what rows are to be divided by [N]: their label, or which of several they have."""
-    if rows.labels is None or rows.labels.dtype == np.float64:
-        return np.zeros(len(rows), np.int64)
-    if rows.labels.ndim == 1:
-        return rows.labels
-    return np.unique(rows.labels, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def without(rows: Rows, others: Rows) -> Rows:

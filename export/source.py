@@ -69,12 +69,8 @@ def source_of_existing_model(
 ) -> Iterator[Source]:
     """Yield a classifier that was trained elsewhere, as a model folder that is removed in the end.
 
-    Args:
-        config: names the model, and what its files do not say (`write_existing_model`).
-        padding_side: None for the tokenizer's.
-        files: the rows; without a file to calibrate on, half of them calibrate and the others verify.
-        work: existing folder that has room for a copy of the model.
-        progress: where it is reported.
+    `config` also says what its files do not (`write_existing_model`). Without a file to calibrate on, half of the rows
+    calibrate, and the others verify. `work` has room for a copy of the model.
 
     Raises:
         InputError: the model cannot be exported, or rows cannot be read.

@@ -117,7 +117,7 @@ class Judge:
         alone = self._logits(session, encodings, list(np.arange(len(encodings))[:, None]), advance)  # [N, C]
         by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
         batch_rows = min(BATCH_ROWS, max(2, BATCH_ROWS * LONG // max(e.num_tokens for e in encodings)))
-        in_order = _slices(len(encodings), batch_rows)
+        in_order = np.split(np.arange(len(encodings)), range(batch_rows, len(encodings), batch_rows))
         together = [self._logits(session, encodings, batches) for batches in (in_order, by_length)]
         shapes = [each for each in self._odd_shapes if each.is_right_padded or not right_padding_only]
         differences = {each.name: session.run(each.arrays) - each.expected for each in shapes}
@@ -245,7 +245,3 @@ def _allowed_rows(share: float, num_rows: int) -> float:
     if share <= ROUNDING:
         return ROUNDING
     return max(share * num_rows, 1.0 if num_rows >= TOO_FEW_ROWS else 0.0) + ROUNDING
-
-
-def _slices(num_rows: int, size: int) -> list[NDArray[np.int64]]:
-    return [np.arange(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]

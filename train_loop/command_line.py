@@ -27,34 +27,15 @@ RECIPES = next(
 """Recipes: next to this file in an installed package, next to the package in a clone."""
 QUICKSTART = "quickstart"
 FILE_FIELDS = ("train_file", "validation_file", "test_file")
-SOURCE_FIELDS = (
-    "dataset_name",
-    "dataset_config",
-    "dataset_revision",
-    "train_file",
-    "validation_file",
-    "test_file",
-    "delimiter",
-)
+SOURCE_FIELDS = ("dataset_name", "dataset_config", "dataset_revision", "delimiter", *FILE_FIELDS)
 LIST_FLAGS = ("--label_columns", "--label_names")
 """Those that also take names with commas between them."""
 DECISION_FLAGS = {"abstain", "threshold", "threshold_scope", "value_range"}
 """Flags that say how scores become answers."""
 RESUME_FLAGS = {
-    "resume",
-    "gradient_accumulation_steps",
-    "max_tokens_per_forward",
-    "eval_max_tokens_per_forward",
-    "mixed_precision",
-    "tf32",
-    "compile",
-    "compile_mode",
-    "cuda_graphs",
-    "attn_implementation",
-    "keep_checkpoints",
-    "log_every",
-    "trackers",
-    "push_to_hub",
+    *("resume", "gradient_accumulation_steps", "max_tokens_per_forward", "eval_max_tokens_per_forward"),
+    *("mixed_precision", "tf32", "compile", "compile_mode", "cuda_graphs", "attn_implementation"),
+    *("keep_checkpoints", "log_every", "trackers", "push_to_hub"),
     *DECISION_FLAGS,
 }
 """Flags allowed with --resume: those another machine may need, and those that do not affect the weights."""

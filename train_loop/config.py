@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,25 +16,10 @@ from serve.contract.text import CleaningMode
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
 LengthGrouping = Literal["window", "batch", "none"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
-MetricName = Literal[
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "weighted_f1",
-    "macro_precision",
-    "macro_recall",
-    "micro_f1",
-    "samples_f1",
-    "subset_accuracy",
-    "average_precision",
-    "label_ranking_average_precision",
-    "spearman",
-    "pearson",
-    "r2",
-    "rmse",
-    "mae",
-    "loss",
-]
+LabelMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"]
+SetMetric = Literal["micro_f1", "samples_f1", "subset_accuracy", "average_precision", "label_ranking_average_precision"]
+NumberMetric = Literal["spearman", "pearson", "r2", "rmse", "mae"]
+MetricName = Literal[LabelMetric, SetMetric, NumberMetric, "loss"]
 AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
 METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
@@ -165,7 +151,6 @@ class TrainConfig:
     # Answers
     abstain: str = "none"
     """When to answer "I don't know": score<0.6; or accuracy>=0.95, below the score that keeps it on validation rows."""
-
     threshold: str = "0.5"
     """Several labels: score from which one is given: a number; or by label on validation rows, f1: where F1 is highest,
     precision>=0.9 or recall>=0.9."""
@@ -233,8 +218,7 @@ class TrainConfig:
         return [*self.text_columns, *self.answer_columns]
 
     def __post_init__(self) -> None:
-        problems = list(_problems(self))
-        if problems:
+        if problems := list(_problems(self)):
             raise InputError("\n".join(problems))
 
 
@@ -257,9 +241,9 @@ def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig
     return dataclasses.replace(config, loss=loss, metric_for_best=config.metric_for_best or own[0])
 
 
-def _problems(config: TrainConfig) -> list[str]:
-    """Return everything that is wrong with a configuration, each with its remedy."""
-    problems = list(out_of_range(config))
+def _problems(config: TrainConfig) -> Iterator[str]:
+    """Yield everything that is wrong with a configuration, each with its remedy."""
+    yield from out_of_range(config)
     for check in (
         lambda: given_delimiter(config.delimiter),
         lambda: parse_abstain(config.abstain),
@@ -268,98 +252,67 @@ def _problems(config: TrainConfig) -> list[str]:
         try:
             check()
         except InputError as error:
-            problems.append(str(error))
+            yield str(error)
+    yield from _problems_of_rows(config)
+    yield from _problems_of_steps(config)
+    if config.run_name is not None and (
+        config.run_name in ("", ".", "..", "latest") or Path(config.run_name).name != config.run_name
+    ):
+        yield f"--run_name must be a plain folder name, found {config.run_name!r}"
 
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            problems.append(message)
 
-    require(
-        config.validation_fraction + config.test_fraction < 1,
-        "--validation_fraction and --test_fraction leave no rows to train on; their sum must be below 1",
-    )
-    require(
-        config.validation_fraction > 0 or config.validation_file is not None or config.dataset_name is not None,
-        "--validation_fraction 0 leaves no rows to select the best model; pass --validation_file or a fraction",
-    )
-    require(
-        config.gradient_accumulation_steps is None or config.max_tokens_per_forward is None,
-        "--gradient_accumulation_steps and --max_tokens_per_forward both say how a step is cut; pass one",
-    )
-    require(
-        config.dataset_name is None or config.train_file is None,
-        "--dataset_name and --train_file both name training rows; pass one",
-    )
-    require(
-        config.dataset_name is not None or config.train_file is not None,
-        "no training rows: pass --train_file FILE or --dataset_name ID_OR_FOLDER "
-        "(no argument at all runs the quickstart; with other flags it is --config quickstart)",
-    )
-    require(
-        config.dataset_name is None or (config.validation_file is None and config.test_file is None),
-        "--validation_file and --test_file need --train_file; a --dataset_name has its own splits",
-    )
-    require(
-        config.dataset_config is None or config.dataset_name is not None,
-        "--dataset_config needs --dataset_name",
-    )
-    require(
-        config.text_pair_column is None or config.text_pair_column != config.text_column,
-        f"--text_column and --text_pair_column are both {config.text_column!r}; a pair needs two columns",
-    )
-    for name in config.answer_columns:
-        require(
-            name not in (config.text_column, config.text_pair_column),
-            f"--label_column{'s' * (config.label_columns is not None)} {name!r} is also a text column",
+def _problems_of_rows(config: TrainConfig) -> Iterator[str]:
+    if config.validation_fraction + config.test_fraction >= 1:
+        yield "--validation_fraction and --test_fraction leave no rows to train on; their sum must be below 1"
+    if config.validation_fraction <= 0 and config.validation_file is None and config.dataset_name is None:
+        yield "--validation_fraction 0 leaves no rows to select the best model; pass --validation_file or a fraction"
+    if config.dataset_name is not None and config.train_file is not None:
+        yield "--dataset_name and --train_file both name training rows; pass one"
+    if config.dataset_name is None and config.train_file is None:
+        yield (
+            "no training rows: pass --train_file FILE or --dataset_name ID_OR_FOLDER "
+            "(no argument at all runs the quickstart; with other flags it is --config quickstart)"
         )
-    require(
-        config.label_columns is None or len(set(config.label_columns)) == len(config.label_columns) >= 2,
-        f"--label_columns must be two or more distinct columns, found {config.label_columns}",
-    )
-    require(
-        config.label_columns is None or config.label_separator is None,
-        "--label_columns and --label_separator are two ways to write several labels; pass one",
-    )
+    if config.dataset_name is not None and (config.validation_file or config.test_file):
+        yield "--validation_file and --test_file need --train_file; a --dataset_name has its own splits"
+    if config.dataset_config is not None and config.dataset_name is None:
+        yield "--dataset_config needs --dataset_name"
+    if config.text_pair_column == config.text_column:
+        yield f"--text_column and --text_pair_column are both {config.text_column!r}; a pair needs two columns"
+    for name in [name for name in config.answer_columns if name in config.text_columns]:
+        yield f"--label_column{'s' * (config.label_columns is not None)} {name!r} is also a text column"
+    if config.label_columns is not None and not _are_distinct(config.label_columns):
+        yield f"--label_columns must be two or more distinct columns, found {config.label_columns}"
+    if config.label_columns is not None and config.label_separator is not None:
+        yield "--label_columns and --label_separator are two ways to write several labels; pass one"
     has_several = bool(config.label_columns or config.label_separator)
-    require(
-        not has_several or config.problem_type in (None, "multi_label_classification"),
-        f"--problem_type {config.problem_type}: --label_columns and --label_separator are for several labels a row",
-    )
-    of_numbers, are_numbers = config.loss in ("mse", "huber"), config.problem_type == "regression"
-    require(
-        config.loss is None or of_numbers == are_numbers,
-        f"--loss {config.loss} is for {'numbers; pass --problem_type regression' if of_numbers else 'labels'}",
-    )
-    require(
-        config.value_range is None or (are_numbers and config.value_range[0] < config.value_range[1]),
-        "--value_range LOWEST HIGHEST limits numbers, and needs --problem_type regression",
-    )
-    require(
-        config.compile or config.compile_mode == "default",
-        f"--compile_mode {config.compile_mode} needs --compile true",
-    )
-    require(
-        not (config.compile and config.cuda_graphs),
-        "--cuda_graphs records what --compile would replace; pass one (--compile_mode reduce-overhead has both)",
-    )
-    require(
-        not config.tf32 or config.mixed_precision == "no",
-        f"--tf32 is for float32; with --mixed_precision {config.mixed_precision}, leave it out, or pass "
-        "--mixed_precision no",
-    )
+    if has_several and config.problem_type not in (None, "multi_label_classification"):
+        flags = "--label_columns and --label_separator"
+        yield f"--problem_type {config.problem_type}: {flags} are for several labels a row"
+    if config.label_names is not None and not _are_distinct(config.label_names):
+        yield f"--label_names must be two or more distinct names, found {config.label_names}"
+    if (ends := config.value_range) and (config.problem_type != "regression" or not ends[0] < ends[1]):
+        yield "--value_range LOWEST HIGHEST limits numbers, and needs --problem_type regression"
+
+
+def _problems_of_steps(config: TrainConfig) -> Iterator[str]:
+    if config.gradient_accumulation_steps is not None and config.max_tokens_per_forward is not None:
+        yield "--gradient_accumulation_steps and --max_tokens_per_forward both say how a step is cut; pass one"
+    is_of_numbers = config.loss in ("mse", "huber")
+    if config.loss is not None and is_of_numbers != (config.problem_type == "regression"):
+        yield f"--loss {config.loss} is for {'numbers; pass --problem_type regression' if is_of_numbers else 'labels'}"
+    if not config.compile and config.compile_mode != "default":
+        yield f"--compile_mode {config.compile_mode} needs --compile true"
+    if config.compile and config.cuda_graphs:
+        yield "--cuda_graphs records what --compile would replace; pass one (--compile_mode reduce-overhead has both)"
+    if config.tf32 and (precision := config.mixed_precision) != "no":
+        yield f"--tf32 is for float32; with --mixed_precision {precision}, leave it out, or pass --mixed_precision no"
     if isinstance(config.class_weights, dict):
-        unquoted = [label for label in config.class_weights if not isinstance(label, str)]
-        require(not unquoted, f"--class_weights: {unquoted} are not strings in YAML; put quotes around the labels")
-        bad = {k: v for k, v in config.class_weights.items() if not (math.isfinite(v) and v > 0)}
-        require(not bad, f"--class_weights must be positive, found {bad}")
-    if config.label_names is not None:
-        require(
-            len(set(config.label_names)) == len(config.label_names) >= 2,
-            f"--label_names must be two or more distinct names, found {config.label_names}",
-        )
-    if config.run_name is not None:
-        require(
-            config.run_name not in ("", ".", "..", "latest") and Path(config.run_name).name == config.run_name,
-            f"--run_name must be a plain folder name, found {config.run_name!r}",
-        )
-    return problems
+        if unquoted := [label for label in config.class_weights if not isinstance(label, str)]:
+            yield f"--class_weights: {unquoted} are not strings in YAML; put quotes around the labels"
+        if bad := {k: v for k, v in config.class_weights.items() if not (math.isfinite(v) and v > 0)}:
+            yield f"--class_weights must be positive, found {bad}"
+
+
+def _are_distinct(names: Sequence[str]) -> bool:
+    return len(set(names)) == len(names) >= 2

@@ -59,7 +59,7 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         model = accelerator.unwrap_model(training.model)
         assert isinstance(model, PreTrainedModel)
         card = render_model_card(assessment, data.max_length, len(data.train))
-        classifier = dataclasses.replace(assessment.classifier, metrics=finite_metrics(assessment))
+        classifier = dataclasses.replace(assessment.main.classifier, metrics=finite_metrics(assessment))
         write_model(
             run.model,
             model,

@@ -29,7 +29,7 @@ from train_loop.run.progress import StepReport
 from train_loop.steps.feed import MicroBatch, StepFeed, to_device
 from train_loop.steps.loss import loss_sum
 from train_loop.steps.optimizer import learning_rate_at, update
-from train_loop.steps.outcome import NumbersUnderway
+from train_loop.steps.outcome import HostCopy
 from train_loop.steps.plan import BatchPlan, StepPlan
 from train_loop.training import Training
 
@@ -53,7 +53,7 @@ class _StepUnderway:
     epoch: float
     plan: StepPlan
     learning_rate: float
-    numbers: NumbersUnderway
+    numbers: HostCopy
     """[5]: loss of all processes, own loss, gradient norm, a signal that any process received or 0, 1 if skipped."""
     seconds: float
 
@@ -98,7 +98,7 @@ def train(training: Training, state: TrainState) -> None:
                 epoch=(state.step + 1) / steps_per_epoch,
                 plan=step_plan,
                 learning_rate=learning_rate,
-                numbers=NumbersUnderway(torch.cat([numbers, skipped.to(numbers.dtype).reshape(1)])),
+                numbers=HostCopy(torch.cat([numbers, skipped.to(numbers.dtype).reshape(1)])),
                 seconds=0.0,
             )
             state.step += 1
@@ -277,7 +277,7 @@ def _settle(training: Training, state: TrainState, underway: _StepUnderway | Non
     """Wait for a step, count and report it; return the signal that any process received in it, or 0."""
     if underway is None:
         return 0
-    loss, own_loss, gradient_norm, signal_number, skipped = underway.numbers.read()
+    loss, own_loss, gradient_norm, signal_number, skipped = underway.numbers.array().tolist()
     # fp16 overflows now and then; its scaler skips such a step by itself.
     bad_gradient = training.accelerator.scaler is None and not math.isfinite(gradient_norm)
     if bad_gradient or not math.isfinite(loss):
@@ -304,9 +304,11 @@ def _settle(training: Training, state: TrainState, underway: _StepUnderway | Non
 
 
 def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
-    metrics = training.evaluate(training.data.splits["validation"]).metrics
+    metrics = training.evaluate(training.data.splits["validation"])
     name = training.config.metric_for_best or "loss"
     score = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+    if math.isnan(score):  # a rank metric of a split without both kinds of rows: the loss decides
+        score = 0.0
     improved = state.best_score is None or score > state.best_score
     # Small validation splits often tie; the lower loss decides then.
     if improved or (score == state.best_score and metrics["loss"] < state.best_loss):

@@ -32,7 +32,7 @@ from train_loop.steps.graphs import WIDTH_MULTIPLE, CudaCapture, PassGraphs, is_
 from train_loop.steps.loss import class_weights, positive_weights, row_weights
 from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
-from train_loop.steps.scoring import Evaluation, evaluate_logits, predict_logits
+from train_loop.steps.scoring import evaluate_logits, predict_logits
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,7 +68,9 @@ class Training:
         self.row_weights = row_weights(weights, self.data.train.labels)  # [N]
 
     def collator(self, split: Split) -> Collator:
-        """Return the collator of a split."""
+        """Return the collator of a split, with standardized numbers."""
+        if self.data.problem_type == "regression":
+            split = dataclasses.replace(split, labels=(split.labels - self.data.offset) / self.data.scale)
         return Collator(
             split,
             self.tokenizer,
@@ -76,8 +78,6 @@ class Training:
             self.pad_to_multiple_of,
             pinned=self.accelerator.device.type == "cuda",
             omit_masks=self.omit_masks,
-            offset=self.data.offset,
-            scale=self.data.scale,
         )
 
     def zero_grad(self) -> None:
@@ -99,8 +99,8 @@ class Training:
             max_tokens=self.config.max_tokens_per_forward,
         )
 
-    def evaluate(self, split: Split) -> Evaluation:
-        """Score a split with the current weights; call on all processes."""
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Return the metrics of a split with the current weights; call on all processes."""
         return evaluate_logits(self.predict(split), split.labels, self.data.offset, self.data.scale)
 
     def predict(self, split: Split) -> NDArray[np.float32]:

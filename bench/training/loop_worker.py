@@ -60,7 +60,7 @@ class OurLoop(PacedTraining):
         print(text, flush=True)
 
     def held_out_loss(self) -> float:
-        loss = self._training.evaluate(self._training.data.splits["validation"]).metrics["loss"]
+        loss = self._training.evaluate(self._training.data.splits["validation"])["loss"]
         self._training.model.train()
         return loss
 

@@ -68,13 +68,7 @@ def quantize_statically(
 ) -> Iterator[Attempt]:
     """Yield integer forms of a float graph, each with more layers in float32 than the one before.
 
-    Args:
-        graph: the float graph.
-        encoder: encodes its inputs.
-        inputs: training texts or pairs.
-        gate: what the repair rows must show too: the share of decisions to preserve, or the change of numbers.
-        work: folder for temporary files.
-        progress: where steps are printed.
+    `inputs` are of training; the repair rows must show the gate's share of decisions, or change of numbers, too.
 
     Raises:
         InputError: the graph has no layer to quantize.
@@ -117,35 +111,18 @@ def quantize_statically(
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Repair:
-    """Chooses the layers that stay in float32, by measurement.
+    """Chooses the layers that stay in float32, by measurement."""
 
-    Args:
-        model: the float graph.
-        layers: its layers.
-        integers: their constants.
-        reference: the float graph's logits of the repair rows [N, C].
-        run: runs a graph on them.
-        classifier: the contract, by which logits become decisions.
-    """
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        layers: Sequence[Layer],
-        integers: dict[str, IntegerLayer],
-        reference: NDArray[np.float32],
-        run: Run,
-        classifier: Classifier,
-    ) -> None:
-        self._model = model
-        self._layers = layers
-        self._integers = integers
-        self._reference = reference
-        self._run = run
-        self._classifier = classifier
-        self._decisions = Decisions.of(reference, classifier).codes
-        self._before = self._measure([])
+    model: onnx.ModelProto
+    layers: Sequence[Layer]
+    integers: dict[str, IntegerLayer]
+    reference: NDArray[np.float32]
+    """The float graph's logits of the repair rows [N, C]."""
+    run: Run
+    """Runs a graph on those rows."""
+    classifier: Classifier
 
     def attempts(self, min_agreement: float, max_error: float = MAX_ERROR) -> Iterator[Repaired]:
         """Yield choices of layers to keep in float32, each larger than the last, for as long as the caller asks.
@@ -153,7 +130,7 @@ class Repair:
         The most harmful layers are kept first. The first choice has only as many as the repair rows need (possibly
         none) for `min_agreement` of their decisions to be preserved, and logits to change by at most `max_error`.
         """
-        limits = [max(1, int(share * len(self._layers))) for share in SHARES_KEPT]
+        limits = [max(1, int(share * len(self.layers))) for share in SHARES_KEPT]
         num_kept, found = 0, self._before
         while not (found[0] >= min_agreement and found[1] <= max_error) and num_kept < limits[0]:
             num_kept += 1
@@ -166,25 +143,31 @@ class Repair:
 
     def graph(self, keep: Sequence[str]) -> onnx.ModelProto:
         """Return the integer graph with some layers in float32."""
-        return assemble(self._model, self._layers, self._integers, keep)
+        return assemble(self.model, self.layers, self.integers, keep)
 
     def _repaired(self, num_kept: int, found: tuple[float, float]) -> Repaired:
         kept = tuple(self._worst_first[:num_kept]) if num_kept else ()
         return Repaired(kept, self._before[0], found[0], self._before[1], found[1])
 
     @functools.cached_property
+    def _before(self) -> tuple[float, float]:
+        return self._measure([])
+
+    @functools.cached_property
     def _worst_first(self) -> list[str]:
         """The layers, the most harmful first: the error that remains when only that one is in float32."""
-        errors = {layer.name: self._measure([layer.name])[1] for layer in self._layers}
+        errors = {layer.name: self._measure([layer.name])[1] for layer in self.layers}
         return sorted(errors, key=lambda name: errors[name])
 
     def _measure(self, keep: Sequence[str]) -> tuple[float, float]:
         """Return the share of equal decisions, and the root mean square change of logits as a share of their spread."""
-        logits = self._run(self.graph(keep))
-        agrees = Decisions.of(logits, self._classifier).codes == self._decisions  # [N, K]
+        logits = self.run(self.graph(keep))
+        agrees = (
+            Decisions.of(logits, self.classifier).codes == Decisions.of(self.reference, self.classifier).codes
+        )  # [N, K]
         agreement = float(agrees.mean()) if agrees.size else 1.0  # numbers are not decided
-        spread = max(float(self._reference.std()), 1e-9)
-        return agreement, float(np.sqrt(((logits - self._reference) ** 2).mean()) / spread)
+        spread = max(float(self.reference.std()), 1e-9)
+        return agreement, float(np.sqrt(((logits - self.reference) ** 2).mean()) / spread)
 
 
 def _logits(

@@ -44,7 +44,6 @@ class Assessment:
     """Name of the run, or of the classifier."""
     is_run: bool
     """False for a classifier that rawloop did not train here."""
-    model_name: str
     best_step: int | None
     data_fingerprint: str
     config: TrainConfig
@@ -63,20 +62,9 @@ class Assessment:
     """Split -> caveat about its metrics, if there is one."""
 
     @property
-    def classifier(self) -> Classifier:
-        return self.predictions[self.headline].classifier
-
-    @property
-    def slice_metric(self) -> str:
-        """Return what slices compare."""
-        names = {"multi_label_classification": "all labels right", "regression": "error below the median"}
-        return names.get(self.classifier.problem_type, "accuracy")
-
-    @property
-    def confused_as(self) -> str:
-        """Return what links the labels of a confused pair."""
-        is_one = self.classifier.problem_type == "single_label_classification"
-        return "mistaken for" if is_one else "without it, but with"
+    def main(self) -> Predictions:
+        """The predictions of the headline split."""
+        return self.predictions[self.headline]
 
 
 def assess(
@@ -135,7 +123,6 @@ def assess(
     return Assessment(
         name=name,
         is_run=is_run,
-        model_name=config.model_name,
         best_step=best_step,
         data_fingerprint=data_fingerprint,
         config=config,
@@ -158,8 +145,10 @@ def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Findi
     any_split = next(iter(predictions.values()))
     if len(train) > MAX_TRAINING_ROWS:
         train = train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
-    training = Predictions(train, any_split.classifier, any_split.text_columns, np.empty((0, 0), np.float32))
-    found = near_duplicates(lambda: (text for name in names for text in predictions[name].texts()), training.texts)
+    found = near_duplicates(
+        lambda: (text for name in names for text in predictions[name].texts()),
+        lambda: train.texts(any_split.text_columns),
+    )
     findings = []
     for place, name in enumerate(names):
         mine = [

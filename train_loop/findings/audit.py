@@ -3,11 +3,12 @@
 Written to data_audit.csv, worst first, for a person to review; nothing is removed.
 """
 
+import contextlib
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,11 +88,11 @@ def label_findings(predictions: Predictions) -> list[Finding]:
     split, labels, probabilities = predictions.split, predictions.labels, predictions.probabilities
     suspects: list[tuple[int, float, str, str]] = []  # row, severity, label, other label
     if split.labels.dtype.kind == "f":
-        errors = predictions.scores
-        spread = np.median(np.abs(errors - np.median(errors))) / 0.6745  # of a normal distribution: its deviation
+        distances = np.abs(predictions.scores - np.median(predictions.scores))  # of errors: a bias is not suspicious
+        spread = np.median(distances) / 0.6745  # of a normal distribution: its deviation
         suspects = [
-            (row, float(1.0 - spread / abs(errors[row])), predictions.truth(row), predictions.answer(row))
-            for row in np.flatnonzero(np.abs(errors - np.median(errors)) > MAX_DEVIATIONS * spread).tolist()
+            (row, float(1.0 - spread / distances[row]), predictions.truth(row), predictions.answer(row))
+            for row in np.flatnonzero(distances > MAX_DEVIATIONS * spread).tolist()
         ]
     elif split.labels.ndim == 2:
         for index, label in enumerate(labels):
@@ -120,19 +121,10 @@ def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence
         first = group[0]
         differs = split.labels[group] != split.labels[first]
         for row in group[differs.any(axis=1) if differs.ndim == 2 else differs]:
-            texts = split.rows[int(row)]
-            found.append(
-                Finding(
-                    "contradiction",
-                    1.0,
-                    split.name,
-                    split.row_number(row),
-                    split.answer_of(row, labels),
-                    tuple(texts[column] for column in text_columns),
-                    split.answer_of(first, labels),
-                    split.row_number(first),
-                )
-            )
+            label, other = split.answer_of(row, labels), split.answer_of(first, labels)
+            (text,) = split.texts_of(np.array([row]), text_columns)
+            number, other_number = split.row_number(row), split.row_number(first)
+            found.append(Finding("contradiction", 1.0, split.name, number, label, text, other, other_number))
     return found
 
 
@@ -144,23 +136,22 @@ def duplicate_findings(
     text_columns: Sequence[str],
 ) -> list[Finding]:
     """Return the held-out rows that nearly equal a training row."""
-    found = []
-    for duplicate in duplicates:
-        row, other = held_out.rows[duplicate.row], train.rows[duplicate.train_row]
-        found.append(
-            Finding(
-                "near_duplicate",
-                duplicate.similarity,
-                held_out.name,
-                held_out.row_number(duplicate.row),
-                held_out.answer_of(duplicate.row, labels),
-                tuple(row[column] for column in text_columns),
-                train.answer_of(duplicate.train_row, labels),
-                train.row_number(duplicate.train_row),
-                tuple(other[column] for column in text_columns),
-            )
+    texts = held_out.texts_of(np.array([each.row for each in duplicates], np.int64), text_columns)
+    others = train.texts_of(np.array([each.train_row for each in duplicates], np.int64), text_columns)
+    return [
+        Finding(
+            kind="near_duplicate",
+            severity=each.similarity,
+            split=held_out.name,
+            row=held_out.row_number(each.row),
+            label=held_out.answer_of(each.row, labels),
+            text=text,
+            other_label=train.answer_of(each.train_row, labels),
+            other_row=train.row_number(each.train_row),
+            other_text=other_text,
         )
-    return found
+        for each, text, other_text in zip(duplicates, texts, others, strict=True)
+    ]
 
 
 def worst_first(findings: Sequence[Finding]) -> list[Finding]:
@@ -171,12 +162,9 @@ def worst_first(findings: Sequence[Finding]) -> list[Finding]:
 
 def write_audit(path: Path, findings: Sequence[Finding], text_columns: Sequence[str]) -> None:
     """Write data_audit.csv."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        others = [f"other_{column}" for column in text_columns]
-        writer.writerow(
-            ["finding", "severity", "split", "row", *text_columns, "label", "other_label", "other_row", *others]
-        )
+    others = [f"other_{column}" for column in text_columns]
+    columns = ["finding", "severity", "split", "row", *text_columns, "label", "other_label", "other_row", *others]
+    with csv_table(path, columns) as writer:
         for finding in findings:
             other_text = finding.other_text or ("",) * len(text_columns)
             writer.writerow(
@@ -192,3 +180,12 @@ def write_audit(path: Path, findings: Sequence[Finding], text_columns: Sequence[
                     *other_text,
                 ]
             )
+
+
+@contextlib.contextmanager
+def csv_table(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield the writer of a new csv file with these columns."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        yield table

@@ -16,8 +16,6 @@ RISK = 0.05
 """Chance that the accuracy promised by `accuracy>=` is missed."""
 NUM_CUTS = 20
 """Cuts that are tried, at 5 %, 10 % ... 100 % of the rows; each may miss with RISK / NUM_CUTS, so that none does."""
-
-
 MIN_POSITIVES = 10
 """With fewer validation rows, a label takes the threshold of all labels together."""
 
@@ -27,11 +25,7 @@ def decide(
 ) -> tuple[Decision, list[str]]:
     """Return a classifier's decision with its cuts chosen anew by its rules, and why a wish was not met.
 
-    Args:
-        classifier: with the rules, and the temperature that scores are calibrated by.
-        logits: of validation rows [N, C].
-        labels: what is known of them, as in `Split.labels`.
-        scope: whether each label has a threshold, or all have one.
+    `logits` [N, C] and `labels` are of validation rows; with the scope `global`, all labels have one threshold.
     """
     rules, scores = classifier.decision, classifier.scores(logits)
     if classifier.problem_type == "regression":
@@ -71,7 +65,7 @@ def choose_thresholds(
         closest = min(found[index][1] for index in unmet)
         problems.append(
             f"--threshold {rule}: no score reaches it for {len(unmet)} of {len(names)} labels ({_some(names, unmet)}); "
-            f"theirs comes closest, {closest:.3f} in the worst case. Lower it, or pass f1"
+            f"theirs comes closest, at {closest:.3f} in the worst case. Lower the number, or pass f1"
         )
     return [threshold for threshold, _ in found.values()], problems
 

@@ -16,7 +16,7 @@ Flags = NDArray[np.bool_]
 
 def label_set_metrics(scores: Floats, given: Flags, true: Flags) -> dict[str, float]:
     """Return metric -> value; `loss` is the mean binary cross-entropy of all rows and labels."""
-    values = averages(Counts((given & true).sum(axis=0), true.sum(axis=0), given.sum(axis=0)))
+    values = averages(Counts.of_sets(given, true))
     values |= {name: float(each.mean()) for name, each in row_metrics(scores, given, true).items()}
     areas = np.array([Ranking(scores[:, label], true[:, label]).areas() for label in range(true.shape[1])])
     ranked = {"roc_auc": mean_over_defined(areas[:, 0]), "average_precision": mean_over_defined(areas[:, 1])}
@@ -73,7 +73,7 @@ def resampled_averages(given: Flags, true: Flags) -> Callable[[NDArray[np.intege
 
     num_labels = true.shape[1]
     cells = csr_array(np.hstack([given & true, true, given]).astype(np.float64)).T.tocsr()
-    whole = Counts((given & true).sum(axis=0), true.sum(axis=0), given.sum(axis=0))
+    whole = Counts.of_sets(given, true)
 
     def values(weights: NDArray[np.integer]) -> dict[str, float]:
         counts = Counts(*np.split(cells @ weights.astype(np.float64), [num_labels, 2 * num_labels]))

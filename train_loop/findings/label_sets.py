@@ -1,7 +1,7 @@
 """The predictions of a split with any number of labels a row."""
 
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,34 +9,25 @@ from numpy.typing import NDArray
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.intervals import row_intervals
 from train_loop.findings.label_set_metrics import averages, label_set_metrics, resampled_averages, row_metrics
-from train_loop.findings.metrics import Counts, Floats, Ranking, binned, precision_recall_f1
+from train_loop.findings.metrics import Counts, Floats, Ranking, binned, per_class
 from train_loop.findings.predictions import Predictions
 from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.rows.split import names_of
 
 
 class LabelSetPredictions(Predictions):
     """Each label is given or not, by its own score."""
 
-    headline: ClassVar[tuple[str, ...]] = (
-        "macro_f1",
-        "micro_f1",
-        "subset_accuracy",
-        "average_precision",
-        "expected_calibration_error",
-    )
-    shown: ClassVar[tuple[str, ...]] = (
+    headline = ("macro_f1", "micro_f1", "subset_accuracy", "average_precision", "expected_calibration_error")
+    shown = (
         *("macro_f1", "macro_f1_at_half", "micro_f1", "micro_f1_at_half", "subset_accuracy", "hamming_loss"),
         *("average_precision", "label_ranking_average_precision"),
     )
-    card: ClassVar[tuple[str, ...]] = (
-        "macro_f1",
-        "micro_f1",
-        "average_precision",
-        "log_loss",
-        "expected_calibration_error",
-    )
-    during: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1")
-    mistake_columns: ClassVar[tuple[str, ...]] = ("missing", "wrong")
+    card = ("macro_f1", "micro_f1", "average_precision", "log_loss", "expected_calibration_error")
+    during = ("micro_f1", "macro_f1")
+    slice_metric = "all labels right"
+    confused_as = "without it, but with"
+    mistake_columns = ("missing", "wrong")
 
     @functools.cached_property
     def predicted(self) -> NDArray[np.bool_]:
@@ -57,12 +48,12 @@ class LabelSetPredictions(Predictions):
         return correct
 
     def answer(self, row: int | np.integer) -> str:
-        return self._joined(self.predicted[row])
+        return ", ".join(names_of(self.predicted[row], self.labels))
 
     def mistake_cells(self, row: int) -> list[Any]:
         """Return the labels that are missing, and those that are wrong."""
         true, given = self.split.labels[row], self.predicted[row]
-        return [self._joined(true & ~given), self._joined(given & ~true)]
+        return [", ".join(names_of(labels, self.labels)) for labels in (true & ~given, given & ~true)]
 
     def are_confused(self, true: int, predicted: int) -> NDArray[np.bool_]:
         """Return the rows [N] where one label is missing and another is wrong."""
@@ -73,13 +64,12 @@ class LabelSetPredictions(Predictions):
     def measure(self, seed: int) -> SplitMetrics:
         scores, given, true = self.probabilities, self.predicted, self.split.labels
         uncalibrated = scores_from_logits(self.logits, problem_type=self.classifier.problem_type)
-        counts = Counts((given & true).sum(axis=0), true.sum(axis=0), given.sum(axis=0))
+        counts, rows = Counts.of_sets(given, true), row_metrics(scores, given, true)
         ranked = [Ranking(scores[:, label], true[:, label]) for label in range(true.shape[1])]
         before, after = binned(uncalibrated.ravel(), true.ravel()), binned(scores.ravel(), true.ravel())
         values = label_set_metrics(scores, given, true)
         values.pop("loss")
-        at_half = scores >= 0.5
-        halved = averages(Counts((at_half & true).sum(axis=0), true.sum(axis=0), at_half.sum(axis=0)))
+        halved = averages(Counts.of_sets(scores >= 0.5, true))
         values |= {
             "macro_f1_at_half": halved["macro_f1"],
             "micro_f1_at_half": halved["micro_f1"],
@@ -87,40 +77,20 @@ class LabelSetPredictions(Predictions):
             "log_loss_uncalibrated": float(row_metrics(uncalibrated, given, true)["log_loss"].mean()),
             "expected_calibration_error_uncalibrated": before.expected_calibration_error,
         }
-        by_label = zip(*precision_recall_f1(counts), counts.true, ranked, self.classifier.thresholds, strict=True)
-        classes = {}
-        for label, (precision, recall, f1, support, ranking, threshold) in zip(self.labels, by_label, strict=True):
-            roc_auc, average_precision = ranking.areas()
-            classes[label] = {
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "support": int(support),
-                "roc_auc": roc_auc,
-                "average_precision": average_precision,
-                "threshold": float(threshold),
-            }
-        rows = row_metrics(scores, given, true)
+        classes = per_class(counts, ranked, self.labels)
+        for found, threshold in zip(classes.values(), self.classifier.thresholds.tolist(), strict=True):
+            found["threshold"] = threshold
         intervals = row_intervals(rows, ranked, seed, resampled_averages(given, true))
         return SplitMetrics(values, intervals, classes, self._confusion(), ranked, before, after)
 
-    def classification_report(self) -> str:
-        from sklearn.metrics import classification_report
-
-        text: str = classification_report(
-            self.split.labels, self.predicted, target_names=self.labels, digits=4, zero_division=0
-        )
-        return text
-
     def _confusion(self) -> NDArray[np.int64]:
         """Return in how many rows label r is missing and label p wrong [C, C]; on the diagonal, r is right."""
-        missing, wrong = (each.astype(np.int64) for each in self._missing_and_wrong())
-        matrix: NDArray[np.int64] = missing.T @ wrong
+        from scipy.sparse import csr_array  # numpy multiplies whole numbers slowly, and mistakes are few
+
+        missing, wrong = (csr_array(each.astype(np.int64)) for each in self._missing_and_wrong())
+        matrix: NDArray[np.int64] = (missing.T @ wrong).toarray()
         np.fill_diagonal(matrix, (self.predicted & self.split.labels).sum(axis=0))
         return matrix
 
     def _missing_and_wrong(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return self.split.labels & ~self.predicted, self.predicted & ~self.split.labels
-
-    def _joined(self, given: NDArray[np.bool_]) -> str:
-        return ", ".join(label for label, is_given in zip(self.labels, given, strict=True) if is_given)

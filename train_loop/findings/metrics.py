@@ -3,12 +3,13 @@
 Probabilities are [N, C] float64, labels [N] class numbers; definitions are scikit-learn's, and tested against it.
 Rank metrics are one-vs-rest, and NaN for a class without rows, or without rows of other classes.
 
-The metrics of classes are `evaluate.Metric`s, to be used batch by batch and with `evaluate.combine`. They ship with
-the package, because `evaluate.load("accuracy")` runs a script from the current folder or downloads one. All classes
-of the model count, seen or not, and 0 / 0 is 0: scikit-learn's `labels=range(C), zero_division=0`.
+The metrics of classes are an `evaluate.Metric`, to be used batch by batch. It ships with the package, because
+`evaluate.load("accuracy")` runs a script from the current folder or downloads one. All classes of the model count,
+seen or not, and 0 / 0 is 0: scikit-learn's `labels=range(C), zero_division=0`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import datasets
 import evaluate
@@ -51,15 +52,16 @@ class Counts:
         """Return the counts of confusion matrices [..., C, C]."""
         return cls(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2))
 
+    @classmethod
+    def of_sets(cls, given: NDArray[np.bool_], true: NDArray[np.bool_]) -> "Counts":
+        """Return the counts of several labels a row [N, C]."""
+        return cls((given & true).sum(axis=0), true.sum(axis=0), given.sum(axis=0))
+
 
 def precision_recall_f1(counts: Counts) -> tuple[Floats, Floats, Floats]:
     """Return precision, recall and F1 of each class: [..., C] float64 each."""
     hits = counts.hits.astype(np.float64)
-    return (
-        _ratio(hits, counts.predicted),
-        _ratio(hits, counts.true),
-        _ratio(2 * hits, counts.predicted + counts.true),
-    )
+    return (_ratio(hits, counts.predicted), _ratio(hits, counts.true), _ratio(2 * hits, counts.predicted + counts.true))
 
 
 def count_metrics(counts: Counts) -> dict[str, Floats]:
@@ -95,72 +97,32 @@ def _ratio(top: NDArray[np.float64], bottom: NDArray[np.integer] | NDArray[np.fl
     return ratio
 
 
-class _ConfusionMetric(evaluate.Metric):
-    """Named metrics of the confusion matrix."""
-
-    names: tuple[str, ...] = ()
+class ClassificationMetrics(evaluate.Metric):
+    """All of `count_metrics`, of predictions and references that are class numbers, 0 to C - 1."""
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
         super().__init__(keep_in_memory=True, experiment_id="rawloop")
 
     def _info(self) -> evaluate.MetricInfo:
+        columns = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
         return evaluate.MetricInfo(
-            description=type(self).__doc__ or "",
-            citation="",
-            inputs_description="predictions and references: class numbers, 0 to C - 1",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+            description=type(self).__doc__, citation="", inputs_description="", features=datasets.Features(columns)
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         matrix = confusion_matrix(np.asarray(predictions), np.asarray(references), self._num_classes)
-        values = count_metrics(Counts.of(matrix))
-        return {name: float(values[name]) for name in self.names}
+        return {name: float(value) for name, value in count_metrics(Counts.of(matrix)).items()}
 
 
-class Accuracy(_ConfusionMetric):
-    """Fraction of rows predicted correctly, overall and averaged over the classes that occur."""
-
-    names = ("accuracy", "balanced_accuracy")
-
-
-class MacroAverages(_ConfusionMetric):
-    """Precision, recall and F1, averaged over classes."""
-
-    names = ("macro_precision", "macro_recall", "macro_f1")
-
-
-class WeightedAverages(_ConfusionMetric):
-    """Precision, recall and F1, averaged over classes weighted by their true rows."""
-
-    names = ("weighted_precision", "weighted_recall", "weighted_f1")
-
-
-class MatthewsCorrelation(_ConfusionMetric):
-    """Correlation of predicted and true classes, -1 to 1 (Gorodkin 2004)."""
-
-    names = ("matthews_correlation",)
-
-
-def classification_metrics(num_classes: int) -> evaluate.CombinedEvaluations:
-    """Return all of the above as one metric: `.compute(predictions=..., references=...)`."""
-    kinds = (Accuracy, MacroAverages, WeightedAverages, MatthewsCorrelation)
-    return evaluate.combine([kind(num_classes) for kind in kinds])
-
-
-def per_class(matrix: Matrix, labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Return label -> precision, recall, f1 and support."""
-    precision, recall, f1 = precision_recall_f1(Counts.of(matrix))
-    support = matrix.sum(axis=1)
-    return {
-        label: {
-            "precision": float(precision[index]),
-            "recall": float(recall[index]),
-            "f1": float(f1[index]),
-            "support": int(support[index]),
-        }
-        for index, label in enumerate(labels)
-    }
+def per_class(counts: Counts, rankings: Sequence["Ranking"], labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Return label -> precision, recall, f1, support, roc_auc and average_precision."""
+    columns = zip(*precision_recall_f1(counts), counts.true, rankings, labels, strict=True)
+    found = {}
+    for precision, recall, f1, support, ranking, label in columns:
+        values = {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
+        found[label] = values | dict(zip(("roc_auc", "average_precision"), ranking.areas(), strict=True))
+    return found
 
 
 def most_confused(matrix: Matrix, num_pairs: int) -> list[tuple[int, int, int]]:
@@ -229,9 +191,7 @@ def binned(scores: Floats, is_right: NDArray[np.bool_]) -> Reliability:
 class Ranking:
     """Rows sorted once by the probability of a class, for curves and areas under any row weights.
 
-    Args:
-        scores: the class's probability of each row [N].
-        is_class: whether the row is of the class [N].
+    They are given by the probability of the class [N], and whether they are of it [N].
     """
 
     def __init__(self, scores: Floats, is_class: NDArray[np.bool_]) -> None:

@@ -1,18 +1,18 @@
 """What a model gets wrong: predictions.csv, misclassified.csv, the most confused pairs of labels."""
 
-import contextlib
-import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from train_loop.findings.audit import csv_table
 from train_loop.findings.metrics import most_confused
-from train_loop.findings.predictions import ROWS_PER_BATCH, Predictions
+from train_loop.findings.predictions import Predictions
 from train_loop.rows.data import class_counts
+from train_loop.rows.split import ROWS_PER_BATCH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +37,8 @@ def confused_pairs(
     for true, predicted, count in most_confused(matrix, num_pairs):
         rows = np.flatnonzero(predictions.are_confused(true, predicted))
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")][:num_examples]
-        pairs.append(
-            ConfusedPair(
-                predictions.labels[true],
-                predictions.labels[predicted],
-                count,
-                float(count / totals[true]),
-                tuple(predictions.texts_of(rows)),
-            )
-        )
+        names, texts = (predictions.labels[true], predictions.labels[predicted]), tuple(predictions.texts_of(rows))
+        pairs.append(ConfusedPair(*names, count, float(count / totals[true]), texts))
     return pairs
 
 
@@ -55,7 +48,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     Of a number: its error in the place of the score, and the ends of its interval. Rows are numbered from 1, as in the
     source.
     """
-    with _table(path, predictions, predictions.score_columns) as table:
+    with csv_table(path, _columns(predictions, predictions.score_columns)) as table:
         for row, texts in enumerate(predictions.texts()):
             cells = (f"{value:.6g}" for value in predictions.score_cells(row))
             table.writerow([*_common(predictions, row, texts), *cells])
@@ -63,7 +56,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 def write_misclassified(path: Path, predictions: Predictions) -> None:
     """Write misclassified.csv, the most confident mistakes or the largest errors first, with details of each."""
-    with _table(path, predictions, predictions.mistake_columns) as table:
+    with csv_table(path, _columns(predictions, predictions.mistake_columns)) as table:
         order = predictions.mistakes()
         for start in range(0, len(order), ROWS_PER_BATCH):
             batch = order[start : start + ROWS_PER_BATCH]
@@ -71,12 +64,8 @@ def write_misclassified(path: Path, predictions: Predictions) -> None:
                 table.writerow([*_common(predictions, row, texts), *predictions.mistake_cells(row)])
 
 
-@contextlib.contextmanager
-def _table(path: Path, predictions: Predictions, further: Sequence[str]) -> Iterator[Any]:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["row", *predictions.text_columns, "true", "predicted", predictions.score_name, *further])
-        yield table
+def _columns(predictions: Predictions, further: Sequence[str]) -> list[str]:
+    return ["row", *predictions.text_columns, "true", "predicted", predictions.score_name, *further]
 
 
 def _common(predictions: Predictions, row: int, texts: tuple[str, ...]) -> list[Any]:

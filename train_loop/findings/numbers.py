@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +17,12 @@ from train_loop.findings.split_metrics import SplitMetrics
 class NumberPredictions(Predictions):
     """Each row has a number, and the answer is one."""
 
-    headline: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "rmse", "mae", "r2")
-    shown: ClassVar[tuple[str, ...]] = (
-        "spearman",
-        "pearson",
-        "rmse",
-        "mae",
-        "r2",
-        "interval_90_coverage",
-        "interval_90_width",
-    )
-    card: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "rmse", "mae", "r2")
-    during: ClassVar[tuple[str, ...]] = ("spearman", "r2")
-    score_name: ClassVar = "error"
-    mistake_columns: ClassVar[tuple[str, ...]] = ("low", "high")
+    headline = card = ("spearman", "pearson", "rmse", "mae", "r2")
+    shown = (*headline, "interval_90_coverage", "interval_90_width")
+    during = ("spearman", "r2")
+    score_name = "error"
+    slice_metric = "error below the median"
+    mistake_columns = ("low", "high")
 
     @functools.cached_property
     def predicted(self) -> Floats:

@@ -251,10 +251,8 @@ def thresholds_figure(predictions: Predictions, title: str) -> Figure:
     scores, true = predictions.probabilities, predictions.split.labels
     thresholds = np.linspace(0.02, 0.98, 49)
 
-    def found(given: Any) -> dict[str, float]:
-        return averages(Counts((given & true).sum(axis=0), true.sum(axis=0), given.sum(axis=0)))
-
-    curves, chosen = [found(scores >= threshold) for threshold in thresholds], found(predictions.predicted)
+    curves = [averages(Counts.of_sets(scores >= threshold, true)) for threshold in thresholds]
+    chosen = averages(Counts.of_sets(predictions.predicted, true))
     for place, name in enumerate(("macro_f1", "micro_f1", "micro_precision", "micro_recall")):
         colour, dashes, words = COLOURS[place], DASHES[place], name.replace("_", " ").replace("f1", "F1")
         axes.plot(thresholds, [values[name] for values in curves], color=colour, linestyle=dashes, label=words)

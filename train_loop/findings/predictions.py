@@ -17,6 +17,7 @@ from train_loop.findings.metrics import (
     Floats,
     confusion_matrix,
     count_metrics,
+    log_loss,
     mean_over_defined,
     per_class,
     rankings,
@@ -27,7 +28,7 @@ from train_loop.findings.metrics import (
 from train_loop.findings.split_metrics import SplitMetrics
 from train_loop.rows.split import Split
 
-ROWS_PER_BATCH = 10_000
+Names = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Predictions:
     Several labels a row and numbers are subclasses, which answer the same questions.
     """
 
-    headline: ClassVar[tuple[str, ...]] = (
+    headline: ClassVar[Names] = (
         "accuracy",
         "macro_f1",
         "matthews_correlation",
@@ -45,20 +46,17 @@ class Predictions:
         "expected_calibration_error",
     )
     """Metrics that a report begins with."""
-    shown: ClassVar[tuple[str, ...]] = (
-        "accuracy",
-        "macro_f1",
-        "macro_recall",
-        "matthews_correlation",
-        "log_loss",
-        "roc_auc",
-    )
+    shown: ClassVar[Names] = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
     """Metrics that a terminal shows."""
-    card: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_calibration_error")
+    card: ClassVar[Names] = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_calibration_error")
     """Metrics of a model card; the first three are in its front matter."""
-    during: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
+    during: ClassVar[Names] = ("accuracy", "macro_f1")
     """Validation metrics that the picture of a training shows."""
     score_name: ClassVar = "score"
+    slice_metric: ClassVar = "accuracy"
+    """What slices compare."""
+    confused_as: ClassVar = "mistaken for"
+    """What links the labels of a confused pair."""
 
     split: Split
     classifier: Classifier
@@ -122,7 +120,7 @@ class Predictions:
         values: list[float] = self.probabilities[row].tolist()
         return values
 
-    mistake_columns: ClassVar[tuple[str, ...]] = ("probability_of_true", "runner_up", "margin")
+    mistake_columns: ClassVar[Names] = ("probability_of_true", "runner_up", "margin")
     """Further columns of misclassified.csv."""
 
     def mistake_cells(self, row: int) -> list[Any]:
@@ -142,24 +140,21 @@ class Predictions:
         labels, probabilities = self.split.labels, self.probabilities
         matrix = confusion_matrix(self.predicted, labels, len(self.labels))
         ranked = rankings(probabilities, labels)
-        areas = np.array([ranking.areas() for ranking in ranked])  # [C, 2]
+        classes = per_class(Counts.of(matrix), ranked, self.labels)
         losses, distances = row_log_losses(probabilities, labels), row_brier_scores(probabilities, labels)
         rows = {"log_loss": losses, "brier_score": distances}
         uncalibrated = scores_from_logits(self.logits)
         before, after = reliability(uncalibrated, labels), reliability(probabilities, labels)
         values = {name: float(value) for name, value in count_metrics(Counts.of(matrix)).items()}
-        values |= {name: float(losses.mean()) for name, losses in rows.items()}
+        values |= {name: float(each.mean()) for name, each in rows.items()}
+        for name in ("roc_auc", "average_precision"):
+            values[name] = mean_over_defined(np.array([found[name] for found in classes.values()]))
         values |= {
-            "roc_auc": mean_over_defined(areas[:, 0]),
-            "average_precision": mean_over_defined(areas[:, 1]),
             "expected_calibration_error": after.expected_calibration_error,
-            "log_loss_uncalibrated": float(row_log_losses(uncalibrated, labels).mean()),
+            "log_loss_uncalibrated": log_loss(uncalibrated, labels),
             "expected_calibration_error_uncalibrated": before.expected_calibration_error,
         }
         values |= self._decision_metrics()
-        classes = per_class(matrix, self.labels)
-        for label, (roc_auc, average_precision) in zip(self.labels, areas.tolist(), strict=True):
-            classes[label] |= {"roc_auc": roc_auc, "average_precision": average_precision}
         intervals = count_intervals(matrix, seed) | row_intervals(rows, ranked, seed)
         return SplitMetrics(values, intervals, classes, matrix, ranked, before, after)
 
@@ -202,11 +197,8 @@ class Predictions:
 
     def texts(self) -> Iterator[tuple[str, ...]]:
         """Yield each row's text, or pair, in order, without loading them all."""
-        for start in range(0, len(self.split), ROWS_PER_BATCH):
-            batch = self.split.rows[start : start + ROWS_PER_BATCH]
-            yield from zip(*(batch[column] for column in self.text_columns), strict=True)
+        return self.split.texts(self.text_columns)
 
     def texts_of(self, rows: NDArray[np.integer]) -> list[tuple[str, ...]]:
         """Return the text, or pair, of each of some rows."""
-        batch = self.split.rows[np.asarray(rows, np.int64)]
-        return list(zip(*(batch[column] for column in self.text_columns), strict=True))
+        return self.split.texts_of(rows, self.text_columns)

@@ -47,24 +47,18 @@ def render_report(assessment: Assessment, pictures: Path) -> str:
 
 
 def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
-    headline = assessment.predictions[assessment.headline]
+    headline = assessment.main
     split, labels = headline.split, headline.labels
     mistakes = headline.mistakes()
     shown = mistakes[:MAX_MISTAKES]
     return {
-        "title": assessment.name,
-        "model": assessment.model_name,
-        "headline": assessment.headline,
-        "problem_type": headline.classifier.problem_type,
-        "decision": headline.classifier.decision,
+        "assessment": assessment,
+        "classifier": headline.classifier,
         "headline_metrics": headline.headline,
         "splits": {
             name: {"rows": len(found.split), "origin": found.split.origin, "metrics": assessment.metrics[name]}
             for name, found in assessment.predictions.items()
         },
-        "warnings": assessment.warnings,
-        "footnotes": assessment.footnotes,
-        "temperature": headline.classifier.temperature,
         "pictures": [
             {
                 "alt": alt,
@@ -74,9 +68,6 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
             for name, alt in PICTURES.items()
             if (pictures / name).is_file()
         ],
-        "slices": assessment.slices,
-        "slice_metric": assessment.slice_metric,
-        "confused": assessment.confused,
         "num_mistakes": len(mistakes),
         "mistakes": [
             {
@@ -94,13 +85,11 @@ def _content(assessment: Assessment, pictures: Path) -> dict[str, Any]:
         }
         | collections.Counter(finding.kind for finding in assessment.findings),
         "duplicate_threshold": THRESHOLD,
-        "compared_with_training": assessment.compared_with_training,
         "configuration": {
             name: value
             for name, value in dataclasses.asdict(assessment.config).items()
             if assessment.is_run or name in MODEL_FIELDS
         },
-        "fingerprint": assessment.data_fingerprint,
     }
 
 

@@ -1,6 +1,5 @@
 """`results/`: the assessment of a model, as files for people and for programs."""
 
-import csv
 import dataclasses
 import math
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from serve.contract.files import staged_folder, write_bytes, write_json
 from train_loop.findings.assessment import Assessment
-from train_loop.findings.audit import write_audit
+from train_loop.findings.audit import csv_table, write_audit
 from train_loop.findings.mistakes import write_misclassified, write_predictions
 from train_loop.findings.pictures import draw_all
 from train_loop.findings.report import render_report
@@ -27,7 +26,7 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
     Returns one line for each plot that failed, and for missing fonts; the rest is written regardless. `log` is the
     run's metrics.jsonl.
     """
-    main = assessment.predictions[assessment.headline]
+    main = assessment.main
     title = f"{assessment.headline}, {len(main.split):,} rows"
     with staged_folder(folder) as staged:
         reports = (
@@ -53,7 +52,7 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     table.add_column("")
     for name in assessment.metrics:
         table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
-    for metric in assessment.predictions[assessment.headline].shown:
+    for metric in assessment.main.shown:
         table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
     has_scores = all(found.after is not None for found in assessment.metrics.values())
     errors = [found.shown("expected_calibration_error") for found in assessment.metrics.values() if has_scores]
@@ -71,13 +70,13 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     worse = [kind for kind in assessment.slices if kind.is_worse][:5]
     if worse:
         weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
-        for column in ("slice", "rows", assessment.slice_metric, "all others"):
+        for column in ("slice", "rows", assessment.main.slice_metric, "all others"):
             weak.add_column(column, justify="left" if column == "slice" else "right")
         for kind in worse:
             weak.add_row(Text(kind.name), f"{kind.rows:,}", f"{kind.accuracy:.3f}", f"{kind.rest_accuracy:.3f}")
         console.print(weak, highlight=False)
     for pair in assessment.confused[:3]:
-        line = f"{pair.count:,} of {pair.true!r} {assessment.confused_as} {pair.predicted!r} ({pair.share:.1%})"
+        line = f"{pair.count:,} of {pair.true!r} {assessment.main.confused_as} {pair.predicted!r} ({pair.share:.1%})"
         console.print(line, highlight=False, markup=False)
     kinds = [finding.kind for finding in assessment.findings]
     duplicates = f"{kinds.count('near_duplicate'):,}" if assessment.compared_with_training else "not checked for"
@@ -100,10 +99,10 @@ def finite_metrics(assessment: Assessment) -> dict[str, dict[str, float]]:
 
 
 def _metrics_json(assessment: Assessment) -> dict[str, Any]:
-    main = assessment.predictions[assessment.headline]
+    main = assessment.main
     return {
         "run": assessment.name if assessment.is_run else None,
-        "model": assessment.model_name,
+        "model": assessment.config.model_name,
         "best_step": assessment.best_step,
         "data_fingerprint": assessment.data_fingerprint,
         "labels": list(main.labels),
@@ -126,11 +125,9 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
 
 def _write_classes(path: Path, assessment: Assessment) -> None:
     """Write the metrics of each class of each split; undefined ones are empty."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        names = next((tuple(values) for each in assessment.metrics.values() for values in each.per_class.values()), ())
-        names = (*CLASS_METRICS, *(name for name in names if name not in CLASS_METRICS))
-        table.writerow(["split", "label", *names])
+    names = next((tuple(values) for each in assessment.metrics.values() for values in each.per_class.values()), ())
+    names = (*CLASS_METRICS, *(name for name in names if name not in CLASS_METRICS))
+    with csv_table(path, ["split", "label", *names]) as table:
         for split, found in assessment.metrics.items():
             for label, values in found.per_class.items():
                 numbers = (values[name] for name in names)
@@ -139,9 +136,7 @@ def _write_classes(path: Path, assessment: Assessment) -> None:
 
 def _write_confusion(path: Path, assessment: Assessment) -> None:
     """Write the confusion matrix of each split, cell by cell, without empty ones."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["split", "true", "predicted", "rows"])
+    with csv_table(path, ["split", "true", "predicted", "rows"]) as table:
         for split, found in assessment.metrics.items():
             labels = assessment.predictions[split].labels
             for true, predicted in np.argwhere(found.matrix).tolist():

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.rows.split import Split
+from train_loop.rows.split import ROWS_PER_BATCH, Split
 
 Flags = NDArray[np.bool_]
 
 MIN_ROWS = 10
 """Slices of fewer rows are left out."""
 FALSE_DISCOVERY_RATE = 0.05
-ROWS_PER_BATCH = 10_000
 
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot)\b|n['\u2019]t\b", re.IGNORECASE
@@ -86,17 +85,9 @@ def analyse_slices(
     p_values = false_discovery_control([fisher_exact(table, alternative="less").pvalue for table in tables])
     slices = []
     for (name, flags), ((hits, misses), (rest_hits, rest_misses)), p_value in zip(found, tables, p_values, strict=True):
-        interval = binomtest(hits, hits + misses).proportion_ci(method="wilson")
-        slices.append(
-            Slice(
-                name,
-                int(flags.sum()),
-                hits,
-                (float(interval.low), float(interval.high)),
-                rest_hits / (rest_hits + rest_misses),
-                float(p_value),
-            )
-        )
+        wilson = binomtest(hits, hits + misses).proportion_ci(method="wilson")
+        interval, rest_accuracy = (float(wilson.low), float(wilson.high)), rest_hits / (rest_hits + rest_misses)
+        slices.append(Slice(name, int(flags.sum()), hits, interval, rest_accuracy, float(p_value)))
     return sorted(slices, key=lambda s: (not s.is_worse, s.accuracy - s.rest_accuracy))
 
 
@@ -107,21 +98,19 @@ def _all_flags(
     yield from _length_flags(split.lengths)
     yield "truncated", split.truncated
     yield from _unknown_flags(split, unk_id)
-    if split.labels.ndim == 2:
-        yield "no label", split.labels.sum(axis=1) == 0
-        yield "several labels", split.labels.sum(axis=1) > 1
-    if split.labels.dtype.kind != "f":
-        for index, label in enumerate(labels):
-            yield (
-                f"class {label}",
-                np.asarray(split.labels[:, index] if split.labels.ndim == 2 else split.labels == index),
-            )
-    else:
+    if split.labels.dtype.kind == "f":
         edges = np.unique(np.quantile(split.labels, [0.25, 0.5, 0.75]))
         ranges = np.searchsorted(edges, split.labels)
         ends = [split.labels.min(), *edges, split.labels.max()]
         for place, (low, high) in enumerate(itertools.pairwise(ends)):
             yield f"{low:.4g} to {high:.4g}", ranges == place
+        return
+    has_several = split.labels.ndim == 2
+    if has_several:
+        yield "no label", split.labels.sum(axis=1) == 0
+        yield "several labels", split.labels.sum(axis=1) > 1
+    for index, label in enumerate(labels):
+        yield f"class {label}", split.labels[:, index] if has_several else split.labels == index
 
 
 def _text_flags(texts: Iterator[tuple[str, ...]], num_rows: int) -> Iterator[tuple[str, Flags]]:

@@ -13,7 +13,7 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
     import jinja2
     from huggingface_hub import EvalResult, ModelCardData
 
-    config, main = assessment.config, assessment.predictions[assessment.headline]
+    config, main = assessment.config, assessment.main
     results = [
         EvalResult(
             task_type="text-classification",
@@ -41,10 +41,9 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
     )  # Markdown, not HTML: the Hub sanitizes what it renders
     return environment.get_template("card.md").render(
         front_matter=front_matter,
-        name=assessment.name,
-        labels=main.labels,
-        model_name=config.model_name,
-        pair=config.text_pair_column is not None,
+        assessment=assessment,
+        classifier=main.classifier,
+        config=config,
         max_length=max_length,
         splits={
             name: {
@@ -54,24 +53,12 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
             for name, found in assessment.metrics.items()
         },
         metrics=main.card,
-        problem_type=main.classifier.problem_type,
-        footnotes=assessment.footnotes,
-        headline=assessment.headline,
         weak=[
             f"{found.name} ({found.accuracy:.3f} vs. {found.rest_accuracy:.3f})"
             for found in assessment.slices
             if found.is_worse
         ][:8],
-        temperature=main.classifier.temperature,
-        abstain_below=main.classifier.decision.abstain_below,
-        cleaning=config.cleaning,
         rows=f"{num_training_rows:,}",
-        best_step=assessment.best_step,
-        fingerprint=assessment.data_fingerprint,
-        **{
-            name: getattr(config, name)
-            for name in ("epochs", "batch_size", "learning_rate", "class_weights", "seed", "metric_for_best")
-        },
     )
 
 

@@ -26,11 +26,8 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
 
     The contract of a model that rawloop trained is kept; otherwise it is made from config.json and the tokenizer.
 
-    Args:
-        folder: replaced as a whole.
-        config: names the model (`model_name`, `model_revision`), the columns of its texts, and what its files do not
-            say or say wrongly (`label_names`, `max_length`).
-        padding_side: None for the tokenizer's.
+    `config` names the model, the columns of its texts, and what its files do not say or say wrongly (`label_names`,
+    `max_length`); without a padding side, it is the tokenizer's.
 
     Raises:
         InputError: it is not a classifier of texts, lacks weights or a fast tokenizer, its files

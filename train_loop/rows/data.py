@@ -25,7 +25,7 @@ from train_loop.rows.cached_file import read_file
 from train_loop.rows.cuts import complete_splits, origin_of
 from train_loop.rows.label_codes import OTHER_COLUMN, encode_known_labels, encode_labels, row_numbers
 from train_loop.rows.label_sets import encode_known_label_sets, encode_label_sets, is_list
-from train_loop.rows.numbers import encode_numbers, require_spread
+from train_loop.rows.numbers import encode_numbers
 from train_loop.rows.sources import read_sources
 from train_loop.rows.split import Labels, Split
 
@@ -73,7 +73,6 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
     else:
         labels = (config.label_column,)
         codes = {split: encode_numbers(rows, config, f"{split} split") for split, rows in sources.items()}
-        require_spread(codes["train"], config)
     splits = {
         split: _build_split(rows, codes[split], split, origin_of(config, split), config, tokenizer, max_length)
         for split, rows in sources.items()
@@ -81,7 +80,12 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
     splits = complete_splits(splits, labels, config)
     offset, scale = 0.0, 1.0
     if problem_type == "regression":
-        offset, scale = float(splits["train"].labels.mean()), float(splits["train"].labels.std())
+        numbers = splits["train"].labels
+        offset, scale = float(numbers.mean()), float(numbers.std())
+        if numbers.min() == numbers.max():
+            raise InputError(
+                f"column {labels[0]!r}: all training rows have {numbers[0]:g}, so there is nothing to learn"
+            )
     return Data(
         splits=splits,
         labels=labels,

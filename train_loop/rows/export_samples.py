@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from serve.contract.files import write_bytes
 from train_loop.config import TrainConfig
 from train_loop.rows.data import Data
-from train_loop.rows.label_sets import names_of
-from train_loop.rows.split import Labels, Split
+from train_loop.rows.split import Labels, Split, names_of
 
 NUM_ROWS = {"train": 512, "validation": 2_000}
 """Most rows of each sample."""
@@ -29,7 +28,7 @@ def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:
     folder.mkdir(exist_ok=True)
     for name, num_rows in NUM_ROWS.items():
         split = data.splits[name]
-        chosen = stratified_sample(_strata(split.labels), num_rows, config.seed)
+        chosen = stratified_sample(strata(split.labels), num_rows, config.seed)
         rows = split.rows.select(chosen).with_format("arrow")[:]
         columns = dict(zip(("text", "text_pair"), map(rows.column, config.text_columns), strict=False))
         file = pa.BufferOutputStream()
@@ -45,7 +44,7 @@ def _written(split: Split, chosen: NDArray[np.int64], labels: tuple[str, ...]) -
     return pa.array(known if known.dtype.kind == "f" else [labels[code] for code in known])
 
 
-def _strata(labels: Labels) -> NDArray[np.int64]:
+def strata(labels: Labels) -> NDArray[np.int64]:
     """Return what a sample keeps the shares of, for each row [N]."""
     if labels.ndim == 2:
         counts = labels.sum(axis=0)

@@ -77,12 +77,7 @@ def _other_numbers(
 
     It may have names where training has numbers, or numbers where training has a ClassLabel.
 
-    Args:
-        found: its labels.
-        number_of: label, as in training, -> class number.
-        names: of the classes.
-        trained: names of the training split's ClassLabel, if it has one.
-        own: names of its own ClassLabel.
+    `number_of` is of the labels of training; `trained` and `own` are the names of training's ClassLabel and its own.
     """
     numerals = {str(number): number for number in range(len(names))}
     if found <= {*names}:

@@ -35,7 +35,7 @@ def encode_label_sets(
     """
     read = _from_columns if config.label_columns else _from_cells
     cells = {split: read(rows, config, f"{split} split") for split, rows in sources.items()}
-    found = pc.unique(cells["train"][1]).to_pylist()
+    found = {*pc.unique(cells["train"][1]).to_pylist()}
     class_names = _class_names(sources["train"], config) or []
     labels = tuple(config.label_columns or config.label_names or [name for name in class_names if name in found])
     labels = labels or order_labels(found)
@@ -51,18 +51,17 @@ def encode_label_sets(
     elif config.problem_type is None and counts.min() == counts.max() == 1 and not config.label_columns:
         example = [found_names[0].as_py()]
         raise InputError(f"{_place(config)}: {several_labels(config.train_file, config.label_column, example)}")
+    remedy = "fix them, or move them to the training rows"
     codes = {
-        split: _matrix(
-            *found, labels, f"{split} split, {_place(config)}", "fix them, or move them to the training rows"
-        )
-        for split, found in cells.items()
+        split: _matrix(*counts_and_names, labels, f"{split} split, {_place(config)}", remedy)
+        for split, counts_and_names in cells.items()
     }
     counts, num_rows = codes["train"].sum(axis=0), len(codes["train"])
     for what, at in (("no training row has", 0), ("every training row has", num_rows)):
-        if found := [labels[index] for index in np.flatnonzero(counts == at)]:
+        if such := [labels[index] for index in np.flatnonzero(counts == at)]:
             raise InputError(
-                f"{_place(config)}: {what} {', '.join(map(repr, found[:10]))}, so there is nothing to learn; leave "
-                f"{'it' if len(found) == 1 else 'them'} out"
+                f"{_place(config)}: {what} {', '.join(map(repr, such[:10]))}, so there is nothing to learn; leave "
+                f"{'it' if len(such) == 1 else 'them'} out"
             )
     return labels, codes
 
@@ -75,14 +74,14 @@ def encode_known_label_sets(
     Raises:
         InputError: nulls, cells of a wrong type, or labels unknown to the model.
     """
+    if config.label_columns and len(config.label_columns) != len(labels):
+        raise InputError(
+            f"{where}: {len(config.label_columns)} --label_columns, and the model has {len(labels)} labels: "
+            f"{', '.join(labels[:20])}; name a column for each"
+        )
     read = _from_columns if config.label_columns else _from_cells
     counts, names = read(rows, config, where)
     return _matrix(counts, names, labels, f"{where}, {_place(config)}", f"fix them, or {remedies}")
-
-
-def names_of(given: Sequence[bool], labels: Sequence[str]) -> list[str]:
-    """Return the labels of a row of the matrix."""
-    return [label for label, is_given in zip(labels, given, strict=True) if is_given]
 
 
 def _matrix(
@@ -128,11 +127,15 @@ def _from_cells(rows: datasets.Dataset, config: TrainConfig, where: str) -> tupl
 
 def _names(values: pa.ChunkedArray, rows: datasets.Dataset, config: TrainConfig, where: str) -> pa.ChunkedArray:
     """Return the text of labels that may be numbers of a ClassLabel."""
-    class_names = _class_names(rows, config)
-    if class_names is not None:
-        return pc.take(pa.chunked_array([pa.array(class_names, pa.string())]), values)
     if values.null_count:
         raise InputError(f"{where}: a list holds null; leave it out of the list")
+    if (class_names := _class_names(rows, config)) is not None:
+        if len(values) and not 0 <= pc.min(values).as_py() <= pc.max(values).as_py() < len(class_names):
+            raise InputError(
+                f"{where}: a list holds a number that is none of the ClassLabel's, 0 to {len(class_names) - 1}; leave "
+                "it out of the list (a row without labels has [])"
+            )
+        return pc.take(pa.chunked_array([pa.array(class_names, pa.string())]), values)
     if pa.types.is_floating(values.type) or pa.types.is_nested(values.type):
         raise InputError(f"{where}: expected lists of names or whole numbers, found {values.type}")
     return values.cast(pa.string())
@@ -143,7 +146,9 @@ def _from_columns(rows: datasets.Dataset, config: TrainConfig, where: str) -> tu
     assert config.label_columns is not None
     columns = []
     for name in config.label_columns:
-        text = pc.utf8_capitalize(rows.data.column(name).cast(pa.string()))  # true, as pandas writes it: True
+        if pa.types.is_nested((column := rows.data.column(name)).type):
+            raise InputError(f"{where}, column {name!r}: expected 0 and 1, found {column.type}; choose another column")
+        text = pc.utf8_capitalize(column.cast(pa.string()))  # true, as pandas writes it: True
         is_known = pc.is_in(text, value_set=pa.array([*YES, *NO]))
         first = pc.filter(text, pc.invert(is_known))
         found = f"found {first[0].as_py()!r:.40}; write 0 or 1" if len(first) else ""

@@ -1,5 +1,8 @@
 """A column of numbers to predict -> float64."""
 
+import math
+from typing import Any
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -20,10 +23,9 @@ def encode_numbers(rows: datasets.Dataset, config: TrainConfig, where: str) -> N
     where = f"{where}, column {config.label_column!r}"
     column = rows.data.column(config.label_column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        text = [None if cell is None else cell.strip() for cell in column.to_pylist()]
-        numbers = np.array([_number(cell) for cell in text])
+        numbers = np.array([as_number(cell) for cell in column.to_pylist()])
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        numbers = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+        numbers = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan).to_numpy()
     else:
         raise InputError(f"{where}: expected numbers, found {column.type}, as in row 1: {column[0].as_py()!r:.80}")
     indices = np.flatnonzero(~np.isfinite(numbers))
@@ -36,16 +38,9 @@ def encode_numbers(rows: datasets.Dataset, config: TrainConfig, where: str) -> N
     return numbers
 
 
-def require_spread(numbers: NDArray[np.float64], config: TrainConfig) -> None:
-    """Refuse training rows that all have the same number."""
-    if numbers.min() == numbers.max():
-        raise InputError(
-            f"column {config.label_column!r}: all training rows have {numbers[0]:g}, so there is nothing to learn"
-        )
-
-
-def _number(cell: str | None) -> float:
+def as_number(cell: Any) -> float:
+    """Return a cell as a number; NaN if it is none."""
     try:
-        return float(cell or "nan")
-    except ValueError:
-        return float("nan")
+        return math.nan if isinstance(cell, str) and "_" in cell else float(cell)  # Python reads 1_000 as a number
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,14 +1,21 @@
 """The rows of one split, in memory-mapped Arrow and a few numbers per row."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+ROWS_PER_BATCH = 10_000
 Labels = NDArray[Any]
 """What is to be learned: class numbers [N] int64, which labels each row has [N, C] bool, or numbers [N] float64."""
+
+
+def names_of(given: NDArray[np.bool_], labels: Sequence[str]) -> list[str]:
+    """Return the labels that a row has [C]."""
+    return [label for label, is_given in zip(labels, given, strict=True) if is_given]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +49,19 @@ class Split:
         """Return what is known of a row, as text: its label, its labels, or its number."""
         known = self.labels[index]
         if self.labels.ndim == 2:
-            return ", ".join(label for label, is_given in zip(labels, known, strict=True) if is_given)
-        return f"{known:g}" if self.labels.dtype.kind == "f" else labels[known]
+            return ", ".join(names_of(known, labels))
+        return f"{known:.15g}" if self.labels.dtype.kind == "f" else labels[known]
+
+    def texts(self, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """Yield each row's texts, in the order of the columns, without loading them all."""
+        for start in range(0, len(self), ROWS_PER_BATCH):
+            batch = self.rows[start : start + ROWS_PER_BATCH]
+            yield from zip(*(batch[column] for column in columns), strict=True)
+
+    def texts_of(self, rows: NDArray[np.integer], columns: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the texts of some rows, in the order of the columns."""
+        batch = self.rows[np.asarray(rows, np.int64)]
+        return list(zip(*(batch[column] for column in columns), strict=True))
 
     def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> Self:
         """Return the rows at `indices` as a split called `name`."""

@@ -39,26 +39,22 @@ def are_fractions(labels: Collection[str]) -> bool:
 def several_labels(file: str | None, column: str, label: Any, delimiter: str | None = None) -> str:
     """Return what to say of a row with several labels where one is expected.
 
-    Args:
-        file: the file they are in, if it is one.
-        column: of the label.
-        label: an example: a list, or its text.
-        delimiter: of a csv file, if it is not a comma.
+    `label` is an example: a list, or its text; `file` holds it, if it is in one.
     """
     is_text = isinstance(label, str)
     found = ast.literal_eval(label) if is_text and "," in label else label
     target = f"d[{json.dumps(column)}]"
     if isinstance(found, list) and len(found) == 1:
         change = f"{target} = [x for [x] in {target}]"  # fails if a row has several
-        way_out = _command(file, change, "labelled.csv", delimiter)
+        way_out = _command(file, change, delimiter)
         return f"lists of one label, such as {label!r:.80}; take it out{way_out}"
     problem = f"several labels in a row, such as {label!r:.80}"
     if not is_text:
         return f"{problem}, and other rows have one; write each as a list, [] for none, in every file"
-    if not isinstance(found, (list, tuple)) or {*found} <= {0, 1}:
+    if not isinstance(found, (list, tuple)) or all(value in (0, 1) for value in found):
         return f"{problem}; write a column of 0 and 1 for each label, and pass --label_columns"
     change = f'{target} = ["|".join(map(str, ast.literal_eval(x))) for x in {target}]'
-    way_out = _command(file, change, "labelled.csv", delimiter)
+    way_out = _command(file, change, delimiter)
     return f"{problem}; write them with a separator, and pass --label_separator '|'{way_out}"
 
 
@@ -75,12 +71,7 @@ def a_value(labels: Sequence[Any]) -> str:
 def bad_json_label(problem: str, file: str, column: str, kind: type, label: Any) -> str:
     """Return what to say of a JSON label that is not of the type of those before it.
 
-    Args:
-        problem: what to say of any other value.
-        file: of the label.
-        column: likewise.
-        kind: type of the labels before.
-        label: as found.
+    `kind` is the type of those before; `problem` is said of any other value.
     """
     if isinstance(label, list):
         return several_labels(file, column, label)
@@ -89,7 +80,7 @@ def bad_json_label(problem: str, file: str, column: str, kind: type, label: Any)
     if isinstance(label, dict) or type(label) is kind:
         return problem
     target = f"d[{json.dumps(column)}]"
-    return problem + _command(file, f"{target} = {target}.astype(str)", "labelled.csv")
+    return problem + _command(file, f"{target} = {target}.astype(str)")
 
 
 def one_hot(file: str, wanted: str, columns: Sequence[str], *, one_each: bool, delimiter: str | None) -> str:
@@ -103,11 +94,11 @@ def one_hot(file: str, wanted: str, columns: Sequence[str], *, one_each: bool, d
         )
     marks = f"d[{json.dumps(list(columns))}].astype(str).isin({json.dumps(list(YES))})"
     change = f"d[{json.dumps(wanted)}] = {marks}.astype(int).idxmax(axis=1)"
-    way_out = _command(file, change, "labelled.csv", delimiter)
+    way_out = _command(file, change, delimiter)
     return f"{shown} hold one 1 in each row; turn them into one column{way_out}"
 
 
-def _command(file: str | None, change: str, result: str, delimiter: str | None = None) -> str:
+def _command(file: str | None, change: str, delimiter: str | None = None) -> str:
     """Return ", for example `python -c ...`", a program over a pandas table `d`."""
     if file is None:
         return f", for example in pandas: {change}"
@@ -120,7 +111,6 @@ def _command(file: str | None, change: str, result: str, delimiter: str | None =
         sep = delimiter or ("\t" if suffix == ".tsv" else ",")
         separator = "" if sep == "," else f", sep={json.dumps(sep)}"
         read = f"pd.read_csv({name}, dtype=str, keep_default_na=False{separator})"
-    safe = re.sub(r"[^\w.-]+", "_", result)
     imports = "import ast, pandas as pd" if "ast." in change else "import pandas as pd"
-    program = f'{imports}; d = {read}; {change}; d.to_csv("{safe}", index=False)'
+    program = f'{imports}; d = {read}; {change}; d.to_csv("labelled.csv", index=False)'
     return f": python -c {shlex.quote(program)}"

@@ -84,11 +84,7 @@ class Identity:
 class CheckpointStore:
     """The checkpoints of one run.
 
-    Args:
-        folder: `checkpoints/` of the run.
-        keep: newest ones to keep, in addition to the best.
-        identity: what they belong to.
-        extends_after: update from which on a run may be resumed with more steps; None: never.
+    It keeps the newest ones and the best. Only after update `extends_after` may a run be resumed with more steps.
     """
 
     def __init__(self, folder: Path, keep: int, identity: Identity, extends_after: int | None = None) -> None:
@@ -103,10 +99,7 @@ class CheckpointStore:
         Raises:
             InputError: it cannot be written (a full disk); older checkpoints are unaffected.
         """
-        tensors = {
-            MODEL_FILE: model_tensors(model),
-            OPTIMIZER_FILE: _optimizer_tensors(model, optimizer),
-        }
+        tensors = {MODEL_FILE: model_tensors(model), OPTIMIZER_FILE: _optimizer_tensors(model, optimizer)}
         state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         return on_main_process(accelerator, lambda: self._write(tensors, state))
 

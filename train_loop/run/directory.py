@@ -24,11 +24,7 @@ RECORDED_PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "datasets
 
 
 class RunDirectory:
-    """The folder of one run, locked while it trains.
-
-    Args:
-        path: the folder; it must exist.
-    """
+    """The folder of one run, locked while it trains."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -47,24 +47,10 @@ class StepReport:
 
 
 class Progress:
-    """Prints and logs the progress of a run, on the main process only.
-
-    Args:
-        logs: folder of metrics.jsonl.
-        accelerator: its trackers get the same numbers.
-        console: where to print.
-        num_steps: optimizer steps of the whole run.
-        log_every: steps between log entries.
-    """
+    """Prints and logs the progress of a run, on the main process only."""
 
     def __init__(
-        self,
-        logs: Path,
-        accelerator: Accelerator,
-        console: Console,
-        *,
-        num_steps: int,
-        log_every: int,
+        self, logs: Path, accelerator: Accelerator, console: Console, *, num_steps: int, log_every: int
     ) -> None:
         self._accelerator = accelerator
         self._console = console

@@ -56,13 +56,12 @@ class Collator:
     """Gathers the rows of a micro-batch and pads them to the longest of them.
 
     Args:
-        split: the rows.
+        split: the rows; numbers to predict are standardized.
         tokenizer: its padding token and side (XLNet pads on the left).
         max_length: no row is padded beyond it, as the model may have no more positions.
         pad_to_multiple_of: round lengths up; 8 suits tensor cores in half precision.
         pinned: build micro-batches in pinned memory, from which CUDA copies while the CPU goes on.
         omit_masks: give no attention mask to micro-batches without padding (see `model/masks.py`).
-        offset, scale: numbers to predict become (number - offset) / scale.
     """
 
     def __init__(
@@ -74,13 +73,11 @@ class Collator:
         *,
         pinned: bool = False,
         omit_masks: bool = False,
-        offset: float = 0.0,
-        scale: float = 1.0,
     ) -> None:
         labels = split.labels
         self._labels_per_row = int(labels.dtype.kind != "f") if labels.ndim == 1 else labels.shape[1]
         if not self._labels_per_row:
-            labels = ((labels - offset) / scale).astype(np.float32).view(np.int32)
+            labels = labels.astype(np.float32).view(np.int32)
         self._labels: NDArray[Any] = labels.reshape(len(labels), -1)
         rounded = -(-split.lengths // pad_to_multiple_of) * pad_to_multiple_of
         self.widths: NDArray[np.int32] = np.maximum(split.lengths, np.minimum(rounded, max_length))
@@ -162,14 +159,11 @@ class StepFeed:
         """Discard what was built ahead, because the plan changed."""
         self._ahead = None
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
     def __enter__(self) -> "StepFeed":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def to_device(batches: list[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:

@@ -43,9 +43,7 @@ def is_default(model_type: str, mixed_precision: str, *, is_one_process: bool, o
 class PassGraphs:
     """Runs passes through the graph of their shape: a shape's first pass as it is, its second records the graph.
 
-    Args:
-        parameters: the trainable ones, whose gradients a graph adds to.
-        capture: how graphs are recorded and plain passes run; `CudaCapture` but for tests.
+    `capture` records graphs and runs plain passes: a fake in tests.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], capture: "CudaCapture") -> None:

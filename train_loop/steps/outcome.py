@@ -1,28 +1,27 @@
-"""The numbers that a step leaves on the device, read while the next step runs."""
+"""Numbers on their way from the device to the host, read while the next step runs."""
+
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-class NumbersUnderway:
-    """A few numbers on their way from the device to the CPU.
+class HostCopy:
+    """A tensor on its way to the host: a GPU copies it into pinned memory while the CPU goes on."""
 
-    Args:
-        numbers: [N] float, on any device; their copy is queued behind what computes them.
-    """
-
-    def __init__(self, numbers: Tensor) -> None:
-        self._numbers = numbers
+    def __init__(self, values: Tensor) -> None:
+        """Queue the copy behind what computes the values."""
+        self._values = values
         self._arrived: torch.cuda.Event | None = None
-        if numbers.device.type == "cuda":
-            self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
+        if values.device.type == "cuda":
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(values.device))
 
-    def read(self) -> list[float]:
-        """Return the numbers [N]; wait for the device if it has not computed them yet."""
+    def array(self) -> NDArray[Any]:
+        """Return the values, outside pinned memory; wait for the device if it has not computed them yet."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        values: list[float] = self._numbers.tolist()
-        return values
+        return self._values.cpu().numpy().copy()

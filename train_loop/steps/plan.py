@@ -55,49 +55,40 @@ class StepPlan:
         return max(((num_rows, num_rows * width) for num_rows, width in self.sizes), key=lambda size: size[1])
 
 
+@dataclasses.dataclass(eq=False)
 class BatchPlan:
-    """The optimizer steps of one epoch.
+    """The optimizer steps of one epoch."""
 
-    Args:
-        lengths: tokens of each training row [N].
-        weights: class weight of each row [N].
-        batch_size: rows per optimizer step, over all processes together.
-        num_processes: processes that share each step.
-        grouping: `window` sorts by length within windows of 50 batches, then shuffles the batches;
-            `batch` draws batches at random and sorts only within them (unbiased); `none` does not sort.
-        seed, epoch: seed the order of rows.
-        widths: tokens of each row with lengths rounded up for the hardware [N]; None: `lengths`.
-        num_micro_batches: micro-batches per process and step, or None.
-        max_tokens: most tokens of a micro-batch, padding included, unless it is a single longer row; or None.
-    """
+    lengths: NDArray[np.integer]
+    """Tokens of each training row [N]."""
+    weights: NDArray[np.floating]
+    """Each row's share of the denominator of the loss [N]."""
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    """Rows per optimizer step, over all processes together."""
+    num_processes: int = 1
+    grouping: LengthGrouping = "window"
+    """window sorts by length within windows of 50 batches, then shuffles the batches; batch draws batches at random
+    and sorts only within them (unbiased); none does not sort."""
+    seed: int = 0
+    epoch: int = 0
+    widths: NDArray[np.integer] | None = None
+    """Tokens of each row with lengths rounded up for the hardware [N]; None: `lengths`."""
+    num_micro_batches: int | None = None
+    """Per process and step."""
+    max_tokens: int | None = None
+    """Most tokens of a micro-batch, padding included, unless it is a single longer row."""
 
-    def __init__(
-        self,
-        lengths: NDArray[np.integer],
-        weights: NDArray[np.floating],
-        *,
-        batch_size: int,
-        num_processes: int = 1,
-        grouping: LengthGrouping = "window",
-        seed: int = 0,
-        epoch: int = 0,
-        widths: NDArray[np.integer] | None = None,
-        num_micro_batches: int | None = None,
-        max_tokens: int | None = None,
-    ) -> None:
-        if len(lengths) != len(weights) or len(lengths) == 0:
-            raise ValueError(f"expected as many weights as lengths, and some; found {len(weights)}, {len(lengths)}")
-        if batch_size < 1 or num_processes < 1:
-            raise ValueError(f"batch_size and num_processes must be at least 1: {batch_size}, {num_processes}")
-        self.lengths = lengths
-        self.widths = lengths if widths is None else widths
-        self.weights = weights
-        self.batch_size = batch_size
-        self.num_processes = num_processes
-        self.grouping = grouping
-        self.num_micro_batches = num_micro_batches
-        self.max_tokens = max_tokens
-        self._order, self._batch_order = _draw_order(lengths, batch_size, grouping, seed, epoch)
+    def __post_init__(self) -> None:
+        num_rows, num_weights = len(self.lengths), len(self.weights)
+        if num_rows != num_weights or num_rows == 0:
+            raise ValueError(f"expected as many weights as lengths, and some; found {num_weights}, {num_rows}")
+        if self.batch_size < 1 or self.num_processes < 1:
+            counts = f"{self.batch_size}, {self.num_processes}"
+            raise ValueError(f"batch_size and num_processes must be at least 1: {counts}")
+        self._order, self._batch_order = _draw_order(
+            self.lengths, self.batch_size, self.grouping, self.seed, self.epoch
+        )
 
     def __len__(self) -> int:
         """Optimizer steps of the epoch; the last may have fewer rows."""

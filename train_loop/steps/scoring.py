@@ -1,8 +1,6 @@
 """Logits and metrics of a split: every row exactly once on any number of processes, or an error (promise T2)."""
 
-import dataclasses
 from collections import deque
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,50 +12,37 @@ from torch import Tensor, nn
 
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.label_set_metrics import label_set_metrics
-from train_loop.findings.metrics import classification_metrics, log_loss
+from train_loop.findings.metrics import ClassificationMetrics, log_loss
 from train_loop.findings.number_metrics import number_metrics
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
 from train_loop.rows.split import Labels, Split
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
+from train_loop.steps.outcome import HostCopy
 from train_loop.steps.plan import Rows, evaluation_plan
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The result of one pass over a split."""
+def evaluate_logits(
+    logits: NDArray[np.float32], labels: Labels, offset: float = 0.0, scale: float = 1.0
+) -> dict[str, float]:
+    """Return metric -> value of logits [N, C] against what is known of their rows, as in `Split.labels`.
 
-    metrics: dict[str, float]
-    """Metric -> value over all rows; `loss` is the plain mean cross-entropy, or mean square of standardized errors."""
-    logits: NDArray[np.float32]
-    """[N, C], in the split's order."""
-
-
-def evaluate_logits(logits: NDArray[np.float32], labels: Labels, offset: float = 0.0, scale: float = 1.0) -> Evaluation:
-    """Score logits [N, C] against what is known of their rows, as in `Split.labels`.
-
-    Several labels are given where they are more likely than not; the answer to a number is offset + scale * logit.
+    `loss` is the plain mean cross-entropy, or mean square of standardized errors. Several labels are given where they
+    are more likely than not; the answer to a number is offset + scale * logit.
     """
     if labels.dtype.kind == "f":
-        values = offset + scale * logits[:, 0].astype(np.float64)
-        metrics = number_metrics(values, labels)
-        metrics["loss"] = metrics["mse"] / scale**2
-        return Evaluation(metrics, logits)
+        metrics = number_metrics(offset + scale * logits[:, 0].astype(np.float64), labels)
+        return metrics | {"loss": metrics["mse"] / scale**2}
     if labels.ndim == 2:
         scores = scores_from_logits(logits, problem_type="multi_label_classification")
-        return Evaluation(label_set_metrics(scores, scores >= 0.5, labels), logits)
-    metrics = classification_metrics(logits.shape[1]).compute(predictions=logits.argmax(axis=1), references=labels)
-    metrics["loss"] = mean_cross_entropy(logits, labels)
-    return Evaluation(metrics, logits)
+        return label_set_metrics(scores, scores >= 0.5, labels)
+    metric = ClassificationMetrics(logits.shape[1])
+    values: dict[str, float] = metric.compute(predictions=logits.argmax(axis=1), references=labels)
+    return values | {"loss": log_loss(scores_from_logits(logits), labels)}
 
 
 def predict_logits(
-    accelerator: Accelerator,
-    model: nn.Module,
-    split: Split,
-    num_classes: int,
-    collate: Collator,
-    max_tokens: int,
+    accelerator: Accelerator, model: nn.Module, split: Split, num_classes: int, collate: Collator, max_tokens: int
 ) -> NDArray[np.float32]:
     """Run the model over a split; return the logits [N, C], in the split's order, on every process.
 
@@ -74,7 +59,7 @@ def predict_logits(
     plan = evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens)
     rows: list[Rows] = []
     outputs: list[NDArray[np.float32]] = []
-    copies: deque[LogitsCopy] = deque()
+    copies: deque[HostCopy] = deque()
     try:
         with (
             StepFeed(collate, accelerator.process_index) as feed,
@@ -87,7 +72,7 @@ def predict_logits(
                 kept = [index for index, batch in enumerate(used) if not batch.is_filler]
                 if kept:
                     rows.extend(used[index].rows for index in kept)
-                    copies.append(LogitsCopy(torch.cat([parts[index] for index in kept])))
+                    copies.append(HostCopy(torch.cat([parts[index] for index in kept])))
                 if len(copies) > 1:  # a step late, so that a GPU has the next one to work on
                     outputs.append(copies.popleft().array())
             outputs.extend(copy.array() for copy in copies)
@@ -96,33 +81,6 @@ def predict_logits(
     empty = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
     mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else empty
     return _in_row_order(from_all_processes(accelerator, mine), len(split), num_classes)
-
-
-def mean_cross_entropy(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Return the log loss of logits [N, C], without a temperature."""
-    return log_loss(scores_from_logits(logits), labels)
-
-
-class LogitsCopy:
-    """Logits on their way to the host: a GPU copies them into pinned memory while the CPU goes on."""
-
-    def __init__(self, logits: Tensor) -> None:
-        """Start copying logits [B, C] float32."""
-        self._event: torch.cuda.Event | None = None
-        if logits.device.type == "cuda":
-            self._host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-            self._host.copy_(logits, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(logits.device))
-        else:
-            self._host = logits.cpu()
-
-    def array(self) -> NDArray[np.float32]:
-        """Wait for the copy and return it [B, C], outside pinned memory."""
-        if self._event is not None:
-            self._event.synchronize()
-        array: NDArray[np.float32] = self._host.numpy().copy()
-        return array
 
 
 def _forward(

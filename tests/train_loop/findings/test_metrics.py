@@ -20,8 +20,9 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from train_loop.findings.metrics import (
     NUM_BINS,
-    Accuracy,
-    classification_metrics,
+    ClassificationMetrics,
+    Counts,
+    Ranking,
     confusion_matrix,
     log_loss,
     mean_over_defined,
@@ -68,7 +69,7 @@ def by_sklearn(num_classes: int, true: list[int], predicted: list[int]) -> dict[
 @given(classified_rows())
 def test_every_metric_matches_scikit_learn(rows: tuple[int, list[int], list[int]]) -> None:
     num_classes, true, predicted = rows
-    found = classification_metrics(num_classes).compute(predictions=np.array(predicted), references=np.array(true))
+    found = ClassificationMetrics(num_classes).compute(predictions=np.array(predicted), references=np.array(true))
     assert found.keys() == NAMES
     assert found == pytest.approx(by_sklearn(*rows), rel=0, abs=1e-12)
 
@@ -86,7 +87,7 @@ def test_every_metric_matches_scikit_learn(rows: tuple[int, list[int], list[int]
     ],
 )
 def test_metrics_of_degenerate_rows_match_scikit_learn(num_classes: int, true: list[int], predicted: list[int]) -> None:
-    found = classification_metrics(num_classes).compute(predictions=predicted, references=true)
+    found = ClassificationMetrics(num_classes).compute(predictions=predicted, references=true)
     assert found == pytest.approx(by_sklearn(num_classes, true, predicted), rel=0, abs=1e-12)
     assert all(type(value) is float for value in found.values())
 
@@ -94,14 +95,14 @@ def test_metrics_of_degenerate_rows_match_scikit_learn(num_classes: int, true: l
 def test_batches_accumulate_to_one_compute() -> None:
     random = np.random.default_rng(0)
     true, predicted = random.integers(0, 4, (2, 101))
-    metric = classification_metrics(4)
+    metric = ClassificationMetrics(4)
     for start in range(0, 101, 13):
         metric.add_batch(predictions=predicted[start : start + 13], references=true[start : start + 13])
-    assert metric.compute() == classification_metrics(4).compute(predictions=predicted, references=true)
+    assert metric.compute() == ClassificationMetrics(4).compute(predictions=predicted, references=true)
 
 
 def test_a_metric_is_reset_after_compute() -> None:
-    metric = Accuracy(2)
+    metric = ClassificationMetrics(2)
     assert metric.compute(predictions=[0, 0], references=[1, 1])["accuracy"] == 0.0
     assert metric.compute(predictions=[1], references=[1])["accuracy"] == 1.0
 
@@ -124,12 +125,14 @@ def test_a_class_unknown_to_the_model_is_refused(predicted: list[int], true: lis
 def test_per_class_metrics_match_scikit_learn(rows: tuple[int, list[int], list[int]]) -> None:
     num_classes, true, predicted = rows
     labels = tuple("abcdef"[:num_classes])
-    found = per_class(confusion_matrix(np.array(predicted), np.array(true), num_classes), labels)
+    counts = Counts.of(confusion_matrix(np.array(predicted), np.array(true), num_classes))
+    never_ranked = [Ranking(np.zeros(len(true)), np.array(true) == index) for index in range(num_classes)]
+    found = per_class(counts, never_ranked, labels)
     scores = precision_recall_fscore_support(true, predicted, labels=range(num_classes), zero_division=0)
     assert tuple(found) == labels
     for index, label in enumerate(labels):
         expected = dict(zip(("precision", "recall", "f1", "support"), (row[index] for row in scores), strict=True))
-        assert found[label] == pytest.approx(expected, rel=0, abs=1e-12)
+        assert {name: found[label][name] for name in expected} == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_no_script_of_the_current_folder_runs_and_nothing_is_downloaded(tmp_path: Path) -> None:
@@ -140,8 +143,8 @@ def test_no_script_of_the_current_folder_runs_and_nothing_is_downloaded(tmp_path
 import socket
 def refuse(*_, **__): raise AssertionError("network")
 socket.socket.connect = socket.getaddrinfo = refuse
-from train_loop.findings.metrics import classification_metrics
-print(classification_metrics(2).compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1])["accuracy"])
+from train_loop.findings.metrics import ClassificationMetrics
+print(ClassificationMetrics(2).compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1])["accuracy"])
 """
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     done = subprocess.run(

@@ -16,6 +16,7 @@ from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
 from train_loop.rows.cuts import spread_alike
 from train_loop.rows.data import Data, load_data
+from train_loop.rows.label_sets import encode_known_label_sets
 
 SETS = [["joy"], ["anger", "fear"], [], ["fear", "joy"], ["anger"]] * 8
 EXPECTED = [[label in row for label in ("anger", "fear", "joy")] for row in SETS]
@@ -74,6 +75,29 @@ def test_lists(load: Load, suffix: str, kind: str) -> None:
     data = load(f"rows.{suffix}", **({"label_names": names} if kind == "numbers" else {}))
     assert data.labels == ("anger", "fear", "joy")
     np.testing.assert_array_equal(data.train.labels, EXPECTED)
+
+
+@pytest.mark.parametrize("without", [[-1], [0, None]])
+def test_a_list_with_what_is_no_class_is_refused(load: Load, without: list[Any]) -> None:
+    labels = datasets.Sequence(datasets.ClassLabel(names=["a", "b", "c"]))
+    features = datasets.Features({"text": datasets.Value("string"), "label": labels})
+    rows = {"text": ["one", "two", "three"] * 9, "label": [[0, 1], [2], without] * 9}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet("rows.parquet")
+    with pytest.raises(InputError, match=r"train split, column 'label': a list holds .* leave it out of the list"):
+        load("rows.parquet")
+
+
+def test_columns_of_lists_are_refused(load: Load) -> None:
+    pq.write_table(pa.table({"text": ["one", "two"], "a": [[1], [0]], "b": [0, 1]}), "rows.parquet")
+    with pytest.raises(InputError, match="column 'a': expected 0 and 1, found list<"):
+        load("rows.parquet", label_columns=["a", "b"])
+
+
+def test_evaluation_needs_a_column_for_each_label() -> None:
+    config = TrainConfig(train_file="rows.csv", label_columns=["a", "b"])
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"], "a": [1, 0], "b": [0, 1]})
+    with pytest.raises(InputError, match="2 --label_columns, and the model has 3 labels: a, b, c; name a column"):
+        encode_known_label_sets(rows, config, ("a", "b", "c"), "rows.csv", "")
 
 
 def write_jsonl(rows: list[Any]) -> str:

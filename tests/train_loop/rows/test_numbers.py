@@ -37,7 +37,7 @@ def test_numbers_are_read_and_standardized(tmp_path: Path, suffix: str, whole: b
         assert abs(split.labels.mean() - np.mean(numbers)) < 0.1 * np.ptp(numbers)
 
 
-@pytest.mark.parametrize("bad", ["nan", "inf", "", "much", "1e999"])
+@pytest.mark.parametrize("bad", ["nan", "inf", "", "much", "1e999", "1_000"])
 def test_what_is_no_number_is_refused_with_its_row(tmp_path: Path, bad: str) -> None:
     with pytest.raises(InputError, match=r"1 of 30 rows \(row 8, counted from 1\) have no finite number, such as"):
         load(tmp_path / "rows.csv", [*range(7), bad, *range(22)])

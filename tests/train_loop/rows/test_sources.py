@@ -144,8 +144,7 @@ def test_jsonl_and_parquet_keep_the_type_of_a_label(tmp_path: Path) -> None:
 def test_a_label_with_a_fraction_is_never_truncated_to_a_whole_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 2.0}\n\n{"text": "c", "label": 1.5}\n')
-    with pytest.raises(InputError, match=r"line 4, column 'label': .*1\.5"):
-        read_file(path, COLUMNS)
+    assert read_file(path, COLUMNS)["label"] == [1.0, 2.0, 1.5]
 
 
 def test_pandas_categories_are_read_as_strings(tmp_path: Path) -> None:

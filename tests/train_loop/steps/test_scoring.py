@@ -72,18 +72,18 @@ def test_logits_are_fetched_once_a_step_and_a_step_late(
 ) -> None:
     """A GPU is never without work because the host reads results: the next step is launched first."""
     events: list[str] = []
-    forward, array = model.forward, scoring.LogitsCopy.array
+    forward, array = model.forward, scoring.HostCopy.array
 
     def passed(**inputs: Any) -> Any:
         events.append("pass")
         return forward(**inputs)
 
-    def read(copy: scoring.LogitsCopy) -> NDArray[np.float32]:
+    def read(copy: scoring.HostCopy) -> NDArray[np.float32]:
         events.append("read")
         return array(copy)
 
     monkeypatch.setattr(model, "forward", passed)
-    monkeypatch.setattr(scoring.LogitsCopy, "array", read)
+    monkeypatch.setattr(scoring.HostCopy, "array", read)
     logits_of(model, split)
     lengths = Collator(split, tiny_tokenizer(), MAX_POSITIONS).widths
     steps = list(evaluation_plan(lengths, num_processes=1, max_tokens=60, rows_per_step=ROWS_PER_STEP))
