@@ -236,7 +236,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
     "labels with fractions": (
         "rows.parquet",
         parquet_of(text=TEXTS, label=[1.0, 2.0, 0.5] + [1.0] * 37),
-        ["column 'label': numbers with fractions (0.5, 1.0, 2.0) look like a value to predict", "python -c"],
+        ["column 'label': numbers with fractions (0.5, 1.0, 2.0) look like a value to predict", "regression"],
     ),
     "labels not a number": (
         "rows.jsonl",

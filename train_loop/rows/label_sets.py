@@ -39,18 +39,22 @@ def encode_label_sets(
     class_names = _class_names(sources["train"], config) or []
     labels = tuple(config.label_columns or config.label_names or [name for name in class_names if name in found])
     labels = labels or order_labels(found)
+    counts, found_names = cells["train"]
+    if (
+        not (config.label_separator or config.label_columns)
+        and config.problem_type is None
+        and counts.min() == counts.max() == 1
+    ):
+        example = [found_names[0].as_py()]
+        raise InputError(f"{_place(config)}: {several_labels(config.train_file, config.label_column, example)}")
     if len(labels) < 2:
         raise InputError(
             f"{_place(config)}: {len(labels) or 'no'} label{'s' * (len(labels) != 1)} in all training rows, where "
             "several are expected; for yes or no, make it a column of yes and no, and leave --label_separator and "
             "--label_columns out"
         )
-    counts, found_names = cells["train"]
     if config.label_separator:
         _check_separator(found_names, counts, labels, config)
-    elif config.problem_type is None and counts.min() == counts.max() == 1 and not config.label_columns:
-        example = [found_names[0].as_py()]
-        raise InputError(f"{_place(config)}: {several_labels(config.train_file, config.label_column, example)}")
     remedy = "fix them, or move them to the training rows"
     codes = {
         split: _matrix(*counts_and_names, labels, f"{split} split, {_place(config)}", remedy)
