@@ -55,7 +55,7 @@ class TrainingOptions(CommonOptions):
     @property
     def loss_after(self) -> int:
         """Optimizer steps after which losses are compared."""
-        return 10 if self.quick else 50
+        return 5 if self.quick else 50
 
 
 def run(options: TrainingOptions, command: str) -> None:

@@ -16,6 +16,14 @@ MODEL_FIELDS = (
     *("label_names", "cleaning", "max_length"),
 )
 """Fields of the configuration that say something of a model that was trained elsewhere."""
+NAMES_OF_NUMBERS = {
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "mse": "MSE",
+    "mae": "MAE",
+}
 MAX_MISTAKES = 25
 MAX_FINDINGS = 40
 MAX_TEXT_LENGTH = 600
@@ -98,6 +106,8 @@ def _decimals(value: float | None, digits: int) -> str:
 
 
 def _readable(name: str) -> str:
+    if name in NAMES_OF_NUMBERS:
+        return NAMES_OF_NUMBERS[name]
     words = name.replace("_", " ").replace("roc auc", "ROC AUC").replace("f1", "F1")
     return f"{words} (macro)" if name in ("roc_auc", "average_precision") else words
 
