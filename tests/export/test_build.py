@@ -11,8 +11,9 @@ from tiny_runs import save_tiny_run, text_of
 
 from export.exporters.choose import Exporter
 from export.mask_lengths import use_lengths
-from serve.contract.bundle import Bundle, DeviceName, read_bundle
+from serve.contract.bundle import Bundle, read_bundle
 from serve.contract.errors import InputError
+from serve.providers import ON_CPU, GpuOptions
 from serve.session import Session
 from serve.tensorrt import tensorrt_for
 
@@ -160,10 +161,10 @@ def test_verify_device_cuda_runs_the_gates_there_and_leaves_out_a_float16_that_o
     tried: list[tuple[str, str]] = []
 
     class FakeGpu(Session):
-        def __init__(self, graph: Path, *, device: DeviceName = "cpu", **options: Any) -> None:
+        def __init__(self, graph: Path, gpu: GpuOptions = ON_CPU, **options: Any) -> None:
             super().__init__(graph, **options)
-            tried.append((graph.name, device))
-            self._overflows = (graph.name, device) == ("fp16.onnx", "cuda")
+            tried.append((graph.name, gpu.device))
+            self._overflows = (graph.name, gpu.device) == ("fp16.onnx", "cuda")
 
         def run(self, inputs: Any) -> Any:
             return super().run(inputs) * np.float32("nan" if self._overflows else 1)

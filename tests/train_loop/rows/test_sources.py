@@ -81,7 +81,10 @@ def test_awkward_texts_survive_in_every_format(tmp_path: Path, suffix: str, name
 @settings(max_examples=25, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=12)] * 2), min_size=1))
 def test_all_formats_give_the_same_rows(tmp_path_factory: pytest.TempPathFactory, rows: Rows) -> None:
+    has_rows_within = any("\t" in text and ("\n" in text or "\r" in text) for row in rows for text in row)
     for suffix in TABLE_SUFFIXES:
+        if suffix == ".tsv" and has_rows_within:
+            continue  # its lines may look like rows, and are read so: see serve/contract/rows/delimited.py
         assert read(write_rows(tmp_path_factory.getbasetemp() / f"same{suffix}", rows)) == rows, suffix
 
 
