@@ -34,6 +34,11 @@ METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "regression": ("r2", "spearman", "pearson", "rmse", "mae", "loss"),
 }
 """Those that can select the best model; the first does unless another is asked for."""
+WORDS: dict[ProblemType, str] = {
+    "single_label_classification": "one label",
+    "multi_label_classification": "several labels",
+    "regression": "numbers",
+}
 ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
     "abstain": ("single_label_classification",),
     "threshold": ("multi_label_classification",),
@@ -231,11 +236,13 @@ def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig
     usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, kinds in ONLY_FOR.items():
         if problem_type not in kinds and getattr(config, name) != usual[name]:
-            raise InputError(f"--{name} is for {' and '.join(kinds)}, and the rows are {problem_type}; leave it out")
+            needed = " or ".join(WORDS[kind] for kind in kinds)
+            raise InputError(f"--{name} is for rows with {needed}, and these have {WORDS[problem_type]}; leave it out")
     own = METRICS[problem_type]
     if config.metric_for_best not in (None, *own):
         raise InputError(
-            f"--metric_for_best {config.metric_for_best}: no metric of {problem_type}; choose one of {', '.join(own)}"
+            f"--metric_for_best {config.metric_for_best}: no metric of rows with {WORDS[problem_type]}; choose one of "
+            f"{', '.join(own)}"
         )
     loss = config.loss or ("mse" if problem_type == "regression" else "cross_entropy")
     return dataclasses.replace(config, loss=loss, metric_for_best=config.metric_for_best or own[0])

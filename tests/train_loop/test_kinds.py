@@ -185,20 +185,28 @@ def test_samples_hold_the_labels(run: Path) -> None:
         (
             "several",
             "--metric_for_best=accuracy",
-            "--metric_for_best accuracy: no metric of multi_label_classification",
+            "--metric_for_best accuracy: no metric of rows with several labels",
         ),
         (
             "numbers",
             "--metric_for_best=macro_f1",
-            "--metric_for_best macro_f1: no metric of regression; choose one of r2",
+            "--metric_for_best macro_f1: no metric of rows with numbers; choose one of r2",
         ),
         (
             "several",
             "--abstain=score<0.5",
-            "--abstain is for single_label_classification, and the rows are multi_label",
+            "--abstain is for rows with one label, and these have several labels; leave it out",
         ),
-        ("numbers", "--class_weights=balanced", "and the rows are regression; leave it out"),
-        ("one", "--threshold=f1", "--threshold is for multi_label_classification, and the rows are single_label"),
+        (
+            "numbers",
+            "--class_weights=balanced",
+            "is for rows with one label or several labels, and these have numbers; leave it out",
+        ),
+        (
+            "one",
+            "--threshold=f1",
+            "--threshold is for rows with several labels, and these have one label; leave it out",
+        ),
     ],
 )
 def test_options_of_another_kind_are_refused_before_training(
