@@ -44,7 +44,7 @@ class Data:
     fingerprint: str
     """Hash of the cleaned texts, labels and splits."""
     problem_type: ProblemType = "single_label_classification"
-
+    """What is learned from the rows."""
     offset: float = 0.0
     scale: float = 1.0
     """Numbers: mean and standard deviation of the training rows; the model learns (number - offset) / scale."""

@@ -55,11 +55,10 @@ def encode_label_sets(
         )
     if config.label_separator:
         _check_separator(found_names, counts, labels, config)
-    remedy = "fix them, or move them to the training rows"
-    codes = {
-        split: _matrix(*counts_and_names, labels, f"{split} split, {_place(config)}", remedy)
-        for split, counts_and_names in cells.items()
-    }
+    codes = {}
+    for split, counts_and_names in cells.items():
+        remedy = "name all with --label_names" if split == "train" else "move such rows to the training split"
+        codes[split] = _matrix(*counts_and_names, labels, f"{split} split, {_place(config)}", f"fix them, or {remedy}")
     counts, num_rows = codes["train"].sum(axis=0), len(codes["train"])
     for what, at in (("no training row has", 0), ("every training row has", num_rows)):
         if such := [labels[index] for index in np.flatnonzero(counts == at)]:

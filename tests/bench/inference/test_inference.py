@@ -71,7 +71,7 @@ def test_every_row_is_classified_for_its_label(worker: CountingWorker) -> None:
 
 
 class Record:
-    """Takes an arena's place: keeps facts, and answers as it was told; None where a contender failed."""
+    """Takes an arena's place: keeps facts, and answers with what it was given; None where a contender failed."""
 
     def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
         self.answers = answers

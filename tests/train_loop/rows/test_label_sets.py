@@ -157,6 +157,11 @@ def test_a_held_out_label_that_training_rows_lack_is_refused(load: Load) -> None
         load(csv_of(["a;b", "c"] * 9), validation_file=held_out, label_separator=";")
 
 
+def test_a_training_label_that_label_names_lacks_is_refused_with_what_to_do(load: Load) -> None:
+    with pytest.raises(InputError, match=r"train split, .* labels \['c'\].* fix them, or name all with --label_names"):
+        load(csv_of(["a;b", "c"] * 9), label_separator=";", label_names=["a", "b"])
+
+
 def test_rows_without_labels_are_left_aside_in_a_test_split(load: Load, tmp_path: Path) -> None:
     csv_of(["a;b", "c", "b"] * 9, name="train.csv")
     csv_of([""] * 5, name="test.csv")
