@@ -42,7 +42,7 @@ from serve.contract.errors import InputError, first_line
 from serve.contract.field_limits import Limit, out_of_range
 from serve.contract.files import staged_folder
 from serve.contract.telemetry import switch_off_telemetry
-from serve.encoder import Encoder
+from serve.encoder import Encoder, windows_of
 from serve.providers import PROVIDERS, GpuOptions
 from serve.session import Session, require_device
 
@@ -173,7 +173,7 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
 
         progress.step("Speed, in turn")
         graphs = {name: each.candidate.graph for name, each in proved.items() if name != "fp16"}  # which is for GPUs
-        rates = rows_per_second(graphs, encoder, encoder.encode(held_out.inputs))
+        rates = rows_per_second(graphs, encoder, windows_of(encoder.encode(held_out.inputs)))
 
         variants = {name: copy_graph(each, staged / FILES[name]) for name, each in proved.items()}
         write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id, exporter.name)
@@ -223,7 +223,8 @@ def _fused(raw: Path, context: Context) -> Float32 | Refused:
         source = _gathered_early(fused, context)
         graph = context.work / "fp32.onnx"
         without_skip_layer_norms(source, graph)
-        rates = rows_per_second({"raw": raw, "fused": graph}, encoder, encoder.encode(held_out.inputs[:128]))
+        few = windows_of(encoder.encode(held_out.inputs[:128]))
+        rates = rows_per_second({"raw": raw, "fused": graph}, encoder, few)
         if rates["fused"][32] < SLOWER * rates["raw"][32]:
             return Refused("not fused: the fused graph is slower here")
         verdict = _verify(graph, "fp32", context.gate("fp32"), context)
@@ -329,7 +330,8 @@ def _verify(graph: Path, name: str, gate: Gate, context: Context, *, right_paddi
         session = Session(graph, GpuOptions(device=device), num_threads=num_usable_cores())
         where = f"{name} on CUDA" if device == "cuda" else name
         try:
-            with context.progress.count(f"Verifying {where} on {num_rows:,} held-out rows", num_rows) as advance:
+            title, total = f"Verifying {where} on {num_rows:,} held-out rows", context.judge.num_windows
+            with context.progress.count(title, total) as advance:
                 verdict = context.judge.verify(session, gate, advance, right_padding_only=right_padding_only)
         finally:
             session.close()

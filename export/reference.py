@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,12 @@ from export.exporters.versions import attention
 from export.rows import Rows
 from serve.contract.classifier import Classifier
 from serve.contract.labels import ProblemType
+from serve.contract.long_texts import pool
 from serve.contract.text import clean
 from serve.encoder import TextInput, length_sorted_batches
+
+if TYPE_CHECKING:
+    from train_loop.rows.tokens import Encoded
 
 MAX_TOKENS, MAX_ROWS = 4_096, 32
 """Limits of one forward pass."""
@@ -34,14 +38,15 @@ class Reference:
         self.vocabulary_size = int(self._model.config.vocab_size)
 
     def logits(self, rows: Rows) -> NDArray[np.float32]:
-        """Return the logits of rows [N, C]."""
+        """Return the logits of rows [N, C], pooled over the windows of long texts."""
         encoded = self.encode(rows.inputs)
-        batches = length_sorted_batches([len(ids) for ids in encoded["input_ids"]], MAX_TOKENS, MAX_ROWS)
-        found = np.zeros((len(rows), len(self.labels)), np.float32)
-        for batch in batches:
-            picked = {name: [values[row] for row in batch] for name, values in encoded.items()}
+        names = self.tokenizer.model_input_names
+        columns = {"input_ids": encoded.input_ids, "token_type_ids": encoded.token_type_ids}
+        found = np.zeros((len(encoded.input_ids), len(self.labels)), np.float32)
+        for batch in length_sorted_batches(list(map(len, encoded.input_ids)), MAX_TOKENS, MAX_ROWS):
+            picked = {name: [columns[name][window] for window in batch] for name in columns if name in names}
             found[batch] = self.run(self.tokenizer.pad(picked, return_tensors="np"))
-        return found
+        return pool(found, np.array(encoded.num_windows), self._classifier.long_texts.pooling)
 
     def run(self, arrays: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return the logits [B, C] of arrays [B, T]."""
@@ -62,12 +67,11 @@ class Reference:
             f'"padding_side" to "{self._classifier.padding_side}"'
         )
 
-    def encode(self, inputs: Sequence[TextInput]) -> Mapping[str, list[list[int]]]:
-        """Return what the model takes of each input, as the transformers tokenizer makes it: input_ids, ..."""
+    def encode(self, inputs: Sequence[TextInput]) -> "Encoded":
+        """Return what the model reads of the inputs, as the transformers tokenizer makes it."""
+        from train_loop.rows.tokens import encode
+
         cleaning = self._classifier.cleaning
         parts = [(text,) if isinstance(text, str) else text for text in inputs]
         columns = [[clean(part[place], cleaning) for part in parts] for place in range(len(parts[0]))]
-        encoded: Mapping[str, list[list[int]]] = self.tokenizer(
-            *columns, truncation=True, max_length=self._classifier.max_length
-        )
-        return encoded
+        return encode(self.tokenizer, columns, self._classifier.max_length, self._classifier.long_texts)

@@ -6,6 +6,7 @@ session, against the run's model with its transformers tokenizer.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -21,7 +22,8 @@ from export.rows import Rows
 from serve.contract.bundle import Verification
 from serve.contract.errors import InputError
 from serve.contract.labels import ProblemType
-from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.contract.long_texts import pool
+from serve.encoder import Encoder, Encoding, length_sorted_batches, windows_of
 from serve.session import Session
 
 ROUNDING = 1e-6
@@ -104,7 +106,7 @@ class Judge:
     ) -> Verdict:
         """Compare a graph with PyTorch, and its answers to lone rows with those in batches.
 
-        `advance` gets the number of rows done. With `right_padding_only`, no other padding is tried.
+        `advance` gets the number of windows done. With `right_padding_only`, no other padding is tried.
 
         Raises:
             InputError: contract and model have different numbers of labels, or tokenizer.json produces ids that the
@@ -113,12 +115,12 @@ class Judge:
         problems = contract_problems(self.encoder, self.reference)
         if len(self.encoder.classifier.labels) != len(self.reference.labels):
             raise InputError("; ".join(problems))  # logits cannot be compared
-        encodings = self._encodings
-        alone = self._logits(session, encodings, list(np.arange(len(encodings))[:, None]), advance)  # [N, C]
-        by_length = length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, BATCH_ROWS)
-        batch_rows = min(BATCH_ROWS, max(2, BATCH_ROWS * LONG // max(e.num_tokens for e in encodings)))
-        in_order = np.split(np.arange(len(encodings)), range(batch_rows, len(encodings), batch_rows))
-        together = [self._logits(session, encodings, batches) for batches in (in_order, by_length)]
+        lengths = [window.num_tokens for window in self._windows]
+        alone = self._logits(session, list(np.arange(len(lengths))[:, None]), advance)  # [N, C]
+        by_length = length_sorted_batches(lengths, MAX_TOKENS, BATCH_ROWS)
+        batch_rows = min(BATCH_ROWS, max(2, BATCH_ROWS * LONG // max(lengths)))
+        in_order = np.split(np.arange(len(lengths)), range(batch_rows, len(lengths), batch_rows))
+        together = [self._logits(session, batches) for batches in (in_order, by_length)]
         shapes = [each for each in self._odd_shapes if each.is_right_padded or not right_padding_only]
         differences = {each.name: session.run(each.arrays) - each.expected for each in shapes}
         record = agreement(self.rows, self.encoder.classifier, self.expected, alone, together, differences)
@@ -139,10 +141,19 @@ class Judge:
         """Return inputs [B, T]: 1 x 1, 1 x longest, and ragged batches with each padding."""
         return [each.arrays for each in self._odd_shapes if each.is_right_padded or not right_padding_only]
 
+    @property
+    def num_windows(self) -> int:
+        """Inputs of the model that the rows are read in."""
+        return len(self._windows)
+
+    @functools.cached_property
+    def _windows(self) -> list[Encoding]:
+        return windows_of(self._encodings)
+
     @functools.cached_property
     def _encodings(self) -> list[Encoding]:
         encodings = self.encoder.encode(self.rows.inputs)
-        unknown = max(int(encoding.ids.max()) for encoding in encodings)
+        unknown = max(int(window.ids.max()) for window in windows_of(encodings))
         if unknown >= self.reference.vocabulary_size:
             # No graph can look up such an id, so there is nothing to run.
             raise InputError(
@@ -155,20 +166,19 @@ class Judge:
 
     @functools.cached_property
     def _odd_shapes(self) -> tuple[OddShape, ...]:
-        return odd_shapes(self.encoder, self._encodings, self.reference)
+        return odd_shapes(self.encoder, self._windows, self.reference)
 
     def _logits(
-        self,
-        session: Session,
-        encodings: Sequence[Encoding],
-        batches: Sequence[NDArray[np.int64]],
-        advance: Advance = ignore,
+        self, session: Session, batches: Sequence[NDArray[np.int64]], advance: Advance = ignore
     ) -> NDArray[np.float32]:
-        found = np.empty((len(encodings), len(self.encoder.classifier.labels)), np.float32)
+        """Return the logits of the rows [N, C] from batches of their windows."""
+        classifier = self.encoder.classifier
+        found = np.empty((self.num_windows, len(classifier.labels)), np.float32)
         for batch in batches:
-            found[batch] = session.run(self.encoder.pad([encodings[row] for row in batch]))
+            found[batch] = session.run(self.encoder.pad([self._windows[window] for window in batch]))
             advance(len(batch))
-        return found
+        num_windows = np.array([len(encoding.windows) for encoding in self._encodings])
+        return pool(found, num_windows, classifier.long_texts.pooling)
 
 
 def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
@@ -196,7 +206,10 @@ def tokenizer_problem(encodings: Sequence[Encoding], reference: Reference, rows:
 
     transformers 5 makes parts of some tokenizers anew from their class, whatever tokenizer.json says.
     """
-    theirs, ours = reference.encode(rows.inputs)["input_ids"], [encoding.ids.tolist() for encoding in encodings]
+    encoded = reference.encode(rows.inputs)
+    read = iter(encoded.input_ids)
+    theirs = [list(itertools.chain(*itertools.islice(read, count))) for count in encoded.num_windows]
+    ours = [[token for window in encoding.windows for token in window.ids.tolist()] for encoding in encodings]
     differing = [row for row in range(len(rows)) if theirs[row] != ours[row]]
     if not differing:
         return None

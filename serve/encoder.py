@@ -10,6 +10,7 @@ only. What an input may be:
 - A special token written out, such as `[SEP]`, is that token, as in training.
 """
 
+import dataclasses
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from tokenizers import Tokenizer
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import Classifier, Side
 from serve.contract.errors import InputError
+from serve.contract.long_texts import cut
 from serve.contract.text import clean
 
 TextInput = str | tuple[str, str]
 """A text, or a pair of texts."""
 
 Truncation = Literal["right", "left", "error"]
-"""The side on which an input that is too long loses tokens; or refuse it."""
+"""The side on which an input that is too long loses tokens; or refuse what would not be read whole."""
 
 SHORT_TEXT = 1_000
 """Up to this many characters, a lone input is tokenized in the calling thread: faster than handing it to the library's
@@ -57,12 +59,22 @@ class Encoding:
     type_ids: NDArray[np.int32] | None
     """Segment of each token [T]; None if the model takes none."""
     truncated: bool
-    """Whether tokens were dropped."""
+    """Whether the model sees only part of the input."""
+    place: tuple[int, int] | None = None
+    """First character of a window in the cleaned text, of a pair in the longer one, and the one after its last; None
+    for a text that is read at once."""
+    others: tuple["Encoding", ...] = ()
+    """The other windows of a long text."""
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens that the model sees, special tokens included."""
+        """Number of tokens in this window, special tokens included."""
         return len(self.ids)
+
+    @property
+    def windows(self) -> tuple["Encoding", ...]:
+        """What the model runs on: this, and the other windows of a long text."""
+        return (self, *self.others)
 
 
 class Encoder:
@@ -112,7 +124,7 @@ class Encoder:
     def encode(self, inputs: Sequence[TextInput], truncation: Truncation | None = None) -> list[Encoding]:
         """Return the encoding of each input, in order.
 
-        `truncation` says what to do with inputs longer than `max_length`; None for the classifier's side.
+        `truncation` says what to do with inputs longer than `max_length`; None to read them as in training.
 
         Raises:
             ItemError: the first input that the classifier does not take, or that is too long under `error`.
@@ -146,8 +158,11 @@ class Encoder:
                 texts.append(self.cleaned(item))
             else:
                 outcomes[index] = ItemError(index, self._expectation(item))
+        long_texts = self.classifier.long_texts
+        cuts = truncation is None and not long_texts.cuts_off
+        cuts = cuts or (truncation == "error" and long_texts.strategy == "windows")
         how = truncation or self.classifier.truncation_side
-        for index, outcome in zip(good, self._tokenize(texts, how), strict=True):
+        for index, outcome in zip(good, self._tokenize(texts, how, cuts=cuts), strict=True):
             outcomes[index] = ItemError(index, outcome) if isinstance(outcome, str) else outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
@@ -182,33 +197,49 @@ class Encoder:
                 arrays[name][is_token] = np.concatenate([_tokens(encoding, name) for encoding in encodings])
         return arrays
 
-    def _tokenize(self, texts: list[TextInput], truncation: Truncation) -> list[Encoding | str]:
-        """Return the encoding of each cleaned text, or why it has none."""
+    def _tokenize(self, texts: list[TextInput], truncation: Truncation, *, cuts: bool) -> list[Encoding | str]:
+        """Return the encoding of each cleaned text, or why it has none; `cuts` reads long ones as in training."""
         if not texts:
             return []
         try:
-            raw = _encode(self.tokenizer(truncation), texts)
+            raw = _encode(self.tokenizer("error" if cuts else truncation), texts, with_offsets=cuts)
         except Exception as error:  # the library raises bare Exceptions, such as for a word that no token covers
             if len(texts) == 1:
                 return [f"the tokenizer failed on it ({error})"]
-            return [outcome for text in texts for outcome in self._tokenize([text], truncation)]
+            return [outcome for text in texts for outcome in self._tokenize([text], truncation, cuts=cuts)]
         # The segments of a single text are the tokenizer's template; as Python lists, zeros cost as much as the ids.
         is_one_segment = not self._takes_pairs and not any(max(raw, key=len).type_ids)
-        return [self._encoding(each, truncation, is_one_segment=is_one_segment) for each in raw]
+        return [self._encoding(each, truncation, is_one_segment=is_one_segment, cuts=cuts) for each in raw]
 
-    def _encoding(self, raw: Any, truncation: Truncation, *, is_one_segment: bool) -> Encoding | str:
+    def _encoding(self, raw: Any, truncation: Truncation, *, is_one_segment: bool, cuts: bool) -> Encoding | str:
         ids = np.array(raw.ids, np.int32)
-        if truncation == "error" and len(ids) > self.max_length:
-            return (
-                f"{len(ids):,} tokens, more than the {self.max_length:,} the model takes; shorten it, or allow "
-                "truncation on the right or left"
-            )
+        is_long = len(ids) > self.max_length
+        if is_long and truncation == "error" and not cuts:
+            return self._too_long(len(ids), f"the {self.max_length:,} the model takes")
         if len(ids) == 0:
             return "no tokens; this tokenizer adds no special tokens and needs some text"
         type_ids = None
         if "token_type_ids" in self.input_names:
             type_ids = np.zeros(len(ids), np.int32) if is_one_segment else np.array(raw.type_ids, np.int32)
-        return Encoding(ids, type_ids, truncated=bool(raw.overflowing))
+        if not (is_long and cuts):
+            return Encoding(ids, type_ids, truncated=bool(raw.overflowing))
+        long_texts = self.classifier.long_texts
+        windows, places, is_whole = cut(raw, self.max_length, long_texts, self.classifier.truncation_side)
+        if truncation == "error" and not is_whole:
+            return self._too_long(len(ids), f"its {long_texts.max_windows} windows of {self.max_length:,} hold")
+        found = [
+            Encoding(
+                ids[window],
+                None if type_ids is None else type_ids[window],
+                not is_whole,
+                place if long_texts.strategy == "windows" else None,
+            )
+            for window, place in zip(windows, places, strict=True)
+        ]
+        return dataclasses.replace(found[0], others=tuple(found[1:]))
+
+    def _too_long(self, num_tokens: int, most: str) -> str:
+        return f"{num_tokens:,} tokens, more than {most}; shorten it, or allow truncation on the right or left"
 
     def _is_expected(self, item: Any) -> TypeGuard[TextInput]:
         if self._takes_pairs:
@@ -272,6 +303,11 @@ class Encoder:
             )
 
 
+def windows_of(encodings: Iterable[Encoding]) -> list[Encoding]:
+    """Return what the model runs on [M]: the windows of all inputs, in order."""
+    return [window for encoding in encodings for window in encoding.windows]
+
+
 def length_sorted_batches(
     lengths: Sequence[int] | NDArray[np.integer[Any]], max_tokens: int, max_rows: int
 ) -> list[NDArray[np.int64]]:
@@ -296,11 +332,12 @@ def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
     return encoding.type_ids
 
 
-def _encode(tokenizer: Tokenizer, texts: list[TextInput]) -> Sequence[Any]:
+def _encode(tokenizer: Tokenizer, texts: list[TextInput], *, with_offsets: bool) -> Sequence[Any]:
     """Return the library's encodings of texts or pairs."""
     if len(texts) == 1 and num_characters(texts[0]) <= SHORT_TEXT:
         return [tokenizer.encode(*([texts[0]] if isinstance(texts[0], str) else texts[0]))]
-    encoded: Sequence[Any] = tokenizer.encode_batch_fast(texts)  # without offsets, which are not needed
+    # The fast one knows neither words nor offsets.
+    encoded: Sequence[Any] = (tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast)(texts)
     return encoded
 
 

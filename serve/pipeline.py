@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
-from serve.encoder import Encoder, Encoding, ItemError, TextInput, Truncation, length_sorted_batches
+from serve.contract.long_texts import pool
+from serve.encoder import Encoder, Encoding, ItemError, TextInput, Truncation, length_sorted_batches, windows_of
 from serve.session import Session, SessionPool
 
 T = TypeVar("T")
@@ -42,11 +44,13 @@ class Answers:
     logits: NDArray[np.float32]
     """[N, C]; not finite if the input was refused."""
     num_tokens: NDArray[np.int32]
-    """Tokens that the model saw [N]."""
+    """Tokens that the model saw [N], in all windows."""
     truncated: NDArray[np.bool_]
     """Whether it saw only part of the input [N]."""
     refused: dict[int, ItemError]
     """Position -> why there is no answer."""
+    windows: dict[int, list[tuple[tuple[int, int], NDArray[np.float32]]]]
+    """Position of a text with several windows -> the characters and logits [C] of each."""
 
 
 class Pipeline:
@@ -123,24 +127,24 @@ class Pipeline:
 
     def _start(self, outcomes: Sequence[Encoding | ItemError], *, is_one_of_many: bool) -> "_Chunk":
         """Start the model on what was encoded."""
-        chunk = _Chunk(outcomes, num_labels=len(self.encoder.classifier.labels))
-        rows = np.array(chunk.rows, np.int64)
+        chunk = _Chunk(outcomes, self.encoder.classifier)
+        windows = chunk.windows
+        lengths = np.array([window.num_tokens for window in windows], np.int64)
         num_workers = self.sessions.num_workers
-        is_short = len(rows) <= max(1, num_workers // 2) and not is_one_of_many
+        is_short = len(windows) <= max(1, num_workers // 2) and not is_one_of_many
         if is_short:
-            if len(rows):
-                chunk.batches.append((rows, self._run(self.sessions.wide, chunk.encodings(rows))))
+            if windows:
+                chunk.batches.append((np.arange(len(windows)), self._run(self.sessions.wide, windows)))
             return chunk
         # In a stream, the batches of a chunk depend only on the chunk: a job that is resumed with another number of
         # threads repeats them.
-        lengths = chunk.num_tokens[rows]
         budget = self.max_tokens_per_batch
         if num_workers > 1 and not is_one_of_many and self.sessions.device == "cpu":  # a GPU runs one batch at a time
             budget = min(budget, -(-int(lengths.sum()) // (num_workers * BATCHES_PER_WORKER)))
         session = self.sessions.narrow
-        for batch in reversed(length_sorted_batches(lengths, budget, max_rows=len(rows))):
-            at = rows[batch]
-            chunk.batches.append((at, self._workers.submit(self._run, session, chunk.encodings(at))))
+        for batch in reversed(length_sorted_batches(lengths, budget, max_rows=len(windows))):
+            picked = [windows[index] for index in batch]
+            chunk.batches.append((batch, self._workers.submit(self._run, session, picked)))
         return chunk
 
     def _run(self, session: Session, encodings: list[Encoding]) -> NDArray[np.float32]:
@@ -150,33 +154,40 @@ class Pipeline:
 class _Chunk:
     """Inputs in progress."""
 
-    def __init__(self, outcomes: Sequence[Encoding | ItemError], num_labels: int) -> None:
-        self._outcomes = outcomes
-        self._num_labels = num_labels
-        self.refused = {index: each for index, each in enumerate(outcomes) if isinstance(each, ItemError)}
-        self.rows = [index for index in range(len(outcomes)) if index not in self.refused]
-        """Positions of the inputs that the model sees."""
-        self.num_tokens = np.array([isinstance(each, Encoding) and each.num_tokens for each in outcomes], np.int32)
+    def __init__(self, outcomes: Sequence[Encoding | ItemError], classifier: Classifier) -> None:
+        self._outcomes, self._classifier = outcomes, classifier
+        self.windows = windows_of(each for each in outcomes if isinstance(each, Encoding))
+        """What the model runs on, in order [M]."""
         self.batches: list[tuple[NDArray[np.int64], Any]] = []
-        """Rows of each batch, and its logits or their future."""
-
-    def encodings(self, rows: Iterable[int]) -> list[Encoding]:
-        return [each for row in rows if isinstance(each := self._outcomes[row], Encoding)]
+        """Windows of each batch, and its logits or their future."""
 
     def wait(self) -> Answers:
         """Return the answers once all batches are done."""
-        logits = np.full((len(self._outcomes), self._num_labels), np.nan, np.float32)
+        num_labels, num_inputs = len(self._classifier.labels), len(self._outcomes)
+        of_windows = np.full((len(self.windows), num_labels), np.nan, np.float32)
         try:
-            for rows, batch in self.batches:
-                logits[rows] = batch.result() if isinstance(batch, Future) else batch
+            for windows, batch in self.batches:
+                of_windows[windows] = batch.result() if isinstance(batch, Future) else batch
         except BaseException:
             self.cancel()
             raise
+        seen = [each.windows if isinstance(each, Encoding) else () for each in self._outcomes]
+        num_windows = np.array([len(each) for each in seen], np.int64)
+        rows = np.flatnonzero(num_windows)
+        logits = np.full((num_inputs, num_labels), np.nan, np.float32)
+        logits[rows] = pool(of_windows, num_windows[rows], self._classifier.long_texts.pooling)
+        refused = {row: each for row, each in enumerate(self._outcomes) if isinstance(each, ItemError)}
         if not (is_finite := np.isfinite(logits)).all():
             for row in np.flatnonzero(~is_finite.all(axis=1)).tolist():
-                self.refused.setdefault(row, ItemError(row, "the model returned no finite numbers for it"))
-        truncated = np.array([isinstance(each, Encoding) and each.truncated for each in self._outcomes], np.bool_)
-        return Answers(logits, self.num_tokens, truncated, self.refused)
+                refused.setdefault(row, ItemError(row, "the model returned no finite numbers for it"))
+        ends = np.cumsum(num_windows)
+        several = {}
+        for row in np.flatnonzero(num_windows > 1).tolist():
+            places = [window.place or (0, 0) for window in seen[row]]
+            several[row] = list(zip(places, of_windows[ends[row] - len(places) : ends[row]], strict=True))
+        num_tokens = np.array([sum(window.num_tokens for window in each) for each in seen], np.int32)
+        truncated = np.array([any(window.truncated for window in each) for each in seen], np.bool_)
+        return Answers(logits, num_tokens, truncated, refused, several)
 
     def cancel(self) -> None:
         """Cancel the batches that have not started."""

@@ -27,6 +27,18 @@ from serve.variants import choose_variant
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a long text, as wide as the model."""
+
+    start: int
+    """Its first character in the cleaned text; of a pair, in the longer one."""
+    stop: int
+    """The character after its last."""
+    scores: dict[str, float]
+    """Label -> score, if it were all of the text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The model's answer to one text or pair."""
 
@@ -41,9 +53,11 @@ class Prediction:
     truncated: bool
     """Whether the model saw only part of the input."""
     num_tokens: int
-    """Tokens that it saw, special tokens included."""
+    """Tokens that it saw, special tokens included, in all windows."""
     classifier: Classifier = field(repr=False)
     """It decides which labels are given."""
+    windows: tuple[Window, ...] = ()
+    """The parts of a long text that were read on their own; empty for a text that was read at once."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -258,8 +272,16 @@ class Predictor:
                     truncated,
                     num_tokens,
                     self.classifier,
+                    self._windows(answers.windows[index]) if index in answers.windows else (),
                 )
             first += len(answers.logits)
+
+    def _windows(self, found: list[tuple[tuple[int, int], NDArray[np.float32]]]) -> tuple[Window, ...]:
+        scores = self.classifier.scores(np.array([logits for _, logits in found])).tolist()
+        return tuple(
+            Window(start, stop, dict(zip(self.labels, row, strict=True)))
+            for ((start, stop), _), row in zip(found, scores, strict=True)
+        )
 
 
 def open_pipeline(

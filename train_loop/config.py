@@ -10,6 +10,7 @@ from serve.contract.decision import parse_abstain, parse_threshold
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
 from serve.contract.labels import ProblemType
+from serve.contract.long_texts import LongTexts, LongTextStrategy
 from serve.contract.rows.file import given_delimiter
 from serve.contract.text import CleaningMode
 
@@ -43,11 +44,19 @@ ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
     "abstain": ("single_label_classification",),
     "threshold": ("multi_label_classification",),
     "threshold_scope": ("multi_label_classification",),
+    "window_pooling": ("multi_label_classification",),
     "class_weights": ("single_label_classification", "multi_label_classification"),
     "label_smoothing": ("single_label_classification", "multi_label_classification"),
     "label_names": ("single_label_classification", "multi_label_classification"),
 }
 """Field -> what it has an effect on."""
+OF_STRATEGY: dict[str, LongTextStrategy] = {
+    "head_tokens": "head_tail",
+    "window_stride": "windows",
+    "max_windows": "windows",
+    "window_pooling": "windows",
+}
+"""Field -> the strategy for long texts that it belongs to."""
 LOWER_IS_BETTER = ("loss", "rmse", "mae")
 
 AT_LEAST_4_TOKENS = Limit(lambda value: value >= 4, "at least 4 tokens (special tokens included)")
@@ -104,7 +113,19 @@ class TrainConfig:
     cleaning: CleaningMode = "none"
     """Text cleaning, saved with the model and applied when serving too."""
     max_length: Annotated[int | None, AT_LEAST_4_TOKENS] = None
-    """Longest input [tokens], longer ones are truncated; null: the model's limit."""
+    """Longest input of the model, or length of a window [tokens]; null: the model's limit."""
+
+    # Longer texts
+    long_texts: LongTextStrategy = "truncate"
+    """truncate: what fits is read; head_tail: both ends; windows: all of it, in pieces whose logits are pooled."""
+    head_tokens: Annotated[int | None, NOT_NEGATIVE] = None
+    """head_tail: tokens kept from the start, the rest from the end; null: a quarter."""
+    window_stride: Annotated[int | None, AT_LEAST_1] = None
+    """windows: most tokens from the start of one to that of the next; null: windows do not overlap."""
+    max_windows: Annotated[int, AT_LEAST_1] = 32
+    """windows: most of a text; those of a longer one are spread evenly over it."""
+    window_pooling: Literal["mean", "max", "auto"] = "mean"
+    """windows, several labels: the mean of their logits, or the highest; auto: what is better on validation rows."""
 
     # The steps
     epochs: Annotated[int, AT_LEAST_1] = 3
@@ -213,6 +234,17 @@ class TrainConfig:
         return (self.text_column,) if self.text_pair_column is None else (self.text_column, self.text_pair_column)
 
     @property
+    def long_text_rule(self) -> LongTexts:
+        """What is read of long texts, as in the contract."""
+        return LongTexts(
+            strategy=self.long_texts,
+            head_tokens=self.head_tokens,
+            window_stride=self.window_stride,
+            max_windows=self.max_windows,
+            pooling="max" if self.window_pooling == "max" else "mean",
+        )
+
+    @property
     def answer_columns(self) -> tuple[str, ...]:
         """Column of the label, or of each of several."""
         return (self.label_column,) if self.label_columns is None else tuple(self.label_columns)
@@ -271,6 +303,10 @@ def _problems(config: TrainConfig) -> Iterator[str]:
 def _problems_of_rows(config: TrainConfig) -> Iterator[str]:
     if config.validation_fraction + config.test_fraction >= 1:
         yield "--validation_fraction and --test_fraction leave no rows to train on; their sum must be below 1"
+    usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    for name, strategy in OF_STRATEGY.items():
+        if getattr(config, name) != usual[name] and config.long_texts != strategy:
+            yield f"--{name} needs --long_texts {strategy}"
     if config.validation_fraction <= 0 and config.validation_file is None and config.dataset_name is None:
         yield "--validation_fraction 0 leaves no rows to select the best model; pass --validation_file or a fraction"
     if config.dataset_name is not None and config.train_file is not None:

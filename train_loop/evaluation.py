@@ -152,7 +152,9 @@ def _evaluate(
     config = subject.config
     if subject.run is None:
         labels, limit = list(classifier.labels), classifier.max_length
-        config = dataclasses.replace(config, cleaning=classifier.cleaning, label_names=labels, max_length=limit)
+        rule = dataclasses.asdict(classifier.long_texts)
+        rule |= {"long_texts": rule.pop("strategy"), "window_pooling": rule.pop("pooling")}
+        config = dataclasses.replace(config, cleaning=classifier.cleaning, label_names=labels, max_length=limit, **rule)
     tokenizer = read_served_tokenizer(model_folder, classifier)
     with local_main_process_first(accelerator):  # the others find the tokens cached
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
@@ -283,6 +285,7 @@ def _logits(
 ) -> dict[str, NDArray[np.float32]]:
     from transformers import AutoConfig
 
+    from serve.contract.long_texts import pool
     from train_loop.model.masks import take_masks_as_given
     from train_loop.model.weights import attention_on, load_finished_model
     from train_loop.steps.feed import Collator
@@ -296,14 +299,14 @@ def _logits(
     found: dict[str, NDArray[np.float32]] = {}
     for name, split in splits.items():
         console.print(f"Running the model over {name}, {len(split):,} rows ...", highlight=False)
-        found[name] = predict_logits(
+        of_windows = predict_logits(
             accelerator,
             prepared,
-            split,
             len(classifier.labels),
             Collator(split, tokenizer, classifier.max_length, pinned=on_cuda, omit_masks=omit_masks),
             config.eval_max_tokens_per_forward,
         )
+        found[name] = pool(of_windows, split.num_windows, classifier.long_texts.pooling)
     return found
 
 

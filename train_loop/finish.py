@@ -2,14 +2,19 @@
 
 import dataclasses
 import os
+from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from serve.contract.classifier import Classifier
 from serve.contract.decision import Decision
 from serve.contract.errors import InputError
+from serve.contract.long_texts import LongTexts, Pooling, pool
 from serve.contract.versions import installed_versions
+from train_loop.config import TrainConfig
 from train_loop.findings.assessment import assess
 from train_loop.findings.calibration import fit_temperature
 from train_loop.findings.results import finite_metrics, print_results, write_results
@@ -17,8 +22,10 @@ from train_loop.machine.processes import on_main_process
 from train_loop.model.card import push_to_hub, render_model_card
 from train_loop.model.folder import write_model
 from train_loop.rows.export_samples import write_samples
+from train_loop.rows.split import Split
 from train_loop.run.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
 from train_loop.run.directory import RECORDED_PACKAGES, RunDirectory
+from train_loop.steps.scoring import evaluate_logits
 from train_loop.training import Training
 
 
@@ -31,14 +38,16 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         raise InputError(f"{best}: the best checkpoint is damaged ({problem}); restore it, then continue with --resume")
     load_model_tensors(accelerator, training.model, best / MODEL_FILE)
     splits = {name: split for name, split in data.splits.items() if name != "train"}
-    logits = {name: training.predict(split) for name, split in splits.items()}
+    of_windows = {name: training.predict(split) for name, split in splits.items()}
+    long_texts = _pooled_best(config, of_windows["validation"], splits["validation"])
+    logits = {name: pool(of_windows[name], split.num_windows, long_texts.pooling) for name, split in splits.items()}
     if data.problem_type == "regression":
         logits = {name: data.offset + data.scale * found for name, found in logits.items()}
     console.print(f"Best model: step {state.best_step}", highlight=False)
 
     def examine_and_write() -> None:
         calibration = fit_temperature(logits["validation"], splits["validation"].labels)
-        classifier = _classifier(training, run, calibration.temperature)
+        classifier = _classifier(training, run, calibration.temperature, long_texts)
         assessment = assess(
             name=run.path.name,
             config=config,
@@ -78,7 +87,16 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
     console.print(f"Export it: python -m export --run {os.path.relpath(run.path)}", highlight=False, markup=False)
 
 
-def _classifier(training: Training, run: RunDirectory, temperature: float) -> Classifier:
+def _pooled_best(config: TrainConfig, logits: NDArray[np.float32], validation: Split) -> LongTexts:
+    """Return what is read of long texts, pooled in the way that gives better metrics if that is to be chosen."""
+    found = [dataclasses.replace(config.long_text_rule, pooling=how) for how in get_args(Pooling)]
+    if config.window_pooling != "auto":
+        return config.long_text_rule
+    metrics = [evaluate_logits(pool(logits, validation.num_windows, each.pooling), validation.labels) for each in found]
+    return max(zip(metrics, found, strict=True), key=lambda each: each[0]["average_precision"])[1]
+
+
+def _classifier(training: Training, run: RunDirectory, temperature: float, long_texts: LongTexts) -> Classifier:
     """Return what serving must know about the finished model, but for the cuts on its scores."""
     config, data, tokenizer = training.config, training.data, training.tokenizer
     return Classifier(
@@ -90,6 +108,7 @@ def _classifier(training: Training, run: RunDirectory, temperature: float) -> Cl
         cleaning=config.cleaning,
         max_length=data.max_length,
         truncation_side=tokenizer.truncation_side,
+        long_texts=long_texts,
         padding_side=tokenizer.padding_side,
         temperature=temperature,
         problem_type=data.problem_type,

@@ -221,6 +221,7 @@ def _one_pass(training: Training, batch: MicroBatch, denominator: Tensor) -> Ten
                 kind=config.loss,
                 label_smoothing=config.label_smoothing,
                 focal_gamma=config.focal_gamma,
+                num_windows=batch.num_windows,
             )
             / denominator
         )
@@ -321,8 +322,9 @@ def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
 def _non_finite_message(training: Training, step: int, own_loss: float, loss: float) -> str:
     epoch, index = divmod(step, len(training.plan(0)))
     rows = training.plan(epoch).step(index, training.max_tokens_per_forward).rows[training.accelerator.process_index]
-    mine = [] if math.isfinite(own_loss) and not math.isfinite(loss) else np.concatenate(rows).tolist()
-    suspects = sorted(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine)))
+    is_fine = math.isfinite(own_loss) and not math.isfinite(loss)
+    mine = [] if is_fine else training.collate.rows_of(np.concatenate(rows)).tolist()
+    suspects = sorted(set(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine))))
     numbers = [training.data.train.row_number(row) for row in suspects]
     what = "loss" if not math.isfinite(loss) else "gradient"
     return (

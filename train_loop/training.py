@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from serve.contract.long_texts import pool
 from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, read_config, write_yaml
 from train_loop.config import CONFIG_FILE, ClassWeights, TrainConfig
 from train_loop.machine.device import precision_name, shard_by_layer
@@ -95,20 +96,22 @@ class Training:
             seed=self.config.seed,
             epoch=epoch,
             widths=self.collate.widths,
+            num_windows=self.collate.num_windows,
+            window_lengths=self.collate.lengths,
             num_micro_batches=self.config.gradient_accumulation_steps,
             max_tokens=self.config.max_tokens_per_forward,
         )
 
     def evaluate(self, split: Split) -> dict[str, float]:
         """Return the metrics of a split with the current weights; call on all processes."""
-        return evaluate_logits(self.predict(split), split.labels, self.data.offset, self.data.scale)
+        logits = pool(self.predict(split), split.num_windows, self.config.long_text_rule.pooling)
+        return evaluate_logits(logits, split.labels, self.data.offset, self.data.scale)
 
     def predict(self, split: Split) -> NDArray[np.float32]:
-        """Return the logits of a split [N, C] with the current weights; call on all processes."""
+        """Return the logits of a split's windows [M, C] with the current weights; call on all processes."""
         return predict_logits(
             self.accelerator,
             self.model,
-            split,
             len(self.data.labels),
             self.collator(split),
             self.config.eval_max_tokens_per_forward,

@@ -186,7 +186,8 @@ class OnnxGraph(ClassifierWorker):
         self._session: Any = Session(Path(self.settings["graph"]), num_threads=self.num_threads, spinning=True)
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
-        return self._encoder.pad(self._encoder.encode(list(rows)))
+        truncated_as_by_others = self._encoder.classifier.truncation_side
+        return self._encoder.pad(self._encoder.encode(list(rows), truncated_as_by_others))
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self._session.run(arrays)

@@ -27,7 +27,7 @@ from export.verify import Gate
 from serve.contract.classifier import Classifier
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.encoder import Encoder, Encoding, TextInput, length_sorted_batches
+from serve.encoder import Encoder, Encoding, TextInput, length_sorted_batches, windows_of
 from serve.session import Session
 
 NUM_REPAIR_ROWS = 256
@@ -78,8 +78,9 @@ def quantize_statically(
     layers = find_layers(model)
     if not layers:
         raise InputError("no layer multiplies by a constant weight, so there is nothing to quantize")
-    calibration = encoder.encode(inputs)
-    unseen = encoder.encode(recombined(inputs, NUM_REPAIR_ROWS, SEED))
+    calibration = _spread(windows_of(encoder.encode(inputs)), len(inputs))
+    mixed = recombined(inputs, NUM_REPAIR_ROWS, SEED)
+    unseen = _spread(windows_of(encoder.encode(mixed)), len(mixed))
     with progress.count(f"Calibrating on {len(calibration)} rows", len(calibration)) as advance:
         activations = record_activations(model, layers, calibration, encoder, work, advance)
     weight_bits = 8 if instruction_set() else 7
@@ -168,6 +169,11 @@ class Repair:
         agreement = float(agrees.mean()) if agrees.size else 1.0  # numbers are not decided
         spread = max(float(self.reference.std()), 1e-9)
         return agreement, float(np.sqrt(((logits - self.reference) ** 2).mean()) / spread)
+
+
+def _spread(windows: list[Encoding], most: int) -> list[Encoding]:
+    """Return `most` windows, spread evenly over those of all texts."""
+    return [windows[index] for index in np.linspace(0, len(windows) - 1, min(most, len(windows))).astype(int)]
 
 
 def _logits(

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable
 
 from serve.batching.request_errors import Overloaded, TooLarge
-from serve.batching.waiting_line import WaitingLine
+from serve.batching.waiting_line import WaitingLines
 
 MAX_WAIT_SHARE = 0.5
 """Largest expected wait, as a share of the time that a request has. Rare lengths wait longer than the mean: at four
 times the load, one in twenty accepted requests was late with 0.8, and one in two hundred with 0.5."""
+LONG_SHARE = 0.5
+"""Share of the tokens that may wait which windows of long texts may fill."""
 MEMORY_S = 1.0
 """Time after which a measurement counts for a third [s]."""
 
@@ -63,10 +65,10 @@ class Admission:
     """
 
     def __init__(
-        self, line: WaitingLine, num_untokenized: Callable[[], int], max_queued_tokens: int, max_untokenized: int
+        self, lines: WaitingLines, num_untokenized: Callable[[], int], max_queued_tokens: int, max_untokenized: int
     ) -> None:
         self.throughput = Throughput()
-        self._line, self._num_untokenized = line, num_untokenized
+        self._lines, self._num_untokenized = lines, num_untokenized
         self._max_queued_tokens, self._max_untokenized = max_queued_tokens, max_untokenized
 
     def check_early(self, num_inputs: int, timeout_s: float) -> None:
@@ -78,37 +80,47 @@ class Admission:
         num_untokenized = self._num_untokenized()
         if num_untokenized and num_untokenized + num_inputs > self._max_untokenized:
             raise self._overloaded("too many inputs are waiting to be tokenized")
-        if self._line.tokens >= self._max_queued_tokens:
+        if self._lines.tokens >= self._max_queued_tokens:
             raise self._overloaded("the queue is full")
-        self._check_wait(0, timeout_s)
+        self._check_wait(0, timeout_s, self._lines.short.tokens)  # long texts yield
 
-    def check(self, num_tokens: int, timeout_s: float) -> None:
+    def check(self, num_tokens: int, timeout_s: float, num_long_tokens: int = 0) -> None:
         """Refuse a request that does not fit, or would wait for too much of its remaining time.
+
+        `num_long_tokens` of its tokens are of windows of long texts. These may fill half of the line, lest they keep
+        short ones out.
 
         Raises:
             TooLarge: it would not fit even into an empty line.
             Overloaded: it does not fit now.
         """
-        if num_tokens > self._max_queued_tokens:
-            raise TooLarge(
-                f"the request has {num_tokens:,} tokens, but this server holds {self._max_queued_tokens:,}; "
-                "send fewer texts at a time"
-            )
-        if self._line.tokens + num_tokens > self._max_queued_tokens:
+        most_long = int(LONG_SHARE * self._max_queued_tokens)
+        for tokens, most, where in (
+            (num_tokens, self._max_queued_tokens, ""),
+            (num_long_tokens, most_long, " of long texts"),
+        ):
+            if tokens > most:
+                raise TooLarge(
+                    f"the request has {tokens:,} tokens{where}, but this server holds {most:,}; "
+                    "send fewer texts at a time"
+                )
+        lines = self._lines
+        is_full = lines.tokens + num_tokens > self._max_queued_tokens
+        if is_full or (num_long_tokens and lines.long.tokens + num_long_tokens > most_long):
             raise self._overloaded("the queue is full")
-        self._check_wait(num_tokens, timeout_s)
+        self._check_wait(num_tokens, timeout_s, lines.tokens if num_long_tokens else lines.short.tokens)
 
-    def _check_wait(self, num_tokens: int, timeout_s: float) -> None:
-        if self._wait_s(num_tokens) > MAX_WAIT_SHARE * timeout_s:
+    def _check_wait(self, num_tokens: int, timeout_s: float, num_ahead: int) -> None:
+        if self._wait_s(num_tokens, num_ahead) > MAX_WAIT_SHARE * timeout_s:
             raise self._overloaded("the queue is longer than the request's timeout")
 
-    def _wait_s(self, num_tokens: int) -> float:
-        """Estimate the seconds until `num_tokens` more would be answered."""
+    def _wait_s(self, num_tokens: int, num_ahead: int) -> float:
+        """Estimate the seconds until `num_tokens` more would be answered, after `num_ahead` that wait."""
         rate = self.throughput.tokens_per_s
-        if not self._line.tokens or not rate:
+        if not num_ahead or not rate:
             return 0.0
         untokenized = self._num_untokenized() * self.throughput.tokens_per_input
-        return (self._line.tokens + untokenized + num_tokens) / rate
+        return (num_ahead + untokenized + num_tokens) / rate
 
     def _overloaded(self, why: str) -> Overloaded:
-        return Overloaded(f"overloaded: {why}", self._wait_s(0))
+        return Overloaded(f"overloaded: {why}", self._wait_s(0, self._lines.tokens))

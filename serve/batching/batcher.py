@@ -28,9 +28,10 @@ from typing import Any, Protocol
 
 from serve.batching.admission import Admission
 from serve.batching.request_errors import DeadlineExceeded, InvalidRequest, Unavailable
-from serve.batching.threads import TokenizerThread, ToScores, Worker, Workers
-from serve.batching.ticket import Encoder, Item, Outcome, Runner, Ticket, in_loop
-from serve.batching.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine
+from serve.batching.threads import TokenizerThread, Worker, Workers
+from serve.batching.ticket import Encoder, Item, Outcome, Runner, Ticket, ToScores, in_loop, joined
+from serve.batching.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine, WaitingLines
+from serve.contract.long_texts import Pooling
 from serve.encoder import ItemError, TextInput, Truncation, num_characters
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ LONG_INPUT_CHARS = 20_000
 """Requests with more characters have a tokenizer thread of their own, so that they hold up no short ones."""
 MAYBE_HANGS_S = 1.0
 """Nothing is put behind a batch that has been running on a GPU for longer: it may never end."""
+SHORT_EXPECTED_S = 1.0
+"""Time after an input of one window for which a narrow session is kept for the next [s]."""
 JOIN_TIMEOUT_S = 1.0
 """How long closing waits for running batches whose answers are no longer wanted."""
 
@@ -67,9 +70,10 @@ class BatchLimits:
 
 
 class BatchObserver(Protocol):
-    """Sees every batch that ran; called in a worker's thread, after the answers are out."""
+    """Sees every batch that ran, in a worker's thread, after the answers are out; and long texts that are done."""
 
     def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None: ...
+    def input_done(self, outcome: Outcome) -> None: ...
 
 
 class Batcher:
@@ -78,7 +82,8 @@ class Batcher:
     On GPUs there is a `wide` session for each, with `turns` workers: two, so that one pads a batch while the other's
     runs. Without `narrow` sessions, which run batches side by side, the wide ones run everything. Batches are padded to
     a multiple of `length_multiple` [tokens]. A worker that died is replaced if `restart_workers`, otherwise the batcher
-    closes; `on_death` gets its error, in its thread. `on_close` frees the sessions.
+    closes; `on_death` gets its error, in its thread. `on_close` frees the sessions. `pooling` makes the logits of a
+    long text from those of its windows.
     """
 
     def __init__(
@@ -95,19 +100,25 @@ class Batcher:
         restart_workers: bool = True,
         on_death: Callable[[BaseException], None] = lambda error: None,
         on_close: Callable[[], None] = lambda: None,
+        pooling: Pooling = "mean",
     ) -> None:
         self.limits, self.to_scores = limits, to_scores
+        self._join = partial(joined, pooling=pooling, to_scores=to_scores)
         self._pad = partial(encoder.pad, length_multiple=length_multiple)
         self._observer = observer
         self._on_death, self._on_close = on_death, on_close
-        self._lock = threading.Lock()  # guards the line, the admission, the workers' state and `closed_because`
-        self._line = WaitingLine(
+        self._lock = threading.Lock()  # guards the lines, the admission, the workers' state and `closed_because`
+        new_line = partial(
+            WaitingLine,
             window=max(limits.window, 2 * limits.max_batch_rows),
             run_cost_tokens=limits.run_cost_tokens,
             length_multiple=length_multiple,
         )
+        self._lines = WaitingLines(new_line(), new_line())
+        self._short_at = -math.inf
+        """When an input of one window last came."""
         self._admission = Admission(
-            self._line, lambda: self._num_untokenized, limits.max_queued_tokens, limits.max_untokenized
+            self._lines, lambda: self._num_untokenized, limits.max_queued_tokens, limits.max_untokenized
         )
         self.closed_because: str | None = None
         """Why nothing is accepted any more; None while it is open."""
@@ -168,27 +179,44 @@ class Batcher:
         if failures and ticket.whole:
             raise InvalidRequest("; ".join(map(str, failures.values())))
         now = time.monotonic()
-        items = [Item(ticket, place, each, now) for place, each in enumerate(encodings) if place not in failures]
+        items = [
+            Item(ticket, place, window, now, number, len(each.windows))
+            for place, each in enumerate(encodings)
+            if place not in failures
+            for number, window in enumerate(each.windows)
+        ]
+        long = [item.length for item in items if item.num_windows > 1]
         with self._lock:
             self._require_open()
             if not ticket.is_privileged:
-                self._admission.check(sum(item.length for item in items), ticket.deadline - now)
+                self._admission.check(sum(item.length for item in items), ticket.deadline - now, sum(long))
+            if len(long) < len(items):
+                self._short_at = now
             for item in items:
-                self._line.add(item)
+                self._lines.add(item)
             self._dispatch(now)
         for position, error in failures.items():
             in_loop(ticket.loop, ticket.settle, position, InvalidRequest(error.reason))
 
     def _dispatch(self, now: float) -> None:
         """Give batches to the workers that should start now; the lock is held."""
-        while len(self._line) and (chosen := self._choose(len(self._line), now)):
-            worker, max_rows, max_tokens = chosen
-            if items := self._line.take(max_rows, max_tokens, now):
-                worker.put(items, now)
+        while any(self._start_batch(line, now) for line in self._lines.in_order()):
+            pass
 
-    def _choose(self, num_waiting: int, now: float) -> tuple[Worker, int, int] | None:
+    def _start_batch(self, line: WaitingLine, now: float) -> bool:
+        """Give a batch of a line to a worker, if one should start now."""
+        chosen = self._choose(line, now)
+        if chosen is None:
+            return False
+        worker, max_rows, max_tokens = chosen
+        if items := line.take(max_rows, max_tokens, now):
+            worker.put(items, now)
+        return True
+
+    def _choose(self, line: WaitingLine, now: float) -> tuple[Worker, int, int] | None:
         """Return the worker that should start now, and the most rows and tokens of its batch. All policy is here."""
-        limits, workers = self.limits, self.workers
+        limits, workers, num_waiting = self.limits, self.workers, len(line)
+        yields = line is self._lines.long and now - self._short_at < SHORT_EXPECTED_S
         by_rest = sorted(workers.wide, key=lambda session: max(worker.last_used for worker in session))
         resting = [session for session in by_rest if all(worker.is_idle for worker in session)]
         if not workers.narrow:
@@ -206,10 +234,12 @@ class Batcher:
         if not resting:
             return None  # the wide session uses every core: nothing runs next to it
         idle = [worker for worker in workers.narrow if worker.is_idle]
-        if len(idle) == len(workers.narrow) and num_waiting <= limits.wide_rows:
+        if len(idle) == len(workers.narrow) and num_waiting <= limits.wide_rows and not yields:
             return workers.wide[0][0], limits.max_batch_rows, limits.max_batch_tokens
-        if not idle:
+        if len(idle) <= (yields and len(workers.narrow) > 1):  # one is kept for short inputs
             return None
+        if yields:  # a window at a time, so that none waits long
+            return idle[0], 1, limits.narrow_batch_tokens
         fair_share = math.ceil(num_waiting / len(idle))
         return idle[0], min(limits.narrow_batch_rows, fair_share), limits.narrow_batch_tokens
 
@@ -223,7 +253,7 @@ class Batcher:
             share_s = (now - worker.began) / sum(not each.is_idle for each in self.workers)
             worker.items, worker.began = [], None
             self._dispatch(now)
-            self._admission.throughput.ran(tokens, len(items), now, share_s, others_wait=len(self._line) > 0)
+            self._admission.throughput.ran(tokens, len(items), now, share_s, others_wait=len(self._lines) > 0)
         if self._observer is not None:
             self._observer.batch_ran(items, outcomes, seconds)
 
@@ -232,7 +262,10 @@ class Batcher:
 
     def _settle(self, items: list[Item], outcomes: list[Outcome]) -> None:
         for item, outcome in zip(items, outcomes, strict=True):
-            item.ticket.settle(item.position, outcome)
+            if item.num_windows == 1:
+                item.ticket.settle(item.position, outcome)
+            elif (whole := item.ticket.settle_window(item, outcome, self._join)) and self._observer is not None:
+                self._observer.input_done(whole)
 
     # ---- what ends a request early
 
@@ -242,7 +275,7 @@ class Batcher:
     def _abandon(self, ticket: Ticket) -> None:
         ticket.closed = True
         with self._lock:
-            self._line.abandon(ticket.remaining, time.monotonic())
+            self._lines.abandon(ticket.remaining, time.monotonic())
 
     def _died(self, worker: Worker, error: BaseException) -> None:
         """Fail what a dying worker held, and replace it or close; in its thread."""
@@ -277,7 +310,7 @@ class Batcher:
         with self._lock:
             if self.closed_because is None:
                 self.closed_because = reason
-            items = self._line.clear()
+            items = self._lines.clear()
         for ticket in {item.ticket for item in items}:
             ticket.fail_from_thread(Unavailable(reason))
 
@@ -295,12 +328,12 @@ class Batcher:
     @property
     def queued_tokens(self) -> int:
         """Tokens that wait for a worker."""
-        return self._line.tokens
+        return self._lines.tokens
 
     @property
     def queued_inputs(self) -> int:
         """Inputs that wait, for their tokens or for a worker."""
-        return self._num_untokenized + len(self._line)
+        return self._num_untokenized + len(self._lines)
 
     @property
     def _num_untokenized(self) -> int:

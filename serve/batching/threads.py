@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batching.request_errors import InferenceFailed, RequestError
-from serve.batching.ticket import Answer, Encoder, Item, Outcome, Runner, Ticket
+from serve.batching.ticket import Answer, Encoder, Item, Outcome, Runner, Ticket, ToScores
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
 
 Pad = Callable[[Sequence[Any]], dict[str, NDArray[np.int64]]]
-ToScores = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
 class TokenizerThread:

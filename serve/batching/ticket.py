@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batching.request_errors import RequestError
+from serve.contract.long_texts import Pooling, pool
 from serve.encoder import TextInput, Truncation
 
 
@@ -19,6 +20,9 @@ class Encoder(Protocol):
 
     def encode_each(self, inputs: Sequence[TextInput], truncation: Truncation | None = ..., /) -> Sequence[Any]: ...
     def pad(self, encodings: Sequence[Any], /, *, length_multiple: int = ...) -> dict[str, NDArray[np.int64]]: ...
+
+
+ToScores = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 
 
 class Runner(Protocol):
@@ -36,16 +40,33 @@ class Answer:
     scores: list[float]
     """[C] probabilities; or the number [1]."""
     num_tokens: int
-    """Tokens that the model saw, special tokens included."""
+    """Tokens that the model saw, special tokens included, in all windows."""
     truncated: bool
     """Whether it saw only part of the input."""
     queue_s: float
     """Seconds between being tokenized and being run."""
     inference_s: float
-    """Seconds that its batch ran."""
+    """Seconds that its batch ran; of several windows, the longest."""
+    windows: tuple[tuple[int, int, list[float]], ...] = ()
+    """Of a long text: each window's first character in the cleaned text, the one after its last, and its scores."""
 
 
 Outcome = Answer | RequestError
+
+
+def joined(windows: Sequence["Item"], answers: Sequence[Answer], pooling: Pooling, to_scores: ToScores) -> Answer:
+    """Return the answer to a long text from those to its windows."""
+    logits = pool(np.array([each.logits for each in answers], np.float32), np.array([len(answers)]), pooling)
+    places = [item.encoding.place or (0, 0) for item in windows]
+    return Answer(
+        logits[0].tolist(),
+        to_scores(logits)[0].tolist(),
+        sum(each.num_tokens for each in answers),
+        any(each.truncated for each in answers),
+        max(each.queue_s for each in answers),
+        max(each.inference_s for each in answers),
+        tuple((*place, each.scores) for place, each in zip(places, answers, strict=True)),
+    )
 
 
 class Ticket:
@@ -58,7 +79,7 @@ class Ticket:
 
     __slots__ = (
         *("closed", "deadline", "future", "inputs", "is_privileged"),
-        *("loop", "outcomes", "remaining", "truncation", "whole"),
+        *("loop", "outcomes", "parts", "remaining", "truncation", "whole"),
     )
 
     def __init__(
@@ -74,6 +95,8 @@ class Ticket:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
         self.outcomes: list[Outcome | None] = [None] * len(inputs)
+        self.parts: dict[int, list[tuple[Item, Outcome]]] = {}
+        """Position of a long text -> its windows that are done."""
         self.remaining = len(inputs)
         self.deadline = time.monotonic() + timeout_s
         self.closed = False
@@ -88,6 +111,19 @@ class Ticket:
         if self.remaining == 0 and not self.future.done():
             self.closed = True
             self.future.set_result([each for each in self.outcomes if each is not None])
+
+    def settle_window(self, item: "Item", outcome: Outcome, join: Callable[..., Answer]) -> Outcome | None:
+        """Note the outcome of one window; the last one settles its input by `join`, and that outcome is returned."""
+        done = self.parts.setdefault(item.position, [])
+        done.append((item, outcome))
+        if len(done) < item.num_windows:
+            return None
+        del self.parts[item.position]
+        done.sort(key=lambda each: each[0].window)
+        failed = [each for _, each in done if isinstance(each, RequestError)]
+        whole = failed[0] if failed else join(*zip(*done, strict=True))
+        self.settle(item.position, whole)
+        return whole
 
     def fail(self, error: RequestError) -> None:
         """Refuse the request as a whole, unless it was answered already."""
@@ -107,14 +143,17 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *argumen
 
 
 class Item:
-    """One encoded input that waits for its batch."""
+    """One encoded input that waits for its batch, or a window of a long one."""
 
-    __slots__ = ("encoding", "length", "position", "queued_at", "rank", "sequence", "ticket")
+    __slots__ = ("encoding", "length", "num_windows", "position", "queued_at", "rank", "sequence", "ticket", "window")
 
-    def __init__(self, ticket: Ticket, position: int, encoding: Any, queued_at: float) -> None:
+    def __init__(
+        self, ticket: Ticket, position: int, encoding: Any, queued_at: float, window: int = 0, num_windows: int = 1
+    ) -> None:
         self.ticket = ticket
         self.position = position
         self.encoding = encoding
+        self.window, self.num_windows = window, num_windows
         self.length: int = encoding.num_tokens
         self.sequence = 0
         """Order of arrival in the waiting line, which sets it."""

@@ -7,6 +7,7 @@ threads, no clock.
 """
 
 import bisect
+import math
 from collections import deque
 from operator import attrgetter
 
@@ -18,6 +19,8 @@ RUN_COST_TOKENS = 16
 """Cost of one more forward pass on a CPU, in tokens."""
 PRIVILEGE = 2**62
 """What a privileged input is ahead of all others."""
+LONG_YIELDS_S = 1.0
+"""A window of a long text lets inputs go first that came at most this much later [s]."""
 LENGTH, RANK = attrgetter("length"), attrgetter("rank")
 
 
@@ -41,6 +44,11 @@ class WaitingLine:
 
     def __len__(self) -> int:
         return len(self._window) + len(self._backlog)
+
+    @property
+    def oldest(self) -> float:
+        """When the input that is next was queued; infinite if none waits."""
+        return min(self._window, key=RANK).queued_at if self._window else math.inf
 
     def add(self, item: Item) -> None:
         self.tokens += item.length
@@ -130,3 +138,36 @@ class WaitingLine:
 
     def _insert(self, item: Item) -> None:
         bisect.insort(self._window, item, key=LENGTH)
+
+
+class WaitingLines:
+    """A line for inputs of one window, and one for the windows of long texts, which yield to the former."""
+
+    def __init__(self, short: WaitingLine, long: WaitingLine) -> None:
+        self.short, self.long = short, long
+
+    def __len__(self) -> int:
+        return len(self.short) + len(self.long)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that wait."""
+        return self.short.tokens + self.long.tokens
+
+    def add(self, item: Item) -> None:
+        (self.short if item.num_windows == 1 else self.long).add(item)
+
+    def in_order(self) -> list[WaitingLine]:
+        """Return the lines in which something waits, first the one that the next batch should come from."""
+        lines = [line for line in (self.short, self.long) if len(line)]
+        return lines[::-1] if self.long.oldest + LONG_YIELDS_S < self.short.oldest else lines
+
+    def abandon(self, num_items: int, now: float) -> None:
+        """As in `WaitingLine`; of either line."""
+        for line in (self.short, self.long):
+            if len(line):
+                line.abandon(num_items, now)
+
+    def clear(self) -> list[Item]:
+        """Remove and return everything."""
+        return self.short.clear() + self.long.clear()

@@ -14,6 +14,7 @@ from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, POSITIVE, Limit
 from serve.contract.files import write_json
 from serve.contract.labels import ProblemType, scores_from_logits
+from serve.contract.long_texts import LongTexts
 from serve.contract.records import read_record, require_valid
 from serve.contract.text import CleaningMode
 
@@ -49,9 +50,11 @@ class Classifier:
     cleaning: CleaningMode = "none"
     """Cleaning mode applied before tokenization (`serve.contract.text`)."""
     max_length: Annotated[int, AT_LEAST_1]
-    """Longest input [tokens], special tokens included; longer ones are truncated."""
+    """Longest input of the model [tokens], special tokens included."""
     truncation_side: Side = "right"
     """Side on which tokens are dropped."""
+    long_texts: LongTexts = LongTexts()  # noqa: RUF009 - frozen
+    """What is read of longer inputs."""
     padding_side: Side = "right"
     """Side on which padding is added."""
     temperature: Annotated[float, POSITIVE] = 1.0

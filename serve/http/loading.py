@@ -79,6 +79,7 @@ def load_engine(
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
         on_close=partial(_close, pools),
+        pooling=bundle.classifier.long_texts.pooling,
     )
     request_limits = RequestLimits(max_inputs=settings.max_inputs, max_text_chars=settings.max_text_chars)
     return Engine(facts, batcher, encoder, request_limits)

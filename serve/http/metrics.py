@@ -130,9 +130,12 @@ class BatchMetrics:
     def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
         self._metrics.batch_ran(items, seconds, self._length_multiple)
         for item, outcome in zip(items, outcomes, strict=True):
-            if item.ticket.is_privileged:
-                continue  # the canary is not traffic
-            if isinstance(outcome, RequestError):
-                self._metrics.failed_inputs.inc()
-            else:
-                self._metrics.answered(outcome, self._classifier)
+            if item.num_windows == 1 and not item.ticket.is_privileged:  # the canary is not traffic
+                self.input_done(outcome)
+
+    def input_done(self, outcome: Outcome) -> None:
+        """Count the outcome of an input."""
+        if isinstance(outcome, RequestError):
+            self._metrics.failed_inputs.inc()
+        else:
+            self._metrics.answered(outcome, self._classifier)

@@ -21,6 +21,7 @@ def split_of(texts: Sequence[str | tuple[str, str]], labels: Sequence[int], name
         origin="rows by hand",
         rows=datasets.Dataset.from_dict({c: [part[i] for part in parts] for i, c in enumerate(columns)}),
         tokens=datasets.Dataset.from_dict({"input_ids": ids}),
+        num_windows=np.ones(len(parts), np.int32),
         labels=np.asarray(labels, np.int64),
         lengths=np.array([len(row) for row in ids], np.int32),
         truncated=np.zeros(len(parts), np.bool_),

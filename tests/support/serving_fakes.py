@@ -22,6 +22,10 @@ class FakeEncoding:
     def num_tokens(self) -> int:
         return len(self.ids)
 
+    @property
+    def windows(self) -> "tuple[FakeEncoding, ...]":
+        return (self,)
+
 
 class FakeEncoder:
     """Encodes texts of numbers, "3 1 4" -> ids (3, 1, 4), truncated to MAX_LENGTH; rejects "bad"."""

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -19,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 from serve.contract.errors import InputError
 from serve.contract.labels import ProblemType
 from serve.contract.rows.file import stem_of
-from serve.contract.text import clean
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import read_file
 from train_loop.rows.cuts import complete_splits, origin_of
@@ -28,9 +26,7 @@ from train_loop.rows.label_sets import encode_known_label_sets, encode_label_set
 from train_loop.rows.numbers import encode_numbers
 from train_loop.rows.sources import read_sources
 from train_loop.rows.split import Labels, Split
-
-TOKENS_FORMAT_VERSION = "2"
-"""Part of the token cache's key; increment it when the cached content changes."""
+from train_loop.rows.tokens import tokenize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +142,8 @@ def _build_split(
         name=name,
         origin=origin,
         rows=rows,
-        tokens=tokens.select_columns([c for c in tokens.column_names if c.endswith("_ids")]),
+        tokens=tokens.select_columns([c for c in tokens.column_names if c.endswith(("_ids", "_lengths"))]),
+        num_windows=_num_windows(tokens),
         labels=codes,
         lengths=pc.list_value_length(tokens.data.column("input_ids")).to_numpy().astype(np.int32),
         truncated=tokens.data.column("truncated").to_numpy(),
@@ -155,59 +152,11 @@ def _build_split(
     )
 
 
-def tokenize(
-    rows: datasets.Dataset, config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_length: int
-) -> datasets.Dataset:
-    """Return input_ids, [token_type_ids], truncated and text_hash of each row, cached on disk."""
-    with_types = "token_type_ids" in tokenizer.model_input_names
-    features = {
-        "input_ids": datasets.Sequence(datasets.Value("int32")),
-        "truncated": datasets.Value("bool"),
-        "text_hash": datasets.Value("int64"),
-    }
-    if with_types:
-        features["token_type_ids"] = datasets.Sequence(datasets.Value("int8"))
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        texts = [[clean(text, config.cleaning) for text in batch[column]] for column in config.text_columns]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
-        columns = {
-            "input_ids": encoded["input_ids"],
-            "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings],
-            "text_hash": [hash_text(*row) for row in zip(*texts, strict=True)],
-        }
-        if with_types:
-            columns["token_type_ids"] = encoded["token_type_ids"]
-        return columns
-
-    tokenizer.backend_tokenizer.no_truncation()  # the settings of an earlier call must not change the key below
-    tokenizer.backend_tokenizer.no_padding()
-    key = hashlib.sha256()
-    for part in (
-        TOKENS_FORMAT_VERSION,
-        rows._fingerprint,  # datasets has no public name for it
-        tokenizer.backend_tokenizer.to_str(),
-        tokenizer.truncation_side,
-        str(tokenizer.model_input_names),
-        str(max_length),
-        config.cleaning,
-        config.text_column,
-        str(config.text_pair_column),
-    ):
-        key.update(part.encode() + b"\0")
-    return rows.map(
-        encode,
-        batched=True,
-        remove_columns=rows.column_names,
-        features=datasets.Features(features),
-        new_fingerprint=key.hexdigest()[:32],
-        desc="Tokenizing",
-    )
-
-
-def hash_text(*texts: str) -> int:
-    """Return the hash of a cleaned text or pair, as in `Split.text_hashes`."""
-    return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little", signed=True)
+def _num_windows(tokens: datasets.Dataset) -> NDArray[np.int32]:
+    if "window_lengths" not in tokens.column_names:
+        return np.ones(len(tokens), np.int32)
+    counts: NDArray[np.int32] = pc.list_value_length(tokens.data.column("window_lengths")).to_numpy().astype(np.int32)
+    return counts
 
 
 def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin: str) -> None:

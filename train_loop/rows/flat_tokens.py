@@ -1,4 +1,4 @@
-"""The tokens of a split as flat numbers: one array a column over the mapped Arrow data, and where each row starts."""
+"""The tokens of a split as flat numbers: one array a column over the mapped Arrow data, and where windows start."""
 
 import datasets
 import numpy as np
@@ -9,36 +9,55 @@ Numbers = NDArray[np.integer]
 
 
 class FlatTokens:
-    """Finds the tokens of many rows at once, without `datasets` or Arrow in between.
+    """Finds the tokens of many windows at once, without `datasets` or Arrow in between.
 
-    Tokens are not copied: they stay in the file that `datasets` has mapped into memory. A column takes 8 bytes a row.
+    A window is one input of the model: a row, or a part of a long one. Windows are counted in the order of the rows.
+    Tokens are not copied: they stay in the file that `datasets` has mapped into memory. A window takes 8
+    bytes a column.
     """
 
     def __init__(self, tokens: datasets.Dataset) -> None:
-        """Take the columns of a data set, each of lists of whole numbers that are equally long in all columns."""
+        """Take the columns of a data set, each of lists of whole numbers that are equally long in all columns.
+
+        A column `window_lengths` says how the tokens of a row are divided into windows.
+        """
         order = tokens._indices  # datasets has no public name for the rows of a selection
-        chosen = slice(None) if order is None else order.column(0).to_numpy().astype(np.int64)
+        chosen = np.arange(len(tokens)) if order is None else order.column(0).to_numpy().astype(np.int64)
         self._columns: dict[str, tuple[Numbers, NDArray[np.int64]]] = {}
-        """Name -> (tokens, the place of each row's first token [N])."""
+        """Name -> (tokens, the place of each window's first token [M])."""
         self.lengths: NDArray[np.int64] = np.zeros(len(tokens), np.int64)
-        """Tokens of each row [N]."""
+        """Tokens of each window [M]."""
         for name in tokens.column_names:
-            values, starts, lengths = _flatten(tokens.data.column(name))
-            self._columns[name] = values, starts[chosen]
-            self.lengths = lengths[chosen]
+            if name != "window_lengths":
+                values, starts, lengths = _flatten(tokens.data.column(name))
+                self._columns[name] = values, starts[chosen]
+                self.lengths = lengths[chosen]
+        if "window_lengths" in tokens.column_names:
+            values, starts, counts = _flatten(tokens.data.column("window_lengths"))
+            rows, places = within(counts[chosen])
+            self.lengths = values[starts[chosen][rows] + places].astype(np.int64)
+            before = np.cumsum(self.lengths) - self.lengths  # tokens before each window
+            in_row = before - before[np.cumsum(counts[chosen]) - counts[chosen]][rows]
+            self._columns = {name: (found, first[rows] + in_row) for name, (found, first) in self._columns.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the columns: input_ids, and perhaps token_type_ids."""
         return tuple(self._columns)
 
-    def gather(self, name: str, rows: NDArray[np.int64], places: NDArray[np.int64]) -> Numbers:
-        """Return the tokens of rows [B] at their places [B, T], each from 0 to below the row's length.
+    def gather(self, name: str, windows: NDArray[np.int64], places: NDArray[np.int64]) -> Numbers:
+        """Return the tokens of windows [B] at their places [B, T], each from 0 to below the window's length.
 
         Of a row without tokens, place 0 returns a token of another row.
         """
         values, starts = self._columns[name]
-        return values.take(starts[rows][:, None] + places)
+        return values.take(starts[windows][:, None] + places)
+
+
+def within(counts: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the row [M] that each of `counts` [N] things in a row belongs to, and its place there [M], from 0."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]
 
 
 def _flatten(column: pa.ChunkedArray) -> tuple[Numbers, NDArray[np.int64], NDArray[np.int64]]:

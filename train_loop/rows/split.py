@@ -28,11 +28,14 @@ class Split:
     rows: datasets.Dataset
     """Uncleaned texts, memory-mapped."""
     tokens: datasets.Dataset
-    """input_ids and, if the model takes them, token_type_ids; memory-mapped."""
+    """input_ids and, if the model takes them, token_type_ids, of all windows of a row; memory-mapped."""
+    num_windows: NDArray[np.int32]
+    """Inputs of the model that each row is read in: 1, or more for a long text (`serve.contract.long_texts`)."""
     labels: Labels
     lengths: NDArray[np.int32]
-    """Tokens of each row after truncation."""
+    """Tokens of each row that the model reads, in all windows."""
     truncated: NDArray[np.bool_]
+    """Whether something of a row is not read."""
     text_hashes: NDArray[np.int64]
     """Hash of each row's cleaned text (or pair): equal if the model sees the same input."""
     source_rows: NDArray[np.int64]
@@ -70,6 +73,7 @@ class Split:
             origin=origin,
             rows=self.rows.select(indices, keep_in_memory=True),
             tokens=self.tokens.select(indices, keep_in_memory=True),
+            num_windows=self.num_windows[indices],
             labels=self.labels[indices],
             lengths=self.lengths[indices],
             truncated=self.truncated[indices],

@@ -5,8 +5,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train_loop.rows.data import Data, class_counts, hash_text
+from train_loop.rows.data import Data, class_counts
 from train_loop.rows.split import Split
+from train_loop.rows.tokens import hash_text
 from train_loop.rows.unsuitable_labels import MAX_FRACTIONS, are_fractions
 
 MAX_CLASSES_SHOWN = 12
@@ -22,7 +23,14 @@ def print_data(console: Console, data: Data) -> None:
     table.add_row("rows", *(f"{len(split):,}" for split in splits))
     percentiles = [np.percentile(split.lengths, [50, 90, 99, 100]) for split in splits]
     table.add_row("tokens 50 / 90 / 99 / 100 %", *(" / ".join(f"{p:.0f}" for p in points) for points in percentiles))
-    table.add_row(f"truncated at {data.max_length} tokens", *(f"{split.truncated.mean():.1%}" for split in splits))
+    in_windows = any(split.num_windows.max(initial=1) > 1 for split in splits)
+    if in_windows:
+        table.add_row(
+            f"windows of {data.max_length} tokens, most of a text",
+            *(f"{split.num_windows.sum():,}, {split.num_windows.max(initial=1)}" for split in splits),
+        )
+    cut_off = "not read whole" if in_windows else f"truncated at {data.max_length} tokens"
+    table.add_row(cut_off, *(f"{split.truncated.mean():.1%}" for split in splits))
     table.add_row("empty texts", *(f"{count_empty(split):,}" for split in splits))
     table.add_row("exact duplicates", *(f"{count_duplicates(split):,}" for split in splits))
     table.add_row("texts also in train", *("" if s is data.train else f"{count_overlap(s, data):,}" for s in splits))

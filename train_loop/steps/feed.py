@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from train_loop.rows.flat_tokens import FlatTokens
+from train_loop.rows.flat_tokens import FlatTokens, within
 from train_loop.rows.split import Split
 from train_loop.steps.plan import Rows, StepPlan
 
@@ -22,15 +22,18 @@ class MicroBatch:
     """The input of one forward pass."""
 
     rows: Rows
-    """Indices of the rows in the split [B]."""
+    """Indices of the rows in the split, or of its windows [B]."""
     packed: Tensor
-    """All numbers of the micro-batch, one input after the other, then the labels: int64. A single copy moves them."""
+    """All numbers of the micro-batch: one input after the other, the labels, and perhaps numbers of windows; int64. A
+    single copy moves them."""
     names: tuple[str, ...]
     """Names of the inputs, in that order."""
     labels_per_row: int = 1
     """Places that the labels of a row take; 0 for a number, whose place holds the bits of a float32."""
     is_filler: bool = False
     """True if the pass only keeps the processes in sync; its loss counts 0."""
+    has_windows: bool = False
+    """Whether texts may have several windows, which share the weight of their text."""
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -40,16 +43,21 @@ class MicroBatch:
     @property
     def labels(self) -> Tensor:
         """Class numbers [B] int64, which labels each row has [B, C] int64, or numbers [B] float32."""
-        labels = self._parts[-1]
+        labels = self._parts[len(self.names)]
         if self.labels_per_row == 0:
             return labels.to(torch.int32).view(torch.float32)
         return labels if self.labels_per_row == 1 else labels.view(len(self.rows), -1)
 
+    @property
+    def num_windows(self) -> Tensor | None:
+        """Windows of the text that each window is of [B] int64; None where every text has one."""
+        return self._parts[-1] if self.has_windows else None
+
     @functools.cached_property
     def _parts(self) -> tuple[Tensor, ...]:
-        num_labels = len(self.rows) * max(1, self.labels_per_row)
-        size = (self.packed.numel() - num_labels) // len(self.names)
-        return self.packed.split_with_sizes([*[size] * len(self.names), num_labels])
+        others = [len(self.rows) * max(1, self.labels_per_row), *[len(self.rows)] * self.has_windows]
+        size = (self.packed.numel() - sum(others)) // len(self.names)
+        return self.packed.split_with_sizes([*[size] * len(self.names), *others])
 
 
 class Collator:
@@ -79,17 +87,26 @@ class Collator:
         if not self._labels_per_row:
             labels = labels.astype(np.float32).view(np.int32)
         self._labels: NDArray[Any] = labels.reshape(len(labels), -1)
-        rounded = -(-split.lengths // pad_to_multiple_of) * pad_to_multiple_of
-        self.widths: NDArray[np.int32] = np.maximum(split.lengths, np.minimum(rounded, max_length))
-        """Padded length of each row on its own [N]; the plan counts these."""
         self._tokens = FlatTokens(split.tokens)
+        self.lengths = self._tokens.lengths.astype(np.int32)
+        """Tokens of each window [M]."""
+        rounded = -(-self.lengths // pad_to_multiple_of) * pad_to_multiple_of
+        self.widths: NDArray[np.int32] = np.maximum(self.lengths, np.minimum(rounded, max_length))
+        """Padded length of each window on its own [M]; the plan counts these."""
+        self.num_windows = split.num_windows if split.num_windows.max(initial=1) > 1 else None
+        """Windows of each row [N]; None where all have one."""
+        self._row_of_window = None if self.num_windows is None else within(self.num_windows)[0]
         self._padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         self._left = tokenizer.padding_side == "left"
         self._pinned = pinned
         self._omit_masks = omit_masks
 
+    def rows_of(self, windows: Rows) -> Rows:
+        """Return the rows that windows [B] are of."""
+        return windows if self._row_of_window is None else self._row_of_window[windows]
+
     def __call__(self, rows: Rows) -> MicroBatch:
-        """Return the micro-batch of `rows`; for no rows, a filler made of row 0."""
+        """Return the micro-batch of rows, or of windows; for none, a filler made of the first."""
         is_filler = len(rows) == 0
         if is_filler:
             rows = np.zeros(1, dtype=np.int64)
@@ -105,7 +122,10 @@ class Collator:
         names = self._tokens.names
         with_mask = is_padded or not self._omit_masks
         # torch's allocator keeps pinned memory for reuse, and not before a copy from it is done.
-        num_labels = len(rows) * self._labels.shape[1]
+        own = [self._labels[self.rows_of(rows)].ravel()]
+        if self.num_windows is not None:
+            own.append(self.num_windows[self.rows_of(rows)])
+        num_labels = sum(map(len, own))
         num_values = (len(names) + with_mask) * len(rows) * width + num_labels
         packed = torch.empty(num_values, dtype=torch.int64, pin_memory=self._pinned)
         flat = packed.numpy()
@@ -116,9 +136,9 @@ class Collator:
                 np.copyto(padded, self._padding[name], where=is_padding)
         if with_mask:
             inputs[-1] = ~is_padding if is_padded else 1
-        flat[num_values - num_labels :] = self._labels[rows].ravel()
+        np.concatenate(own, out=flat[num_values - num_labels :], casting="same_kind")
         names = (*names, "attention_mask") if with_mask else names
-        return MicroBatch(rows, packed, names, self._labels_per_row, is_filler)
+        return MicroBatch(rows, packed, names, self._labels_per_row, is_filler, self.num_windows is not None)
 
 
 class StepFeed:

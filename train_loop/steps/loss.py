@@ -8,7 +8,8 @@ numerator; loop.py divides it by the exact denominator, which the plan knows wit
 FSDP average gradients over P processes, the loop multiplies by P.
 
 Several labels a row are as many losses of yes or no, and the denominator is their number, as in torch's
-BCEWithLogitsLoss; weights are those of rows with the label (its `pos_weight`). Numbers have no weights.
+BCEWithLogitsLoss; weights are those of rows with the label (its `pos_weight`). Numbers have no weights. The windows
+of a long text share its loss and weight: however long it is, it counts once.
 """
 
 from collections.abc import Mapping
@@ -87,6 +88,7 @@ def loss_sum(
     kind: Literal["cross_entropy", "focal", "mse", "huber"] | None = "cross_entropy",
     label_smoothing: float = 0.0,
     focal_gamma: float = 2.0,
+    num_windows: Tensor | None = None,
 ) -> Tensor:
     """Return the numerator of the step's loss over these rows: a scalar, at least float32.
 
@@ -98,13 +100,14 @@ def loss_sum(
         label_smoothing: as in torch's cross_entropy, with its weighting of the smoothed part; of several labels, each
             target moves towards one half.
         focal_gamma: exponent of the focal loss.
+        num_windows: how many windows share the loss of each row's text [B]; None: one.
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if kind in ("mse", "huber"):
         error = functional.mse_loss if kind == "mse" else functional.huber_loss
-        return error(logits.squeeze(1), labels.to(logits.dtype), reduction="sum")
-    if labels.ndim == 2:
+        losses = error(logits.squeeze(1), labels.to(logits.dtype), reduction="none")  # [B]
+    elif labels.ndim == 2:
         has_label = labels.to(logits.dtype)
         losses = functional.binary_cross_entropy_with_logits(
             logits,
@@ -124,4 +127,6 @@ def loss_sum(
         # 1 - p, not rounded to 0 for p close to 1: at 0 itself, a gamma below 1 has no gradient.
         p_others = (-torch.expm1(log_p_true)).clamp(min=torch.finfo(logits.dtype).tiny)
         losses = losses * p_others.pow(focal_gamma)
+    if num_windows is not None:
+        losses = losses / num_windows.reshape(-1, *[1] * (losses.ndim - 1))
     return losses.sum()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train_loop.config import LengthGrouping
+from train_loop.rows.flat_tokens import within
 
 Rows = NDArray[np.int64]
 Run = tuple[int, int]
@@ -27,6 +28,8 @@ WINDOW_BATCHES = 50
 class StepPlan:
     """One optimizer step: `rows[p][m]` are the rows of process p's micro-batch m, [B_pm] int64.
 
+    Where long texts are read in windows, these are windows instead, numbered in the order of the rows.
+
     Every process has the same number of micro-batches, because under DDP each backward pass is a
     collective; if there are too few rows, some micro-batches are empty.
     """
@@ -35,6 +38,7 @@ class StepPlan:
     weight_sum: float
     """Sum of the class weights of the step's rows: the exact denominator of its loss."""
     num_rows: int
+    """Rows of the step, however many windows they have."""
     num_tokens: int
     """Real tokens, padding excluded."""
     sizes: tuple[tuple[int, int], ...]
@@ -73,7 +77,11 @@ class BatchPlan:
     seed: int = 0
     epoch: int = 0
     widths: NDArray[np.integer] | None = None
-    """Tokens of each row with lengths rounded up for the hardware [N]; None: `lengths`."""
+    """Tokens of each window with lengths rounded up for the hardware [M]; None: `lengths`."""
+    num_windows: NDArray[np.integer] | None = None
+    """Windows of each row [N], M in all; None: one each. A step has all windows of its rows."""
+    window_lengths: NDArray[np.integer] | None = None
+    """Tokens of each window [M]; needed with `num_windows`."""
     num_micro_batches: int | None = None
     """Per process and step."""
     max_tokens: int | None = None
@@ -86,6 +94,8 @@ class BatchPlan:
         if self.batch_size < 1 or self.num_processes < 1:
             counts = f"{self.batch_size}, {self.num_processes}"
             raise ValueError(f"batch_size and num_processes must be at least 1: {counts}")
+        if self.num_windows is not None:
+            self._first_windows = np.cumsum(self.num_windows) - self.num_windows
         self._order, self._batch_order = _draw_order(
             self.lengths, self.batch_size, self.grouping, self.seed, self.epoch
         )
@@ -108,17 +118,25 @@ class BatchPlan:
 
     def step(self, index: int, max_tokens: int | None = None) -> StepPlan:
         """Return step `index` of the epoch; `max_tokens` cuts finer than the plan's own limit."""
-        rows = self.rows_of_step(index)
+        rows, lengths = self.rows_of_step(index), self.lengths
+        windows = rows
+        if self.num_windows is not None and self.window_lengths is not None:
+            lengths = self.window_lengths
+            of_row, places = within(self.num_windows[rows])
+            windows = self._first_windows[rows][of_row] + places
+            if self.grouping != "none":
+                windows = windows[np.argsort(-lengths[windows].astype(np.int64), kind="stable")]
         limit = max_tokens if max_tokens is not None else self.max_tokens
-        return cut_step(
-            rows,
-            self.lengths,
+        step = cut_step(
+            windows,
+            lengths,
             widths=self.widths,
             weight_sum=math.fsum(self.weights[rows].tolist()),
             num_processes=self.num_processes,
             num_micro_batches=self.num_micro_batches if max_tokens is None else None,
             max_tokens=limit,
         )
+        return dataclasses.replace(step, num_rows=len(rows))
 
 
 def evaluation_plan(

@@ -16,7 +16,7 @@ from train_loop.findings.metrics import ClassificationMetrics, log_loss
 from train_loop.findings.number_metrics import number_metrics
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
-from train_loop.rows.split import Labels, Split
+from train_loop.rows.split import Labels
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.outcome import HostCopy
 from train_loop.steps.plan import Rows, evaluation_plan
@@ -42,11 +42,12 @@ def evaluate_logits(
 
 
 def predict_logits(
-    accelerator: Accelerator, model: nn.Module, split: Split, num_classes: int, collate: Collator, max_tokens: int
+    accelerator: Accelerator, model: nn.Module, num_classes: int, collate: Collator, max_tokens: int
 ) -> NDArray[np.float32]:
-    """Run the model over a split; return the logits [N, C], in the split's order, on every process.
+    """Run the model over a split; return the logits of its windows [M, C], in order, on every process.
 
-    A forward pass has at most `max_tokens` tokens, padding included.
+    They are those of the rows where none has several windows. A forward pass has at most `max_tokens` tokens, padding
+    included.
 
     Raises:
         RuntimeError: a row was not counted exactly once.
@@ -80,7 +81,7 @@ def predict_logits(
         model.train(was_training)
     empty = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
     mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else empty
-    return _in_row_order(from_all_processes(accelerator, mine), len(split), num_classes)
+    return _in_row_order(from_all_processes(accelerator, mine), len(collate.widths), num_classes)
 
 
 def _forward(

@@ -20,10 +20,11 @@ from tiny_models import WORDS, tiny_tokenizer
 from serve.contract.errors import InputError
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
-from train_loop.rows.data import Data, class_counts, hash_text, load_data
+from train_loop.rows.data import Data, class_counts, load_data
 from train_loop.rows.label_codes import encode_known_labels, encode_labels
 from train_loop.rows.split import Split
 from train_loop.rows.summary import count_contradictions, count_duplicates, count_overlap, print_data
+from train_loop.rows.tokens import hash_text
 
 Writer = Callable[..., Path]
 
@@ -486,6 +487,7 @@ def hand_made(texts: Sequence[int], labels: Sequence[int], name: str = "train") 
         origin="by hand",
         rows=empty,
         tokens=empty,
+        num_windows=np.ones(len(labels), np.int32),
         labels=np.array(labels, dtype=np.int64),
         lengths=np.full(len(labels), 5, dtype=np.int32),
         truncated=np.zeros(len(labels), dtype=np.bool_),

@@ -35,6 +35,7 @@ def split_of(rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | Non
         origin="here",
         rows=datasets.Dataset.from_dict({"text": [""] * num_rows}),
         tokens=datasets.Dataset.from_dict(columns, features=datasets.Features(features)),
+        num_windows=np.ones(num_rows, np.int32),
         labels=np.arange(num_rows) % 3,
         lengths=np.array([len(row) for row in rows], np.int32),
         truncated=np.zeros(num_rows, np.bool_),

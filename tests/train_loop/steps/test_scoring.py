@@ -38,7 +38,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> Split:
 
 def logits_of(model: PreTrainedModel, split: Split, max_tokens: int = 60) -> NDArray[np.float32]:
     collate = Collator(split, tiny_tokenizer(), MAX_POSITIONS)
-    return scoring.predict_logits(Accelerator(cpu=True), model, split, 2, collate, max_tokens)
+    return scoring.predict_logits(Accelerator(cpu=True), model, 2, collate, max_tokens)
 
 
 def row_by_row(model: PreTrainedModel, split: Split) -> NDArray[np.float32]:
