@@ -1,5 +1,6 @@
 """What is said of one input: label and score, several labels, or a number. For every protocol, and for `--json`."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,14 +38,48 @@ def answer_fields(classifier: Classifier, scores: Sequence[float], coverage: flo
     return fields
 
 
+def window_fields(
+    classifier: Classifier, windows: Sequence[tuple[int, int, Sequence[float]]], top_k: int | None = None
+) -> dict[str, Any]:
+    """Return how many windows a text was read in and, of several, the scores of each; nothing if none ever has them.
+
+    A window is its first character in the cleaned text, the one after its last, and its scores [C].
+    """
+    if classifier.long_texts.strategy != "windows":
+        return {}
+    fields: dict[str, Any] = {"num_windows": max(1, len(windows))}
+    if windows:
+        fields["windows"] = [
+            {"start": start, "stop": stop, **_window_answer(classifier, scores, top_k)}
+            for start, stop, scores in windows
+        ]
+    return fields
+
+
+def _window_answer(classifier: Classifier, scores: Sequence[float], top_k: int | None) -> dict[str, Any]:
+    if classifier.problem_type == "regression":
+        return {"value": scores[0]}
+    return {"scores": ranked(classifier.labels, scores, top_k)}
+
+
+def ranked(labels: Sequence[str], values: Sequence[float], top_k: int | None = None) -> list[dict[str, Any]]:
+    """Return labels with their values, highest first."""
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    return [{"label": labels[index], "score": values[index]} for index in order[:top_k]]
+
+
 def decision_facts(classifier: Classifier) -> dict[str, Any]:
-    """Return how scores become answers, as a model's description names it; one label is the kind that needs no name."""
+    """Return how scores become answers and what is read of long texts, as a model's description names it.
+
+    One label is the kind that needs no name.
+    """
     facts = {name: getattr(classifier.decision, name) for name in DECISION_FIELDS[classifier.problem_type]}
+    more = {} if classifier.long_texts.cuts_off else {"long_texts": dataclasses.asdict(classifier.long_texts)}
     if classifier.problem_type == "single_label_classification":
-        return {"decision": facts}
+        return {"decision": facts, **more}
     if "thresholds" in facts:
         facts["thresholds"] = dict(zip(classifier.labels, classifier.thresholds.tolist(), strict=True))
-    return {"problem_type": classifier.problem_type, "decision": facts}
+    return {"problem_type": classifier.problem_type, "decision": facts, **more}
 
 
 def shown_coverage(classifier: Classifier) -> float | None:

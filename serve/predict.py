@@ -179,8 +179,9 @@ def _as_json(item: TextInput, prediction: Prediction, top_k: int) -> dict[str, A
     classifier = prediction.classifier
     fields = answer_fields(classifier, [*prediction.scores.values()], shown_coverage(classifier))
     scores = {"scores": dict(prediction.top_k(top_k))} if prediction.value is None else {}
-    rest = {"truncated": prediction.truncated, "num_tokens": prediction.num_tokens}
-    return {"text": item, **fields, **scores, **rest}
+    windows = [(window.start, window.stop, [*window.scores.values()]) for window in prediction.windows]
+    read = {"truncated": prediction.truncated, "num_tokens": prediction.num_tokens}
+    return {"text": item, **fields, **scores, **read, **window_fields(classifier, windows, top_k)}
 
 
 def _as_table(inputs: Sequence[TextInput], predictions: Sequence[Prediction], top_k: int) -> str:
@@ -190,7 +191,8 @@ def _as_table(inputs: Sequence[TextInput], predictions: Sequence[Prediction], to
         text = " | ".join(item) if isinstance(item, tuple) else item
         text = "".join(char if char.isprintable() else " " for char in text)  # no control characters for the terminal
         shown = text if len(text) <= 60 else text[:59] + "…"
-        note = " (truncated)" * prediction.truncated + " (abstained: the label is a guess)" * prediction.abstained
+        note = f" ({len(prediction.windows)} windows)" if prediction.windows else ""
+        note += " (truncated)" * prediction.truncated + " (abstained: the label is a guess)" * prediction.abstained
         rows.append((*_cells(prediction, top_k), shown + note))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from serve.answer import ranked
 from serve.batching.batcher import Batcher
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer, Outcome
@@ -113,9 +114,7 @@ class Engine:
 
     def ranked(self, values: Sequence[float], top_k: int | None = None) -> list[dict[str, Any]]:
         """Return labels with their values, highest first."""
-        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-        labels = self.facts.labels
-        return [{"label": labels[index], "score": values[index]} for index in order[:top_k]]
+        return ranked(self.facts.labels, values, top_k)
 
     async def check_canary(self, timeout_s: float) -> float:
         """Send the canary through the queue and return the time it took [s].

@@ -9,7 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
+
 from serve.batching.request_errors import DeadlineExceeded, InferenceFailed, Overloaded
+from serve.contract.long_texts import cut
 from serve.encoder import Encoder, TextInput
 
 T = TypeVar("T")
@@ -39,24 +42,46 @@ def list_tokens(encoder: Encoder, given: TextInput, *, special: bool = True) -> 
     """Return all tokens of a text or pair, also those beyond the model's length. As slow as tokenizing."""
     cleaned = encoder.cleaned(given)
     texts = [cleaned] if isinstance(cleaned, str) else list(cleaned)
-    side = encoder.classifier.truncation_side
     # As a batch of one: `encode` would block all other threads of the process meanwhile.
     (whole,) = encoder.tokenizer("error").encode_batch([cleaned], add_special_tokens=special)
-    (seen,) = encoder.tokenizer(side).encode_batch([cleaned], add_special_tokens=special)
-    sequences = whole.sequence_ids
-    num_all, num_seen = Counter(sequences), Counter(seen.sequence_ids)
-    place: Counter[int] = Counter()
-    tokens = []
     # The library builds each of these lists anew at every access: so not in the loop.
-    for number, name, sequence, (start, stop) in zip(whole.ids, whole.tokens, sequences, whole.offsets, strict=True):
-        if sequence is None:
-            tokens.append(Token(number, name, True, None, None, None, True))
-            continue
+    sequences = whole.sequence_ids
+    is_read = (_kept if encoder.classifier.long_texts.cuts_off else _in_windows)(encoder, cleaned, whole, sequences)
+    return [
+        Token(number, name, True, None, None, None, True)
+        if sequence is None
+        else Token(number, texts[sequence][start:stop], False, sequence, start, stop, kept)
+        for number, name, sequence, (start, stop), kept in zip(
+            whole.ids, whole.tokens, sequences, whole.offsets, is_read, strict=True
+        )
+    ]
+
+
+def _kept(encoder: Encoder, cleaned: TextInput, whole: Any, sequences: Sequence[int | None]) -> list[bool]:
+    """Return which tokens truncation leaves."""
+    side, special = encoder.classifier.truncation_side, None in sequences
+    (seen,) = encoder.tokenizer(side).encode_batch([cleaned], add_special_tokens=special)
+    num_all, num_seen = Counter(sequences), Counter(seen.sequence_ids)
+    place: Counter[int | None] = Counter()
+    kept = []
+    for sequence in sequences:
         first = 0 if side == "right" else num_all[sequence] - num_seen[sequence]
-        kept = first <= place[sequence] < first + num_seen[sequence]
+        kept.append(first <= place[sequence] < first + num_seen[sequence])
         place[sequence] += 1
-        tokens.append(Token(number, texts[sequence][start:stop], False, sequence, start, stop, kept))
-    return tokens
+    return kept
+
+
+def _in_windows(encoder: Encoder, cleaned: TextInput, whole: Any, sequences: Sequence[int | None]) -> list[bool]:
+    """Return which tokens are read where a long text is not simply truncated."""
+    num_special = encoder.tokenizer("error").num_special_tokens_to_add(not isinstance(cleaned, str))
+    max_length = encoder.max_length - (0 if None in sequences else num_special)
+    if len(sequences) <= max_length:
+        return [True] * len(sequences)
+    is_read = np.zeros(len(sequences), np.bool_)
+    for window in cut(whole, max_length, encoder.classifier.long_texts, encoder.classifier.truncation_side).windows:
+        is_read[window] = True
+    kept: list[bool] = is_read.tolist()
+    return kept
 
 
 def as_rows(tokens: Sequence[Token], fields: Sequence[str]) -> list[dict[str, Any]]:

@@ -69,6 +69,7 @@ class RowChunk:
             values,
             scores,
             classifier.decisions(scores),
+            [len(answers.windows.get(position, (None,))) for position in answered],
             answers.truncated[answered].tolist(),
             sum(is_blank(self.inputs[position]) for position in answered),
         )

@@ -26,13 +26,14 @@ class AnsweredRows:
     """[N, C]"""
     given: NDArray[np.bool_]
     """Which labels are given [N, C]."""
+    num_windows: list[int]
     truncated: list[bool]
     num_empty: int
     """Rows whose text is empty or white space."""
 
 
 class Table:
-    """Columns of the output: id, kept input columns, those of the answer, truncated.
+    """Columns of the output: id, kept input columns, those of the answer, num_windows where it varies, truncated.
 
     A kept column with the name of another one is written as `input_NAME`, or `input_input_NAME` where the input has
     that name too; the id itself is not written twice.
@@ -42,7 +43,9 @@ class Table:
         id_column = settings.id_column
         self._submission = settings.submission
         self._answer = answer_columns(classifier, settings)
-        own = ["id", *self._answer.names, *["truncated"] * (not settings.submission)]
+        self._has_windows = classifier.long_texts.strategy == "windows"
+        read = [] if settings.submission else [*["num_windows"] * self._has_windows, "truncated"]
+        own = ["id", *self._answer.names, *read]
         if doubled := sorted({name for name in own if own.count(name) > 1}):
             raise InputError(
                 f"--output: two columns named {doubled[0]!r:.80}, one of them for a label; leave out --column_per_label"
@@ -60,14 +63,14 @@ class Table:
             return JsonLines(self.names)
         if name != "parquet":
             return Delimited(self.names, "," if name == "csv" else "\t")
-        types = [self._id_type, *self._kept_types, *self._answer.types, "bool"]
-        return Parquet(self.names, types[: len(self.names)])  # a submission does not say what was truncated
+        types = [self._id_type, *self._kept_types, *self._answer.types, *["int64"] * self._has_windows, "bool"]
+        return Parquet(self.names, types[: len(self.names)])  # a submission does not say what was read
 
     def columns(self, rows: AnsweredRows) -> Columns:
         """Return the values of each column."""
         kept = ([row[place] for row in rows.values] for place in self._places)
         columns = [rows.ids, *kept, *self._answer.values(rows.scores, rows.given)]
-        return columns if self._submission else [*columns, rows.truncated]
+        return columns if self._submission else [*columns, *[rows.num_windows] * self._has_windows, rows.truncated]
 
 
 def _free_names(own: Sequence[str], kept: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from serve.answer import answer_fields
+from serve.answer import answer_fields, window_fields
 from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest
 from serve.batching.ticket import Answer
@@ -75,13 +75,14 @@ async def explain(engine: Engine, given: TextInput, *, label: str | None, timeou
         "tokens": tokens,
         "num_tokens": answer.num_tokens,
         "truncated": answer.truncated,
+        **window_fields(engine.facts.classifier, answer.windows),
         "inference_ms": round(1e3 * answer.inference_s, 3),
     }
 
 
 def _find_parts(engine: Engine, texts: tuple[str, ...], tokens: Sequence[Token]) -> list[Part]:
     words = find_words(texts)
-    if not all(token.kept for token in tokens):
+    if engine.facts.classifier.long_texts.cuts_off and not all(token.kept for token in tokens):
         most = engine.facts.max_length  # a word has one token or more: the model cannot see more words
         keeps_first = engine.facts.classifier.truncation_side == "right"
         words = [each[:most] if keeps_first else each[-most:] for each in words]
@@ -112,7 +113,9 @@ def group_words(words: Sequence[Sequence[Part]], max_parts: int) -> list[Part]:
 
 def _max_parts(engine: Engine, texts: tuple[str, ...], num_tokens: int) -> int:
     """Return how many parts to leave out. Each is a text for the model, and a long one must not hold up others."""
-    num_tokens = max(1, min(num_tokens, engine.facts.max_length))
+    rule = engine.facts.classifier.long_texts
+    num_windows = rule.max_windows if rule.strategy == "windows" else 1
+    num_tokens = max(1, min(num_tokens, num_windows * engine.facts.max_length))
     num_chars = max(1, num_characters(texts))
     max_tokens = min(MAX_TOKENS, engine.batcher.limits.max_queued_tokens // 2)
     return max(1, min(MAX_PARTS, max_tokens // num_tokens, MAX_CHARS // num_chars))

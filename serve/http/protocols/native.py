@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.answer import answer_fields, decision_facts
+from serve.answer import answer_fields, decision_facts, window_fields
 from serve.batching.engine import Engine, ModelFacts
 from serve.batching.request_errors import InvalidRequest, RequestError
 from serve.batching.ticket import Answer, Outcome
@@ -39,7 +39,8 @@ class ClassifyRequest(BaseModel):
     top_k: int | None = Field(default=None, ge=1, description="Labels to return for each input; null for all.")
     truncation: Literal["right", "left", "error"] | None = Field(
         default=None,
-        description="Side on which an input that is too long loses tokens; error refuses it; null: the model's own.",
+        description="Side on which an input that is too long loses tokens; error refuses what would not be read whole; "
+        "null: as in training.",
     )
     logits: bool = Field(default=False, description="Also return logits, before temperature and softmax.")
     coverage: float | None = Field(
@@ -182,12 +183,19 @@ def _result(engine: Engine, outcome: Outcome, request: ClassifyRequest) -> dict[
     if "value" not in fields:
         scores = engine.ranked(outcome.scores, request.top_k)
         head = {**scores[0], "scores": scores}
-    result = {**head, "num_tokens": outcome.num_tokens, "truncated": outcome.truncated, **fields}
+    read = window_fields(engine.facts.classifier, outcome.windows, request.top_k)
+    result = {**head, "num_tokens": outcome.num_tokens, "truncated": outcome.truncated, **read, **fields}
     if request.logits:
         result["logits"] = dict(zip(engine.facts.labels, outcome.logits, strict=True))
     return result
 
 
+WINDOW_FIELDS = {
+    "start": value("integer", "Its first character in the cleaned text; of a pair, in the longer one."),
+    "stop": INTEGER,
+    "value": NUMBER,
+    "scores": array(LABEL_SCORE, "If it were all of the text."),
+}
 MODEL_FIELDS = record({"name": TEXT, "version": TEXT, "variant": TEXT})
 RESULT_FIELDS = {
     "label": value("string", "Label with the highest score; absent for numbers."),
@@ -200,6 +208,8 @@ RESULT_FIELDS = {
     "scores": array(LABEL_SCORE, "Highest first."),
     "num_tokens": value("integer", "Tokens that the model saw."),
     "truncated": value("boolean", "Whether it saw only part of the input."),
+    "num_windows": value("integer", "Windows that a long text was read in; absent for models that truncate."),
+    "windows": array(record(WINDOW_FIELDS, optional=("value", "scores")), "Of a text with several."),
     "logits": value("object") | {"additionalProperties": NUMBER},
     "error": record({"type": TEXT, "message": TEXT}),
 }
@@ -250,8 +260,10 @@ EXPLAIN_SCHEMA = record(
         "tokens": array(record(TOKEN_FIELDS)),
         "num_tokens": INTEGER,
         "truncated": BOOLEAN,
+        "num_windows": RESULT_FIELDS["num_windows"],
+        "windows": RESULT_FIELDS["windows"],
     },
-    optional=("label", "score", "value"),
+    optional=("label", "score", "value", "num_windows", "windows"),
 )
 EXPLAIN_EXAMPLE = {
     "model": {"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},

@@ -10,6 +10,7 @@ import pytest
 
 from serve.batching.request_errors import DeadlineExceeded, InferenceFailed, Overloaded
 from serve.batching.token_listing import MAX_PENDING, Token, TokenLister, as_rows, list_tokens
+from serve.contract.long_texts import LongTexts
 
 NUM_TOKENS = 500
 
@@ -44,7 +45,7 @@ class FakeTokenizer:
 
 
 class FakeEncoder:
-    classifier = SimpleNamespace(truncation_side="left")
+    classifier = SimpleNamespace(truncation_side="left", long_texts=LongTexts())
 
     def __init__(self) -> None:
         self.reads: Counter[str] = Counter()
