@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from serve.answer import SHOWN_COVERAGE, answer_fields, shown_coverage
+from serve.answer import SHOWN_COVERAGE, answer_fields, shown_coverage, window_fields
 from serve.contract.bundle import BUNDLE_FILE, DeviceName, VariantName
 from serve.contract.classifier import Classifier
 from serve.contract.command import given_arguments, run_command

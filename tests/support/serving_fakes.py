@@ -17,6 +17,8 @@ POISON = 666
 class FakeEncoding:
     ids: tuple[int, ...]
     truncated: bool = False
+    others: "tuple[FakeEncoding, ...]" = ()
+    place: tuple[int, int] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -24,11 +26,11 @@ class FakeEncoding:
 
     @property
     def windows(self) -> "tuple[FakeEncoding, ...]":
-        return (self,)
+        return (self, *self.others)
 
 
 class FakeEncoder:
-    """Encodes texts of numbers, "3 1 4" -> ids (3, 1, 4), truncated to MAX_LENGTH; rejects "bad"."""
+    """Encodes texts of numbers, "3 1 4" -> ids (3, 1, 4), truncated to MAX_LENGTH; rejects "bad". "1 | 2" has windows."""
 
     def encode_each(
         self, inputs: Sequence[TextInput], truncation: Truncation | None = None, /
@@ -37,6 +39,9 @@ class FakeEncoder:
 
     def _encode(self, index: int, text: TextInput, truncation: Truncation | None) -> FakeEncoding | ItemError:
         words = (text if isinstance(text, str) else " ".join(text)).split()
+        if "|" in words:
+            first, *others = (self._encode(index, part, truncation) for part in str(text).split("|"))
+            return dataclasses.replace(first, others=tuple(others))
         if words == ["crash"]:
             raise RuntimeError("the tokenizer has a bug")
         if "bad" in words:

@@ -20,6 +20,7 @@ from serve.contract.bundle import Manifest, Variant, Verification, record_files,
 from serve.contract.classifier import Classifier, Side, write_classifier
 from serve.contract.decision import Decision
 from serve.contract.labels import ProblemType
+from serve.contract.long_texts import LongTexts
 from serve.contract.text import CleaningMode
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -69,6 +70,7 @@ def save_tiny_bundle(
     problem_type: ProblemType = "single_label_classification",
     label_separator: str | None = None,
     decision: Decision = Decision(),  # noqa: B008 - frozen
+    long_texts: LongTexts = LongTexts(),  # noqa: B008 - frozen
 ) -> Path:
     """Write a bundle with one variant, `fp32`, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,7 @@ def save_tiny_bundle(
             problem_type=problem_type,
             label_separator=label_separator,
             decision=decision,
+            long_texts=long_texts,
         ),
     )
     word_tokenizer().save(str(folder / "tokenizer.json"))

@@ -88,6 +88,26 @@ def test_several_labels_and_numbers_do_not_depend_on_them_either(argv: list[str]
     assert np.ptp(losses, axis=0).max() < 1e-9
 
 
+@pytest.mark.parametrize("more", [[], ["--window_stride=4"]], ids=["side by side", "overlapping"])
+def test_neither_do_long_texts_in_windows(argv: list[str], tmp_path: Path, more: list[str]) -> None:
+    texts = ["word " * (1 + number * 7 % 45) for number in range(60)]  # of 1 to 45 tokens
+    for name, part in (("train", range(NUM_ROWS)), ("validation", range(NUM_ROWS, 60))):
+        rows = [f"{texts[number]},{'ab'[number % 3 % 2]}" for number in part]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    in_windows = ["--long_texts=windows", "--max_length=7", *more]
+    runs = [[*argv, *in_windows, *cut] for cut in (CUTS[0], CUTS[2], CUTS[3])]
+    results = [
+        result
+        for num_processes in (1, 2, 3)
+        for result in on_processes(num_processes, "scenarios:trained", {"runs": runs})[0]
+    ]
+    assert len(results) == 9
+    assert max_difference([result["weights"] for result in results]) < 1e-9
+    losses = np.array([[step["loss"] for step in result["steps"]] for result in results])
+    assert losses.shape == (9, NUM_STEPS)  # batch_size counts texts
+    assert np.ptp(losses, axis=0).max() < 1e-9
+
+
 def test_gradients_agree_in_float32(argv: list[str]) -> None:
     runs = [[*argv, *cut] for cut in CUTS]
     gradients = [
@@ -124,8 +144,9 @@ def test_the_usual_weighted_mean_does_depend_on_them(argv: list[str]) -> None:
     assert max_difference([result["weights"] for result in results]) > 1e-3
 
 
-def test_a_run_resumes_at_the_very_next_row_on_another_number_of_processes(argv: list[str]) -> None:
-    argv = [*argv, "--epochs=2", "--save_every=3"]
+@pytest.mark.parametrize("reading", [[], ["--long_texts=windows", "--max_length=5"]], ids=["rows", "windows"])
+def test_a_run_resumes_at_the_very_next_row_on_another_number_of_processes(argv: list[str], reading: list[str]) -> None:
+    argv = [*argv, "--epochs=2", "--save_every=3", *reading]
     (uninterrupted,) = on_processes(1, "scenarios:trained", {"runs": [argv]})[0]
     for num_processes in (1, 3):
         stopped = on_processes(2, "scenarios:trained", {"runs": [argv], "stop_after": 3})

@@ -621,3 +621,83 @@ def test_every_request_gets_its_own_answer_exactly_once(seed: int, num_gpus: int
         assert len(results) == 40
 
     run(bench, scenario)
+
+
+# ---- Long texts, in windows
+
+
+def test_a_long_text_has_one_answer_pooled_over_its_windows_in_whatever_order_they_run() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        short, long = await bench.submit("3 1 4", " | ".join(f"{number} 1" for number in range(1, 21)))
+        assert logits_of(short) == [8.0, 3.0]
+        assert logits_of(long) == [11.5, 2.0]
+        assert isinstance(long, Answer)
+        assert long.num_tokens == 40
+        assert len(long.windows) == 20
+        for number, (_, _, scores) in enumerate(long.windows, start=1):
+            np.testing.assert_allclose(scores, scores_from_logits(np.array([[number + 1.0, 2.0]]))[0])
+
+    run(bench, scenario)
+
+
+def test_a_window_that_fails_fails_its_text_and_no_other() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        outcomes = await bench.submit("1 | 2 | 3", f"1 | {POISON} | 3", "7", whole=False)
+        assert logits_of(outcomes[0]) == [2.0, 1.0]
+        assert isinstance(outcomes[1], InferenceFailed)
+        assert logits_of(outcomes[2]) == [7.0, 1.0]
+
+    run(bench, scenario)
+
+
+def test_short_inputs_overtake_the_windows_of_a_long_text_which_leave_them_a_worker() -> None:
+    bench = Bench(num_narrow=2)
+
+    async def scenario() -> None:
+        await bench.submit("1")  # short ones are expected from now on
+        bench.shut_gates()
+        for runner in bench.runners:
+            runner.entered.clear()
+        long = asyncio.create_task(bench.submit(" | ".join(["5 5"] * 12)))
+        await until(lambda: any(runner.entered.is_set() for runner in bench.narrow))
+        await asyncio.sleep(0.02)
+        running = [runner for runner in bench.narrow if runner.entered.is_set()]
+        assert len(running) == 1
+        assert len(running[0].batches[-1]) == 1  # a window at a time
+        (other,) = (runner for runner in bench.narrow if runner not in running)
+        other.gate.set()
+        (answer,) = await bench.submit("3 1 4")
+        assert logits_of(answer) == [8.0, 3.0]
+        assert not long.done()
+        bench.open_gates()
+        (answer,) = await long
+        assert logits_of(answer) == [10.0, 2.0]
+
+    run(bench, scenario)
+
+
+def test_long_texts_fill_no_more_than_half_of_the_queue() -> None:
+    bench = Bench(limits=BatchLimits(max_queued_tokens=40))
+
+    async def scenario() -> None:
+        with pytest.raises(TooLarge, match="22 tokens of long texts, but this server holds 20"):
+            await bench.submit(" | ".join(["1 1"] * 11))
+        await bench.submit("1")  # so that windows run one at a time
+        bench.shut_gates()
+        for runner in bench.runners:
+            runner.entered.clear()
+        first = asyncio.create_task(bench.submit(" | ".join(["1 1"] * 10)))
+        await until(lambda: any(runner.entered.is_set() for runner in bench.runners))
+        with pytest.raises(Overloaded):
+            await bench.submit(" | ".join(["1 1"] * 10))
+        short = asyncio.create_task(bench.submit("3 1 4"))
+        await asyncio.sleep(0.01)
+        bench.open_gates()
+        assert logits_of((await short)[0]) == [8.0, 3.0]
+        assert logits_of((await first)[0]) == [2.0, 2.0]
+
+    run(bench, scenario)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from serving_fakes import FakeEncoding
 
 from serve.batching.ticket import Item, Ticket
-from serve.batching.waiting_line import RUN_COST_TOKENS, WINDOW, WaitingLine
+from serve.batching.waiting_line import LONG_YIELDS_S, RUN_COST_TOKENS, WINDOW, WaitingLine, WaitingLines
 
 
 def make_items(lengths: list[int], *, is_privileged: bool = False) -> list[Item]:
@@ -135,3 +135,18 @@ def test_a_batch_fits_its_budget_with_the_padding_that_it_gets() -> None:
     for item in make_items([9] * 10):
         line.add(item)
     assert len(line.take(64, 64, time.monotonic())) == 4
+
+
+def test_a_window_of_a_long_text_yields_but_not_for_ever() -> None:
+    lines = WaitingLines(WaitingLine(), WaitingLine())
+    short, window = make_items([5, 5])
+    window.num_windows = 3
+    window.queued_at = 100.0
+    lines.add(window)
+    assert lines.in_order() == [lines.long]
+    for late, first in ((0.5, lines.short), (LONG_YIELDS_S + 0.5, lines.long)):
+        short.queued_at = 100.0 + late
+        lines.add(short)
+        assert lines.in_order()[0] is first
+        assert len(lines.in_order()) == 2
+        lines.short.clear()
