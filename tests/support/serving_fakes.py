@@ -30,7 +30,7 @@ class FakeEncoding:
 
 
 class FakeEncoder:
-    """Encodes texts of numbers, "3 1 4" -> ids (3, 1, 4), truncated to MAX_LENGTH; rejects "bad". "1 | 2" has windows."""
+    """Encodes texts of numbers, "3 1 4" -> ids (3, 1, 4), cut to MAX_LENGTH; rejects "bad". "1 | 2" has two windows."""
 
     def encode_each(
         self, inputs: Sequence[TextInput], truncation: Truncation | None = None, /
