@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, RequestError
@@ -29,10 +29,8 @@ OWN_FUNCTION: dict[ProblemType, str] = {
 """As the pipeline of transformers chooses it."""
 
 
-class Parameters(BaseModel):
+class Parameters(BaseModel, strict=True, extra="forbid"):
     """Optional parameters; what has no effect here is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
         default=None,
@@ -50,10 +48,8 @@ class Parameters(BaseModel):
     )
 
 
-class InferenceRequest(BaseModel):
+class InferenceRequest(BaseModel, strict=True):
     """Body of `POST /`."""
-
-    model_config = ConfigDict(strict=True)
 
     inputs: str | TextOrPair | Annotated[list[str | TextOrPair], Field(min_length=1, fail_fast=True)]
     parameters: Parameters | None = None
@@ -66,7 +62,7 @@ def routes() -> list[Route]:
         route(
             "POST",
             "/",
-            infer,
+            _infer,
             "Classify, as Hugging Face inference does",
             description="A list of labels for each input, highest score first.",
             request=InferenceRequest,
@@ -86,8 +82,7 @@ def error_body(error: RequestError) -> dict[str, str]:
     return {"error": str(error)}
 
 
-async def infer(call: Call) -> Reply:
-    """Answer `POST /`."""
+async def _infer(call: Call) -> Reply:
     request: InferenceRequest = await call.read(InferenceRequest)
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     parameters = request.parameters or Parameters()
