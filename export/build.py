@@ -12,12 +12,11 @@ Every graph is verified before it may ship. Only fp32 must pass: int8 and fp16 a
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import filelock
-import onnx
 from rich.console import Console
 
 from export.console import Exported, Progress
@@ -25,7 +24,6 @@ from export.existing import examined
 from export.exporters.choose import TORCH, Exporter, ExporterName, choose
 from export.graphs import Candidate, Refused, external_files, fused_operators, input_names
 from export.int8.dynamic import quantize_dynamically
-from export.int8.quantize import instruction_set
 from export.int8.static import quantize_statically
 from export.mask_lengths import float16_candidates
 from export.pack import canary_texts, copy_graph, copy_model_files, write_bundle_records
@@ -59,7 +57,7 @@ class Settings:
         InputError: a field is out of range.
     """
 
-    variants: tuple[VariantName, ...] = ("fp32", "int8", "fp16")
+    variants: Sequence[VariantName] = ("fp32", "int8", "fp16")
     quantization: Literal["static", "dynamic"] = "static"
     min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
     """Overrides the gate of int8; numbers have none."""
@@ -189,15 +187,12 @@ def _locked(output: Path) -> Iterator[None]:
         InputError: another export is writing it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(output.with_name(f".{output.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock = filelock.FileLock(output.with_name(f".{output.name}.lock")).acquire(timeout=0)
     except filelock.Timeout as error:
         raise InputError(f"{output}: another export is writing it; wait for it, or stop it first") from error
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
@@ -274,49 +269,44 @@ def _made_from(
 
 def _int8(float32: Float32, context: Context) -> Proved | Refused:
     gate, graph = context.gate("int8"), context.work / "int8.onnx"
-    instructions = instruction_set()
     if context.settings.quantization == "dynamic":
         context.progress.step("int8, dynamic")
-        quantize_dynamically(float32.proved.candidate.graph, graph)
-        method = "dynamic, per channel: answers depend on the batch"
-        candidate = Candidate(graph=graph, method=method, instruction_set=instructions)
+        candidate = quantize_dynamically(float32.proved.candidate.graph, graph)
         # The user chose it by name: the manifest states how many answers depend on the batch, the gate allows it.
-        return _prove("int8", candidate, dataclasses.replace(gate, must_be_batch_invariant=False), context)
-
-    outcome = Refused("")
-    for attempt in quantize_statically(
-        float32.source, context.judge.encoder, context.calibration.inputs, gate, context.work, context.progress
-    ):
-        if outcome.reason:
-            context.progress.step(f"int8 fell short ({outcome.reason}): more layers in float32")
-        onnx.save(attempt.model, graph)
-        candidate = Candidate(graph=graph, method=attempt.method, instruction_set=instructions, details=attempt.details)
-        found = _prove("int8", candidate, gate, context)
-        if isinstance(found, Proved):
-            return found
-        outcome = found
-    return outcome
+        return _prove("int8", [candidate], dataclasses.replace(gate, must_be_batch_invariant=False), context)
+    encoder, inputs = context.judge.encoder, context.calibration.inputs
+    candidates = quantize_statically(float32.source, encoder, inputs, gate, graph, context.progress)
+    return _prove("int8", candidates, gate, context, otherwise="more layers in float32")
 
 
 def _float16(float32: Float32, context: Context) -> Proved | Refused:
     context.progress.step("float16, for CUDA")
-    outcome: Proved | Refused = Refused("")
     verified_on = PROVIDERS[context.settings.verify_device]  # a CPU's does not show CUDA's arithmetic
     raw_mask = context.settings.raw_mask
-    for candidate in float16_candidates(float32.source, context.work, context.judge, verified_on, raw_mask=raw_mask):
-        outcome = _prove("fp16", candidate, context.gate("fp16"), context)
-        if isinstance(outcome, Proved):
-            break
+    candidates = float16_candidates(float32.source, context.work, context.judge, verified_on, raw_mask=raw_mask)
+    return _prove("fp16", candidates, context.gate("fp16"), context)
+
+
+def _prove(
+    name: str, candidates: Iterable[Candidate], gate: Gate, context: Context, *, otherwise: str | None = None
+) -> Proved | Refused:
+    """Return the first graph that passes its gate, or where the last fell short.
+
+    `otherwise` announces what the next one has instead.
+    """
+    outcome = Refused("")
+    for candidate in candidates:
+        if outcome.reason and otherwise:
+            context.progress.step(f"{name} fell short ({outcome.reason}): {otherwise}")
+        try:
+            verdict = _verify(candidate.graph, name, gate, context, right_padding_only=candidate.right_padding_only)
+        except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
+            outcome = Refused(first_line(error))
+            continue
+        if not verdict.shortfalls:
+            return Proved(candidate, verdict)
+        outcome = Refused("; ".join(verdict.shortfalls))
     return outcome
-
-
-def _prove(name: str, candidate: Candidate, gate: Gate, context: Context) -> Proved | Refused:
-    """Return a graph that passes its gate, or where it fell short."""
-    try:
-        verdict = _verify(candidate.graph, name, gate, context, right_padding_only=candidate.right_padding_only)
-    except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
-        return Refused(first_line(error))
-    return Refused("; ".join(verdict.shortfalls)) if verdict.shortfalls else Proved(candidate, verdict)
 
 
 def _verify(graph: Path, name: str, gate: Gate, context: Context, *, right_padding_only: bool = False) -> Verdict:
@@ -326,12 +316,11 @@ def _verify(graph: Path, name: str, gate: Gate, context: Context, *, right_paddi
     devices = on_cuda.get(name, ("cpu",)) if context.settings.verify_device == "cuda" else ("cpu",)
     shortfalls: list[str] = []
     for device in devices:
-        session = Session(graph, GpuOptions(device=device), num_threads=num_usable_cores())
         where = f"{name} on CUDA" if device == "cuda" else name
-        try:
-            with context.progress.count(f"Verifying {where} on {num_rows:,} held-out rows", num_rows) as advance:
-                verdict = context.judge.verify(session, gate, advance, right_padding_only=right_padding_only)
-        finally:
-            session.close()
+        with (
+            contextlib.closing(Session(graph, GpuOptions(device=device), num_threads=num_usable_cores())) as session,
+            context.progress.count(f"Verifying {where} on {num_rows:,} held-out rows", num_rows) as advance,
+        ):
+            verdict = context.judge.verify(session, gate, advance, right_padding_only=right_padding_only)
         shortfalls += [f"on CUDA: {each}" if device == "cuda" else each for each in verdict.shortfalls]
     return dataclasses.replace(verdict, shortfalls=shortfalls)

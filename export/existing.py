@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.console import Progress
-from export.figures import METRICS
+from export.console import METRICS, Progress
 from export.reference import Reference
 from export.rows import Rows
 from export.source import Source

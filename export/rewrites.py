@@ -13,6 +13,7 @@ Smoothing: attention's output is linear in its values, so the scales and biases 
 its channels that the next integer product needs.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -84,6 +85,20 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
     model.graph.initializer.extend(constants)
 
 
+def answer_alike(
+    graph: Path, rewritten: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]], tolerance: float
+) -> bool:
+    """Return whether two graphs run on the CPU, with logits as close as `tolerance` for inputs [B, T]."""
+    logits = []
+    try:
+        for each in (graph, rewritten):
+            with contextlib.closing(Session(each, num_threads=num_usable_cores())) as session:
+                logits.append([session.run(inputs) for inputs in batches])
+    except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
+        return False
+    return all(np.allclose(before, after, rtol=0, atol=tolerance) for before, after in zip(*logits, strict=True))
+
+
 # Early gather.
 
 
@@ -100,12 +115,7 @@ def with_early_gather(graph: Path, output: Path, batches: Sequence[Mapping[str, 
     if not gather_early(model):
         return graph
     onnx.save(model, output)
-    try:
-        both = zip(logits_of_batches(graph, batches), logits_of_batches(output, batches), strict=True)
-        alike = all(np.allclose(before, after, rtol=0, atol=TOLERANCE) for before, after in both)
-    except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
-        alike = False
-    return output if alike else graph
+    return output if answer_alike(graph, output, batches, TOLERANCE) else graph
 
 
 def gather_early(model: onnx.ModelProto) -> list[str]:
@@ -188,15 +198,6 @@ def _axis(node: onnx.NodeProto, default: int) -> int:
 
 def _swaps_batch_and_tokens(node: onnx.NodeProto) -> bool:
     return any(each.name == "perm" and list(each.ints) == [1, 0, 2] for each in node.attribute)
-
-
-def logits_of_batches(graph: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[NDArray[np.float32]]:
-    """Return a graph's logits [B, C] for each of the inputs [B, T], on the CPU."""
-    session = Session(graph, num_threads=num_usable_cores())
-    try:
-        return [session.run(inputs) for inputs in batches]
-    finally:
-        session.close()
 
 
 # Layer normalization and smoothing.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from bench.harness.processes import ContenderFailed
 from bench.harness.workload import rows_of_run
 from bench.inference.contenders import export_for_optimum
+from export.graphs import quiet
 from export.int8.dynamic import quantize_dynamically
 from serve.contract.bundle import Bundle
 from serve.contract.errors import first_line
@@ -56,13 +56,11 @@ def make_graph(name: str, sources: Sources, target: Path) -> None:
     Raises:
         ContenderFailed: it cannot be made.
     """
-    logging.disable(logging.WARNING)  # advice to run a preparation that these graphs have had
     try:
-        WAYS[name](sources, target)
+        with quiet():  # advice to run a preparation that these graphs have had
+            WAYS[name](sources, target)
     except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
         raise ContenderFailed(f"could not be made: {first_line(error)}") from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def weights_in_blocks(sources: Sources, target: Path) -> None:
@@ -106,7 +104,7 @@ def dynamic(source: Path, target: Path, **options: Any) -> None:
     quantize_dynamic(source, target, per_channel=False, weight_type=QuantType.QInt8, extra_options=options)
 
 
-WAYS: dict[str, Callable[[Sources, Path], None]] = {
+WAYS: dict[str, Callable[[Sources, Path], object]] = {
     "dynamic, unfused (Optimum's default)": lambda sources, target: dynamic(sources.raw, target),
     "dynamic, fused, per tensor": lambda sources, target: dynamic(sources.fused, target, DefaultTensorType=1),  # FLOAT
     "dynamic, fused, per channel": lambda sources, target: quantize_dynamically(sources.fused, target),

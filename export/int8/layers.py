@@ -14,6 +14,7 @@ from export.console import Advance
 from export.rewrites import weights_of
 from serve.contract.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.providers import ON_CPU, load_graph
 
 MIN_TABLE_ROWS = 256
 """Rows from which an embedding table (words, positions) is worth storing as integers."""
@@ -123,8 +124,6 @@ def record_activations(
     `advance` gets the number of rows done. The probe, a copy of the graph that also outputs the layers' inputs, is
     written into `folder` and removed.
     """
-    import onnxruntime  # here: after the caller has switched off its telemetry
-
     names = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
@@ -132,14 +131,10 @@ def record_activations(
     probe.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in present
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = num_usable_cores()
-    options.enable_mem_pattern = False
     path = folder / "probe.onnx"
     onnx.save(probe, path)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = load_graph(path, ON_CPU, num_threads=num_usable_cores())
         found: dict[str, Activations] = {}
         total = sum(encoding.num_tokens for encoding in encodings)
         for rows in length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, MAX_ROWS):

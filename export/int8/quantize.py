@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.int8.layers import Activations
-from serve.variants import CPU_INFO, VNNI
+from serve.variants import VNNI, cpu_words
 
 ARM = ("asimddp", "i8mm")
 ALPHAS = (0.6, 0.7, 0.8, 0.9, 1.0)
@@ -64,10 +64,7 @@ def instruction_set() -> str | None:
     """
     if platform.machine().lower() == "arm64":  # Apple's have no /proc/cpuinfo, and all have them
         return "asimddp"
-    try:
-        words = set(CPU_INFO.read_text(encoding="ascii", errors="replace").split())
-    except OSError:
-        return None
+    words = cpu_words()
     return next((name for name in (*VNNI, *ARM) if name in words), None)
 
 

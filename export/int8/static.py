@@ -7,6 +7,7 @@ Repair: the layers whose integers change the answers most stay in float32, few a
 made of training rows; the held-out rows are only for the gate.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from export.agreement import Decisions
 from export.console import Progress
+from export.graphs import Candidate
 from export.int8.integer_graph import assemble
 from export.int8.layers import Layer, find_layers, record_activations
 from export.int8.quantize import IntegerLayer, instruction_set, quantize_layer
@@ -43,15 +45,6 @@ Run = Callable[[onnx.ModelProto], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
-    """An integer graph, and how it was made, in words and in figures."""
-
-    model: onnx.ModelProto
-    method: str
-    details: dict[str, str | int | float | bool]
-
-
-@dataclasses.dataclass(frozen=True)
 class Repaired:
     """The layers kept in float32, and the gain."""
 
@@ -64,11 +57,12 @@ class Repaired:
 
 
 def quantize_statically(
-    graph: Path, encoder: Encoder, inputs: Sequence[TextInput], gate: Gate, work: Path, progress: Progress
-) -> Iterator[Attempt]:
-    """Yield integer forms of a float graph, each with more layers in float32 than the one before.
+    graph: Path, encoder: Encoder, inputs: Sequence[TextInput], gate: Gate, output: Path, progress: Progress
+) -> Iterator[Candidate]:
+    """Yield integer forms of a float graph, each with more layers in float32 than the one before, and in its place.
 
-    `inputs` are of training; the repair rows must show the gate's share of decisions, or change of numbers, too.
+    `inputs` are of training; the repair rows must show the gate's share of decisions, or change of numbers, too. The
+    graphs are written to `output`, and temporary ones next to it.
 
     Raises:
         InputError: the graph has no layer to quantize.
@@ -81,8 +75,9 @@ def quantize_statically(
     calibration = encoder.encode(inputs)
     unseen = encoder.encode(recombined(inputs, NUM_REPAIR_ROWS, SEED))
     with progress.count(f"Calibrating on {len(calibration)} rows", len(calibration)) as advance:
-        activations = record_activations(model, layers, calibration, encoder, work, advance)
-    weight_bits = 8 if instruction_set() else 7
+        activations = record_activations(model, layers, calibration, encoder, output.parent, advance)
+    instructions = instruction_set()
+    weight_bits = 8 if instructions else 7
     weights, integers = weights_of(model), {}
     with progress.count(f"Rounding {len(layers)} layers to int8", len(layers)) as advance:
         for layer in layers:
@@ -90,15 +85,17 @@ def quantize_statically(
             integers[layer.name] = quantize_layer(weight, activations[layer.name], 2 ** (weight_bits - 1) - 1)
             advance(1)
     progress.step(f"Measuring the harm on {len(unseen)} rows made of these")
-    run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=work / "candidate.onnx")
+    run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=output.with_name("candidate.onnx"))
     repair = Repair(model, layers, integers, run(model), run, encoder.classifier)
     alphas = sorted({layer.alpha for layer in integers.values()})
     for repaired in repair.attempts(gate.min_label_agreement or 0.0, gate.max_change or MAX_ERROR):
-        yield Attempt(
-            repair.graph(repaired.kept),
-            f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
+        onnx.save(repair.graph(repaired.kept), output)
+        yield Candidate(
+            graph=output,
+            method=f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
             f"{len(repaired.kept)} of {len(layers)} layers in float32",
-            {
+            instruction_set=instructions,
+            details={
                 "layers": len(layers),
                 "layers_in_float32": ", ".join(repaired.kept),
                 "calibration_rows": len(calibration),
@@ -162,9 +159,8 @@ class Repair:
     def _measure(self, keep: Sequence[str]) -> tuple[float, float]:
         """Return the share of equal decisions, and the root mean square change of logits as a share of their spread."""
         logits = self.run(self.graph(keep))
-        agrees = (
-            Decisions.of(logits, self.classifier).codes == Decisions.of(self.reference, self.classifier).codes
-        )  # [N, K]
+        ours, theirs = (Decisions.of(found, self.classifier).codes for found in (logits, self.reference))
+        agrees = ours == theirs  # [N, K]
         agreement = float(agrees.mean()) if agrees.size else 1.0  # numbers are not decided
         spread = max(float(self.reference.std()), 1e-9)
         return agreement, float(np.sqrt(((logits - self.reference) ** 2).mean()) / spread)
@@ -175,11 +171,8 @@ def _logits(
 ) -> NDArray[np.float32]:
     """Return a graph's logits [N, C]; it is written to `candidate`."""
     onnx.save(model, candidate)
-    session = Session(candidate, num_threads=num_usable_cores())
-    try:
-        found = np.empty((len(encodings), len(encoder.classifier.labels)), np.float32)
+    found = np.empty((len(encodings), len(encoder.classifier.labels)), np.float32)
+    with contextlib.closing(Session(candidate, num_threads=num_usable_cores())) as session:
         for batch in length_sorted_batches([encoding.num_tokens for encoding in encodings], 4_096, 16):
             found[batch] = session.run(encoder.pad([encodings[row] for row in batch]))
-        return found
-    finally:
-        session.close()
+    return found
