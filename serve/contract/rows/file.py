@@ -22,8 +22,6 @@ SUFFIXES: dict[str, RowFormat] = {
 }
 TABLE_SUFFIXES: dict[str, RowFormat] = {suffix: form for suffix, form in SUFFIXES.items() if form != "lines"}
 """Those of files with named columns."""
-
-
 UNPACKING = {".zip": "unzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
 """Suffix -> the command that unpacks it."""
 
