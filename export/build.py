@@ -51,11 +51,7 @@ SLOWER = 0.9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to export, and how.
-
-    Raises:
-        InputError: a field is out of range.
-    """
+    """What to export, and how; raises InputError if a field is out of range."""
 
     variants: Sequence[VariantName] = ("fp32", "int8", "fp16")
     quantization: Literal["static", "dynamic"] = "static"
@@ -90,7 +86,6 @@ class Context:
     progress: Progress
 
     def gate(self, name: str) -> Gate:
-        """Return the bounds of a variant."""
         gate = GATES[self.judge.encoder.classifier.problem_type][name]
         if name != "int8" or (agreement := self.settings.min_label_agreement) is None:
             return gate
@@ -181,11 +176,7 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
 
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Keep other exports out of the folder.
-
-    Raises:
-        InputError: another export is writing it.
-    """
+    """Keep other exports out of the folder; raises InputError if one is writing it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = filelock.FileLock(output.with_name(f".{output.name}.lock")).acquire(timeout=0)
@@ -233,11 +224,7 @@ def _fused(raw: Path, context: Context) -> Float32 | Refused:
 
 
 def _as_exported(raw: Path, method: str, context: Context) -> Float32:
-    """Return the float32 graph without fused operators.
-
-    Raises:
-        InputError: it is not what PyTorch computes.
-    """
+    """Return the float32 graph without fused operators; raises InputError if it is not what PyTorch computes."""
     graph = _gathered_early(raw, context)
     verdict = _verify(graph, "fp32", context.gate("fp32"), context)
     if verdict.shortfalls:

@@ -48,16 +48,13 @@ class Progress:
         self._started = time.monotonic()
 
     def step(self, text: str) -> None:
-        """Announce a step."""
         seconds = time.monotonic() - self._started
         self._console.print(f"[{seconds:5.1f} s] {text} ...", highlight=False, markup=False)
 
     def note(self, text: str) -> None:
-        """Print a result of the step."""
         self._console.print(f"  {text}", highlight=False, markup=False)
 
     def warn(self, text: str) -> None:
-        """Print a warning."""
         self._console.print(f"  {text}", style="yellow", highlight=False, markup=False)
 
     @contextlib.contextmanager

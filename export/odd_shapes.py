@@ -38,7 +38,6 @@ class OddShape:
 
     @property
     def is_right_padded(self) -> bool:
-        """Whether it has no padding, or padding on the right."""
         return self.name not in ("left", "mixed")
 
     def problem(

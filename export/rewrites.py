@@ -184,7 +184,6 @@ def _is_by_token(node: onnx.NodeProto, constants: Constants) -> bool:
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the initializers and Constant nodes of a graph by name."""
     found = weights_of(model)
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":

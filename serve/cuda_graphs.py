@@ -100,11 +100,7 @@ class RunThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def do(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns there.
-
-        Raises:
-            RuntimeError: the thread was closed.
-        """
+        """Return what `work` returns there; raises RuntimeError if the thread was closed."""
         future: Future[T] = Future()
         with self._closing:
             if self._is_closed:
@@ -157,7 +153,6 @@ class CudaGraphs:
         return self._thread.do(lambda: self._run(inputs))
 
     def close(self) -> None:
-        """End the thread after the runs it already has."""
         self._thread.close()
 
     def _record(self, shapes: list[tuple[int, int]]) -> None:

@@ -36,7 +36,6 @@ class Buffers:
             self.inputs[name].update_inplace(np.ascontiguousarray(array))
 
     def logits(self) -> NDArray[np.float32]:
-        """Return the logits [B, C] of the last run."""
         if self.output is None:
             return np.asarray(self.binding.copy_outputs_to_cpu()[0])
         # On a CPU, numpy() may return a view of the buffer that the next run overwrites.
@@ -93,7 +92,6 @@ class DeviceBuffers:
         self._running = threading.Lock()  # two runs at once would need the memory of two
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Return logits [B, C] for inputs [B, T]."""
         shape = next(iter(inputs.values())).shape
         buffers = self._take((shape[0], shape[1]), list(inputs))
         buffers.fill(inputs)

@@ -136,11 +136,7 @@ def _cuda_options(gpu: GpuOptions) -> dict[str, str]:
 
 
 def import_onnxruntime() -> Any:
-    """Return the module.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the module; raises InputError if it is not installed."""
     switch_off_telemetry()
     try:
         import onnxruntime  # here: it takes 0.1 s, and reading a bundle does not need it

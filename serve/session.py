@@ -119,7 +119,6 @@ class SessionPool:
         return self._session(is_wide=False)
 
     def close(self) -> None:
-        """Close the sessions once current runs are over."""
         with self._loading:
             self._closed = True
             for session in self._sessions.values():
@@ -162,11 +161,7 @@ def resolve_device(device: DeviceName | Literal["auto"], device_id: int = 0) -> 
 
 
 def require_device(device: DeviceName, device_id: int = 0) -> None:
-    """Try a device with a graph of one operator.
-
-    Raises:
-        InputError: ONNX Runtime cannot run there.
-    """
+    """Try a device with a graph of one operator; raises InputError if ONNX Runtime cannot run there."""
     with _cuda_calls(device):
         load_graph(RELU, GpuOptions(device=device, device_id=device_id))
 

@@ -26,7 +26,6 @@ class TensorRT:
     """Longest input [tokens]."""
 
     def options(self) -> dict[str, str]:
-        """Return the provider's options."""
         usual = USUAL_ROWS, min(USUAL_LENGTH, self.max_length)
         return {
             "trt_engine_cache_enable": "1",

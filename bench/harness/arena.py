@@ -44,7 +44,6 @@ class Limits(NamedTuple):
     """Timed seconds of each contender."""
 
     def are_met(self, answers: Sequence[Answer]) -> bool:
-        """Return whether a contender has been measured enough."""
         return len(answers) >= self.repeats and sum(answer["seconds"] for answer in answers) >= self.seconds
 
 
@@ -66,20 +65,14 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
 
     @property
     def records(self) -> tuple[Contender, ...]:
-        """What is known of every contender, in the order given."""
         return tuple(self._records.values())
 
     @property
     def alive(self) -> list[str]:
-        """Contenders that are running."""
         return list(self._running)
 
     def start(self) -> None:
-        """Start every contender and wait until it has done its first piece of work.
-
-        Raises:
-            InputError: none of them runs.
-        """
+        """Start every contender and wait for its first piece of work; raises InputError if none of them runs."""
         for entrant in self._entrants:
             try:
                 self._running[entrant.name] = self._launch(entrant.spec)
@@ -93,7 +86,6 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
             raise InputError(f"no contender to measure: {reasons}")
 
     def add_facts(self, name: str, facts: Mapping[str, float]) -> None:
-        """Add facts to the record of a contender."""
         record = self._records[name]
         self._records[name] = dataclasses.replace(record, facts=record.facts | dict(facts))
 

@@ -74,7 +74,6 @@ class CommonOptions:
         return Limits(3, 0.0) if self.quick else Limits(10, seconds)
 
     def launch(self, spec: WorkerSpec) -> ContenderProcess:
-        """Launch the process of a contender."""
         return ContenderProcess(spec, cores=self.used_cores, num_threads=self.num_threads)
 
     def choose(self, entrants: Sequence[Entrant], headline: str) -> list[Entrant]:

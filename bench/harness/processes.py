@@ -102,7 +102,6 @@ class Running:
         self._folder.cleanup()
 
     def last_words(self) -> str:
-        """Return the last lines of its output."""
         lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
 

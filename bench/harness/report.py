@@ -136,7 +136,6 @@ def _rate(m: Measurement) -> str:
 
 
 def _cells(facts: Mapping[str, float]) -> dict[str, str]:
-    """Return facts as cells of a table."""
     return {
         name.replace("_", " "): format(value, FORMS.get(name.rpartition("_")[2], ",.1f"))
         for name, value in facts.items()

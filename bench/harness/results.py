@@ -65,16 +65,13 @@ class Results:
 
     @property
     def cases(self) -> list[str]:
-        """Cases, in the order they were measured."""
         return list(dict.fromkeys(measurement.case for measurement in self.measurements))
 
     @property
     def ours(self) -> list[str]:
-        """Names of our contenders."""
         return [contender.name for contender in self.contenders if contender.is_ours]
 
     def of_case(self, case: str) -> dict[str, Measurement]:
-        """Return a case's measurements by contender."""
         return {m.contender: m for m in self.measurements if m.case == case}
 
     def baseline(self, case: str) -> Measurement:

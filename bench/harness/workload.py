@@ -52,11 +52,7 @@ class Workload:
 
 
 def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
-    """Return the sample of a split that training left in the run.
-
-    Raises:
-        InputError: the folder is no finished run, or its sample is damaged.
-    """
+    """Return the sample of a split that training left in the run; raises InputError if it is not there, or damaged."""
     from export.rows import read_rows
 
     classifier = read_classifier(run / "model")

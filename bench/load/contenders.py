@@ -58,11 +58,7 @@ class WireFormat:
         return json.dumps(self.body(text)).encode()
 
     def label_of(self, answer: bytes) -> str:
-        """Return the label of an answer.
-
-        Raises:
-            ValueError: the answer has another format.
-        """
+        """Return the label of an answer; raises ValueError if it has another format."""
         try:
             return self.label(json.loads(answer))
         except (ValueError, LookupError, TypeError) as error:
@@ -141,11 +137,7 @@ def _peers(options: LoadOptions) -> Iterator[Entrant]:
 
 
 def running_server(target: str) -> Entrant:
-    """Return the server of `NAME=FORMAT@URL`.
-
-    Raises:
-        InputError: the target cannot be parsed, or there is no such format.
-    """
+    """Return the server of `NAME=FORMAT@URL`; raises InputError if it is none, or has an unknown format."""
     name, _, rest = target.partition("=")
     kind, _, url = rest.partition("@")
     parts = urlsplit(url)

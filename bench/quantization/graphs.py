@@ -34,7 +34,6 @@ class Sources:
 
     @property
     def fused(self) -> Path:
-        """Our float32 graph, with fused operators."""
         return self.bundle.graph("fp32")
 
     @functools.cached_property
@@ -51,11 +50,7 @@ class Sources:
 
 
 def make_graph(name: str, sources: Sources, target: Path) -> None:
-    """Make one of the `WAYS`.
-
-    Raises:
-        ContenderFailed: it cannot be made.
-    """
+    """Make one of the `WAYS`; raises ContenderFailed if it cannot be made."""
     try:
         with quiet():  # advice to run a preparation that these graphs have had
             WAYS[name](sources, target)

@@ -25,5 +25,4 @@ def attention() -> str | None:
 
 
 def _transformers() -> tuple[int, ...]:
-    """Return major and minor version."""
     return tuple(int(number) for number in re.findall(r"\d+", version("transformers"))[:2])

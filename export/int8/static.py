@@ -139,7 +139,6 @@ class Repair:
                 yield self._repaired(num_kept, self._measure(self._worst_first[:num_kept]))
 
     def graph(self, keep: Sequence[str]) -> onnx.ModelProto:
-        """Return the integer graph with some layers in float32."""
         return assemble(self.model, self.layers, self.integers, keep)
 
     def _repaired(self, num_kept: int, found: tuple[float, float]) -> Repaired:

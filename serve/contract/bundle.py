@@ -167,11 +167,7 @@ class Bundle:
         return self.folder / TOKENIZER_FILE
 
     def graph(self, variant: str) -> Path:
-        """Return the ONNX file of a variant.
-
-        Raises:
-            InputError: the bundle has no such variant.
-        """
+        """Return the ONNX file of a variant; raises InputError if the bundle has none."""
         if variant not in self.manifest.variants:
             raise InputError(f"{self.folder}: no variant {variant!r}; it has {', '.join(self.manifest.variants)}")
         return self.folder / self.manifest.variants[variant].file

@@ -171,11 +171,7 @@ class Gateway:
 
 
 async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
-    """Return what `work` returns, or cancel it when the client hangs up.
-
-    Raises:
-        ClientGone: it did.
-    """
+    """Return what `work` returns; cancel it when the client hangs up, and raise ClientGone."""
     task = asyncio.current_task()
     assert task is not None
     is_gone = False
@@ -199,7 +195,6 @@ async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
 
 
 async def _send(reply: Reply, send: Send) -> None:
-    """Send a reply as two ASGI messages."""
     headers = [
         (b"content-type", reply.content_type.encode("latin-1")),
         (b"content-length", str(len(reply.body)).encode("ascii")),

@@ -21,21 +21,12 @@ class Keys:
         self._client = _digests((*api_keys, *admin_keys) if api_keys else ())
 
     def require_client(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let a client's request pass; any request if no keys are set.
-
-        Raises:
-            Unauthorized: no key, or a wrong one.
-        """
+        """Let a client's request pass: any if no keys are set, else raise Unauthorized without a valid one."""
         if self._client:
             _require(self._client, headers)
 
     def require_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let an operator's request pass.
-
-        Raises:
-            Forbidden: the server has no admin keys.
-            Unauthorized: no key, or a wrong one.
-        """
+        """Let an operator's request pass; raises Forbidden if no admin keys are set, else Unauthorized without one."""
         if not self._admin:
             raise Forbidden("start the server with --admin_keys to use this")
         _require(self._admin, headers)

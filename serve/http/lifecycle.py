@@ -43,11 +43,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """Return the current model.
-
-        Raises:
-            Unavailable: none is loaded.
-        """
+        """Return the current model; raises Unavailable if none is loaded."""
         if self._engine is None:
             raise Unavailable("the model is being loaded")
         return self._engine

@@ -53,11 +53,7 @@ class Call:
 
     @property
     def engine(self) -> Engine:
-        """Return the current model.
-
-        Raises:
-            Unavailable: it is still being loaded.
-        """
+        """Return the current model; raises Unavailable while it is still being loaded."""
         return self.service.engine
 
 

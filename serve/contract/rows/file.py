@@ -115,11 +115,7 @@ def is_stream(path: Path) -> bool:
 
 
 def require_file(path: Path, name: str) -> None:
-    """Check that a file exists; `name` is for messages.
-
-    Raises:
-        InputError: it does not, or is a folder.
-    """
+    """Raise InputError if a file does not exist, or is a folder; `name` is for messages."""
     _refuse_folder(path, name)
     if not path.exists():
         raise InputError(f"{name}: no such file (looked in {Path.cwd()})")

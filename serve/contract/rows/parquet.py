@@ -24,11 +24,7 @@ class OpenParquet:
         self._num_read = 0
 
     def batches(self, num_rows: int) -> Iterator[Any]:
-        """Yield record batches of at most `num_rows` rows.
-
-        Raises:
-            InputError: the file is damaged.
-        """
+        """Yield record batches of at most `num_rows` rows; raises InputError where the file is damaged."""
         columns = list(self.columns)
         try:
             for batch in self._file.iter_batches(num_rows, columns=columns):
@@ -38,7 +34,6 @@ class OpenParquet:
             raise InputError(f"{self._name}: damaged after row {self._num_read:,} ({error})") from error
 
     def share_read(self) -> float:
-        """Return the share of the rows that was read so far."""
         return self._num_read / max(1, int(self._file.metadata.num_rows))
 
 

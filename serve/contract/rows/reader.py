@@ -40,11 +40,7 @@ class Rows:
     """The rows read so far that a stray quote may have joined."""
 
     def all_good(self) -> Iterator[Row]:
-        """Yield every row.
-
-        Raises:
-            InputError: a row is malformed.
-        """
+        """Yield every row; raises InputError at a malformed one."""
         for row in self.values:
             if isinstance(row, Malformed):
                 raise InputError(f"{self.file.name}, line {row.lines[0]}: {row.reason}")

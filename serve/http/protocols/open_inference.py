@@ -191,7 +191,6 @@ def _require_model(call: Call) -> Engine:
 
 
 def _split(call: Call) -> tuple[bytes, bytes]:
-    """Return the JSON part of the body, and its binary part."""
     length = call.headers.get(HEADER_LENGTH)
     if length is None:
         return call.body, b""
@@ -243,7 +242,6 @@ def _strings(tensor: InputTensor) -> list[str]:
 
 
 def _unpacked(name: str, packed: bytes, max_inputs: int) -> list[str]:
-    """Return the strings of a packed tensor."""
     texts: list[str] = []
     place = 0
     while place < len(packed):
