@@ -81,8 +81,7 @@ class Context:
     exporter: Exporter
     judge: Judge
     calibration: Rows
-    work: Path
-    """Folder for temporary files."""
+    work: Path  # folder for temporary files
     progress: Progress
 
     def gate(self, name: str) -> Gate:

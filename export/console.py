@@ -16,8 +16,7 @@ from rich.text import Text
 from serve.contract.bundle import Variant, Verification
 from serve.contract.labels import ProblemType
 
-Advance = Callable[[int], None]
-"""Called with the number of parts done since the last call."""
+Advance = Callable[[int], None]  # called with the number of parts done since the last call
 METRICS: dict[ProblemType, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "macro_f1"),
     "multi_label_classification": ("macro_f1", "micro_f1", "subset_accuracy"),
@@ -32,12 +31,9 @@ class Exported:
 
     folder: Path
     variants: dict[str, Variant]
-    left_out: dict[str, str]
-    """Variant -> why it is not in the bundle."""
-    rows_per_s: dict[str, dict[int, float]]
-    """Variant, except fp16 -> batch size -> rows/s."""
-    sizes: dict[str, int]
-    """Variant -> bytes."""
+    left_out: dict[str, str]  # variant -> why it is not in the bundle
+    rows_per_s: dict[str, dict[int, float]]  # variant, except fp16 -> batch size -> rows/s
+    sizes: dict[str, int]  # variant -> bytes
 
 
 class Progress:

@@ -20,10 +20,8 @@ from train_loop.findings.label_set_metrics import label_set_metrics
 from train_loop.findings.metrics import Counts, confusion_matrix, count_metrics, log_loss, reliability
 from train_loop.findings.number_metrics import number_metrics
 
-MIN_ROWS = 50
-"""On fewer labelled rows, a model's answers are not judged."""
-SIGNIFICANT = 0.01
-"""Answers are to fit the labels so well that chance would do it less often than this."""
+MIN_ROWS = 50  # on fewer labelled rows, a model's answers are not judged
+SIGNIFICANT = 0.01  # answers are to fit the labels so well that chance would do it less often than this
 NUM_PERMUTATIONS = 999
 
 

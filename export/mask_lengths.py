@@ -21,8 +21,7 @@ from export.rewrites import EARLY_INDEX, answer_alike, name_nodes, weights_of
 from export.verify import Judge
 
 MASK = "attention_mask"
-MASK_PLACES = {"Attention": 3, "MultiHeadAttention": 4}
-"""Operator -> its input for the mask."""
+MASK_PLACES = {"Attention": 3, "MultiHeadAttention": 4}  # operator -> its input for the mask
 TOLERANCE = 1e-3
 """How far a logit may be from that with the mask [B, T]. On a CPU they are the same to the bit (ONNX Runtime 1.31)."""
 

@@ -18,13 +18,10 @@ from train_loop.config import TrainConfig
 class Source:
     """A classifier and its rows."""
 
-    model_folder: Path
-    """`model/` of a run, or a folder like it."""
+    model_folder: Path  # `model/` of a run, or a folder like it
     classifier: Classifier
-    calibration: Rows
-    """Rows to calibrate int8 on."""
-    held_out: Rows
-    """Rows to verify on."""
+    calibration: Rows  # rows to calibrate int8 on
+    held_out: Rows  # rows to verify on
     is_existing: bool = False
     """Whether it was trained elsewhere, so that its answers and its temperature are yet to be checked."""
     order_is_confirmed: bool = False

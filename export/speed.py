@@ -12,8 +12,7 @@ from serve.encoder import Encoder, Encoding, length_sorted_batches
 from serve.session import Session
 
 NUM_ROUNDS = 3
-NUM_ROWS = {1: 20, 32: 128}
-"""Batch size -> rows of one round."""
+NUM_ROWS = {1: 20, 32: 128}  # batch size -> rows of one round
 
 
 def rows_per_second(

@@ -24,8 +24,7 @@ from serve.device_buffers import Buffers, allocate
 
 T = TypeVar("T")
 
-LENGTH_MULTIPLE = 32
-"""Lengths that are recorded [tokens], besides the longest."""
+LENGTH_MULTIPLE = 32  # lengths that are recorded [tokens], besides the longest
 MAX_GRAPH_TOKENS = 8_192
 """Most rows times tokens of a graph: the larger a batch, the less its launches matter (assumed, not measured)."""
 MAX_GRAPHS = 64
@@ -83,8 +82,7 @@ class RecordingGate:
                 self._changed.notify_all()
 
 
-GATE = RecordingGate()
-"""The process's: recording excludes all other sessions."""
+GATE = RecordingGate()  # the process's: recording excludes all other sessions
 
 
 class RunThread:

@@ -14,20 +14,17 @@ from numpy.typing import NDArray
 
 from serve.contract.bundle import DeviceName
 
-MAX_KEPT = 64
-"""Buffers that are kept; those used least recently are dropped."""
+MAX_KEPT = 64  # buffers that are kept; those used least recently are dropped
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
     """Buffers of one shape, and their binding."""
 
-    shape: tuple[int, int]
-    """Rows and tokens."""
+    shape: tuple[int, int]  # rows and tokens
     inputs: dict[str, Any]
     binding: Any
-    output: Any | None
-    """None: the session allocates it."""
+    output: Any | None  # None: the session allocates it
     run_options: Any
 
     def fill(self, inputs: Mapping[str, NDArray[np.int64]]) -> None:
@@ -86,8 +83,7 @@ class DeviceBuffers:
 
     def __init__(self, session: Any, device: DeviceName, device_id: int = 0) -> None:
         self._session, self._device, self._device_id = session, device, device_id
-        self._kept: list[Buffers] = []
-        """Buffers that are free, the least recently used first."""
+        self._kept: list[Buffers] = []  # buffers that are free, the least recently used first
         self._keeping = threading.Lock()
         self._running = threading.Lock()  # two runs at once would need the memory of two
 

@@ -20,8 +20,7 @@ from serve.contract.errors import InputError
 REPORT_EVERY_S = 20.0
 BUSY_NEIGHBOUR_CORES = 0.25
 """Cores used by other processes, on average, from which a measurement is doubtful."""
-TWIN = " (again)"
-"""How the name of a contender's twin ends."""
+TWIN = " (again)"  # how the name of a contender's twin ends
 
 Answer = dict[str, Any]
 
@@ -31,8 +30,7 @@ class Entrant:
     """A contender before it is launched."""
 
     name: str
-    spec: Any
-    """What the arena's `launch` takes: a `WorkerSpec`, or a `ServerSpec` under load."""
+    spec: Any  # what the arena's `launch` takes: a `WorkerSpec`, or a `ServerSpec` under load
     is_ours: bool = False
 
 
@@ -40,8 +38,7 @@ class Limits(NamedTuple):
     """When enough has been measured; both hold."""
 
     repeats: int = 10
-    seconds: float = 10.0
-    """Timed seconds of each contender."""
+    seconds: float = 10.0  # timed seconds of each contender
 
     def are_met(self, answers: Sequence[Answer]) -> bool:
         return len(answers) >= self.repeats and sum(answer["seconds"] for answer in answers) >= self.seconds
@@ -53,8 +50,7 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
     def __init__(self, entrants: Sequence[Entrant], launch: Callable[[Any], Running], console: Console) -> None:
         self.answers: dict[str, dict[str, list[Answer]]] = {}
         """Case -> contender -> what it answered in each measured round."""
-        self.warnings: list[str] = []
-        """What makes the figures doubtful; whole once the arena is closed."""
+        self.warnings: list[str] = []  # what makes the figures doubtful; whole once the arena is closed
         self._entrants = entrants
         self._launch = launch
         self._console = console

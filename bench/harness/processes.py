@@ -36,10 +36,8 @@ class ContenderFailed(RuntimeError):
 class WorkerSpec:
     """How to run a contender."""
 
-    worker: str
-    """`module:Class` of a `ContenderWorker`."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments of the class; JSON."""
+    worker: str  # `module:Class` of a `ContenderWorker`
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of the class; JSON
     num_processes: int = 1
     """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
 

@@ -19,8 +19,7 @@ FORMS = {
 }  # fmt: skip
 """Last word of a fact's name -> its format."""
 
-Rows = Sequence[Mapping[str, str]]
-"""Of a table: column -> cell; what a row lacks is left empty."""
+Rows = Sequence[Mapping[str, str]]  # of a table: column -> cell; what a row lacks is left empty
 
 
 def publish(

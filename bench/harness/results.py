@@ -26,8 +26,7 @@ class Contender:
     name: str
     is_ours: bool = False
     status: Status = "measured"
-    reason: str = ""
-    """Why it was not measured, or not to the end."""
+    reason: str = ""  # why it was not measured, or not to the end
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
     """What holds for all its measurements, such as accuracy or memory_mib; the name ends with the unit."""
 
@@ -38,8 +37,7 @@ class Measurement:
 
     contender: str
     case: str
-    unit: str
-    """What `amount` of a sample counts, such as rows."""
+    unit: str  # what `amount` of a sample counts, such as rows
     samples: Annotated[tuple[Sample, ...], NOT_EMPTY]
     latencies_ms: tuple[float, ...] = ()
     """Time of each call inside the samples, where calls were timed one by one."""
@@ -51,16 +49,14 @@ class Results:
     """The content of `results.json`."""
 
     benchmark: Benchmark
-    created: str
-    """UTC, ISO 8601."""
+    created: str  # UTC, ISO 8601
     command: str
     machine: Machine
     work: Work
     headline: str
     contenders: tuple[Contender, ...]
     measurements: tuple[Measurement, ...]
-    warnings: tuple[str, ...] = ()
-    """What makes the figures doubtful."""
+    warnings: tuple[str, ...] = ()  # what makes the figures doubtful
     schema_version: int = RESULTS_SCHEMA_VERSION
 
     @property

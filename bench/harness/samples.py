@@ -22,8 +22,7 @@ class Sample:
 
     round: Annotated[int, NOT_NEGATIVE]
     """Repeats of one round followed each other and had the same work."""
-    amount: Annotated[float, POSITIVE]
-    """Work done, in the measurement's unit."""
+    amount: Annotated[float, POSITIVE]  # work done, in the measurement's unit
     seconds: Annotated[float, POSITIVE]
 
     @property

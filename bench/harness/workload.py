@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 class Workload:
     """Rows to classify."""
 
-    origin: str
-    """Where they come from, for messages."""
-    inputs: tuple[TextInput, ...]
-    """Texts or pairs [N], as encoders take them."""
-    labels: tuple[int, ...]
-    """Class numbers [N] in the model's order."""
+    origin: str  # where they come from, for messages
+    inputs: tuple[TextInput, ...]  # texts or pairs [N], as encoders take them
+    labels: tuple[int, ...]  # class numbers [N] in the model's order
 
     def __len__(self) -> int:
         return len(self.inputs)

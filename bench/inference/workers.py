@@ -24,8 +24,7 @@ class ClassifierWorker(ContenderWorker):
         max_length: longest input [tokens].
     """
 
-    tokenizer: Any
-    """Of transformers, unless a subclass encodes in another way."""
+    tokenizer: Any  # of transformers, unless a subclass encodes in another way
 
     def __init__(self, rows_file: str, max_length: int, **settings: Any) -> None:
         rows = json.loads(Path(rows_file).read_text(encoding="utf-8"))

@@ -46,12 +46,9 @@ class LoadOptions(CommonOptions):
 class WireFormat:
     """How a server is asked for the label of a text."""
 
-    path: str
-    """Where such servers listen, for a URL that names none."""
-    body: Callable[[TextInput], Any]
-    """Text, or pair -> JSON body of one request."""
-    label: Callable[[Any], str]
-    """JSON answer -> predicted label."""
+    path: str  # where such servers listen, for a URL that names none
+    body: Callable[[TextInput], Any]  # text, or pair -> JSON body of one request
+    label: Callable[[Any], str]  # JSON answer -> predicted label
     takes_pairs: bool = False
 
     def request_of(self, text: TextInput) -> bytes:
@@ -95,10 +92,8 @@ FORMATS = {
 class ServerSpec:
     """A server that the benchmark starts by a command, or one that runs already at a URL."""
 
-    format: str
-    """Key of `FORMATS`."""
-    command: Sequence[str] = ()
-    """The word PORT is replaced by the port."""
+    format: str  # key of `FORMATS`
+    command: Sequence[str] = ()  # the word PORT is replaced by the port
     url: str = ""
 
 

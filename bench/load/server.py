@@ -16,8 +16,7 @@ from bench.load.traffic import OK, Traffic, ask, closed_loop, generate, open_loo
 from serve.encoder import TextInput
 
 START_TIMEOUT_S = 120.0
-NUM_CLOSED_TRIES = 3
-"""Turns without any answer after which a server is dropped."""
+NUM_CLOSED_TRIES = 3  # turns without any answer after which a server is dropped
 
 
 class Server(Running):

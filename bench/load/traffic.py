@@ -19,14 +19,12 @@ from bench.harness.samples import percentile
 
 T = TypeVar("T")
 
-REFUSED = (429, 503)
-"""Statuses of an overloaded server."""
+REFUSED = (429, 503)  # statuses of an overloaded server
 OK = 200
 FAILED = 0
 """In place of a status where there was no answer: connection refused or cut off, or timed out."""
 TIMEOUT_S = 30.0
-WARM_S, COUNTED_S = 0.3, 1.0
-"""Shortest warm-up of a closed loop, and shortest stretch that is counted."""
+WARM_S, COUNTED_S = 0.3, 1.0  # shortest warm-up of a closed loop, and shortest stretch that is counted
 
 
 @dataclasses.dataclass

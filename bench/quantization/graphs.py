@@ -18,8 +18,7 @@ from serve.contract.bundle import Bundle
 from serve.contract.errors import first_line
 from serve.encoder import Encoder
 
-BLOCK = 32
-"""Weights that share a scale in MatMulNBits."""
+BLOCK = 32  # weights that share a scale in MatMulNBits
 NUM_CALIBRATION_ROWS = 300
 
 

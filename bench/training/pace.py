@@ -28,8 +28,7 @@ class PacedTraining(ContenderWorker):
     """
 
     _session: Session | None = None
-    _split_s: dict[str, float] | None = None
-    """Part of a step -> its time [s], while steps are split."""
+    _split_s: dict[str, float] | None = None  # part of a step -> its time [s], while steps are split
     _tokens: Tensor | int = 0
     _padded_tokens = 0
 

@@ -18,10 +18,8 @@ from serve.providers import ON_CPU, load_graph
 
 MIN_TABLE_ROWS = 256
 """Rows from which an embedding table (words, positions) is worth storing as integers."""
-MAX_SAMPLE = 2_048
-"""Tokens kept per layer, to compare settings on."""
-MAX_TOKENS, MAX_ROWS = 2_048, 32
-"""Limits of one pass."""
+MAX_SAMPLE = 2_048  # tokens kept per layer, to compare settings on
+MAX_TOKENS, MAX_ROWS = 2_048, 32  # limits of one pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +28,9 @@ class Layer:
 
     name: str
     weight_name: str
-    nodes: tuple[str, ...]
-    """Names of the nodes."""
-    inputs: tuple[str, ...]
-    """Each node's activation [B, T, K]."""
-    op_type: str
-    """MatMul or Attention."""
+    nodes: tuple[str, ...]  # names of the nodes
+    inputs: tuple[str, ...]  # each node's activation [B, T, K]
+    op_type: str  # MatMul or Attention
 
 
 def find_layers(model: onnx.ModelProto) -> list[Layer]:
@@ -92,14 +87,10 @@ def find_embeddings(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 class Activations:
     """The inputs [tokens, K] of one layer over the calibration rows."""
 
-    low: NDArray[np.float32]
-    """Smallest value of each channel [K]."""
-    high: NDArray[np.float32]
-    """Largest value of each channel [K]."""
-    second_moment: NDArray[np.float64]
-    """Sum of x xᵀ over tokens [K, K]."""
-    sample: NDArray[np.float32]
-    """Some of the tokens [S, K]."""
+    low: NDArray[np.float32]  # smallest value of each channel [K]
+    high: NDArray[np.float32]  # largest value of each channel [K]
+    second_moment: NDArray[np.float64]  # sum of x xᵀ over tokens [K, K]
+    sample: NDArray[np.float32]  # some of the tokens [S, K]
 
     def add(self, values: NDArray[np.float32], keep: int) -> None:
         """Add tokens [n, K], `keep` of them to the sample."""

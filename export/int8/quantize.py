@@ -21,8 +21,7 @@ from serve.variants import VNNI, cpu_words
 
 ARM = ("asimddp", "i8mm")
 ALPHAS = (0.6, 0.7, 0.8, 0.9, 1.0)
-SMALLEST = 1e-5
-"""Smaller channels count as this large, so that dividing by them does not explode."""
+SMALLEST = 1e-5  # smaller channels count as this large, so that dividing by them does not explode
 LEVELS = 255
 BLOCK = 128
 DAMPING = 0.01
@@ -34,8 +33,7 @@ class Smoothing:
     """How one layer's activations become unsigned 8-bit integers: round(x / divisors / scale) + zero_point."""
 
     alpha: float
-    divisors: NDArray[np.float64]
-    """s of each input channel [K]."""
+    divisors: NDArray[np.float64]  # s of each input channel [K]
     scale: float
     zero_point: int
 
@@ -45,14 +43,11 @@ class IntegerLayer:
     """The constants of one quantized layer."""
 
     alpha: float
-    inverse_divisors: NDArray[np.float32]
-    """1 / s of each input channel [K]."""
+    inverse_divisors: NDArray[np.float32]  # 1 / s of each input channel [K]
     input_scale: np.float32
     input_zero_point: np.uint8
-    weight: NDArray[np.int8]
-    """[K, N]."""
-    weight_scales: NDArray[np.float32]
-    """[N]."""
+    weight: NDArray[np.int8]  # [K, N]
+    weight_scales: NDArray[np.float32]  # [N]
     correction: NDArray[np.float32]
     """Mean that quantization takes from each output, to be added back [N]."""
 

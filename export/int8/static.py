@@ -33,15 +33,13 @@ from serve.encoder import Encoder, Encoding, TextInput, length_sorted_batches
 from serve.session import Session
 
 NUM_REPAIR_ROWS = 256
-SEED = 0
-"""Of the choice of training rows that repair rows are made of."""
+SEED = 0  # of the choice of training rows that repair rows are made of
 MAX_ERROR = 0.05
 """Root mean square change of the logits, as a share of their spread, that the repair rows may show."""
 SHARES_KEPT = (0.15, 0.3, 0.5)
 """Largest share of layers in float32: at first, and while the gate is missed. Each layer makes the graph slower."""
 
-Run = Callable[[onnx.ModelProto], NDArray[np.float32]]
-"""Graph -> logits of the repair rows [N, C]."""
+Run = Callable[[onnx.ModelProto], NDArray[np.float32]]  # graph -> logits of the repair rows [N, C]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +49,7 @@ class Repaired:
     kept: tuple[str, ...]
     agreement_before: float
     agreement: float
-    error_before: float
-    """Root mean square change of the logits, as a share of their spread."""
+    error_before: float  # root mean square change of the logits, as a share of their spread
     error: float
 
 
@@ -115,10 +112,8 @@ class Repair:
     model: onnx.ModelProto
     layers: Sequence[Layer]
     integers: dict[str, IntegerLayer]
-    reference: NDArray[np.float32]
-    """The float graph's logits of the repair rows [N, C]."""
-    run: Run
-    """Runs a graph on those rows."""
+    reference: NDArray[np.float32]  # the float graph's logits of the repair rows [N, C]
+    run: Run  # runs a graph on those rows
     classifier: Classifier
 
     def attempts(self, min_agreement: float, max_error: float = MAX_ERROR) -> Iterator[Repaired]:

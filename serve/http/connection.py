@@ -13,8 +13,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 65_536
-HEAD_TIMEOUT_S = 10.0
-"""Time for a head, from its first byte to its last."""
+HEAD_TIMEOUT_S = 10.0  # time for a head, from its first byte to its last
 LINGER_S = 2.0
 """Time in which what a refused client still sends is read and dropped: a closed socket would take back the answer."""
 

@@ -33,8 +33,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 ENCODINGS = (b"identity", b"gzip", b"x-gzip")
-MAX_LARGE_BODIES = 32
-"""Bodies of the largest size that may be on their way in at once."""
+MAX_LARGE_BODIES = 32  # bodies of the largest size that may be on their way in at once
 FREE_BYTES = 65_536
 """Bytes of each body that do not count towards that: uvicorn buffers as many for a connection anyway. So clients that
 stall with large bodies never shut out small ones."""

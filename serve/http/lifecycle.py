@@ -20,8 +20,7 @@ from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 0.25
-"""Time between checks for stalls and closed batchers, which cost nothing."""
+CHECK_EVERY_S = 0.25  # time between checks for stalls and closed batchers, which cost nothing
 
 LoadEngine = Callable[[Path], Engine]
 """Reads, verifies and loads a bundle. Runs in a thread, since it takes seconds; raises InputError."""

@@ -31,8 +31,7 @@ from serve.http.settings import ServeSettings
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.25
-BACKLOG = 4096
-"""Connections that may wait to be accepted."""
+BACKLOG = 4096  # connections that may wait to be accepted
 MAX_FILES = 65_536
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open; longer than load balancers do, so that they close first."""

@@ -30,19 +30,14 @@ UNPACKING = {".zip": "unzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"
 class RowFile:
     """A file of rows, and the words of the messages about it."""
 
-    path: Path | None
-    """None for standard input."""
+    path: Path | None  # None for standard input
     form: RowFormat
-    name: str
-    """For example `--file rows.csv`."""
-    columns_help: str
-    """How to choose columns."""
-    use_form: str = "rename it to end in .{}"
-    """How to have the file read in another format."""
+    name: str  # for example `--file rows.csv`
+    columns_help: str  # how to choose columns
+    use_form: str = "rename it to end in .{}"  # how to have the file read in another format
     delimiter: str | None = None
     """Character between the fields of csv or tsv; None for the format's own."""
-    delimiter_flag: str | None = None
-    """Flag of the command that sets it, if it has one."""
+    delimiter_flag: str | None = None  # flag of the command that sets it, if it has one
 
     def choose(
         self, present: Sequence[str], needed: Sequence[str], kept: Sequence[str] | None, *, line: int | None = None

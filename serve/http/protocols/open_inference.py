@@ -25,18 +25,15 @@ from serve.http.routes import Call, Reply, Route, json_reply
 
 PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
-VERSION = "1"
-"""The only version of the model."""
+VERSION = "1"  # the only version of the model
 OUTPUTS: dict[ProblemType, tuple[str, ...]] = {
     "single_label_classification": ("label", "score", "scores", "logits"),
     "multi_label_classification": ("label", "score", "scores", "decisions", "logits"),
     "regression": ("value", "scores", "logits"),
 }
 """The last one only where it is asked for."""
-DATATYPES = {"label": "BYTES", "decisions": "BOOL"}
-"""Of outputs; others are FP32."""
-MATRICES = ("scores", "decisions", "logits")
-"""Outputs [N, C]; others are [N]."""
+DATATYPES = {"label": "BYTES", "decisions": "BOOL"}  # of outputs; others are FP32
+MATRICES = ("scores", "decisions", "logits")  # outputs [N, C]; others are [N]
 
 
 class InputTensor(BaseModel, strict=True):
