@@ -61,12 +61,10 @@ class Settings:
     """True keeps float16 right for padding on any side, for clients that run the graph themselves."""
     calibrate: bool = True
     """False keeps the scores of a classifier that was trained elsewhere; a run's were calibrated by training."""
-    fuse: bool = True
-    """False keeps only operators of ONNX, for TensorRT."""
+    fuse: bool = True  # False keeps only operators of ONNX, for TensorRT
     verify_device: DeviceName = "cpu"
     """cuda verifies fp32 there too, and float16 only there, where its activations may overflow; int8 is for CPUs."""
-    exporter: ExporterName = "auto"
-    """auto is Optimum where it can be imported, else torch."""
+    exporter: ExporterName = "auto"  # auto is Optimum where it can be imported, else torch
 
     def __post_init__(self) -> None:
         if problems := list(out_of_range(self)):

@@ -24,8 +24,7 @@ class Source:
     held_out: Rows  # rows to verify on
     is_existing: bool = False
     """Whether it was trained elsewhere, so that its answers and its temperature are yet to be checked."""
-    order_is_confirmed: bool = False
-    """Whether the user named its labels, so that their order is not doubted."""
+    order_is_confirmed: bool = False  # whether the user named its labels, so that their order is not doubted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +41,7 @@ class RowFiles:
 
 
 def source_of_run(run: Path, files: RowFiles) -> Source:
-    """Return a run with its own samples, or with the rows of files.
-
-    Raises:
-        InputError: the run is not finished, or rows cannot be read.
-    """
+    """Return a run with its samples, or files' rows; raises InputError if either is not there, or unfinished."""
     model_folder = run / "model"
     if not model_folder.exists() and (run / "checkpoints").is_dir():
         raise InputError(f"--run {run}: this run is not finished; continue it with train_loop/main.py --resume {run}")

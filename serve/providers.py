@@ -39,16 +39,13 @@ class GpuOptions:
     """
 
     device: DeviceName = "cpu"
-    device_id: int = 0
-    """Which of the GPUs that CUDA sees, counted from 0."""
+    device_id: int = 0  # which of the GPUs that CUDA sees, counted from 0
     gpu_memory_limit_mib: int | None = None
     """Most memory for weights and activations [MiB]; CUDA's own, a few hundred MiB, is not in it. None: no limit."""
     cuda_graphs: bool = False
     """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.cuda_graphs`."""
-    tensorrt: TensorRT | None = None
-    """Run on TensorRT, with CUDA for what it leaves."""
-    max_length: int = 512
-    """Longest input [tokens]; CUDA graphs are recorded up to it."""
+    tensorrt: TensorRT | None = None  # run on TensorRT, with CUDA for what it leaves
+    max_length: int = 512  # longest input [tokens]; CUDA graphs are recorded up to it
 
     def __post_init__(self) -> None:
         if self.tensorrt and self.cuda_graphs:
@@ -74,11 +71,7 @@ ON_CPU = GpuOptions()
 
 
 def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, spinning: bool = False) -> Any:
-    """Return an `onnxruntime.InferenceSession`.
-
-    Raises:
-        InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
-    """
+    """Return an `onnxruntime.InferenceSession`; raises InputError if it, the graph or the device cannot be used."""
     onnxruntime, device = import_onnxruntime(), gpu.device
     provider = TENSORRT if gpu.tensorrt else PROVIDERS[device]
     available = onnxruntime.get_available_providers()

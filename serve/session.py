@@ -64,11 +64,7 @@ class Session:
         self._buffers = DeviceBuffers(self._session, gpu.device, gpu.device_id) if has_buffers else None
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Return logits [B, C] for inputs [B, T]. Any number of threads may call it.
-
-        Raises:
-            RuntimeError: the session was closed, or ONNX Runtime failed.
-        """
+        """Return logits [B, C] for inputs [B, T], in any thread; raises RuntimeError if closed, or if it fails."""
         session, buffers, graphs = self._session, self._buffers, self._graphs  # another thread may close it meanwhile
         if session is None:
             raise RuntimeError("the session was closed")

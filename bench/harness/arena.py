@@ -18,8 +18,7 @@ from bench.harness.samples import Sample
 from serve.contract.errors import InputError
 
 REPORT_EVERY_S = 20.0
-BUSY_NEIGHBOUR_CORES = 0.25
-"""Cores used by other processes, on average, from which a measurement is doubtful."""
+BUSY_NEIGHBOUR_CORES = 0.25  # cores used by other processes, on average, from which a measurement is doubtful
 TWIN = " (again)"  # how the name of a contender's twin ends
 
 Answer = dict[str, Any]

@@ -15,8 +15,7 @@ RESULTS_SCHEMA_VERSION = 1
 
 Benchmark = Literal["training", "inference", "load", "quantization"]
 Status = Literal["measured", "not installed", "failed"]
-Work = dict[str, str | bool | int | float]
-"""What was to be done; results of different work are not compared."""
+Work = dict[str, str | bool | int | float]  # what was to be done; results of different work are not compared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,8 +38,7 @@ class ClassifierWorker(ContenderWorker):
 
     def classify(self, rows: Sequence[TextInput]) -> list[int]:
         """Return the class numbers of texts: end to end, tokenization included."""
-        labels: list[int] = self.run(self.encode(rows)).argmax(axis=1).tolist()
-        return labels
+        return list(self.run(self.encode(rows)).argmax(axis=1).tolist())
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
         """Return the arrays [B, T] of texts, padded to the longest."""
@@ -129,8 +128,7 @@ class PyTorchEager(ClassifierWorker):
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         with self._torch.inference_mode():
             tokens = {name: self._torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
-            logits: NDArray[np.float32] = self._model(**tokens).logits.float().cpu().numpy()
-        return logits
+            return np.asarray(self._model(**tokens).logits.float().cpu())
 
 
 class TransformersPipeline(ClassifierWorker):
@@ -170,8 +168,7 @@ class OptimumPipeline(TransformersPipeline):
         return ORTModelForSequenceClassification.from_pretrained(self.settings["model"], session_options=options)
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._model(**arrays).logits
-        return logits
+        return np.asarray(self._model(**arrays).logits)
 
 
 class OnnxGraph(ClassifierWorker):
@@ -188,8 +185,7 @@ class OnnxGraph(ClassifierWorker):
         return self._encoder.pad(self._encoder.encode(list(rows)))
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._session.run(arrays)
-        return logits
+        return np.asarray(self._session.run(arrays))
 
 
 class RawloopPredictor(OnnxGraph):

@@ -98,11 +98,7 @@ class ServerSpec:
 
 
 def server_entrants(options: LoadOptions) -> list[Entrant]:
-    """Return the servers to measure.
-
-    Raises:
-        InputError: the bundle cannot be read, a target cannot be parsed, or two servers have the same name.
-    """
+    """Return the servers to measure; raises InputError for a bad bundle or target, and if two share a name."""
     entrants = [*_own_servers(options), *_peers(options), *map(running_server, options.targets)]
     names = [entrant.name for entrant in entrants]
     if len(set(names)) < len(names):

@@ -20,11 +20,7 @@ NUM_CLOSED_TRIES = 3  # turns without any answer after which a server is dropped
 
 
 class Server(Running):
-    """A server, and the texts that are sent to it again and again.
-
-    Raises:
-        ContenderFailed: it is not installed, or its format has no pairs.
-    """
+    """A server, and the texts that it is sent again and again; ContenderFailed if it is absent, or has no pairs."""
 
     def __init__(self, spec: ServerSpec, texts: Sequence[TextInput], *, cores: Sequence[int], num_threads: int) -> None:
         self.wire = FORMATS[spec.format]

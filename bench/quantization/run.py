@@ -94,11 +94,7 @@ def run(options: QuantizationOptions, command: str) -> None:
 
 
 def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:
-    """Return name -> graph: the bundle's, and where the others are made.
-
-    Raises:
-        InputError: the bundle has no static int8 of its own.
-    """
+    """Return name -> graph: the bundle's, and the others' places; raises InputError if it has no static int8."""
     variants = bundle.manifest.variants
     if "int8" not in variants or variants["int8"].method.startswith("dynamic"):
         raise InputError(f"{bundle.folder}: no static int8; export the run again (python -m export --run RUN)")

@@ -26,8 +26,7 @@ TRAINING = "training"
 SCALING = "processes and micro-batches"
 SCALING_STEPS = 10  # optimizer steps of a repeat
 HELD_OUT_ROWS, QUICK_HELD_OUT_ROWS = 500, 100
-MIN_BATCHES = 200
-"""With fewer, the Trainer would sort less than 50 batches together: worse than in real use."""
+MIN_BATCHES = 200  # with fewer, the Trainer would sort less than 50 batches together: worse than in real use
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

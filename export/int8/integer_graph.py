@@ -18,8 +18,7 @@ from export.rewrites import SMOOTH, array_of, fold_smoothing, replace_nodes, spl
 MICROSOFT = "com.microsoft"
 ATTENTION_ATTRIBUTES = ("num_heads", "unidirectional", "mask_filter_value")
 
-Constant = Callable[[str, object], str]
-"""Adds a constant to the graph (name, value) and returns its name."""
+Constant = Callable[[str, object], str]  # adds a constant to the graph (name, value) and returns its name
 
 
 def assemble(

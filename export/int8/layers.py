@@ -16,8 +16,7 @@ from serve.contract.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
 from serve.providers import ON_CPU, load_graph
 
-MIN_TABLE_ROWS = 256
-"""Rows from which an embedding table (words, positions) is worth storing as integers."""
+MIN_TABLE_ROWS = 256  # rows from which an embedding table (words, positions) is worth storing as integers
 MAX_SAMPLE = 2_048  # tokens kept per layer, to compare settings on
 MAX_TOKENS, MAX_ROWS = 2_048, 32  # limits of one pass
 

@@ -48,8 +48,7 @@ class IntegerLayer:
     input_zero_point: np.uint8
     weight: NDArray[np.int8]  # [K, N]
     weight_scales: NDArray[np.float32]  # [N]
-    correction: NDArray[np.float32]
-    """Mean that quantization takes from each output, to be added back [N]."""
+    correction: NDArray[np.float32]  # mean that quantization takes from each output, to be added back [N]
 
 
 def instruction_set() -> str | None:

@@ -60,7 +60,16 @@ def build_app(service: Service) -> App:
     served = {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION}
     api.openapi = cache(partial(_document, routes, served))  # type: ignore[method-assign]  # FastAPI: extend it so
     _add_refusals(api)
-    return _with_cors(Gateway(service, routes, fallback=api), service.settings.cors_origins)
+    gateway = Gateway(service, routes, fallback=api)
+    if not service.settings.cors_origins:
+        return gateway
+    return CORSMiddleware(
+        gateway,
+        allow_origins=service.settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
 
 
 async def _not_reached() -> None:
@@ -149,15 +158,3 @@ def _add_refusals(api: FastAPI) -> None:
         return Response(reply.body, refusal.status, refusal.headers, JSON)
 
     api.add_exception_handler(Refusal, refuse)
-
-
-def _with_cors(app: App, origins: tuple[str, ...]) -> App:
-    if not origins:
-        return app
-    return CORSMiddleware(
-        app,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after"],
-    )

@@ -96,19 +96,10 @@ class Gateway:
         seconds = time.perf_counter() - began
         self._service.metrics.request_ended(route.protocol, reply.status, seconds)
         if self._service.settings.access_log:
-            access_logger.info(
-                "%s %s %d in %.1f ms",
-                scope["method"],
-                scope["raw_path"].decode("ascii", "backslashreplace"),  # undecoded: a decoded one may hold a newline
-                reply.status,
-                1e3 * seconds,
-                extra={
-                    "request_id": request_id,
-                    "protocol": route.protocol,
-                    "status": reply.status,
-                    "latency_ms": round(1e3 * seconds, 3),
-                },
-            )
+            path = scope["raw_path"].decode("ascii", "backslashreplace")  # undecoded: a decoded one may hold a newline
+            facts = {"request_id": request_id, "protocol": route.protocol, "status": reply.status}
+            facts["latency_ms"] = round(1e3 * seconds, 3)
+            access_logger.info("%s %s %d in %.1f ms", scope["method"], path, reply.status, 1e3 * seconds, extra=facts)
         return self._stamped(reply, request_id)
 
     def _stamped(self, reply: Reply, request_id: str) -> Reply:

@@ -58,11 +58,7 @@ class Service:
         return self._engine is not None and not self.is_draining and self._engine.batcher.closed_because is not None
 
     async def start(self) -> None:
-        """Load the model, check the canary, and keep checking from then on.
-
-        Raises:
-            InputError: the bundle cannot be served, or does not answer its canary.
-        """
+        """Load the model, and keep checking it; raises InputError if it cannot be served, or fails its canary."""
         await self._replace(self.settings.bundle)
         self._keep(self._watch())
 
@@ -81,13 +77,12 @@ class Service:
             try:
                 keys = Keys(self.settings)
                 await self._replace(folder, change_problem_type=change_problem_type)
-            except InputError as error:
-                logger.error("reload of %s refused: %s", folder, error)
-                self.metrics.reloads.labels("refused").inc()
-                raise
             except Exception as error:  # whatever goes wrong in a new bundle, the old one stays
-                logger.exception("reload of %s refused", folder)
                 self.metrics.reloads.labels("refused").inc()
+                if isinstance(error, InputError):
+                    logger.error("reload of %s refused: %s", folder, error)
+                    raise
+                logger.exception("reload of %s refused", folder)
                 raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
             self.keys = keys
             self.metrics.reloads.labels("done").inc()

@@ -144,17 +144,9 @@ def _announce(service: Service, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_cert else "http"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    logger.info(
-        "%s %s (%s, %s) serves on %s; page: %s/ui, documentation: %s/docs",
-        facts.name,
-        facts.version,
-        facts.variant,
-        facts.provider,
-        url,
-        url,
-        url,
-        extra={"url": url, "provider": facts.provider},
-    )
+    model = f"{facts.name} {facts.version} ({facts.variant}, {facts.provider})"
+    places = f"{url}; page: {url}/ui, documentation: {url}/docs"
+    logger.info("%s serves on %s", model, places, extra={"url": url, "provider": facts.provider})
 
 
 def _handle_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, asyncio.Event]:

@@ -35,8 +35,7 @@ class RowFile:
     name: str  # for example `--file rows.csv`
     columns_help: str  # how to choose columns
     use_form: str = "rename it to end in .{}"  # how to have the file read in another format
-    delimiter: str | None = None
-    """Character between the fields of csv or tsv; None for the format's own."""
+    delimiter: str | None = None  # character between the fields of csv or tsv; None for the format's own
     delimiter_flag: str | None = None  # flag of the command that sets it, if it has one
 
     def choose(

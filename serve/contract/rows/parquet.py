@@ -56,11 +56,7 @@ def open_parquet(file: RowFile, needed: Sequence[str], kept: Sequence[str] | Non
 
 
 def import_pyarrow(what: str) -> Any:
-    """Return pyarrow with its parquet module; `what` needs it, for the message.
-
-    Raises:
-        InputError: it is not installed. Only parquet needs it.
-    """
+    """Return pyarrow with its parquet module, which `what` needs; raises InputError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -30,8 +30,7 @@ class Rows:
     columns: tuple[str, ...]  # the chosen columns
     values: Iterator[Row | Malformed]
     """Each row, with its values of these columns. csv and tsv hold text; the others have types."""
-    share_read: Callable[[], float | None]
-    """Share of the file read so far; None where its size is unknown."""
+    share_read: Callable[[], float | None]  # share of the file read so far; None where its size is unknown
     arrow_types: dict[str, Any] = field(default_factory=dict)  # column -> Arrow type, of a parquet file
     joined: JoinedLines = field(default_factory=JoinedLines)
     """The rows read so far that a stray quote may have joined."""

@@ -132,7 +132,7 @@ def read_inputs(inputs: str | list[str] | list[list[str]]) -> tuple[list[TextInp
             f"inputs{f'.{index}' if is_batch else ''}: {len(lists[index])} texts in one list, which is one text or one "
             'pair in this protocol; for several texts send [["a"], ["b"], ["c"]]'
         )
-    return [_text_or_pair(each) for each in lists], is_batch
+    return [each[0] if len(each) == 1 else (each[0], each[1]) for each in lists], is_batch
 
 
 async def _tokenize(call: Call) -> Reply:
@@ -193,10 +193,6 @@ def _require_single_texts(inputs: Sequence[TextInput], is_batch: bool) -> None:
             f'{where}["a", "b"] is one pair of texts in this protocol, but this model takes single texts; '
             'for two texts send [["a"], ["b"]]'
         )
-
-
-def _text_or_pair(texts: list[str]) -> TextInput:
-    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
 def _truncation(request: PredictRequest) -> Truncation | None:
