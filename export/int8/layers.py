@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.console import Advance
+from export.graphs import FUSED_DOMAIN
 from export.rewrites import weights_of
 from serve.contract.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
@@ -61,7 +62,7 @@ def _is_plain_attention(node: onnx.NodeProto) -> bool:
     known = {"num_heads", "unidirectional", "mask_filter_value"}
     return (
         node.op_type == "Attention"
-        and node.domain == "com.microsoft"
+        and node.domain == FUSED_DOMAIN
         and not any(node.input[4:])
         and {attribute.name for attribute in node.attribute} <= known
     )
@@ -91,6 +92,12 @@ class Activations:
     second_moment: NDArray[np.float64]  # sum of x xᵀ over tokens [K, K]
     sample: NDArray[np.float32]  # some of the tokens [S, K]
 
+    @classmethod
+    def none_of(cls, width: int) -> "Activations":
+        """Return those of no token, with K channels."""
+        low, sample = np.full(width, np.inf, np.float32), np.empty((0, width), np.float32)
+        return cls(low, -low, np.zeros((width, width)), sample)
+
     def add(self, values: NDArray[np.float32], keep: int) -> None:
         """Add tokens [n, K], `keep` of them to the sample."""
         self.low = np.minimum(self.low, values.min(axis=0))
@@ -115,6 +122,8 @@ def record_activations(
     written into `folder` and removed.
     """
     names = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
+    weights = weights_of(model)
+    found = {layer.name: Activations.none_of(weights[layer.weight_name].dims[0]) for layer in layers}
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     present = {value.name for value in probe.graph.output}
@@ -125,7 +134,6 @@ def record_activations(
     onnx.save(probe, path)
     try:
         session = load_graph(path, ON_CPU, num_threads=num_usable_cores())
-        found: dict[str, Activations] = {}
         total = sum(encoding.num_tokens for encoding in encodings)
         for rows in length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, MAX_ROWS):
             inputs = encoder.pad([encodings[row] for row in rows])
@@ -134,7 +142,7 @@ def record_activations(
             outputs = dict(zip(names, session.run(names, inputs), strict=True))
             for layer in layers:
                 for name in layer.inputs:
-                    _add(found, layer.name, _tokens(outputs[name], is_token), int(np.ceil(share / len(layer.inputs))))
+                    found[layer.name].add(_tokens(outputs[name], is_token), int(np.ceil(share / len(layer.inputs))))
             advance(len(rows))
     finally:
         path.unlink(missing_ok=True)
@@ -146,15 +154,3 @@ def _tokens(values: NDArray[np.float32], is_token: NDArray[np.bool_]) -> NDArray
     if values.shape[:2] == is_token.shape and values.ndim == 3:
         return values[is_token]
     return values.reshape(-1, values.shape[-1])
-
-
-def _add(found: dict[str, Activations], layer: str, values: NDArray[np.float32], keep: int) -> None:
-    size = values.shape[1]
-    if layer not in found:
-        found[layer] = Activations(
-            np.full(size, np.inf, np.float32),
-            np.full(size, -np.inf, np.float32),
-            np.zeros((size, size)),
-            np.empty((0, size), np.float32),
-        )
-    found[layer].add(values, keep)

@@ -54,6 +54,9 @@ def load_engine(
     limits = _limits(settings, device)
     pools = (_on_gpus if device == "cuda" else _on_cpu)(bundle, variant, encoder, settings)
     first = pools[0].wide
+    num_narrow = settings.narrow_workers
+    if num_narrow is None:  # one per core, and none on a GPU or a single core
+        num_narrow = pools[0].num_workers if device == "cpu" and pools[0].num_workers > 1 else 0
     record = bundle.manifest.variants[variant]
     facts = ModelFacts(
         name=settings.model_name or bundle.classifier.name,
@@ -70,7 +73,7 @@ def load_engine(
     batcher = Batcher(
         encoder,
         [pool.wide for pool in pools],
-        [pools[0].narrow] * num_narrow if (num_narrow := _num_narrow(settings, pools[0])) else [],
+        [pools[0].narrow] * num_narrow if num_narrow else [],
         bundle.classifier.scores,
         limits,
         turns=pools[0].num_workers if device == "cuda" else 1,
@@ -133,13 +136,6 @@ def _pool(
         max_length=encoder.max_length,
     )
     return SessionPool(bundle.graph(variant), gpu, num_threads=settings.threads)
-
-
-def _num_narrow(settings: ServeSettings, pool: SessionPool) -> int:
-    """Return the number of narrow workers: as set; else one per core, and none on a GPU or a single core."""
-    if settings.narrow_workers is not None:
-        return settings.narrow_workers
-    return pool.num_workers if pool.device == "cpu" and pool.num_workers > 1 else 0
 
 
 def _close(pools: Iterable[SessionPool]) -> None:

@@ -93,6 +93,11 @@ class Route:
     """Tokenizes or runs the model: has a deadline, and is dropped when the client hangs up."""
 
 
+def plain_error(error: RequestError) -> dict[str, str]:
+    """Return an error as several protocols write it."""
+    return {"error": str(error)}
+
+
 def one_by_one(values: Iterable[Any]) -> list[Any]:
     """Return values for `json_reply`, each written already: written at once, many would stop all other threads."""
     return [orjson.Fragment(orjson.dumps(each)) for each in values]

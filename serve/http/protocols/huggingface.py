@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
-from serve.batching.request_errors import InvalidRequest, RequestError
+from serve.batching.request_errors import InvalidRequest
 from serve.batching.ticket import Answer
 from serve.contract.labels import ProblemType, scores_from_logits
 from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
-from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one, plain_error
 from serve.http.schemas import LABEL_SCORE, array
 
 PROTOCOL = "huggingface"
@@ -57,7 +57,7 @@ class InferenceRequest(BaseModel, strict=True):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol=PROTOCOL, error_body=plain_error)
     return [
         route(
             "POST",
@@ -75,11 +75,6 @@ def routes() -> list[Route]:
             takes_time=True,
         )
     ]
-
-
-def error_body(error: RequestError) -> dict[str, str]:
-    """Return an error as Hugging Face's servers write it."""
-    return {"error": str(error)}
 
 
 async def _infer(call: Call) -> Reply:

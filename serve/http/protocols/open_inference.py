@@ -17,11 +17,11 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
-from serve.batching.request_errors import InvalidRequest, NotFound, RequestError, TooLarge
+from serve.batching.request_errors import InvalidRequest, NotFound, TooLarge
 from serve.batching.ticket import Answer
 from serve.contract.labels import ProblemType
 from serve.encoder import TextInput
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
 PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
@@ -64,7 +64,7 @@ class InferRequest(BaseModel, strict=True):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body, invalid_status=400)
+    route = partial(Route, protocol=PROTOCOL, error_body=plain_error, invalid_status=400)
 
     def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
         return route("GET", path, handler, summary, response={"type": "object"}, response_example=example, **options)
@@ -97,11 +97,6 @@ def routes() -> list[Route]:
             ),
         ]
     return found
-
-
-def error_body(error: RequestError) -> dict[str, str]:
-    """Return an error as this protocol writes it."""
-    return {"error": str(error)}
 
 
 async def _server_metadata(call: Call) -> Reply:
