@@ -94,8 +94,7 @@ class Float32:
     """The float32 graph to ship, and the one to make the others from."""
 
     proved: Proved
-    source: Path
-    """As `proved`, but with fused layer norms: int8 splits them itself, and on CUDA float16 needs them."""
+    source: Path  # as `proved`, but with fused layer norms: int8 splits them itself, and on CUDA float16 needs them
 
 
 def export_bundle(source: Source, output: Path, settings: Settings, console: Console) -> Exported:

@@ -32,16 +32,14 @@ NORMALIZATIONS = {"LayerNormalization", "SimplifiedLayerNormalization"}
 SKIP_NORMALIZATIONS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 BY_TOKEN = {*ELEMENTWISE.split(), *NORMALIZATIONS, *SKIP_NORMALIZATIONS}
 """Operators whose output at a token depends only on their inputs at that token, as does MatMul by a constant."""
-FIRST_OR_LAST = (0, -1, [0], [-1])
-"""Indices of the head's token that are also right when only that token is left."""
+FIRST_OR_LAST = (0, -1, [0], [-1])  # indices of the head's token that are also right when only that token is left
 EARLY_INDEX = "early_gather/index"  # constant of the early gather: the head's token
 TOLERANCE = 1e-5  # how far a logit may move: one row is multiplied by another kernel than many
 SMOOTH = "/smooth"  # suffix of the nodes that divide a product's input by its divisors
 MIN_OPSET = 17  # the standard operator set that introduced LayerNormalization
 SUM_OUTPUT = 3  # output of SkipLayerNormalization that holds the sum before normalization
 CORRECTION = 6  # input of MatMulIntegerToFloat that is added to its result
-ATTENTION_BIAS, ATTENTION_SCALES = 2, 4
-"""Inputs of QAttention: its bias, and the scales of its weight's columns."""
+ATTENTION_BIAS, ATTENTION_SCALES = 2, 4  # inputs of QAttention: its bias, and the scales of its weight's columns
 
 Constants = Mapping[str, onnx.TensorProto]  # name -> constant
 

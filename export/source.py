@@ -92,11 +92,7 @@ def source_of_existing_model(
 
 
 def rows_to_calibrate_on(source: Source, progress: Progress) -> Rows:
-    """Return the calibration rows that are not held out, and warn of held-out rows that prove little.
-
-    Raises:
-        InputError: none are left.
-    """
+    """Return the calibration rows that are not held out, else InputError; warn of held-out rows that prove little."""
     calibration, held_out = source.calibration, source.held_out
     if len(held_out) < FEW_ROWS:
         progress.warn(f"{len(held_out)} held-out rows prove little; {FEW_ROWS} or more are better")

@@ -32,11 +32,7 @@ CUDA_LIBRARIES = ("cudart", "nvJitLink", "nvrtc", "cublasLt", "cublas", "curand"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuOptions:
-    """How a session uses its GPU; the defaults are also right for a CPU.
-
-    Raises:
-        InputError: a value is out of range, or needs CUDA.
-    """
+    """How a session uses its GPU, or defaults for a CPU; raises InputError for values out of range or without CUDA."""
 
     device: DeviceName = "cpu"
     device_id: int = 0  # which of the GPUs that CUDA sees, counted from 0

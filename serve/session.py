@@ -53,8 +53,7 @@ class Session:
         self.device = gpu.device
         with _cuda_calls(gpu.device):
             self._session: Any = load_graph(graph, gpu, num_threads=num_threads, spinning=spinning)
-        self.provider: str = self._session.get_providers()[0]
-        """ONNX Runtime's name for what really runs the graph."""
+        self.provider: str = self._session.get_providers()[0]  # ONNX Runtime's name for what really runs the graph
         self.output_name: str = self._session.get_outputs()[0].name
         self.length_multiple = 1 if gpu.device == "cpu" else LENGTH_MULTIPLE if gpu.cuda_graphs else 8
         """Lengths are best padded to a multiple of this [tokens]: for a GPU's matrix units, and to reuse buffers."""

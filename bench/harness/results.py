@@ -38,8 +38,7 @@ class Measurement:
     case: str
     unit: str  # what `amount` of a sample counts, such as rows
     samples: Annotated[tuple[Sample, ...], NOT_EMPTY]
-    latencies_ms: tuple[float, ...] = ()
-    """Time of each call inside the samples, where calls were timed one by one."""
+    latencies_ms: tuple[float, ...] = ()  # time of each call inside the samples, where calls were timed one by one
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 

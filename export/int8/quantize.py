@@ -24,8 +24,7 @@ ALPHAS = (0.6, 0.7, 0.8, 0.9, 1.0)
 SMALLEST = 1e-5  # smaller channels count as this large, so that dividing by them does not explode
 LEVELS = 255
 BLOCK = 128
-DAMPING = 0.01
-"""Added to the diagonal of the second moment, as a share of its mean: keeps the inverse well-behaved."""
+DAMPING = 0.01  # added to the diagonal of the second moment, as a share of its mean: keeps the inverse well-behaved
 
 
 @dataclasses.dataclass(frozen=True)

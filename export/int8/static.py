@@ -34,8 +34,7 @@ from serve.session import Session
 
 NUM_REPAIR_ROWS = 256
 SEED = 0  # of the choice of training rows that repair rows are made of
-MAX_ERROR = 0.05
-"""Root mean square change of the logits, as a share of their spread, that the repair rows may show."""
+MAX_ERROR = 0.05  # root mean square change of the logits, as a share of their spread, that the repair rows may show
 SHARES_KEPT = (0.15, 0.3, 0.5)
 """Largest share of layers in float32: at first, and while the gate is missed. Each layer makes the graph slower."""
 

@@ -8,8 +8,9 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from serve.batching.engine import CanaryFailed, Engine
 from serve.batching.request_errors import Conflict, Unavailable
@@ -150,13 +151,9 @@ class Service:
             logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None
 
-    def _keep(self, work: Awaitable[None]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something in the background; the event loop itself holds no reference to a task."""
-
-        async def run() -> None:
-            await work
-
-        task = asyncio.get_running_loop().create_task(run())
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

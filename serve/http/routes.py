@@ -89,8 +89,7 @@ class Route:
     invalid_status: int = 422  # this protocol's status for a malformed request
     is_public: bool = False  # needs no API key
     is_admin: bool = False  # needs an admin key
-    takes_time: bool = False
-    """Tokenizes or runs the model: has a deadline, and is dropped when the client hangs up."""
+    takes_time: bool = False  # tokenizes or runs the model: has a deadline, and is dropped when the client hangs up
 
 
 def plain_error(error: RequestError) -> dict[str, str]:

@@ -18,8 +18,7 @@ class OpenParquet:
         self.columns = columns
         self.schema = pyarrow.schema([file.schema_arrow.field(column) for column in columns])
         """Arrow schema of the columns."""
-        self.metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
-        """What the writer noted about the file."""
+        self.metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}  # what the writer noted about the file
         self._file, self._name, self._errors = file, name, (pyarrow.ArrowException, OSError)
         self._num_read = 0
 
