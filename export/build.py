@@ -115,7 +115,7 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
     if classifier.problem_type == "regression" and settings.min_label_agreement is not None:
         raise InputError("--min_label_agreement is for labels, and the model answers with numbers; leave it out")
     calibration = rows_to_calibrate_on(source, progress)
-    with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:
+    with _work_folder(output) as work, staged_folder(output) as staged:
         progress.step("PyTorch, float32: the reference answers")
         reference = Reference(source.model_folder, classifier)
         expected = reference.logits(held_out)
@@ -171,27 +171,21 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
 
 
 @contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep other exports out of the folder; raises InputError if one is writing it."""
+def _work_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder next to the bundle's, removed at the end; raises InputError if another export has it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = filelock.FileLock(output.with_name(f".{output.name}.lock")).acquire(timeout=0)
     except filelock.Timeout as error:
         raise InputError(f"{output}: another export is writing it; wait for it, or stop it first") from error
-    with lock:
-        yield
-
-
-@contextlib.contextmanager
-def _work_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder next to the bundle's, removed at the end."""
     work = output.with_name(f".{output.name}.work")
-    shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with lock:
+        shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _fused(raw: Path, context: Context) -> Float32 | Refused:
