@@ -94,8 +94,7 @@ def print_summary(console: Console, exported: Exported, triton: Path | None) -> 
         f'Try it: python -m serve.predict --bundle {where} --text "..."',
         f"Serve it: python -m serve --bundle {where} --port 8000",
     ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def figures(record: Verification) -> dict[str, str]:

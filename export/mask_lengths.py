@@ -69,11 +69,8 @@ def use_lengths(model: onnx.ModelProto) -> bool:
         return False
     mask = casts[0].output[0]  # [B, T] int32
     readers = [node for node in model.graph.node if mask in node.input]
-    for node in readers:
-        place = MASK_PLACES.get(node.op_type)
-        if place is None or [at for at, name in enumerate(node.input) if name == mask] != [place]:
-            return False
-    if not readers:
+    places = [[at for at, name in enumerate(node.input) if name == mask] for node in readers]
+    if not readers or places != [[MASK_PLACES.get(node.op_type)] for node in readers]:
         return False
     lengths, axes = f"{MASK}_lengths", f"{MASK}_lengths/axes"
     model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), axes))

@@ -86,8 +86,7 @@ class Running:
 
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """Have it do something and return the answer: here, by its method of that name."""
-        answer: dict[str, Any] = getattr(self, verb)(**arguments)
-        return answer
+        return dict(getattr(self, verb)(**arguments))
 
     def close(self) -> None:
         """Wait for the end of the process, and force it if need be."""

@@ -46,10 +46,9 @@ class Repaired:
     """The layers kept in float32, and the gain."""
 
     kept: tuple[str, ...]
-    agreement_before: float
-    agreement: float
-    error_before: float  # root mean square change of the logits, as a share of their spread
-    error: float
+    before: tuple[float, float]
+    """Share of equal decisions, and root mean square change of the logits, as a share of their spread."""
+    after: tuple[float, float]
 
 
 def quantize_statically(
@@ -96,10 +95,10 @@ def quantize_statically(
                 "layers_in_float32": ", ".join(repaired.kept),
                 "calibration_rows": len(calibration),
                 "weight_bits": weight_bits,
-                "repair_label_agreement_before": repaired.agreement_before,
-                "repair_label_agreement": repaired.agreement,
-                "repair_error_before": repaired.error_before,
-                "repair_error": repaired.error,
+                "repair_label_agreement_before": repaired.before[0],
+                "repair_label_agreement": repaired.after[0],
+                "repair_error_before": repaired.before[1],
+                "repair_error": repaired.after[1],
             },
         )
 
@@ -122,26 +121,19 @@ class Repair:
         none) for `min_agreement` of their decisions to be preserved, and logits to change by at most `max_error`.
         """
         limits = [max(1, int(share * len(self.layers))) for share in SHARES_KEPT]
-        num_kept, found = 0, self._before
-        while not (found[0] >= min_agreement and found[1] <= max_error) and num_kept < limits[0]:
-            num_kept += 1
-            found = self._measure(self._worst_first[:num_kept])
-        yield self._repaired(num_kept, found)
+        kept: list[str] = []
+        before = agreement, error = self._measure(kept)
+        while not (agreement >= min_agreement and error <= max_error) and len(kept) < limits[0]:
+            kept = self._worst_first[: len(kept) + 1]
+            agreement, error = self._measure(kept)
+        yield Repaired(tuple(kept), before, (agreement, error))
         for limit in limits:
-            if limit > num_kept:
-                num_kept = limit
-                yield self._repaired(num_kept, self._measure(self._worst_first[:num_kept]))
+            if limit > len(kept):
+                kept = self._worst_first[:limit]
+                yield Repaired(tuple(kept), before, self._measure(kept))
 
     def graph(self, keep: Sequence[str]) -> onnx.ModelProto:
         return assemble(self.model, self.layers, self.integers, keep)
-
-    def _repaired(self, num_kept: int, found: tuple[float, float]) -> Repaired:
-        kept = tuple(self._worst_first[:num_kept]) if num_kept else ()
-        return Repaired(kept, self._before[0], found[0], self._before[1], found[1])
-
-    @functools.cached_property
-    def _before(self) -> tuple[float, float]:
-        return self._measure([])
 
     @functools.cached_property
     def _worst_first(self) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-VERSION_1, VERSION_2 = ("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)
-"""Files of a cgroup with its quota and period."""
+QUOTA_FILES: dict[int, tuple[str, ...]] = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
+"""Version of cgroups -> files with a quota and its period."""
 NO_QUOTA = ("-1", "max")
 
 
@@ -35,10 +35,10 @@ def cpu_quota(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> float |
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, files = cgroups, VERSION_2
+            root, files = cgroups, QUOTA_FILES[2]
         elif "cpu" in controllers.split(","):
             root = next((cgroups / name for name in (controllers, "cpu") if (cgroups / name).is_dir()), cgroups)
-            files = VERSION_1
+            files = QUOTA_FILES[1]
         else:
             continue
         for group in _group_and_parents(root, path):

@@ -52,7 +52,13 @@ def load_engine(
         )
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)
     limits = _limits(settings, device)
-    pools = (_on_gpus if device == "cuda" else _on_cpu)(bundle, variant, encoder, settings)
+    if device == "cpu" and settings.devices:
+        raise InputError(
+            f"--devices {','.join(map(str, settings.devices))}: the numbers of GPUs, but this server runs on the CPU; "
+            "leave it out, or see with --device cuda why the GPU cannot be used"
+        )
+    served = bundle, variant, encoder, settings
+    pools = _on_gpus(*served) if device == "cuda" else [_pool(*served, "cpu")]
     first = pools[0].wide
     num_narrow = settings.narrow_workers
     if num_narrow is None:  # one per core, and none on a GPU or a single core
@@ -85,16 +91,6 @@ def load_engine(
     )
     request_limits = RequestLimits(max_inputs=settings.max_inputs, max_text_chars=settings.max_text_chars)
     return Engine(facts, batcher, encoder, request_limits)
-
-
-def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:
-    """Return the sessions that share the cores: a wide one, and a narrow one for several workers."""
-    if settings.devices:
-        raise InputError(
-            f"--devices {','.join(map(str, settings.devices))}: the numbers of GPUs, but this server runs on the CPU; "
-            "leave it out, or see with --device cuda why the GPU cannot be used"
-        )
-    return [_pool(bundle, variant, encoder, settings, "cpu")]
 
 
 def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:

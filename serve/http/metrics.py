@@ -8,6 +8,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary, generate_latest
@@ -37,37 +38,30 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        own: dict[str, Any] = {"namespace": "rawloop", "registry": registry}
-        self._requests = Counter("requests", "Requests answered.", ["protocol", "status"], **own)
-        self._request_seconds = Histogram(
-            "request_seconds", "From arrival to answer.", ["protocol"], buckets=SECONDS, **own
-        )
-        self._queue_seconds = Histogram(
-            "queue_seconds", "Time of an input between tokens and batch.", buckets=SECONDS, **own
-        )
-        self._inference_seconds = Histogram(
-            "inference_seconds", "Time of a batch on its session.", buckets=SECONDS, **own
-        )
-        self._batch_rows = Histogram("batch_rows", "Inputs of a batch.", buckets=ROWS, **own)
-        self._batch_tokens = Histogram("batch_tokens", "Tokens of a batch, padding included.", buckets=TOKENS, **own)
-        self._tokens = Counter("tokens", "Tokens run, padding excluded.", **own)
-        self._padding = Counter("padding_tokens", "Tokens of padding run.", **own)
-        self._truncated = Counter("truncated_inputs", "Inputs that the model saw only part of.", **own)
-        self.failed_inputs = Counter("failed_inputs", "Inputs that the model failed on.", **own)
-        self._labels = Counter("predicted_labels", "Inputs by predicted label.", ["label"], **own)
-        self._values = Summary("predicted_value", "Predicted numbers.", ["label"], **own)
-        self._abstained = Counter(
-            "abstained_inputs", "Inputs without a label: by --abstain, or by the thresholds.", **own
-        )
-        self._confidence = Histogram("confidence", "Probability of the predicted label.", buckets=SHARES, **own)
-        self._input_tokens = Histogram("input_tokens", "Tokens of an input that the model saw.", buckets=TOKENS, **own)
-        self.worker_deaths = Counter("worker_deaths", "Workers that died.", **own)
-        self.reloads = Counter("reloads", "Reloads by result.", ["result"], **own)
-        self.canary_seconds = Gauge("canary_seconds", "How long the last canary took.", **own)
-        self._model = Gauge("model", "1 for the model that answers.", ["name", "version", "variant", "provider"], **own)
-        self._queued_inputs = Gauge("queued_inputs", "Inputs that wait.", **own)
-        self._queued_tokens = Gauge("queued_tokens", "Tokens that wait for a worker.", **own)
-        self.ready = Gauge("ready", "1 while traffic should be sent here.", **own)
+        kinds: tuple[Any, ...] = (Counter, Gauge, Histogram, Summary)
+        counter, gauge, histogram, summary = (partial(kind, namespace="rawloop", registry=registry) for kind in kinds)
+        self._requests = counter("requests", "Requests answered.", ["protocol", "status"])
+        self._request_seconds = histogram("request_seconds", "From arrival to answer.", ["protocol"], buckets=SECONDS)
+        self._queue_seconds = histogram("queue_seconds", "Time of an input between tokens and batch.", buckets=SECONDS)
+        self._inference_seconds = histogram("inference_seconds", "Time of a batch on its session.", buckets=SECONDS)
+        self._batch_rows = histogram("batch_rows", "Inputs of a batch.", buckets=ROWS)
+        self._batch_tokens = histogram("batch_tokens", "Tokens of a batch, padding included.", buckets=TOKENS)
+        self._tokens = counter("tokens", "Tokens run, padding excluded.")
+        self._padding = counter("padding_tokens", "Tokens of padding run.")
+        self._truncated = counter("truncated_inputs", "Inputs that the model saw only part of.")
+        self.failed_inputs = counter("failed_inputs", "Inputs that the model failed on.")
+        self._labels = counter("predicted_labels", "Inputs by predicted label.", ["label"])
+        self._values = summary("predicted_value", "Predicted numbers.", ["label"])
+        self._abstained = counter("abstained_inputs", "Inputs without a label: by --abstain, or by the thresholds.")
+        self._confidence = histogram("confidence", "Probability of the predicted label.", buckets=SHARES)
+        self._input_tokens = histogram("input_tokens", "Tokens of an input that the model saw.", buckets=TOKENS)
+        self.worker_deaths = counter("worker_deaths", "Workers that died.")
+        self.reloads = counter("reloads", "Reloads by result.", ["result"])
+        self.canary_seconds = gauge("canary_seconds", "How long the last canary took.")
+        self._model = gauge("model", "1 for the model that answers.", ["name", "version", "variant", "provider"])
+        self._queued_inputs = gauge("queued_inputs", "Inputs that wait.")
+        self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
+        self.ready = gauge("ready", "1 while traffic should be sent here.")
         self._children: dict[tuple[Any, ...], Any] = {}
         self._gpus: GpuCollector | None = None
 

@@ -6,7 +6,7 @@ https://huggingface.co/docs/inference-providers/tasks/text-classification
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -21,12 +21,12 @@ from serve.http.routes import Call, Reply, Route, json_reply, one_by_one, plain_
 from serve.http.schemas import LABEL_SCORE, array
 
 PROTOCOL = "huggingface"
-OWN_FUNCTION: dict[ProblemType, str] = {
-    "single_label_classification": "softmax",
-    "multi_label_classification": "sigmoid",
-    "regression": "none",
+FUNCTIONS: dict[str, ProblemType] = {
+    "softmax": "single_label_classification",
+    "sigmoid": "multi_label_classification",
+    "none": "regression",
 }
-"""As the pipeline of transformers chooses it."""
+"""Function -> the models whose own it is, as the pipeline of transformers chooses it."""
 
 
 class Parameters(BaseModel, strict=True, extra="forbid"):
@@ -94,14 +94,10 @@ async def _infer(call: Call) -> Reply:
 
 
 def _reply(engine: Engine, answers: Sequence[Answer], parameters: Parameters) -> Reply:
-    function, own = parameters.function_to_apply, OWN_FUNCTION[engine.facts.classifier.problem_type]
-    rows = (each.scores if function in (None, own) else _applied(function, each.logits) for each in answers)
+    own = engine.facts.classifier.problem_type
+    kind = FUNCTIONS.get(parameters.function_to_apply or "", own)
+    rows = (  # another function than the model's own knows no temperature, as in the pipeline
+        each.scores if kind == own else scores_from_logits(np.array(each.logits), problem_type=kind).tolist()
+        for each in answers
+    )
     return json_reply(one_by_one(engine.ranked(each, parameters.top_k) for each in rows))
-
-
-def _applied(function: str | None, logits: Sequence[float]) -> Any:
-    """Return what the pipeline makes of logits [C], which knows no temperature."""
-    if function == "none":
-        return logits
-    kind: ProblemType = "multi_label_classification" if function == "sigmoid" else "single_label_classification"
-    return scores_from_logits(np.array(logits), problem_type=kind).tolist()
