@@ -41,7 +41,7 @@ class RowFiles:
 
 
 def source_of_run(run: Path, files: RowFiles) -> Source:
-    """Return a run with its samples, or files' rows; raises InputError if either is not there, or unfinished."""
+    """Return a run with its own samples, or files' rows; raises InputError if unfinished, or they cannot be read."""
     model_folder = run / "model"
     if not model_folder.exists() and (run / "checkpoints").is_dir():
         raise InputError(f"--run {run}: this run is not finished; continue it with train_loop/main.py --resume {run}")
@@ -92,7 +92,7 @@ def source_of_existing_model(
 
 
 def rows_to_calibrate_on(source: Source, progress: Progress) -> Rows:
-    """Return the calibration rows that are not held out, else InputError; warn of held-out rows that prove little."""
+    """Return the calibration rows that are not held out, InputError if none; warn if held-out rows prove little."""
     calibration, held_out = source.calibration, source.held_out
     if len(held_out) < FEW_ROWS:
         progress.warn(f"{len(held_out)} held-out rows prove little; {FEW_ROWS} or more are better")

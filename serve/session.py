@@ -72,8 +72,7 @@ class Session:
         if buffers is not None:
             with _cuda_calls(self.device):
                 return buffers.run(inputs)
-        logits: NDArray[np.float32] = session.run([self.output_name], dict(inputs))[0]
-        return logits
+        return np.asarray(session.run([self.output_name], dict(inputs))[0])
 
     def close(self) -> None:
         """Free the memory once current runs are over. Closing twice does nothing."""

@@ -38,8 +38,6 @@ MAX_ERROR = 0.05  # root mean square change of the logits, as a share of their s
 SHARES_KEPT = (0.15, 0.3, 0.5)
 """Largest share of layers in float32: at first, and while the gate is missed. Each layer makes the graph slower."""
 
-Run = Callable[[onnx.ModelProto], NDArray[np.float32]]  # graph -> logits of the repair rows [N, C]
-
 
 @dataclasses.dataclass(frozen=True)
 class Repaired:
@@ -111,7 +109,7 @@ class Repair:
     layers: Sequence[Layer]
     integers: dict[str, IntegerLayer]
     reference: NDArray[np.float32]  # the float graph's logits of the repair rows [N, C]
-    run: Run  # runs a graph on those rows
+    run: Callable[[onnx.ModelProto], NDArray[np.float32]]  # a graph -> its logits of those rows
     classifier: Classifier
 
     def attempts(self, min_agreement: float, max_error: float = MAX_ERROR) -> Iterator[Repaired]:

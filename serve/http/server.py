@@ -140,9 +140,9 @@ def _address_errors(settings: ServeSettings) -> Iterator[None]:
 
 
 def _announce(service: Service, listener: socket.socket) -> None:
-    settings, facts = service.settings, service.engine.facts
+    facts = service.engine.facts
     host, port = listener.getsockname()[:2]
-    scheme = "https" if settings.tls_cert else "http"
+    scheme = "https" if service.settings.tls_cert else "http"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     model = f"{facts.name} {facts.version} ({facts.variant}, {facts.provider})"
     places = f"{url}; page: {url}/ui, documentation: {url}/docs"
