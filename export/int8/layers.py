@@ -133,7 +133,7 @@ def record_activations(
     path = folder / "probe.onnx"
     onnx.save(probe, path)
     try:
-        session = load_graph(path, ON_CPU, num_threads=num_usable_cores())
+        session = load_graph(path, ON_CPU, num_threads=num_usable_cores(), spinning=True)
         total = sum(encoding.num_tokens for encoding in encodings)
         for rows in length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, MAX_ROWS):
             inputs = encoder.pad([encodings[row] for row in rows])
