@@ -7,6 +7,7 @@ python -m export --model FOLDER_OR_HUB_ID --rows labelled.csv
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         help="keep fp16 right for padding on any side, for clients that run the graph; may be slower on CUDA",
     )
     parser.add_argument(
-        "--no_fusion", action="store_true", help="keep only operators of ONNX, which TensorRT knows; slower elsewhere"
+        "--no_fusion",
+        dest="fuse",
+        action="store_false",
+        help="keep only operators of ONNX, which TensorRT knows; slower elsewhere",
     )
     parser.add_argument(
         "--verify_device",
@@ -97,12 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         "(default: auto, which is Optimum where it can be imported)",
     )
     strict = parser.add_mutually_exclusive_group()
-    strict.add_argument(
-        "--strict",
-        action="store_true",
-        default=True,
-        help="exit with status 1 if a variant is left out because it fell short (default)",
-    )
+    fell_short = "exit with status 1 if a variant is left out because it fell short (default)"
+    strict.add_argument("--strict", action="store_true", default=True, help=fell_short)
     strict.add_argument("--no_strict", dest="strict", action="store_false", help="exit with status 0 then, too")
     parser.add_argument("--triton", type=Path, help="folder for a Triton model repository (default: none is written)")
     return parser
@@ -131,7 +131,7 @@ def _add_row_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    # Imported here, after the command line was checked: these libraries take seconds.
+    # Here, after the command line was checked: these libraries take seconds.
     import transformers
     from rich.console import Console
 
@@ -141,16 +141,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from serve.contract.bundle import BUNDLE_FILE
     from serve.contract.errors import InputError
 
-    settings = Settings(
-        variants=tuple(arguments.variants),
-        quantization=arguments.quantization,
-        min_label_agreement=arguments.min_label_agreement,
-        raw_mask=arguments.raw_mask,
-        fuse=not arguments.no_fusion,
-        verify_device=arguments.verify_device,
-        calibrate=arguments.calibrate,
-        exporter=arguments.exporter,
-    )
+    settings = Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
     output: Path = (arguments.output or _default_output(arguments)).resolve()
     if output.is_file():
         raise InputError(f"--output {output}: this is a file; name a folder")

@@ -12,12 +12,11 @@ Every graph is verified before it may ship. Only fp32 must pass: int8 and fp16 a
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import filelock
-import onnx
 from rich.console import Console
 
 from export.console import Exported, Progress
@@ -25,7 +24,6 @@ from export.existing import examined
 from export.exporters.choose import TORCH, Exporter, ExporterName, choose
 from export.graphs import Candidate, Refused, external_files, fused_operators, input_names
 from export.int8.dynamic import quantize_dynamically
-from export.int8.quantize import instruction_set
 from export.int8.static import quantize_statically
 from export.mask_lengths import float16_candidates
 from export.pack import canary_texts, copy_graph, copy_model_files, write_bundle_records
@@ -53,13 +51,9 @@ SLOWER = 0.9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to export, and how.
+    """What to export, and how; raises InputError if a field is out of range."""
 
-    Raises:
-        InputError: a field is out of range.
-    """
-
-    variants: tuple[VariantName, ...] = ("fp32", "int8", "fp16")
+    variants: Sequence[VariantName] = ("fp32", "int8", "fp16")
     quantization: Literal["static", "dynamic"] = "static"
     min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
     """Overrides the gate of int8; numbers have none."""
@@ -67,12 +61,10 @@ class Settings:
     """True keeps float16 right for padding on any side, for clients that run the graph themselves."""
     calibrate: bool = True
     """False keeps the scores of a classifier that was trained elsewhere; a run's were calibrated by training."""
-    fuse: bool = True
-    """False keeps only operators of ONNX, for TensorRT."""
+    fuse: bool = True  # False keeps only operators of ONNX, for TensorRT
     verify_device: DeviceName = "cpu"
     """cuda verifies fp32 there too, and float16 only there, where its activations may overflow; int8 is for CPUs."""
-    exporter: ExporterName = "auto"
-    """auto is Optimum where it can be imported, else torch."""
+    exporter: ExporterName = "auto"  # auto is Optimum where it can be imported, else torch
 
     def __post_init__(self) -> None:
         if problems := list(out_of_range(self)):
@@ -87,12 +79,10 @@ class Context:
     exporter: Exporter
     judge: Judge
     calibration: Rows
-    work: Path
-    """Folder for temporary files."""
+    work: Path  # folder for temporary files
     progress: Progress
 
     def gate(self, name: str) -> Gate:
-        """Return the bounds of a variant."""
         gate = GATES[self.judge.encoder.classifier.problem_type][name]
         if name != "int8" or (agreement := self.settings.min_label_agreement) is None:
             return gate
@@ -104,8 +94,7 @@ class Float32:
     """The float32 graph to ship, and the one to make the others from."""
 
     proved: Proved
-    source: Path
-    """As `proved`, but with fused layer norms: int8 splits them itself, and on CUDA float16 needs them."""
+    source: Path  # as `proved`, but with fused layer norms: int8 splits them itself, and on CUDA float16 needs them
 
 
 def export_bundle(source: Source, output: Path, settings: Settings, console: Console) -> Exported:
@@ -126,7 +115,7 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
     if classifier.problem_type == "regression" and settings.min_label_agreement is not None:
         raise InputError("--min_label_agreement is for labels, and the model answers with numbers; leave it out")
     calibration = rows_to_calibrate_on(source, progress)
-    with _locked(output), staged_folder(output) as staged, _work_folder(output) as work:
+    with _work_folder(output) as work, staged_folder(output) as staged:
         progress.step("PyTorch, float32: the reference answers")
         reference = Reference(source.model_folder, classifier)
         expected = reference.logits(held_out)
@@ -182,34 +171,21 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
 
 
 @contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep other exports out of the folder.
-
-    Raises:
-        InputError: another export is writing it.
-    """
+def _work_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty folder next to the bundle's, removed at the end; raises InputError if another export has it."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(output.with_name(f".{output.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock = filelock.FileLock(output.with_name(f".{output.name}.lock")).acquire(timeout=0)
     except filelock.Timeout as error:
         raise InputError(f"{output}: another export is writing it; wait for it, or stop it first") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _work_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder next to the bundle's, removed at the end."""
     work = output.with_name(f".{output.name}.work")
-    shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with lock:
+        shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _fused(raw: Path, context: Context) -> Float32 | Refused:
@@ -239,11 +215,7 @@ def _fused(raw: Path, context: Context) -> Float32 | Refused:
 
 
 def _as_exported(raw: Path, method: str, context: Context) -> Float32:
-    """Return the float32 graph without fused operators.
-
-    Raises:
-        InputError: it is not what PyTorch computes.
-    """
+    """Return the float32 graph without fused operators; raises InputError if it is not what PyTorch computes."""
     graph = _gathered_early(raw, context)
     verdict = _verify(graph, "fp32", context.gate("fp32"), context)
     if verdict.shortfalls:
@@ -275,65 +247,58 @@ def _made_from(
 
 def _int8(float32: Float32, context: Context) -> Proved | Refused:
     gate, graph = context.gate("int8"), context.work / "int8.onnx"
-    instructions = instruction_set()
     if context.settings.quantization == "dynamic":
         context.progress.step("int8, dynamic")
-        quantize_dynamically(float32.proved.candidate.graph, graph)
-        method = "dynamic, per channel: answers depend on the batch"
-        candidate = Candidate(graph=graph, method=method, instruction_set=instructions)
+        candidate = quantize_dynamically(float32.proved.candidate.graph, graph)
         # The user chose it by name: the manifest states how many answers depend on the batch, the gate allows it.
-        return _prove("int8", candidate, dataclasses.replace(gate, must_be_batch_invariant=False), context)
-
-    outcome = Refused("")
-    for attempt in quantize_statically(
-        float32.source, context.judge.encoder, context.calibration.inputs, gate, context.work, context.progress
-    ):
-        if outcome.reason:
-            context.progress.step(f"int8 fell short ({outcome.reason}): more layers in float32")
-        onnx.save(attempt.model, graph)
-        candidate = Candidate(graph=graph, method=attempt.method, instruction_set=instructions, details=attempt.details)
-        found = _prove("int8", candidate, gate, context)
-        if isinstance(found, Proved):
-            return found
-        outcome = found
-    return outcome
+        return _prove("int8", [candidate], dataclasses.replace(gate, must_be_batch_invariant=False), context)
+    encoder, inputs = context.judge.encoder, context.calibration.inputs
+    candidates = quantize_statically(float32.source, encoder, inputs, gate, graph, context.progress)
+    return _prove("int8", candidates, gate, context, otherwise="more layers in float32")
 
 
 def _float16(float32: Float32, context: Context) -> Proved | Refused:
     context.progress.step("float16, for CUDA")
-    outcome: Proved | Refused = Refused("")
     verified_on = PROVIDERS[context.settings.verify_device]  # a CPU's does not show CUDA's arithmetic
     raw_mask = context.settings.raw_mask
-    for candidate in float16_candidates(float32.source, context.work, context.judge, verified_on, raw_mask=raw_mask):
-        outcome = _prove("fp16", candidate, context.gate("fp16"), context)
-        if isinstance(outcome, Proved):
-            break
+    candidates = float16_candidates(float32.source, context.work, context.judge, verified_on, raw_mask=raw_mask)
+    return _prove("fp16", candidates, context.gate("fp16"), context)
+
+
+def _prove(
+    name: str, candidates: Iterable[Candidate], gate: Gate, context: Context, *, otherwise: str | None = None
+) -> Proved | Refused:
+    """Return the first graph that passes its gate, or where the last fell short.
+
+    `otherwise` announces what the next one has instead.
+    """
+    outcome = Refused("")
+    for candidate in candidates:
+        if outcome.reason and otherwise:
+            context.progress.step(f"{name} fell short ({outcome.reason}): {otherwise}")
+        try:
+            verdict = _verify(candidate.graph, name, gate, context, right_padding_only=candidate.right_padding_only)
+        except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
+            outcome = Refused(first_line(error))
+            continue
+        if not verdict.shortfalls:
+            return Proved(candidate, verdict)
+        outcome = Refused("; ".join(verdict.shortfalls))
     return outcome
-
-
-def _prove(name: str, candidate: Candidate, gate: Gate, context: Context) -> Proved | Refused:
-    """Return a graph that passes its gate, or where it fell short."""
-    try:
-        verdict = _verify(candidate.graph, name, gate, context, right_padding_only=candidate.right_padding_only)
-    except (InputError, RuntimeError) as error:  # ONNX Runtime cannot load or run it
-        return Refused(first_line(error))
-    return Refused("; ".join(verdict.shortfalls)) if verdict.shortfalls else Proved(candidate, verdict)
 
 
 def _verify(graph: Path, name: str, gate: Gate, context: Context, *, right_padding_only: bool = False) -> Verdict:
     """Return the verdict on a graph; its record is the last device's, its shortfalls are those of all."""
-    num_rows = len(context.judge.rows)
     on_cuda: dict[str, tuple[DeviceName, ...]] = {"fp32": ("cuda", "cpu"), "fp16": ("cuda",)}
     devices = on_cuda.get(name, ("cpu",)) if context.settings.verify_device == "cuda" else ("cpu",)
     shortfalls: list[str] = []
     for device in devices:
-        session = Session(graph, GpuOptions(device=device), num_threads=num_usable_cores())
         where = f"{name} on CUDA" if device == "cuda" else name
-        try:
-            title, total = f"Verifying {where} on {num_rows:,} held-out rows", context.judge.num_windows
-            with context.progress.count(title, total) as advance:
-                verdict = context.judge.verify(session, gate, advance, right_padding_only=right_padding_only)
-        finally:
-            session.close()
+        title = f"Verifying {where} on {len(context.judge.rows):,} held-out rows"
+        with (
+            contextlib.closing(Session(graph, GpuOptions(device=device), num_threads=num_usable_cores())) as session,
+            context.progress.count(title, context.judge.num_windows) as advance,
+        ):
+            verdict = context.judge.verify(session, gate, advance, right_padding_only=right_padding_only)
         shortfalls += [f"on CUDA: {each}" if device == "cuda" else each for each in verdict.shortfalls]
     return dataclasses.replace(verdict, shortfalls=shortfalls)

@@ -1,4 +1,4 @@
-"""What an export prints: a line per step while it runs, a table of the variants at its end."""
+"""What an export prints: a line per step, then a table of the variants; its figures are on the cards too."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,16 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from export.figures import figures, pytorch_figures
-from serve.contract.bundle import Variant
+from serve.contract.bundle import Variant, Verification
+from serve.contract.labels import ProblemType
 
-Advance = Callable[[int], None]
-"""Called with the number of parts done since the last call."""
+Advance = Callable[[int], None]  # called with the number of parts done since the last call
+METRICS: dict[ProblemType, tuple[str, ...]] = {
+    "single_label_classification": ("accuracy", "macro_f1"),
+    "multi_label_classification": ("macro_f1", "micro_f1", "subset_accuracy"),
+    "regression": ("spearman", "rmse"),
+}
+"""Metrics of a held-out split that a card shows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +31,9 @@ class Exported:
 
     folder: Path
     variants: dict[str, Variant]
-    left_out: dict[str, str]
-    """Variant -> why it is not in the bundle."""
-    rows_per_s: dict[str, dict[int, float]]
-    """Variant, except fp16 -> batch size -> rows/s."""
-    sizes: dict[str, int]
-    """Variant -> bytes."""
+    left_out: dict[str, str]  # variant -> why it is not in the bundle
+    rows_per_s: dict[str, dict[int, float]]  # variant, except fp16 -> batch size -> rows/s
+    sizes: dict[str, int]  # variant -> bytes
 
 
 class Progress:
@@ -42,16 +44,13 @@ class Progress:
         self._started = time.monotonic()
 
     def step(self, text: str) -> None:
-        """Announce a step."""
         seconds = time.monotonic() - self._started
         self._console.print(f"[{seconds:5.1f} s] {text} ...", highlight=False, markup=False)
 
     def note(self, text: str) -> None:
-        """Print a result of the step."""
         self._console.print(f"  {text}", highlight=False, markup=False)
 
     def warn(self, text: str) -> None:
-        """Print a warning."""
         self._console.print(f"  {text}", style="yellow", highlight=False, markup=False)
 
     @contextlib.contextmanager
@@ -95,5 +94,47 @@ def print_summary(console: Console, exported: Exported, triton: Path | None) -> 
         f'Try it: python -m serve.predict --bundle {where} --text "..."',
         f"Serve it: python -m serve --bundle {where} --port 8000",
     ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    console.print("\n".join(lines), highlight=False, markup=False)
+
+
+def figures(record: Verification) -> dict[str, str]:
+    """Return column -> text; empty where the rows have no labels."""
+    if (numbers := record.numbers) is not None:
+        return {
+            "change of spread": f"{numbers.change:.2%}",
+            "Spearman with PyTorch": f"{numbers.spearman_with_pytorch:.4f}",
+            "Spearman": _decimals(numbers.spearman),
+            "batch flips": str(record.num_batch_flips),
+            "max batch change": f"{numbers.max_batch_change:.2g}",
+        }
+    interval = record.accuracy_difference_interval
+    found = {
+        "decisions as PyTorch" if record.row_agreement is not None else "labels as PyTorch": record.label_agreement,
+        "whole rows": record.row_agreement,
+        "abstentions": record.abstention_agreement,
+    }
+    return {name: f"{share:.2%}" for name, share in found.items() if share is not None} | {
+        "accuracy": _decimals(record.accuracy),
+        "95 % of difference": "" if interval is None else f"{interval[0]:+.2%} to {interval[1]:+.2%}",
+        "macro F1": _decimals(record.macro_f1),
+        **({} if record.ranking_precision is None else {"ranking precision": _decimals(record.ranking_precision)}),
+        "batch flips": str(record.num_batch_flips),
+        "max Δp": f"{record.max_abs_batch_probability_difference:.2g}",
+    }
+
+
+def pytorch_figures(record: Verification) -> str:
+    """Return how good PyTorch's own answers are; nothing without labels."""
+    numbers = record.numbers
+    found = {
+        "Spearman": None if numbers is None else numbers.pytorch_spearman,
+        "accuracy": record.pytorch_accuracy,
+        "macro F1": record.pytorch_macro_f1,
+        "ranking precision": record.pytorch_ranking_precision,
+    }
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
+    return f"PyTorch's {shown}" if shown else ""
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.console import Progress
-from export.figures import METRICS
+from export.console import METRICS, Progress
 from export.reference import Reference
 from export.rows import Rows
 from export.source import Source
@@ -21,10 +20,8 @@ from train_loop.findings.label_set_metrics import label_set_metrics
 from train_loop.findings.metrics import Counts, confusion_matrix, count_metrics, log_loss, reliability
 from train_loop.findings.number_metrics import number_metrics
 
-MIN_ROWS = 50
-"""On fewer labelled rows, a model's answers are not judged."""
-SIGNIFICANT = 0.01
-"""Answers are to fit the labels so well that chance would do it less often than this."""
+MIN_ROWS = 50  # on fewer labelled rows, a model's answers are not judged
+SIGNIFICANT = 0.01  # answers are to fit the labels so well that chance would do it less often than this
 NUM_PERMUTATIONS = 999
 
 

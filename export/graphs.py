@@ -22,8 +22,7 @@ class Candidate:
     graph: Path
     method: str
     instruction_set: str | None = None
-    right_padding_only: bool = False
-    """Whether its answers are right only with padding on the right."""
+    right_padding_only: bool = False  # whether its answers are right only with padding on the right
     details: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
 
 

@@ -10,8 +10,7 @@ from export.reference import Reference
 from serve.contract.classifier import Side
 from serve.encoder import Encoder, Encoding
 
-TIE = 1e-4
-"""Logits this close are equal, but for rounding."""
+TIE = 1e-4  # logits this close are equal, but for rounding
 NUM_ROWS, LONG = 64, 512
 """Rows per padding, of up to so many tokens; of longer ones as many as attention computes in the same memory."""
 SHAPE_ERROR = 4.0
@@ -29,16 +28,13 @@ class OddShape:
     """Inputs, and PyTorch's answers to the same arrays: a padding that the tokenizer would not use is judged fairly."""
 
     name: str
-    arrays: Arrays
-    """[B, T]."""
-    expected: NDArray[np.float32]
-    """PyTorch's logits [B, C]."""
+    arrays: Arrays  # [B, T]
+    expected: NDArray[np.float32]  # PyTorch's logits [B, C]
     ignored: float = 0.0
     """Root mean square change of PyTorch's logits if it takes the mask for one of right padding, or for none."""
 
     @property
     def is_right_padded(self) -> bool:
-        """Whether it has no padding, or padding on the right."""
         return self.name not in ("left", "mixed")
 
     def problem(

@@ -2,9 +2,9 @@
 
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from export.figures import METRICS, figures, pytorch_figures
+from export.console import METRICS, figures, pytorch_figures
 from export.graphs import external_files, fused_operators, input_names
 from export.verify import Proved
 from serve.contract.bundle import Manifest, Variant, VariantName, record_files, write_manifest
@@ -82,12 +82,8 @@ def write_bundle_records(
 
 def _bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Path, exporter: str) -> str:
     """Return the bundle's README.md: what it is, what was measured, how to load it."""
-    import jinja2  # here: needed once, at the end
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("export", ""), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
-    return environment.get_template("bundle_card.md").render(
+    return _rendered(
+        "bundle_card.md",
         classifier=classifier,
         pair=classifier.text_pair_column is not None,
         metrics=METRICS[classifier.problem_type],
@@ -112,8 +108,12 @@ def write_triton(folder: Path, bundle: Path, classifier: Classifier, variants: d
             shutil.rmtree(folder / model, ignore_errors=True)
             continue
         variant = variants[name]
-        config = _triton_config(
-            model, input_names(bundle / variant.file), len(classifier.labels), on_gpu=name == "fp16"
+        config = _rendered(
+            "triton_config.pbtxt",
+            model=model,
+            inputs=input_names(bundle / variant.file),
+            num_labels=len(classifier.labels),
+            kind="KIND_GPU" if name == "fp16" else "KIND_CPU",
         )
         with staged_folder(folder / model) as staged:
             version = staged / "1"
@@ -125,18 +125,11 @@ def write_triton(folder: Path, bundle: Path, classifier: Classifier, variants: d
             (staged / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
-def _triton_config(model: str, inputs: tuple[str, ...], num_labels: int, *, on_gpu: bool) -> str:
-    tensors = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_INT64 dims: [ -1 ] }}' for name in inputs)
-    kind = "KIND_GPU" if on_gpu else "KIND_CPU"
-    return f"""name: "{model}"
-backend: "onnxruntime"
-max_batch_size: 64
-input [
-{tensors}
-]
-output [
-  {{ name: "logits" data_type: TYPE_FP32 dims: [ {num_labels} ] label_filename: "labels.txt" }}
-]
-instance_group [ {{ kind: {kind} }} ]
-dynamic_batching {{ }}
-"""
+def _rendered(template: str, **values: Any) -> str:
+    """Return a file that is written from the template of that name in this folder."""
+    import jinja2  # here: needed once, at the end
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("export", ""), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template(template).render(values)

@@ -13,6 +13,7 @@ Smoothing: attention's output is linear in its values, so the scales and biases 
 its channels that the next integer product needs.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,25 +32,16 @@ NORMALIZATIONS = {"LayerNormalization", "SimplifiedLayerNormalization"}
 SKIP_NORMALIZATIONS = {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 BY_TOKEN = {*ELEMENTWISE.split(), *NORMALIZATIONS, *SKIP_NORMALIZATIONS}
 """Operators whose output at a token depends only on their inputs at that token, as does MatMul by a constant."""
-FIRST_OR_LAST = (0, -1, [0], [-1])
-"""Indices of the head's token that are also right when only that token is left."""
-EARLY_INDEX = "early_gather/index"
-"""Constant of the early gather: the head's token."""
-TOLERANCE = 1e-5
-"""How far a logit may move: one row is multiplied by another kernel than many."""
-SMOOTH = "/smooth"
-"""Suffix of the nodes that divide a product's input by its divisors."""
-MIN_OPSET = 17
-"""The standard operator set that introduced LayerNormalization."""
-SUM_OUTPUT = 3
-"""Output of SkipLayerNormalization that holds the sum before normalization."""
-CORRECTION = 6
-"""Input of MatMulIntegerToFloat that is added to its result."""
-ATTENTION_BIAS, ATTENTION_SCALES = 2, 4
-"""Inputs of QAttention: its bias, and the scales of its weight's columns."""
+FIRST_OR_LAST = (0, -1, [0], [-1])  # indices of the head's token that are also right when only that token is left
+EARLY_INDEX = "early_gather/index"  # constant of the early gather: the head's token
+TOLERANCE = 1e-5  # how far a logit may move: one row is multiplied by another kernel than many
+SMOOTH = "/smooth"  # suffix of the nodes that divide a product's input by its divisors
+MIN_OPSET = 17  # the standard operator set that introduced LayerNormalization
+SUM_OUTPUT = 3  # output of SkipLayerNormalization that holds the sum before normalization
+CORRECTION = 6  # input of MatMulIntegerToFloat that is added to its result
+ATTENTION_BIAS, ATTENTION_SCALES = 2, 4  # inputs of QAttention: its bias, and the scales of its weight's columns
 
-Constants = Mapping[str, onnx.TensorProto]
-"""Name -> constant."""
+Constants = Mapping[str, onnx.TensorProto]  # name -> constant
 
 
 # What the rewrites share.
@@ -84,6 +76,20 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
     model.graph.initializer.extend(constants)
 
 
+def answer_alike(
+    graph: Path, rewritten: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]], tolerance: float
+) -> bool:
+    """Return whether two graphs run on the CPU, with logits as close as `tolerance` for inputs [B, T]."""
+    logits = []
+    try:
+        for each in (graph, rewritten):
+            with contextlib.closing(Session(each, num_threads=num_usable_cores())) as session:
+                logits.append([session.run(inputs) for inputs in batches])
+    except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
+        return False
+    return all(np.allclose(before, after, rtol=0, atol=tolerance) for before, after in zip(*logits, strict=True))
+
+
 # Early gather.
 
 
@@ -100,12 +106,7 @@ def with_early_gather(graph: Path, output: Path, batches: Sequence[Mapping[str, 
     if not gather_early(model):
         return graph
     onnx.save(model, output)
-    try:
-        both = zip(logits_of_batches(graph, batches), logits_of_batches(output, batches), strict=True)
-        alike = all(np.allclose(before, after, rtol=0, atol=TOLERANCE) for before, after in both)
-    except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
-        alike = False
-    return output if alike else graph
+    return output if answer_alike(graph, output, batches, TOLERANCE) else graph
 
 
 def gather_early(model: onnx.ModelProto) -> list[str]:
@@ -174,7 +175,6 @@ def _is_by_token(node: onnx.NodeProto, constants: Constants) -> bool:
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the initializers and Constant nodes of a graph by name."""
     found = weights_of(model)
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -188,15 +188,6 @@ def _axis(node: onnx.NodeProto, default: int) -> int:
 
 def _swaps_batch_and_tokens(node: onnx.NodeProto) -> bool:
     return any(each.name == "perm" and list(each.ints) == [1, 0, 2] for each in node.attribute)
-
-
-def logits_of_batches(graph: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> list[NDArray[np.float32]]:
-    """Return a graph's logits [B, C] for each of the inputs [B, T], on the CPU."""
-    session = Session(graph, num_threads=num_usable_cores())
-    try:
-        return [session.run(inputs) for inputs in batches]
-    finally:
-        session.close()
 
 
 # Layer normalization and smoothing.

@@ -18,17 +18,13 @@ from train_loop.config import TrainConfig
 class Source:
     """A classifier and its rows."""
 
-    model_folder: Path
-    """`model/` of a run, or a folder like it."""
+    model_folder: Path  # `model/` of a run, or a folder like it
     classifier: Classifier
-    calibration: Rows
-    """Rows to calibrate int8 on."""
-    held_out: Rows
-    """Rows to verify on."""
+    calibration: Rows  # rows to calibrate int8 on
+    held_out: Rows  # rows to verify on
     is_existing: bool = False
     """Whether it was trained elsewhere, so that its answers and its temperature are yet to be checked."""
-    order_is_confirmed: bool = False
-    """Whether the user named its labels, so that their order is not doubted."""
+    order_is_confirmed: bool = False  # whether the user named its labels, so that their order is not doubted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +41,7 @@ class RowFiles:
 
 
 def source_of_run(run: Path, files: RowFiles) -> Source:
-    """Return a run with its own samples, or with the rows of files.
-
-    Raises:
-        InputError: the run is not finished, or rows cannot be read.
-    """
+    """Return a run with its own samples, or files' rows; raises InputError if unfinished, or they cannot be read."""
     model_folder = run / "model"
     if not model_folder.exists() and (run / "checkpoints").is_dir():
         raise InputError(f"--run {run}: this run is not finished; continue it with train_loop/main.py --resume {run}")
@@ -100,11 +92,7 @@ def source_of_existing_model(
 
 
 def rows_to_calibrate_on(source: Source, progress: Progress) -> Rows:
-    """Return the calibration rows that are not held out, and warn of held-out rows that prove little.
-
-    Raises:
-        InputError: none are left.
-    """
+    """Return the calibration rows that are not held out, InputError if none; warn if held-out rows prove little."""
     calibration, held_out = source.calibration, source.held_out
     if len(held_out) < FEW_ROWS:
         progress.warn(f"{len(held_out)} held-out rows prove little; {FEW_ROWS} or more are better")

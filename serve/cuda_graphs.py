@@ -24,8 +24,7 @@ from serve.device_buffers import Buffers, allocate
 
 T = TypeVar("T")
 
-LENGTH_MULTIPLE = 32
-"""Lengths that are recorded [tokens], besides the longest."""
+LENGTH_MULTIPLE = 32  # lengths that are recorded [tokens], besides the longest
 MAX_GRAPH_TOKENS = 8_192
 """Most rows times tokens of a graph: the larger a batch, the less its launches matter (assumed, not measured)."""
 MAX_GRAPHS = 64
@@ -83,8 +82,7 @@ class RecordingGate:
                 self._changed.notify_all()
 
 
-GATE = RecordingGate()
-"""The process's: recording excludes all other sessions."""
+GATE = RecordingGate()  # the process's: recording excludes all other sessions
 
 
 class RunThread:
@@ -100,11 +98,7 @@ class RunThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def do(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns there.
-
-        Raises:
-            RuntimeError: the thread was closed.
-        """
+        """Return what `work` returns there; raises RuntimeError if the thread was closed."""
         future: Future[T] = Future()
         with self._closing:
             if self._is_closed:
@@ -157,7 +151,6 @@ class CudaGraphs:
         return self._thread.do(lambda: self._run(inputs))
 
     def close(self) -> None:
-        """End the thread after the runs it already has."""
         self._thread.close()
 
     def _record(self, shapes: list[tuple[int, int]]) -> None:

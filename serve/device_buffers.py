@@ -14,20 +14,17 @@ from numpy.typing import NDArray
 
 from serve.contract.bundle import DeviceName
 
-MAX_KEPT = 64
-"""Buffers that are kept; those used least recently are dropped."""
+MAX_KEPT = 64  # buffers that are kept; those used least recently are dropped
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
     """Buffers of one shape, and their binding."""
 
-    shape: tuple[int, int]
-    """Rows and tokens."""
+    shape: tuple[int, int]  # rows and tokens
     inputs: dict[str, Any]
     binding: Any
-    output: Any | None
-    """None: the session allocates it."""
+    output: Any | None  # None: the session allocates it
     run_options: Any
 
     def fill(self, inputs: Mapping[str, NDArray[np.int64]]) -> None:
@@ -36,7 +33,6 @@ class Buffers:
             self.inputs[name].update_inplace(np.ascontiguousarray(array))
 
     def logits(self) -> NDArray[np.float32]:
-        """Return the logits [B, C] of the last run."""
         if self.output is None:
             return np.asarray(self.binding.copy_outputs_to_cpu()[0])
         # On a CPU, numpy() may return a view of the buffer that the next run overwrites.
@@ -87,13 +83,11 @@ class DeviceBuffers:
 
     def __init__(self, session: Any, device: DeviceName, device_id: int = 0) -> None:
         self._session, self._device, self._device_id = session, device, device_id
-        self._kept: list[Buffers] = []
-        """Buffers that are free, the least recently used first."""
+        self._kept: list[Buffers] = []  # buffers that are free, the least recently used first
         self._keeping = threading.Lock()
         self._running = threading.Lock()  # two runs at once would need the memory of two
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Return logits [B, C] for inputs [B, T]."""
         shape = next(iter(inputs.values())).shape
         buffers = self._take((shape[0], shape[1]), list(inputs))
         buffers.fill(inputs)

@@ -32,23 +32,16 @@ CUDA_LIBRARIES = ("cudart", "nvJitLink", "nvrtc", "cublasLt", "cublas", "curand"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuOptions:
-    """How a session uses its GPU; the defaults are also right for a CPU.
-
-    Raises:
-        InputError: a value is out of range, or needs CUDA.
-    """
+    """How a session uses its GPU, or defaults for a CPU; raises InputError for values out of range or without CUDA."""
 
     device: DeviceName = "cpu"
-    device_id: int = 0
-    """Which of the GPUs that CUDA sees, counted from 0."""
+    device_id: int = 0  # which of the GPUs that CUDA sees, counted from 0
     gpu_memory_limit_mib: int | None = None
     """Most memory for weights and activations [MiB]; CUDA's own, a few hundred MiB, is not in it. None: no limit."""
     cuda_graphs: bool = False
     """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.cuda_graphs`."""
-    tensorrt: TensorRT | None = None
-    """Run on TensorRT, with CUDA for what it leaves."""
-    max_length: int = 512
-    """Longest input [tokens]; CUDA graphs are recorded up to it."""
+    tensorrt: TensorRT | None = None  # run on TensorRT, with CUDA for what it leaves
+    max_length: int = 512  # longest input [tokens]; CUDA graphs are recorded up to it
 
     def __post_init__(self) -> None:
         if self.tensorrt and self.cuda_graphs:
@@ -74,11 +67,7 @@ ON_CPU = GpuOptions()
 
 
 def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, spinning: bool = False) -> Any:
-    """Return an `onnxruntime.InferenceSession`.
-
-    Raises:
-        InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
-    """
+    """Return an `onnxruntime.InferenceSession`; raises InputError if it, the graph or the device cannot be used."""
     onnxruntime, device = import_onnxruntime(), gpu.device
     provider = TENSORRT if gpu.tensorrt else PROVIDERS[device]
     available = onnxruntime.get_available_providers()
@@ -136,11 +125,7 @@ def _cuda_options(gpu: GpuOptions) -> dict[str, str]:
 
 
 def import_onnxruntime() -> Any:
-    """Return the module.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Return the module; raises InputError if it is not installed."""
     switch_off_telemetry()
     try:
         import onnxruntime  # here: it takes 0.1 s, and reading a bundle does not need it

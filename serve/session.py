@@ -53,8 +53,7 @@ class Session:
         self.device = gpu.device
         with _cuda_calls(gpu.device):
             self._session: Any = load_graph(graph, gpu, num_threads=num_threads, spinning=spinning)
-        self.provider: str = self._session.get_providers()[0]
-        """ONNX Runtime's name for what really runs the graph."""
+        self.provider: str = self._session.get_providers()[0]  # ONNX Runtime's name for what really runs the graph
         self.output_name: str = self._session.get_outputs()[0].name
         self.length_multiple = 1 if gpu.device == "cpu" else LENGTH_MULTIPLE if gpu.cuda_graphs else 8
         """Lengths are best padded to a multiple of this [tokens]: for a GPU's matrix units, and to reuse buffers."""
@@ -64,11 +63,7 @@ class Session:
         self._buffers = DeviceBuffers(self._session, gpu.device, gpu.device_id) if has_buffers else None
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Return logits [B, C] for inputs [B, T]. Any number of threads may call it.
-
-        Raises:
-            RuntimeError: the session was closed, or ONNX Runtime failed.
-        """
+        """Return logits [B, C] for inputs [B, T], in any thread; raises RuntimeError if closed, or if it fails."""
         session, buffers, graphs = self._session, self._buffers, self._graphs  # another thread may close it meanwhile
         if session is None:
             raise RuntimeError("the session was closed")
@@ -77,8 +72,7 @@ class Session:
         if buffers is not None:
             with _cuda_calls(self.device):
                 return buffers.run(inputs)
-        logits: NDArray[np.float32] = session.run([self.output_name], dict(inputs))[0]
-        return logits
+        return np.asarray(session.run([self.output_name], dict(inputs))[0])
 
     def close(self) -> None:
         """Free the memory once current runs are over. Closing twice does nothing."""
@@ -119,7 +113,6 @@ class SessionPool:
         return self._session(is_wide=False)
 
     def close(self) -> None:
-        """Close the sessions once current runs are over."""
         with self._loading:
             self._closed = True
             for session in self._sessions.values():
@@ -162,11 +155,7 @@ def resolve_device(device: DeviceName | Literal["auto"], device_id: int = 0) -> 
 
 
 def require_device(device: DeviceName, device_id: int = 0) -> None:
-    """Try a device with a graph of one operator.
-
-    Raises:
-        InputError: ONNX Runtime cannot run there.
-    """
+    """Try a device with a graph of one operator; raises InputError if ONNX Runtime cannot run there."""
     with _cuda_calls(device):
         load_graph(RELU, GpuOptions(device=device, device_id=device_id))
 

@@ -9,10 +9,8 @@ from serve.contract.bundle import Bundle
 from serve.contract.errors import InputError
 
 PROVIDER = "TensorrtExecutionProvider"
-MAX_ROWS = 512
-"""Most rows in a batch."""
-USUAL_ROWS, USUAL_LENGTH = 64, 64
-"""The batch that kernels are chosen for."""
+MAX_ROWS = 512  # most rows in a batch
+USUAL_ROWS, USUAL_LENGTH = 64, 64  # the batch that kernels are chosen for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +20,9 @@ class TensorRT:
     cache: Path
     """Folder of the engine. One graph each: ONNX Runtime names engines by the graph's nodes, not by its weights."""
     input_names: Sequence[str]
-    max_length: int
-    """Longest input [tokens]."""
+    max_length: int  # longest input [tokens]
 
     def options(self) -> dict[str, str]:
-        """Return the provider's options."""
         usual = USUAL_ROWS, min(USUAL_LENGTH, self.max_length)
         return {
             "trt_engine_cache_enable": "1",

@@ -40,10 +40,13 @@ def choose_variant(bundle: Bundle, device: DeviceName, asked: VariantName | Lite
 
 def lacks_vnni() -> bool:
     """Return whether this is known to be an x86 processor without VNNI."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
+    words = cpu_words()
+    return bool(words) and platform.machine().lower() in ("x86_64", "amd64") and words.isdisjoint(VNNI)
+
+
+def cpu_words() -> set[str]:
+    """Return the words that Linux has for this processor, its instruction sets among them; none elsewhere."""
     try:
-        words = CPU_INFO.read_text(encoding="ascii", errors="replace").split()
+        return set(CPU_INFO.read_text(encoding="ascii", errors="replace").split())
     except OSError:
-        return False  # not Linux: unknown
-    return not set(VNNI) & set(words)
+        return set()

@@ -18,10 +18,8 @@ from bench.harness.samples import Sample
 from serve.contract.errors import InputError
 
 REPORT_EVERY_S = 20.0
-BUSY_NEIGHBOUR_CORES = 0.25
-"""Cores used by other processes, on average, from which a measurement is doubtful."""
-TWIN = " (again)"
-"""How the name of a contender's twin ends."""
+BUSY_NEIGHBOUR_CORES = 0.25  # cores used by other processes, on average, from which a measurement is doubtful
+TWIN = " (again)"  # how the name of a contender's twin ends
 
 Answer = dict[str, Any]
 
@@ -31,8 +29,7 @@ class Entrant:
     """A contender before it is launched."""
 
     name: str
-    spec: Any
-    """What the arena's `launch` takes: a `WorkerSpec`, or a `ServerSpec` under load."""
+    spec: Any  # what the arena's `launch` takes: a `WorkerSpec`, or a `ServerSpec` under load
     is_ours: bool = False
 
 
@@ -40,11 +37,9 @@ class Limits(NamedTuple):
     """When enough has been measured; both hold."""
 
     repeats: int = 10
-    seconds: float = 10.0
-    """Timed seconds of each contender."""
+    seconds: float = 10.0  # timed seconds of each contender
 
     def are_met(self, answers: Sequence[Answer]) -> bool:
-        """Return whether a contender has been measured enough."""
         return len(answers) >= self.repeats and sum(answer["seconds"] for answer in answers) >= self.seconds
 
 
@@ -54,8 +49,7 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
     def __init__(self, entrants: Sequence[Entrant], launch: Callable[[Any], Running], console: Console) -> None:
         self.answers: dict[str, dict[str, list[Answer]]] = {}
         """Case -> contender -> what it answered in each measured round."""
-        self.warnings: list[str] = []
-        """What makes the figures doubtful; whole once the arena is closed."""
+        self.warnings: list[str] = []  # what makes the figures doubtful; whole once the arena is closed
         self._entrants = entrants
         self._launch = launch
         self._console = console
@@ -66,20 +60,14 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
 
     @property
     def records(self) -> tuple[Contender, ...]:
-        """What is known of every contender, in the order given."""
         return tuple(self._records.values())
 
     @property
     def alive(self) -> list[str]:
-        """Contenders that are running."""
         return list(self._running)
 
     def start(self) -> None:
-        """Start every contender and wait until it has done its first piece of work.
-
-        Raises:
-            InputError: none of them runs.
-        """
+        """Start every contender and wait for its first piece of work; raises InputError if none of them runs."""
         for entrant in self._entrants:
             try:
                 self._running[entrant.name] = self._launch(entrant.spec)
@@ -93,7 +81,6 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
             raise InputError(f"no contender to measure: {reasons}")
 
     def add_facts(self, name: str, facts: Mapping[str, float]) -> None:
-        """Add facts to the record of a contender."""
         record = self._records[name]
         self._records[name] = dataclasses.replace(record, facts=record.facts | dict(facts))
 

@@ -19,11 +19,7 @@ class CompareOptions:
 
 
 def run(options: CompareOptions, command: str) -> None:
-    """Print the comparison.
-
-    Raises:
-        InputError: a file cannot be read, or their work was different.
-    """
+    """Print the comparison; raises InputError if a file cannot be read, or the work was different."""
     before, after = read_results(options.before), read_results(options.after)
     console = build_console()
     for title, rows in compare(before, after).items():

@@ -22,16 +22,13 @@ class Machine:
     """The machine and the software of a measurement."""
 
     processor: str
-    instruction_sets: tuple[str, ...]
-    """Those that matter for matrix products."""
+    instruction_sets: tuple[str, ...]  # those that matter for matrix products
     cores: tuple[int, ...]
-    num_threads: int
-    """Of each contender."""
+    num_threads: int  # of each contender
     memory_gib: float
     gpu: str | None
     system: str
-    versions: dict[str, str]
-    """Package -> version, and Python's."""
+    versions: dict[str, str]  # package -> version, and Python's
     commit: str
     """Git commit of rawloop; `+changes` where the tree was not clean, empty where there is none."""
 

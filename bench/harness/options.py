@@ -48,7 +48,7 @@ class CommonOptions:
         for name in ("cores", "contenders", "clients"):
             if getattr(self, name, None) == []:
                 yield f"--{name} is empty; name one or more, or leave it out"
-        for name in ("batch_sizes", "lengths", "processes", "micro_batches", "clients"):
+        for name in ("batch_sizes", "clients"):
             if min(getattr(self, name, ()), default=1) < 1:
                 yield f"--{name} must be 1 or more each, found {getattr(self, name)}"
         if not set(self.used_cores) <= set(available_cores()):
@@ -74,7 +74,6 @@ class CommonOptions:
         return Limits(3, 0.0) if self.quick else Limits(10, seconds)
 
     def launch(self, spec: WorkerSpec) -> ContenderProcess:
-        """Launch the process of a contender."""
         return ContenderProcess(spec, cores=self.used_cores, num_threads=self.num_threads)
 
     def choose(self, entrants: Sequence[Entrant], headline: str) -> list[Entrant]:

@@ -20,10 +20,7 @@ def draw_lines(
     log_y: bool = True,
     limit: tuple[float, str] | None = None,
 ) -> Path:
-    """Draw one line a contender, through a point a measurement; `limit` is a horizontal line with its name.
-
-    Returns `path`, as the others do.
-    """
+    """Draw one line a contender, one point a measurement, and the `limit` by its name; all of these return `path`."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = _figure(title, x_label, y_label)

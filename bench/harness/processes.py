@@ -36,10 +36,8 @@ class ContenderFailed(RuntimeError):
 class WorkerSpec:
     """How to run a contender."""
 
-    worker: str
-    """`module:Class` of a `ContenderWorker`."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments of the class; JSON."""
+    worker: str  # `module:Class` of a `ContenderWorker`
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of the class; JSON
     num_processes: int = 1
     """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
 
@@ -88,8 +86,7 @@ class Running:
 
     def call(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """Have it do something and return the answer: here, by its method of that name."""
-        answer: dict[str, Any] = getattr(self, verb)(**arguments)
-        return answer
+        return dict(getattr(self, verb)(**arguments))
 
     def close(self) -> None:
         """Wait for the end of the process, and force it if need be."""
@@ -102,7 +99,6 @@ class Running:
         self._folder.cleanup()
 
     def last_words(self) -> str:
-        """Return the last lines of its output."""
         lines = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " | ".join(lines[-LOG_LINES_SHOWN:]) or "it printed nothing"
 

@@ -19,8 +19,7 @@ FORMS = {
 }  # fmt: skip
 """Last word of a fact's name -> its format."""
 
-Rows = Sequence[Mapping[str, str]]
-"""Of a table: column -> cell; what a row lacks is left empty."""
+Rows = Sequence[Mapping[str, str]]  # of a table: column -> cell; what a row lacks is left empty
 
 
 def publish(
@@ -83,7 +82,9 @@ def tables(results: Results) -> dict[str, Rows]:
     known = [{"contender": each.name, **_cells(each.facts)} for each in results.contenders if each.facts]
     speeds: dict[str, dict[str, str]] = {}
     for m in results.measurements:
-        speeds.setdefault(m.contender, {"contender": m.contender})[f"{m.unit}/s, {m.case}"] = _rate(m)
+        speeds.setdefault(m.contender, {"contender": m.contender})[f"{m.unit}/s, {m.case}"] = (
+            f"{median_rate(m.samples):,.1f}"
+        )
     found: dict[str, Rows] = {"Contenders": known, "Speeds": list(speeds.values())}
     for case in results.cases:
         found[case.capitalize()] = [_row(results, m) for m in results.of_case(case).values()]
@@ -113,7 +114,7 @@ def summary(results: Results) -> dict[str, object]:
 
 def _row(results: Results, m: Measurement) -> dict[str, str]:
     """Return a row of a case: rate, latencies, facts, and how many times as fast the baseline is."""
-    row = {"contender": m.contender, f"{m.unit}/s": _rate(m)}
+    row = {"contender": m.contender, f"{m.unit}/s": f"{median_rate(m.samples):,.1f}"}
     for percent in (50, 99) if m.latencies_ms else ():
         row[f"p{percent} ms"] = f"{percentile(m.latencies_ms, percent):,.2f}"
     row |= _cells(m.facts)
@@ -131,12 +132,7 @@ def _baseline_ratio(results: Results, m: Measurement) -> Ratio | None:
     return None if m is baseline or "offered_per_s" in m.facts else paired_ratio(baseline.samples, m.samples)
 
 
-def _rate(m: Measurement) -> str:
-    return f"{median_rate(m.samples):,.1f}"
-
-
 def _cells(facts: Mapping[str, float]) -> dict[str, str]:
-    """Return facts as cells of a table."""
     return {
         name.replace("_", " "): format(value, FORMS.get(name.rpartition("_")[2], ",.1f"))
         for name, value in facts.items()

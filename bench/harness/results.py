@@ -15,8 +15,7 @@ RESULTS_SCHEMA_VERSION = 1
 
 Benchmark = Literal["training", "inference", "load", "quantization"]
 Status = Literal["measured", "not installed", "failed"]
-Work = dict[str, str | bool | int | float]
-"""What was to be done; results of different work are not compared."""
+Work = dict[str, str | bool | int | float]  # what was to be done; results of different work are not compared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,7 @@ class Contender:
     name: str
     is_ours: bool = False
     status: Status = "measured"
-    reason: str = ""
-    """Why it was not measured, or not to the end."""
+    reason: str = ""  # why it was not measured, or not to the end
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
     """What holds for all its measurements, such as accuracy or memory_mib; the name ends with the unit."""
 
@@ -38,11 +36,9 @@ class Measurement:
 
     contender: str
     case: str
-    unit: str
-    """What `amount` of a sample counts, such as rows."""
+    unit: str  # what `amount` of a sample counts, such as rows
     samples: Annotated[tuple[Sample, ...], NOT_EMPTY]
-    latencies_ms: tuple[float, ...] = ()
-    """Time of each call inside the samples, where calls were timed one by one."""
+    latencies_ms: tuple[float, ...] = ()  # time of each call inside the samples, where calls were timed one by one
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -51,30 +47,25 @@ class Results:
     """The content of `results.json`."""
 
     benchmark: Benchmark
-    created: str
-    """UTC, ISO 8601."""
+    created: str  # UTC, ISO 8601
     command: str
     machine: Machine
     work: Work
     headline: str
     contenders: tuple[Contender, ...]
     measurements: tuple[Measurement, ...]
-    warnings: tuple[str, ...] = ()
-    """What makes the figures doubtful."""
+    warnings: tuple[str, ...] = ()  # what makes the figures doubtful
     schema_version: int = RESULTS_SCHEMA_VERSION
 
     @property
     def cases(self) -> list[str]:
-        """Cases, in the order they were measured."""
         return list(dict.fromkeys(measurement.case for measurement in self.measurements))
 
     @property
     def ours(self) -> list[str]:
-        """Names of our contenders."""
         return [contender.name for contender in self.contenders if contender.is_ours]
 
     def of_case(self, case: str) -> dict[str, Measurement]:
-        """Return a case's measurements by contender."""
         return {m.contender: m for m in self.measurements if m.case == case}
 
     def baseline(self, case: str) -> Measurement:

@@ -12,18 +12,15 @@ from serve.contract.field_limits import NOT_NEGATIVE, POSITIVE
 RESAMPLES = 10_000
 ALIKE_WITHIN = 1.10
 """Two things are alike if the interval of their ratio holds 1 and its ends differ by at most this factor."""
-MIN_ROUNDS = 6
-"""With fewer, all of them fall on one side of 1 by chance more often than one time in twenty."""
+MIN_ROUNDS = 6  # with fewer, all of them fall on one side of 1 by chance more often than one time in twenty
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
     """One timed repeat."""
 
-    round: Annotated[int, NOT_NEGATIVE]
-    """Repeats of one round followed each other and had the same work."""
-    amount: Annotated[float, POSITIVE]
-    """Work done, in the measurement's unit."""
+    round: Annotated[int, NOT_NEGATIVE]  # repeats of one round followed each other and had the same work
+    amount: Annotated[float, POSITIVE]  # work done, in the measurement's unit
     seconds: Annotated[float, POSITIVE]
 
     @property

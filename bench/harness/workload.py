@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 class Workload:
     """Rows to classify."""
 
-    origin: str
-    """Where they come from, for messages."""
-    inputs: tuple[TextInput, ...]
-    """Texts or pairs [N], as encoders take them."""
-    labels: tuple[int, ...]
-    """Class numbers [N] in the model's order."""
+    origin: str  # where they come from, for messages
+    inputs: tuple[TextInput, ...]  # texts or pairs [N], as encoders take them
+    labels: tuple[int, ...]  # class numbers [N] in the model's order
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -52,11 +49,7 @@ class Workload:
 
 
 def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
-    """Return the sample of a split that training left in the run.
-
-    Raises:
-        InputError: the folder is no finished run, or its sample is damaged.
-    """
+    """Return the sample of a split that training left in the run; raises InputError if it is not there, or damaged."""
     from export.rows import read_rows
 
     classifier = read_classifier(run / "model")

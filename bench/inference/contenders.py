@@ -46,11 +46,7 @@ def entrant(name: str, worker: str, settings: Answer, *, is_ours: bool = False, 
 
 
 def export_for_optimum(model: Path, target: Path) -> Path:
-    """Export the model with Optimum as its users do, in float32, and return the folder.
-
-    Raises:
-        ContenderFailed: Optimum is not installed, or cannot export this model.
-    """
+    """Export the model with Optimum, in float32, into a folder; raises ContenderFailed if it cannot be done."""
     try:
         import transformers
         from optimum.onnxruntime import ORTModelForSequenceClassification

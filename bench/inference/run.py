@@ -138,11 +138,7 @@ def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator
 
 
 def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
-    """Return a bundle of the run.
-
-    Raises:
-        InputError: no bundle there, a damaged one, or one of another run.
-    """
+    """Return a bundle of the run; raises InputError if it is not there, damaged, or of another run."""
     bundle = read_bundle(folder)
     fields = ("name", "labels", "data_fingerprint", "max_length")
     if any(getattr(bundle.classifier, field) != getattr(classifier, field) for field in fields):

@@ -24,8 +24,7 @@ class ClassifierWorker(ContenderWorker):
         max_length: longest input [tokens].
     """
 
-    tokenizer: Any
-    """Of transformers, unless a subclass encodes in another way."""
+    tokenizer: Any  # of transformers, unless a subclass encodes in another way
 
     def __init__(self, rows_file: str, max_length: int, **settings: Any) -> None:
         rows = json.loads(Path(rows_file).read_text(encoding="utf-8"))
@@ -39,8 +38,7 @@ class ClassifierWorker(ContenderWorker):
 
     def classify(self, rows: Sequence[TextInput]) -> list[int]:
         """Return the class numbers of texts: end to end, tokenization included."""
-        labels: list[int] = self.run(self.encode(rows)).argmax(axis=1).tolist()
-        return labels
+        return list(self.run(self.encode(rows)).argmax(axis=1).tolist())
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
         """Return the arrays [B, T] of texts, padded to the longest."""
@@ -130,8 +128,7 @@ class PyTorchEager(ClassifierWorker):
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         with self._torch.inference_mode():
             tokens = {name: self._torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
-            logits: NDArray[np.float32] = self._model(**tokens).logits.float().cpu().numpy()
-        return logits
+            return np.asarray(self._model(**tokens).logits.float().cpu())
 
 
 class TransformersPipeline(ClassifierWorker):
@@ -171,8 +168,7 @@ class OptimumPipeline(TransformersPipeline):
         return ORTModelForSequenceClassification.from_pretrained(self.settings["model"], session_options=options)
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._model(**arrays).logits
-        return logits
+        return np.asarray(self._model(**arrays).logits)
 
 
 class OnnxGraph(ClassifierWorker):
@@ -190,8 +186,7 @@ class OnnxGraph(ClassifierWorker):
         return self._encoder.pad(self._encoder.encode(list(rows), truncated_as_by_others))
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._session.run(arrays)
-        return logits
+        return np.asarray(self._session.run(arrays))
 
 
 class RawloopPredictor(OnnxGraph):

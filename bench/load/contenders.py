@@ -46,23 +46,16 @@ class LoadOptions(CommonOptions):
 class WireFormat:
     """How a server is asked for the label of a text."""
 
-    path: str
-    """Where such servers listen, for a URL that names none."""
-    body: Callable[[TextInput], Any]
-    """Text, or pair -> JSON body of one request."""
-    label: Callable[[Any], str]
-    """JSON answer -> predicted label."""
+    path: str  # where such servers listen, for a URL that names none
+    body: Callable[[TextInput], Any]  # text, or pair -> JSON body of one request
+    label: Callable[[Any], str]  # JSON answer -> predicted label
     takes_pairs: bool = False
 
     def request_of(self, text: TextInput) -> bytes:
         return json.dumps(self.body(text)).encode()
 
     def label_of(self, answer: bytes) -> str:
-        """Return the label of an answer.
-
-        Raises:
-            ValueError: the answer has another format.
-        """
+        """Return the label of an answer; raises ValueError if it has another format."""
         try:
             return self.label(json.loads(answer))
         except (ValueError, LookupError, TypeError) as error:
@@ -99,19 +92,13 @@ FORMATS = {
 class ServerSpec:
     """A server that the benchmark starts by a command, or one that runs already at a URL."""
 
-    format: str
-    """Key of `FORMATS`."""
-    command: Sequence[str] = ()
-    """The word PORT is replaced by the port."""
+    format: str  # key of `FORMATS`
+    command: Sequence[str] = ()  # the word PORT is replaced by the port
     url: str = ""
 
 
 def server_entrants(options: LoadOptions) -> list[Entrant]:
-    """Return the servers to measure.
-
-    Raises:
-        InputError: the bundle cannot be read, a target cannot be parsed, or two servers have the same name.
-    """
+    """Return the servers to measure; raises InputError for a bad bundle or target, and if two share a name."""
     entrants = [*_own_servers(options), *_peers(options), *map(running_server, options.targets)]
     names = [entrant.name for entrant in entrants]
     if len(set(names)) < len(names):
@@ -141,11 +128,7 @@ def _peers(options: LoadOptions) -> Iterator[Entrant]:
 
 
 def running_server(target: str) -> Entrant:
-    """Return the server of `NAME=FORMAT@URL`.
-
-    Raises:
-        InputError: the target cannot be parsed, or there is no such format.
-    """
+    """Return the server of `NAME=FORMAT@URL`; raises InputError if it is none, or has an unknown format."""
     name, _, rest = target.partition("=")
     kind, _, url = rest.partition("@")
     parts = urlsplit(url)

@@ -19,20 +19,14 @@ from bench.load.server import Server
 from bench.load.traffic import Traffic, shares
 from serve.contract.classifier import read_classifier
 
-NUM_ROWS = 2000
-"""Texts that are sent, again and again."""
-NUM_JUDGED = 500
-"""Texts whose labels are compared with the true ones."""
-NUM_ROUNDS = 7
-"""Of a closed loop; each counts a second or more."""
+NUM_ROWS = 2000  # texts that are sent, again and again
+NUM_JUDGED = 500  # texts whose labels are compared with the true ones
+NUM_ROUNDS = 7  # of a closed loop; each counts a second or more
 RATES, QUICK_RATES = (0.25, 0.5, 0.75, 1.0, 1.25), (0.5, 1.0)
 """Rates of arrivals of the curve, in shares of a server's capacity."""
-NUM_STEPS, NUM_QUICK_STEPS = 6, 2
-"""Rates tried in search of the highest: six end within 1/32 of the capacity."""
-OPEN_S, QUICK_OPEN_S = 3.0, 1.0
-"""Length of a try of a rate."""
-LAG_BOUND_MS = 20.0
-"""Lateness of the generator from which its latencies are doubtful."""
+NUM_STEPS, NUM_QUICK_STEPS = 6, 2  # rates tried in search of the highest: six end within 1/32 of the capacity
+OPEN_S, QUICK_OPEN_S = 3.0, 1.0  # length of a try of a rate
+LAG_BOUND_MS = 20.0  # lateness of the generator from which its latencies are doubtful
 
 
 def run(options: LoadOptions, command: str) -> None:

@@ -16,16 +16,11 @@ from bench.load.traffic import OK, Traffic, ask, closed_loop, generate, open_loo
 from serve.encoder import TextInput
 
 START_TIMEOUT_S = 120.0
-NUM_CLOSED_TRIES = 3
-"""Turns without any answer after which a server is dropped."""
+NUM_CLOSED_TRIES = 3  # turns without any answer after which a server is dropped
 
 
 class Server(Running):
-    """A server, and the texts that are sent to it again and again.
-
-    Raises:
-        ContenderFailed: it is not installed, or its format has no pairs.
-    """
+    """A server, and the texts that it is sent again and again; ContenderFailed if it is absent, or has no pairs."""
 
     def __init__(self, spec: ServerSpec, texts: Sequence[TextInput], *, cores: Sequence[int], num_threads: int) -> None:
         self.wire = FORMATS[spec.format]

@@ -19,14 +19,11 @@ from bench.harness.samples import percentile
 
 T = TypeVar("T")
 
-REFUSED = (429, 503)
-"""Statuses of an overloaded server."""
+REFUSED = (429, 503)  # statuses of an overloaded server
 OK = 200
-FAILED = 0
-"""In place of a status where there was no answer: connection refused or cut off, or timed out."""
+FAILED = 0  # in place of a status where there was no answer: connection refused or cut off, or timed out
 TIMEOUT_S = 30.0
-WARM_S, COUNTED_S = 0.3, 1.0
-"""Shortest warm-up of a closed loop, and shortest stretch that is counted."""
+WARM_S, COUNTED_S = 0.3, 1.0  # shortest warm-up of a closed loop, and shortest stretch that is counted
 
 
 @dataclasses.dataclass
@@ -34,10 +31,8 @@ class Traffic:
     """The outcomes of the requests of one stretch of time, in which answers were counted."""
 
     seconds: float
-    latencies_ms: list[float] = dataclasses.field(default_factory=list)
-    """Of the answers with status 200."""
-    statuses: Counter[int] = dataclasses.field(default_factory=Counter)
-    """Status, or `FAILED` -> requests."""
+    latencies_ms: list[float] = dataclasses.field(default_factory=list)  # of the answers with status 200
+    statuses: Counter[int] = dataclasses.field(default_factory=Counter)  # status, or `FAILED` -> requests
     seen_ms: list[float] = dataclasses.field(default_factory=list)
     """Latencies of all answers with status 200, also before and after the stretch; closed loop only."""
     lags_ms: list[float] = dataclasses.field(default_factory=list)

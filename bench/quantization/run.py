@@ -4,29 +4,36 @@ Only the model is timed, in order of arrival; every row's label is compared with
 """
 
 import dataclasses
+import functools
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.harness.arena import Arena
 from bench.harness.options import CommonOptions, results_of
-from bench.harness.processes import ContenderProcess, WorkerSpec
+from bench.harness.processes import ContenderFailed, ContenderProcess, WorkerSpec
 from bench.harness.report import build_console, publish
 from bench.harness.results import Results, Work
 from bench.harness.workload import rows_of_run
-from bench.inference.contenders import REFERENCE, entrant
+from bench.inference.contenders import REFERENCE, entrant, export_for_optimum
 from bench.inference.run import answers_of, draw_trade_off, judge, measure_rows, read_own_bundle, worker_settings
-from bench.quantization.graphs import WAYS, Sources, make_graph
+from export.graphs import quiet
+from export.int8.dynamic import quantize_dynamically
 from serve.contract.bundle import Bundle
 from serve.contract.classifier import read_classifier
-from serve.contract.errors import InputError
+from serve.contract.errors import InputError, first_line
 from serve.contract.field_limits import AT_LEAST_1
 from serve.contract.labels import scores_from_logits
+from serve.encoder import Encoder
 
 FP32, OURS = "fp32, fused", "ours: static, smoothed"
 BATCH_SIZES = (1, 8, 32)
+BLOCK = 32  # weights that share a scale in MatMulNBits
+NUM_CALIBRATION_ROWS = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,16 +94,98 @@ def run(options: QuantizationOptions, command: str) -> None:
 
 
 def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:
-    """Return name -> graph: the bundle's, and where the others are made.
-
-    Raises:
-        InputError: the bundle has no static int8 of its own.
-    """
+    """Return name -> graph: the bundle's, and the others' places; raises InputError if it has no static int8."""
     variants = bundle.manifest.variants
     if "int8" not in variants or variants["int8"].method.startswith("dynamic"):
         raise InputError(f"{bundle.folder}: no static int8; export the run again (python -m export --run RUN)")
     made = {name: folder / f"{place}.onnx" for place, name in enumerate(WAYS)}
     return {FP32: bundle.graph("fp32"), OURS: bundle.graph("int8")} | made
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """What the graphs are made from."""
+
+    run: Path
+    seed: int
+    bundle: Bundle
+    folder: Path
+
+    @property
+    def fused(self) -> Path:
+        return self.bundle.graph("fp32")
+
+    @functools.cached_property
+    def raw(self) -> Path:
+        """Optimum's float32 graph, as exported."""
+        return export_for_optimum(self.run / "model", self.folder / "raw") / "model.onnx"
+
+    @property
+    def calibration(self) -> Iterator[dict[str, NDArray[np.int64]]]:
+        """Arrays [1, T] of some training rows."""
+        encoder = Encoder.from_bundle(self.bundle)
+        rows = rows_of_run(self.run, "train").sample(NUM_CALIBRATION_ROWS, self.seed)
+        return (encoder.pad([encoding]) for encoding in encoder.encode(rows.inputs))
+
+
+def make_graph(name: str, sources: Sources, target: Path) -> None:
+    """Make one of the `WAYS`; raises ContenderFailed if it cannot be made."""
+    try:
+        with quiet():  # advice to run a preparation that these graphs have had
+            WAYS[name](sources, target)
+    except Exception as error:  # ONNX Runtime's tools have no errors of their own; the others are measured
+        raise ContenderFailed(f"could not be made: {first_line(error)}") from error
+
+
+def weights_in_blocks(sources: Sources, target: Path) -> None:
+    """Quantize only weights, to 8 bits in blocks; products stay in float32 or as the kernel chooses."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    graph = onnx.load(sources.fused)
+    quantizer = MatMulNBitsQuantizer(graph, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target))
+
+
+def static_qdq(sources: Sources, target: Path) -> None:
+    """Quantize statically with QuantizeLinear and DequantizeLinear nodes, by ONNX Runtime's `quantize_static`."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Rows(CalibrationDataReader):  # type: ignore[misc]  # published without types
+        def __init__(self) -> None:
+            self._arrays = sources.calibration
+
+        def get_next(self) -> dict[str, NDArray[np.int64]] | None:
+            return next(self._arrays, None)
+
+    quantize_static(
+        sources.raw,
+        target,
+        Rows(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul"],
+    )
+
+
+def dynamic(source: Path, target: Path, **options: Any) -> None:
+    """Quantize dynamically by ONNX Runtime's defaults: one scale a weight matrix."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(source, target, per_channel=False, weight_type=QuantType.QInt8, extra_options=options)
+
+
+WAYS: dict[str, Callable[[Sources, Path], object]] = {
+    "dynamic, unfused (Optimum's default)": lambda sources, target: dynamic(sources.raw, target),
+    "dynamic, fused, per tensor": lambda sources, target: dynamic(sources.fused, target, DefaultTensorType=1),  # FLOAT
+    "dynamic, fused, per channel": lambda sources, target: quantize_dynamically(sources.fused, target),
+    "MatMulNBits, 8 bits, blocks of 32": weights_in_blocks,
+    "static QDQ, unfused": static_qdq,
+}
+"""Name of a graph -> how it is made: as Optimum's ORTQuantizer does, on our graph, as our export can, and so on."""
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

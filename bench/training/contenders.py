@@ -19,8 +19,7 @@ STEPS_OF_REPEAT = {
 """Contender -> optimizer steps of a repeat; the Trainer's grouped batches go from the longest to the shortest of 50."""
 SPLIT_STEPS = STEPS_OF_REPEAT | {"Trainer grouped fp32": 50}
 """Contender -> optimizer steps whose time is split: those grouped by length need all 50, or long batches prevail."""
-SCALES = (2, 4)
-"""Numbers of processes, and of the forward passes that a step is cut into."""
+SCALES = (2, 4)  # numbers of processes, and of the forward passes that a step is cut into
 
 
 def main_entrants(config: Answer) -> list[Entrant]:

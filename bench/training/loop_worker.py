@@ -20,8 +20,7 @@ from train_loop.run.directory import open_run
 from train_loop.steps.feed import StepFeed
 from train_loop.training import build_training, loss_weights
 
-NEVER = 10**9
-"""Steps that are never reached: no evaluation and no checkpoint falls into a timed stretch."""
+NEVER = 10**9  # steps that are never reached: no evaluation and no checkpoint falls into a timed stretch
 
 
 class OurLoop(PacedTraining):

@@ -28,13 +28,11 @@ class PacedTraining(ContenderWorker):
     """
 
     _session: Session | None = None
-    _split_s: dict[str, float] | None = None
-    """Part of a step -> its time [s], while steps are split."""
+    _split_s: dict[str, float] | None = None  # part of a step -> its time [s], while steps are split
     _tokens: Tensor | int = 0
     _padded_tokens = 0
 
     def serve(self, session: Session | None) -> None:
-        """Train until there are no more commands."""
         self._session = session
         with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder, contextlib.suppress(Finished):
             self.train(folder)
@@ -119,7 +117,6 @@ class PacedTraining(ContenderWorker):
         self._began = self._now()
 
     def _count(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """Count the tokens that the model gets while it trains."""
         if model.training:
             self._tokens = self._tokens + keywords["attention_mask"].sum()  # left on the device: no wait
             self._padded_tokens += keywords["input_ids"].numel()

@@ -24,11 +24,9 @@ from serve.contract.field_limits import AT_LEAST_1
 
 TRAINING = "training"
 SCALING = "processes and micro-batches"
-SCALING_STEPS = 10
-"""Optimizer steps of a repeat."""
+SCALING_STEPS = 10  # optimizer steps of a repeat
 HELD_OUT_ROWS, QUICK_HELD_OUT_ROWS = 500, 100
-MIN_BATCHES = 200
-"""With fewer, the Trainer would sort less than 50 batches together: worse than in real use."""
+MIN_BATCHES = 200  # with fewer, the Trainer would sort less than 50 batches together: worse than in real use
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

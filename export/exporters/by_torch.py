@@ -15,7 +15,6 @@ from export.graphs import RAW_GRAPH, external_files
 OPSET = 18
 EXAMPLE = ("The quick brown fox jumps over the lazy dog.", "A fox is jumping.")
 """Two lengths, so that padding is traced."""
-CONFIG = "config.json"
 AXES = {0: "batch_size", 1: "sequence_length"}
 
 
@@ -81,6 +80,6 @@ def _into_one_file(graph: Path) -> None:
         return
     model = onnx.load(graph)
     for path in graph.parent.iterdir():
-        if path.name not in (graph.name, CONFIG):
+        if path.name not in (graph.name, "config.json"):
             path.unlink()
     onnx.save_model(model, graph, save_as_external_data=True, location=f"{graph.name}_data")

@@ -89,7 +89,6 @@ def choose(name: ExporterName) -> Exporter:
 
 
 def _why_not_optimum() -> str | None:
-    """Return why Optimum cannot be imported, or None if it can."""
     if importlib.util.find_spec("optimum") is None:
         return "it is not installed"
     try:

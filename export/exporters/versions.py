@@ -7,11 +7,7 @@ from serve.contract.errors import InputError
 
 
 def require_exportable() -> None:
-    """Refuse the versions of transformers whose models were found not to export, or not to fuse.
-
-    Raises:
-        InputError: transformers is 5.0 to 5.11.
-    """
+    """Raise InputError for transformers 5.0 to 5.11: their models do not export, or are not fused."""
     if (5,) <= _transformers() < (5, 12):
         raise InputError(
             f"transformers {version('transformers')}: models of versions 5.0 to 5.11 do not export well (5.0 fuses no "
@@ -25,5 +21,4 @@ def attention() -> str | None:
 
 
 def _transformers() -> tuple[int, ...]:
-    """Return major and minor version."""
     return tuple(int(number) for number in re.findall(r"\d+", version("transformers"))[:2])

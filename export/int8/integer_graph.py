@@ -11,15 +11,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from export.graphs import FUSED_DOMAIN
 from export.int8.layers import Layer, find_embeddings
 from export.int8.quantize import IntegerLayer
 from export.rewrites import SMOOTH, array_of, fold_smoothing, replace_nodes, split_layer_norms, weights_of
 
-MICROSOFT = "com.microsoft"
-ATTENTION_ATTRIBUTES = ("num_heads", "unidirectional", "mask_filter_value")
-
-Constant = Callable[[str, object], str]
-"""Adds a constant to the graph (name, value) and returns its name."""
+Constant = Callable[[str, object], str]  # adds a constant to the graph (name, value) and returns its name
 
 
 def assemble(
@@ -49,8 +46,8 @@ def assemble(
             new_nodes.append(node)
     built.graph.initializer.extend(constants.values())
     replace_nodes(built, new_nodes)
-    if MICROSOFT not in {entry.domain for entry in built.opset_import}:
-        built.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    if FUSED_DOMAIN not in {entry.domain for entry in built.opset_import}:
+        built.opset_import.append(helper.make_opsetid(FUSED_DOMAIN, 1))
     fold_smoothing(built)
     split_layer_norms(built)
     return built
@@ -78,18 +75,14 @@ def _integer_nodes(
             [f"{own}/uint8", weight, scale, weight_scales, zero, weight_zeros, correction],
             list(node.output),
             name=own,
-            domain=MICROSOFT,
+            domain=FUSED_DOMAIN,
         )
     else:
-        attributes = {
-            attribute.name: helper.get_attribute_value(attribute)
-            for attribute in node.attribute
-            if attribute.name in ATTENTION_ATTRIBUTES
-        }
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         mask = node.input[3] if len(node.input) > 3 else ""
         corrected = constant(f"{own}/corrected_bias", bias + integers.correction)
         inputs = [f"{own}/uint8", weight, corrected, scale, weight_scales, mask, zero, weight_zeros]
-        product = helper.make_node("QAttention", inputs, list(node.output), name=own, domain=MICROSOFT, **attributes)
+        product = helper.make_node("QAttention", inputs, list(node.output), name=own, domain=FUSED_DOMAIN, **attributes)
     return [smooth, quantize, product]
 
 

@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.console import Advance
+from export.graphs import FUSED_DOMAIN
 from export.rewrites import weights_of
 from serve.contract.cores import num_usable_cores
 from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.providers import ON_CPU, load_graph
 
-MIN_TABLE_ROWS = 256
-"""Rows from which an embedding table (words, positions) is worth storing as integers."""
-MAX_SAMPLE = 2_048
-"""Tokens kept per layer, to compare settings on."""
-MAX_TOKENS, MAX_ROWS = 2_048, 32
-"""Limits of one pass."""
+MIN_TABLE_ROWS = 256  # rows from which an embedding table (words, positions) is worth storing as integers
+MAX_SAMPLE = 2_048  # tokens kept per layer, to compare settings on
+MAX_TOKENS, MAX_ROWS = 2_048, 32  # limits of one pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +28,9 @@ class Layer:
 
     name: str
     weight_name: str
-    nodes: tuple[str, ...]
-    """Names of the nodes."""
-    inputs: tuple[str, ...]
-    """Each node's activation [B, T, K]."""
-    op_type: str
-    """MatMul or Attention."""
+    nodes: tuple[str, ...]  # names of the nodes
+    inputs: tuple[str, ...]  # each node's activation [B, T, K]
+    op_type: str  # MatMul or Attention
 
 
 def find_layers(model: onnx.ModelProto) -> list[Layer]:
@@ -66,7 +62,7 @@ def _is_plain_attention(node: onnx.NodeProto) -> bool:
     known = {"num_heads", "unidirectional", "mask_filter_value"}
     return (
         node.op_type == "Attention"
-        and node.domain == "com.microsoft"
+        and node.domain == FUSED_DOMAIN
         and not any(node.input[4:])
         and {attribute.name for attribute in node.attribute} <= known
     )
@@ -91,14 +87,16 @@ def find_embeddings(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 class Activations:
     """The inputs [tokens, K] of one layer over the calibration rows."""
 
-    low: NDArray[np.float32]
-    """Smallest value of each channel [K]."""
-    high: NDArray[np.float32]
-    """Largest value of each channel [K]."""
-    second_moment: NDArray[np.float64]
-    """Sum of x xᵀ over tokens [K, K]."""
-    sample: NDArray[np.float32]
-    """Some of the tokens [S, K]."""
+    low: NDArray[np.float32]  # smallest value of each channel [K]
+    high: NDArray[np.float32]  # largest value of each channel [K]
+    second_moment: NDArray[np.float64]  # sum of x xᵀ over tokens [K, K]
+    sample: NDArray[np.float32]  # some of the tokens [S, K]
+
+    @classmethod
+    def none_of(cls, width: int) -> "Activations":
+        """Return those of no token, with K channels."""
+        low, sample = np.full(width, np.inf, np.float32), np.empty((0, width), np.float32)
+        return cls(low, -low, np.zeros((width, width)), sample)
 
     def add(self, values: NDArray[np.float32], keep: int) -> None:
         """Add tokens [n, K], `keep` of them to the sample."""
@@ -123,24 +121,19 @@ def record_activations(
     `advance` gets the number of rows done. The probe, a copy of the graph that also outputs the layers' inputs, is
     written into `folder` and removed.
     """
-    import onnxruntime  # here: after the caller has switched off its telemetry
-
     names = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
+    weights = weights_of(model)
+    found = {layer.name: Activations.none_of(weights[layer.weight_name].dims[0]) for layer in layers}
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     present = {value.name for value in probe.graph.output}
     probe.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in present
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = num_usable_cores()
-    options.enable_mem_pattern = False
     path = folder / "probe.onnx"
     onnx.save(probe, path)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        found: dict[str, Activations] = {}
+        session = load_graph(path, ON_CPU, num_threads=num_usable_cores(), spinning=True)
         total = sum(encoding.num_tokens for encoding in encodings)
         for rows in length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, MAX_ROWS):
             inputs = encoder.pad([encodings[row] for row in rows])
@@ -149,7 +142,7 @@ def record_activations(
             outputs = dict(zip(names, session.run(names, inputs), strict=True))
             for layer in layers:
                 for name in layer.inputs:
-                    _add(found, layer.name, _tokens(outputs[name], is_token), int(np.ceil(share / len(layer.inputs))))
+                    found[layer.name].add(_tokens(outputs[name], is_token), int(np.ceil(share / len(layer.inputs))))
             advance(len(rows))
     finally:
         path.unlink(missing_ok=True)
@@ -161,15 +154,3 @@ def _tokens(values: NDArray[np.float32], is_token: NDArray[np.bool_]) -> NDArray
     if values.shape[:2] == is_token.shape and values.ndim == 3:
         return values[is_token]
     return values.reshape(-1, values.shape[-1])
-
-
-def _add(found: dict[str, Activations], layer: str, values: NDArray[np.float32], keep: int) -> None:
-    size = values.shape[1]
-    if layer not in found:
-        found[layer] = Activations(
-            np.full(size, np.inf, np.float32),
-            np.full(size, -np.inf, np.float32),
-            np.zeros((size, size)),
-            np.empty((0, size), np.float32),
-        )
-    found[layer].add(values, keep)

@@ -17,16 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.int8.layers import Activations
-from serve.variants import CPU_INFO, VNNI
+from serve.variants import VNNI, cpu_words
 
 ARM = ("asimddp", "i8mm")
 ALPHAS = (0.6, 0.7, 0.8, 0.9, 1.0)
-SMALLEST = 1e-5
-"""Smaller channels count as this large, so that dividing by them does not explode."""
+SMALLEST = 1e-5  # smaller channels count as this large, so that dividing by them does not explode
 LEVELS = 255
 BLOCK = 128
-DAMPING = 0.01
-"""Added to the diagonal of the second moment, as a share of its mean: keeps the inverse well-behaved."""
+DAMPING = 0.01  # added to the diagonal of the second moment, as a share of its mean: keeps the inverse well-behaved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +32,7 @@ class Smoothing:
     """How one layer's activations become unsigned 8-bit integers: round(x / divisors / scale) + zero_point."""
 
     alpha: float
-    divisors: NDArray[np.float64]
-    """s of each input channel [K]."""
+    divisors: NDArray[np.float64]  # s of each input channel [K]
     scale: float
     zero_point: int
 
@@ -45,16 +42,12 @@ class IntegerLayer:
     """The constants of one quantized layer."""
 
     alpha: float
-    inverse_divisors: NDArray[np.float32]
-    """1 / s of each input channel [K]."""
+    inverse_divisors: NDArray[np.float32]  # 1 / s of each input channel [K]
     input_scale: np.float32
     input_zero_point: np.uint8
-    weight: NDArray[np.int8]
-    """[K, N]."""
-    weight_scales: NDArray[np.float32]
-    """[N]."""
-    correction: NDArray[np.float32]
-    """Mean that quantization takes from each output, to be added back [N]."""
+    weight: NDArray[np.int8]  # [K, N]
+    weight_scales: NDArray[np.float32]  # [N]
+    correction: NDArray[np.float32]  # mean that quantization takes from each output, to be added back [N]
 
 
 def instruction_set() -> str | None:
@@ -64,10 +57,7 @@ def instruction_set() -> str | None:
     """
     if platform.machine().lower() == "arm64":  # Apple's have no /proc/cpuinfo, and all have them
         return "asimddp"
-    try:
-        words = set(CPU_INFO.read_text(encoding="ascii", errors="replace").split())
-    except OSError:
-        return None
+    words = cpu_words()
     return next((name for name in (*VNNI, *ARM) if name in words), None)
 
 

@@ -7,6 +7,7 @@ Repair: the layers whose integers change the answers most stay in float32, few a
 made of training rows; the held-out rows are only for the gate.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from export.agreement import Decisions
 from export.console import Progress
+from export.graphs import Candidate
 from export.int8.integer_graph import assemble
 from export.int8.layers import Layer, find_layers, record_activations
 from export.int8.quantize import IntegerLayer, instruction_set, quantize_layer
@@ -31,24 +33,10 @@ from serve.encoder import Encoder, Encoding, TextInput, length_sorted_batches, w
 from serve.session import Session
 
 NUM_REPAIR_ROWS = 256
-SEED = 0
-"""Of the choice of training rows that repair rows are made of."""
-MAX_ERROR = 0.05
-"""Root mean square change of the logits, as a share of their spread, that the repair rows may show."""
+SEED = 0  # of the choice of training rows that repair rows are made of
+MAX_ERROR = 0.05  # root mean square change of the logits, as a share of their spread, that the repair rows may show
 SHARES_KEPT = (0.15, 0.3, 0.5)
 """Largest share of layers in float32: at first, and while the gate is missed. Each layer makes the graph slower."""
-
-Run = Callable[[onnx.ModelProto], NDArray[np.float32]]
-"""Graph -> logits of the repair rows [N, C]."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """An integer graph, and how it was made, in words and in figures."""
-
-    model: onnx.ModelProto
-    method: str
-    details: dict[str, str | int | float | bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +44,18 @@ class Repaired:
     """The layers kept in float32, and the gain."""
 
     kept: tuple[str, ...]
-    agreement_before: float
-    agreement: float
-    error_before: float
-    """Root mean square change of the logits, as a share of their spread."""
-    error: float
+    before: tuple[float, float]
+    """Share of equal decisions, and root mean square change of the logits, as a share of their spread."""
+    after: tuple[float, float]
 
 
 def quantize_statically(
-    graph: Path, encoder: Encoder, inputs: Sequence[TextInput], gate: Gate, work: Path, progress: Progress
-) -> Iterator[Attempt]:
-    """Yield integer forms of a float graph, each with more layers in float32 than the one before.
+    graph: Path, encoder: Encoder, inputs: Sequence[TextInput], gate: Gate, output: Path, progress: Progress
+) -> Iterator[Candidate]:
+    """Yield integer forms of a float graph, each with more layers in float32 than the one before, and in its place.
 
-    `inputs` are of training; the repair rows must show the gate's share of decisions, or change of numbers, too.
+    `inputs` are of training; the repair rows must show the gate's share of decisions, or change of numbers, too. The
+    graphs are written to `output`, and temporary ones next to it.
 
     Raises:
         InputError: the graph has no layer to quantize.
@@ -82,8 +69,9 @@ def quantize_statically(
     mixed = recombined(inputs, NUM_REPAIR_ROWS, SEED)
     unseen = _spread(windows_of(encoder.encode(mixed)), len(mixed))
     with progress.count(f"Calibrating on {len(calibration)} rows", len(calibration)) as advance:
-        activations = record_activations(model, layers, calibration, encoder, work, advance)
-    weight_bits = 8 if instruction_set() else 7
+        activations = record_activations(model, layers, calibration, encoder, output.parent, advance)
+    instructions = instruction_set()
+    weight_bits = 8 if instructions else 7
     weights, integers = weights_of(model), {}
     with progress.count(f"Rounding {len(layers)} layers to int8", len(layers)) as advance:
         for layer in layers:
@@ -91,23 +79,25 @@ def quantize_statically(
             integers[layer.name] = quantize_layer(weight, activations[layer.name], 2 ** (weight_bits - 1) - 1)
             advance(1)
     progress.step(f"Measuring the harm on {len(unseen)} rows made of these")
-    run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=work / "candidate.onnx")
+    run = functools.partial(_logits, encoder=encoder, encodings=unseen, candidate=output.with_name("candidate.onnx"))
     repair = Repair(model, layers, integers, run(model), run, encoder.classifier)
     alphas = sorted({layer.alpha for layer in integers.values()})
     for repaired in repair.attempts(gate.min_label_agreement or 0.0, gate.max_change or MAX_ERROR):
-        yield Attempt(
-            repair.graph(repaired.kept),
-            f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
+        onnx.save(repair.graph(repaired.kept), output)
+        yield Candidate(
+            graph=output,
+            method=f"static, per channel, smoothed (alpha {alphas[0]:g} to {alphas[-1]:g}), "
             f"{len(repaired.kept)} of {len(layers)} layers in float32",
-            {
+            instruction_set=instructions,
+            details={
                 "layers": len(layers),
                 "layers_in_float32": ", ".join(repaired.kept),
                 "calibration_rows": len(calibration),
                 "weight_bits": weight_bits,
-                "repair_label_agreement_before": repaired.agreement_before,
-                "repair_label_agreement": repaired.agreement,
-                "repair_error_before": repaired.error_before,
-                "repair_error": repaired.error,
+                "repair_label_agreement_before": repaired.before[0],
+                "repair_label_agreement": repaired.after[0],
+                "repair_error_before": repaired.before[1],
+                "repair_error": repaired.after[1],
             },
         )
 
@@ -119,10 +109,8 @@ class Repair:
     model: onnx.ModelProto
     layers: Sequence[Layer]
     integers: dict[str, IntegerLayer]
-    reference: NDArray[np.float32]
-    """The float graph's logits of the repair rows [N, C]."""
-    run: Run
-    """Runs a graph on those rows."""
+    reference: NDArray[np.float32]  # the float graph's logits of the repair rows [N, C]
+    run: Callable[[onnx.ModelProto], NDArray[np.float32]]  # a graph -> its logits of those rows
     classifier: Classifier
 
     def attempts(self, min_agreement: float, max_error: float = MAX_ERROR) -> Iterator[Repaired]:
@@ -132,27 +120,19 @@ class Repair:
         none) for `min_agreement` of their decisions to be preserved, and logits to change by at most `max_error`.
         """
         limits = [max(1, int(share * len(self.layers))) for share in SHARES_KEPT]
-        num_kept, found = 0, self._before
-        while not (found[0] >= min_agreement and found[1] <= max_error) and num_kept < limits[0]:
-            num_kept += 1
-            found = self._measure(self._worst_first[:num_kept])
-        yield self._repaired(num_kept, found)
+        kept: list[str] = []
+        before = agreement, error = self._measure(kept)
+        while not (agreement >= min_agreement and error <= max_error) and len(kept) < limits[0]:
+            kept = self._worst_first[: len(kept) + 1]
+            agreement, error = self._measure(kept)
+        yield Repaired(tuple(kept), before, (agreement, error))
         for limit in limits:
-            if limit > num_kept:
-                num_kept = limit
-                yield self._repaired(num_kept, self._measure(self._worst_first[:num_kept]))
+            if limit > len(kept):
+                kept = self._worst_first[:limit]
+                yield Repaired(tuple(kept), before, self._measure(kept))
 
     def graph(self, keep: Sequence[str]) -> onnx.ModelProto:
-        """Return the integer graph with some layers in float32."""
         return assemble(self.model, self.layers, self.integers, keep)
-
-    def _repaired(self, num_kept: int, found: tuple[float, float]) -> Repaired:
-        kept = tuple(self._worst_first[:num_kept]) if num_kept else ()
-        return Repaired(kept, self._before[0], found[0], self._before[1], found[1])
-
-    @functools.cached_property
-    def _before(self) -> tuple[float, float]:
-        return self._measure([])
 
     @functools.cached_property
     def _worst_first(self) -> list[str]:
@@ -163,9 +143,8 @@ class Repair:
     def _measure(self, keep: Sequence[str]) -> tuple[float, float]:
         """Return the share of equal decisions, and the root mean square change of logits as a share of their spread."""
         logits = self.run(self.graph(keep))
-        agrees = (
-            Decisions.of(logits, self.classifier).codes == Decisions.of(self.reference, self.classifier).codes
-        )  # [N, K]
+        ours, theirs = (Decisions.of(found, self.classifier).codes for found in (logits, self.reference))
+        agrees = ours == theirs  # [N, K]
         agreement = float(agrees.mean()) if agrees.size else 1.0  # numbers are not decided
         spread = max(float(self.reference.std()), 1e-9)
         return agreement, float(np.sqrt(((logits - self.reference) ** 2).mean()) / spread)
@@ -181,11 +160,8 @@ def _logits(
 ) -> NDArray[np.float32]:
     """Return a graph's logits [N, C]; it is written to `candidate`."""
     onnx.save(model, candidate)
-    session = Session(candidate, num_threads=num_usable_cores())
-    try:
-        found = np.empty((len(encodings), len(encoder.classifier.labels)), np.float32)
+    found = np.empty((len(encodings), len(encoder.classifier.labels)), np.float32)
+    with contextlib.closing(Session(candidate, num_threads=num_usable_cores())) as session:
         for batch in length_sorted_batches([encoding.num_tokens for encoding in encodings], 4_096, 16):
             found[batch] = session.run(encoder.pad([encodings[row] for row in batch]))
-        return found
-    finally:
-        session.close()
+    return found

@@ -36,16 +36,11 @@ class FileRecord:
 class NumberAgreement:
     """How numbers compared with PyTorch's; changes are shares of `spread`."""
 
-    spread: Annotated[float, NOT_NEGATIVE]
-    """Standard deviation of PyTorch's numbers, in the target's unit."""
-    change: Annotated[float, NOT_NEGATIVE]
-    """Root mean square difference."""
-    max_batch_change: Annotated[float, NOT_NEGATIVE]
-    """Largest difference between single and batched."""
-    spearman_with_pytorch: float
-    """Correlation of the ranks of both."""
-    spearman: float | None = None
-    """With the true numbers: null if the rows have none."""
+    spread: Annotated[float, NOT_NEGATIVE]  # standard deviation of PyTorch's numbers, in the target's unit
+    change: Annotated[float, NOT_NEGATIVE]  # root mean square difference
+    max_batch_change: Annotated[float, NOT_NEGATIVE]  # largest difference between single and batched
+    spearman_with_pytorch: float  # correlation of the ranks of both
+    spearman: float | None = None  # with the true numbers: null if the rows have none
     pytorch_spearman: float | None = None
 
 
@@ -53,10 +48,8 @@ class NumberAgreement:
 class Verification:
     """How a variant compared with PyTorch in float32, on held-out rows."""
 
-    split: str
-    """Where the rows come from, for display: `the validation split`, or a file's name."""
-    rows: Annotated[int, NOT_NEGATIVE]
-    """Held-out rows compared."""
+    split: str  # where the rows come from, for display: `the validation split`, or a file's name
+    rows: Annotated[int, NOT_NEGATIVE]  # held-out rows compared
     max_abs_logit_difference: Annotated[float, NOT_NEGATIVE]
     """Largest |logit - PyTorch's| over those rows and the synthetic shapes."""
     label_agreement: Annotated[float | None, FRACTION] = None
@@ -83,28 +76,24 @@ class Verification:
     """Largest change of a probability between single and batched; null for numbers."""
     shape_differences: dict[str, float]
     """Padding (right, left, mixed) or shape (1x1, 1xlongest) -> largest |logit - PyTorch's| on the same arrays."""
-    numbers: NumberAgreement | None = None
-    """Null for labels."""
+    numbers: NumberAgreement | None = None  # null for labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """One graph of a bundle."""
 
-    file: str
-    """The graph, relative to the bundle's folder."""
+    file: str  # the graph, relative to the bundle's folder
     external_files: tuple[str, ...] = ()
     """Files with its weights, if the graph is too large to hold them (over 2 GB)."""
-    method: str
-    """How it was made, for display, such as `static, per channel, smoothed (alpha 0.9)`."""
+    method: str  # how it was made, for display, such as `static, per channel, smoothed (alpha 0.9)`
     instruction_set: str | None = None
     """Instruction set its integer arithmetic targets, such as `avx512_vnni`; None if it does not matter."""
     fused_operators: dict[str, int] = dataclasses.field(default_factory=dict)
     """Fused operator -> number in the graph."""
     details: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
     """Other measurements and choices made while building it."""
-    canary_logits: tuple[float, ...]
-    """Logits [C] of the canary text on the machine that exported it."""
+    canary_logits: tuple[float, ...]  # logits [C] of the canary text on the machine that exported it
     verification: Verification
 
 
@@ -112,28 +101,21 @@ class Variant:
 class Manifest:
     """The content of `bundle.json`."""
 
-    name: str
-    """Name of the run that was exported."""
+    name: str  # name of the run that was exported
     input_names: tuple[str, ...]
     """Inputs of the graphs: input_ids, attention_mask and, for some models, token_type_ids; each [B, T] int64."""
-    pad_token_id: int
-    """Padding value of input_ids."""
-    pad_token_type_id: int = 0
-    """Padding value of token_type_ids."""
+    pad_token_id: int  # padding value of input_ids
+    pad_token_type_id: int = 0  # padding value of token_type_ids
     canary: Annotated[tuple[str, ...], Limit(lambda texts: len(texts) in (1, 2), "one text, or a pair")]
     """Text (or pair) whose logits a server checks from time to time."""
-    variants: Annotated[dict[str, Variant], NOT_EMPTY]
-    """Variant name -> graph."""
-    default_variants: dict[str, str]
-    """Device (cpu, cuda) -> variant that serves it best."""
+    variants: Annotated[dict[str, Variant], NOT_EMPTY]  # variant name -> graph
+    default_variants: dict[str, str]  # device (cpu, cuda) -> variant that serves it best
     files: dict[str, FileRecord]
     """File, relative to the folder -> size and hash; all files but bundle.json itself."""
     exporter: str = ""
     """What traced the model, `optimum` or `torch`; empty in bundles made before this was recorded."""
-    versions: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Package -> version used for the export."""
-    schema_version: int = BUNDLE_SCHEMA_VERSION
-    """Readers reject a newer one."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version used for the export
+    schema_version: int = BUNDLE_SCHEMA_VERSION  # readers reject a newer one
 
     def __post_init__(self) -> None:
         require_valid(self, BUNDLE_FILE)
@@ -167,11 +149,7 @@ class Bundle:
         return self.folder / TOKENIZER_FILE
 
     def graph(self, variant: str) -> Path:
-        """Return the ONNX file of a variant.
-
-        Raises:
-            InputError: the bundle has no such variant.
-        """
+        """Return the ONNX file of a variant; raises InputError if the bundle has none."""
         if variant not in self.manifest.variants:
             raise InputError(f"{self.folder}: no variant {variant!r}; it has {', '.join(self.manifest.variants)}")
         return self.folder / self.manifest.variants[variant].file

@@ -73,13 +73,9 @@ def run_command(
 
 def given_arguments(argv: Sequence[str] | None) -> list[str]:
     """Return the arguments of a command, with underscores in flags: `--max-length` becomes `--max_length`."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    return [_with_underscores(word) for word in words]
-
-
-def _with_underscores(word: str) -> str:
-    flag = re.match(r"--[a-z][a-z-]*", word)  # only the name: --class_weights.a-label=2
-    return word if flag is None else "--" + flag[0][2:].replace("-", "_") + word[flag.end() :]
+    words = sys.argv[1:] if argv is None else argv
+    # Only in the name, not in all of --class_weights.a-label=2.
+    return [re.sub(r"(?<=^--)[a-z][a-z-]*", lambda name: name[0].replace("-", "_"), word) for word in words]
 
 
 def is_main_process() -> bool:

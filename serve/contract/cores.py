@@ -10,6 +10,9 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+QUOTA_FILES: dict[int, tuple[str, ...]] = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
+"""Version of cgroups -> files with a quota and its period."""
+NO_QUOTA = ("-1", "max")
 
 
 def num_usable_cores() -> int:
@@ -28,15 +31,21 @@ def cpu_quota(membership: Path = MEMBERSHIP, cgroups: Path = CGROUPS) -> float |
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None  # not Linux
-    quotas = []
+    quotas: list[float] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            quotas += [_quota_v2(group) for group in _group_and_parents(cgroups, path)]
+        if controllers == "":
+            root, files = cgroups, QUOTA_FILES[2]
         elif "cpu" in controllers.split(","):
-            mounted = next((cgroups / name for name in (controllers, "cpu") if (cgroups / name).is_dir()), cgroups)
-            quotas += [_quota_v1(group) for group in _group_and_parents(mounted, path)]
-    return min((quota for quota in quotas if quota is not None), default=None)
+            root = next((cgroups / name for name in (controllers, "cpu") if (cgroups / name).is_dir()), cgroups)
+            files = QUOTA_FILES[1]
+        else:
+            continue
+        for group in _group_and_parents(root, path):
+            match [word for file in files for word in _words(group / file)]:
+                case [quota, period] if quota not in NO_QUOTA:
+                    quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def _group_and_parents(root: Path, path: str) -> list[Path]:
@@ -46,20 +55,6 @@ def _group_and_parents(root: Path, path: str) -> list[Path]:
     """
     group = root / path.lstrip("/")
     return [root, *(folder for folder in (group, *group.parents) if folder != root and root in folder.parents)]
-
-
-def _quota_v2(group: Path) -> float | None:
-    match _words(group / "cpu.max"):
-        case [quota, period] if quota != "max":
-            return int(quota) / int(period)
-    return None
-
-
-def _quota_v1(group: Path) -> float | None:
-    match _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us"):
-        case [quota, period] if int(quota) > 0:  # -1: no quota
-            return int(quota) / int(period)
-    return None
 
 
 def _words(path: Path) -> list[str]:

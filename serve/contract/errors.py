@@ -9,13 +9,9 @@ class InputError(ValueError):
 
 
 class WorkStopped(Exception):
-    """The work cannot continue, or was asked to stop; the message says why and how to continue.
+    """The work cannot continue, or was asked to stop; the message says why and how to continue."""
 
-    Attributes:
-        exit_status: exit status of the command.
-    """
-
-    exit_status = 1
+    exit_status = 1  # of the command
 
 
 def first_line(error: BaseException) -> str:

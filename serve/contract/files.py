@@ -25,12 +25,6 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def flush_folder(folder: Path) -> None:
-    """Wait until a folder and everything in it is on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        flush_to_disk(path)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader sees the old content or the new, never a part."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -74,7 +68,8 @@ def staged_folder(final: Path) -> Iterator[Path]:
     try:
         yield staged
         _open_to_all_that_the_umask_allows(staged)
-        flush_folder(staged)
+        for path in [*staged.rglob("*"), staged]:
+            flush_to_disk(path)
         replace_folder(staged, final)
         flush_to_disk(final.parent)
     finally:

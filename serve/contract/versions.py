@@ -1,5 +1,6 @@
 """Package versions, to be recorded with a result."""
 
+import contextlib
 import importlib.metadata
 import platform
 from collections.abc import Iterable
@@ -9,8 +10,6 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return package -> version, for those installed, and Python's version."""
     versions = {"python": platform.python_version()}
     for package in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions

@@ -1,11 +1,11 @@
 """Build the ASGI application: the gateway answers all routes, FastAPI documents them (`/docs`, `/openapi.json`)."""
 
+from functools import cache, partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException as Refusal
 from starlette.middleware.cors import CORSMiddleware
 
@@ -50,55 +50,74 @@ def build_app(service: Service) -> App:
     """Return the ASGI application of a service that was started."""
     api = FastAPI(
         title="rawloop",
-        version=version("rawloop"),
-        description=DESCRIPTION,
         redirect_slashes=False,  # it would send clients to whatever host their request names
     )
     routes = [
         route for each in (native, tei, huggingface, open_inference, infinity, operations) for route in each.routes()
     ]
     for route in routes:
-        _document(api, route, {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION})
+        api.add_api_route(route.path, _not_reached, methods=[route.method])
+    served = {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION}
+    api.openapi = cache(partial(_document, routes, served))  # type: ignore[method-assign]  # FastAPI: extend it so
     _add_refusals(api)
-    _complete_schemas(api, routes)
-    return _with_cors(Gateway(service, routes, fallback=api), service.settings.cors_origins)
-
-
-def _document(api: FastAPI, route: Route, served: dict[str, str]) -> None:
-    """Register a route with FastAPI; `served` has an example for each {name} in a path."""
-
-    async def not_reached() -> None:  # the gateway has answered, unless the path has an encoded newline at its end
-        raise HTTPException(HTTPStatus.NOT_FOUND)
-
-    api.add_api_route(
-        route.path,
-        not_reached,
-        methods=[route.method],
-        response_class=Response,
-        summary=route.summary,
-        description=route.description,
-        operation_id=f"{route.method.lower()}_{route.path}",
-        tags=[route.protocol],
-        responses=_responses(route),
-        openapi_extra=_operation(route, served),
+    gateway = Gateway(service, routes, fallback=api)
+    if not service.settings.cors_origins:
+        return gateway
+    return CORSMiddleware(
+        gateway,
+        allow_origins=service.settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
     )
 
 
+async def _not_reached() -> None:
+    """Refuse a path that the gateway has not answered, since an encoded newline ends it."""
+    raise HTTPException(HTTPStatus.NOT_FOUND)
+
+
+def _document(routes: list[Route], served: dict[str, str]) -> dict[str, Any]:
+    """Return the OpenAPI document; `served` has an example for each {name} in a path."""
+    paths: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, Any] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, served)
+        if route.request is not None:
+            prefix = f"{route.protocol}_"  # protocols may give their models the same names
+            schema = route.request.model_json_schema(ref_template=f"#/components/schemas/{prefix}{{model}}")
+            schemas |= {f"{prefix}{name}": each for name, each in schema.pop("$defs", {}).items()}
+            schemas[f"{prefix}{route.request.__name__}"] = schema
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "rawloop", "description": DESCRIPTION, "version": version("rawloop")},
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
 def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
-    """Return what FastAPI cannot know about a route: its body and parameters."""
-    parameters = [
-        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}, "example": served[part]}
-        for part in route.path.split("/")
-        if part.startswith("{")
-    ]
+    """Return what the document says of a route."""
+    operation: dict[str, Any] = {
+        "tags": [route.protocol],
+        "summary": route.summary,
+        "description": route.description,
+        "operationId": f"{route.method.lower()}_{route.path}",
+        "parameters": [
+            {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}, "example": served[part]}
+            for part in route.path.split("/")
+            if part.startswith("{")
+        ],
+        "responses": _responses(route),
+    }
     if route.takes_time:
         text = "Milliseconds for the answer, from its arrival."
         schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
-        parameters.append({"name": "X-Request-Timeout-Ms", "in": "header", "description": text, "schema": schema})
-    operation: dict[str, Any] = {"parameters": parameters} if parameters else {}
+        header = {"name": "X-Request-Timeout-Ms", "in": "header", "description": text, "schema": schema}
+        operation["parameters"].append(header)
     if route.request is not None:
         content = {
-            "schema": {"$ref": f"#/components/schemas/{_schema_name(route)}"},
+            "schema": {"$ref": f"#/components/schemas/{route.protocol}_{route.request.__name__}"},
             "examples": {name: {"value": value} for name, value in route.examples.items()},
         }
         operation["requestBody"] = {"required": not route.is_admin, "content": {JSON: content}}
@@ -107,49 +126,20 @@ def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
     return operation
 
 
-def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
+def _responses(route: Route) -> dict[str, Any]:
     statuses = {*route.statuses, *(WORKING_STATUSES if route.takes_time else ()), 500}
     if not route.is_public:
         statuses.add(401)
     content: dict[str, Any] = {"schema": route.response or {"type": "string"}}
     if route.response_example is not None:
         content["example"] = route.response_example
-    responses: dict[int | str, dict[str, Any]] = {
-        200: {"description": "The answer", "content": {route.content_type: content}}
-    }
+    responses: dict[str, Any] = {"200": {"description": "The answer", "content": {route.content_type: content}}}
     for status in sorted(statuses):
         error = EXAMPLES[status]
-        responses[route.invalid_status if status == errors.InvalidRequest.status else status] = {
-            "description": str(error),
-            "content": {JSON: {"schema": {"type": "object"}, "example": route.error_body(error)}},
-        }
+        shown = route.invalid_status if status == errors.InvalidRequest.status else status
+        example = {"schema": {"type": "object"}, "example": route.error_body(error)}
+        responses[str(shown)] = {"description": str(error), "content": {JSON: example}}
     return responses
-
-
-def _schema_name(route: Route) -> str:
-    assert route.request is not None
-    return f"{route.protocol}_{route.request.__name__}"
-
-
-def _complete_schemas(api: FastAPI, routes: list[Route]) -> None:
-    """Put the request models and the keys among the components of the OpenAPI document."""
-
-    def openapi() -> dict[str, Any]:
-        if api.openapi_schema is None:
-            document = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
-            components = document.setdefault("components", {})
-            schemas = components.setdefault("schemas", {})
-            for route in routes:
-                if route.request is not None:
-                    prefix = f"{route.protocol}_"
-                    schema = route.request.model_json_schema(ref_template=f"#/components/schemas/{prefix}{{model}}")
-                    schemas |= {f"{prefix}{name}": each for name, each in schema.pop("$defs", {}).items()}
-                    schemas[_schema_name(route)] = schema
-            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            api.openapi_schema = document
-        return api.openapi_schema
-
-    api.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way of extending it
 
 
 def _add_refusals(api: FastAPI) -> None:
@@ -168,15 +158,3 @@ def _add_refusals(api: FastAPI) -> None:
         return Response(reply.body, refusal.status, refusal.headers, JSON)
 
     api.add_exception_handler(Refusal, refuse)
-
-
-def _with_cors(app: App, origins: tuple[str, ...]) -> App:
-    if not origins:
-        return app
-    return CORSMiddleware(
-        app,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after"],
-    )

@@ -16,8 +16,7 @@ from serve.batching.request_errors import InvalidRequest, TooLarge
 GZIP = zlib.MAX_WBITS | 16
 VALUES_PER_INPUT = 4
 """Most values of an input: in the Open Inference Protocol, the two texts of a pair may each be a list of one string."""
-OTHER_VALUES = 1_000
-"""Most values of a body besides its inputs."""
+OTHER_VALUES = 1_000  # most values of a body besides its inputs
 MAX_PROBLEMS, MAX_PROBLEM_CHARS = 5, 300
 ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL

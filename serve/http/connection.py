@@ -13,14 +13,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 65_536
-HEAD_TIMEOUT_S = 10.0
-"""Time for a head, from its first byte to its last."""
+HEAD_TIMEOUT_S = 10.0  # time for a head, from its first byte to its last
 LINGER_S = 2.0
 """Time in which what a refused client still sends is read and dropped: a closed socket would take back the answer."""
-
-
-class HeadTooLarge(Exception):
-    """Raised within the parser, to stop it."""
 
 
 class Connection(HttpToolsProtocol):
@@ -91,7 +86,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) + len(": \r\n") for name, value in self.headers) > MAX_HEAD_BYTES:
             self._is_too_large = True
-            raise HeadTooLarge
+            raise ValueError("the head is too large")  # stops the parser
         self._num_unfinished = 0
         self._is_in_head = False
         self._unset_head_timer()

@@ -33,8 +33,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 ENCODINGS = (b"identity", b"gzip", b"x-gzip")
-MAX_LARGE_BODIES = 32
-"""Bodies of the largest size that may be on their way in at once."""
+MAX_LARGE_BODIES = 32  # bodies of the largest size that may be on their way in at once
 FREE_BYTES = 65_536
 """Bytes of each body that do not count towards that: uvicorn buffers as many for a connection anyway. So clients that
 stall with large bodies never shut out small ones."""
@@ -97,19 +96,10 @@ class Gateway:
         seconds = time.perf_counter() - began
         self._service.metrics.request_ended(route.protocol, reply.status, seconds)
         if self._service.settings.access_log:
-            access_logger.info(
-                "%s %s %d in %.1f ms",
-                scope["method"],
-                scope["raw_path"].decode("ascii", "backslashreplace"),  # undecoded: a decoded one may hold a newline
-                reply.status,
-                1e3 * seconds,
-                extra={
-                    "request_id": request_id,
-                    "protocol": route.protocol,
-                    "status": reply.status,
-                    "latency_ms": round(1e3 * seconds, 3),
-                },
-            )
+            path = scope["raw_path"].decode("ascii", "backslashreplace")  # undecoded: a decoded one may hold a newline
+            facts = {"request_id": request_id, "protocol": route.protocol, "status": reply.status}
+            facts["latency_ms"] = round(1e3 * seconds, 3)
+            access_logger.info("%s %s %d in %.1f ms", scope["method"], path, reply.status, 1e3 * seconds, extra=facts)
         return self._stamped(reply, request_id)
 
     def _stamped(self, reply: Reply, request_id: str) -> Reply:
@@ -171,11 +161,7 @@ class Gateway:
 
 
 async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
-    """Return what `work` returns, or cancel it when the client hangs up.
-
-    Raises:
-        ClientGone: it did.
-    """
+    """Return what `work` returns; cancel it when the client hangs up, and raise ClientGone."""
     task = asyncio.current_task()
     assert task is not None
     is_gone = False
@@ -199,7 +185,6 @@ async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
 
 
 async def _send(reply: Reply, send: Send) -> None:
-    """Send a reply as two ASGI messages."""
     headers = [
         (b"content-type", reply.content_type.encode("latin-1")),
         (b"content-length", str(len(reply.body)).encode("ascii")),

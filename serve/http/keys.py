@@ -3,8 +3,10 @@
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from serve.batching.request_errors import Forbidden, Unauthorized
+from serve.contract.errors import InputError
 from serve.http.settings import ServeSettings
 
 
@@ -16,29 +18,31 @@ class Keys:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        api_keys, admin_keys = settings.all_api_keys(), settings.admin_keys
-        self._admin = _digests(admin_keys)
-        self._client = _digests((*api_keys, *admin_keys) if api_keys else ())
+        api_keys = [*settings.api_keys, *(_keys_in(settings.api_keys_file) if settings.api_keys_file else ())]
+        self._admin = _digests(settings.admin_keys)
+        self._client = _digests([*api_keys, *settings.admin_keys] if api_keys else [])  # none: anyone may call
 
     def require_client(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let a client's request pass; any request if no keys are set.
-
-        Raises:
-            Unauthorized: no key, or a wrong one.
-        """
+        """Let a client's request pass: any if no keys are set, else raise Unauthorized without a valid one."""
         if self._client:
             _require(self._client, headers)
 
     def require_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let an operator's request pass.
-
-        Raises:
-            Forbidden: the server has no admin keys.
-            Unauthorized: no key, or a wrong one.
-        """
+        """Let an operator's request pass; raises Forbidden if no admin keys are set, else Unauthorized without one."""
         if not self._admin:
             raise Forbidden("start the server with --admin_keys to use this")
         _require(self._admin, headers)
+
+
+def _keys_in(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--api_keys_file: {file}: {error}") from error
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise InputError(f"--api_keys_file: {file} holds no key; write one a line")
+    return keys
 
 
 def _digests(keys: Iterable[str]) -> list[bytes]:

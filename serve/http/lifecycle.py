@@ -8,8 +8,9 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from serve.batching.engine import CanaryFailed, Engine
 from serve.batching.request_errors import Conflict, Unavailable
@@ -20,8 +21,7 @@ from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-CHECK_EVERY_S = 0.25
-"""Time between checks for stalls and closed batchers, which cost nothing."""
+CHECK_EVERY_S = 0.25  # time between checks for stalls and closed batchers, which cost nothing
 
 LoadEngine = Callable[[Path], Engine]
 """Reads, verifies and loads a bundle. Runs in a thread, since it takes seconds; raises InputError."""
@@ -43,11 +43,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """Return the current model.
-
-        Raises:
-            Unavailable: none is loaded.
-        """
+        """Return the current model; raises Unavailable if none is loaded."""
         if self._engine is None:
             raise Unavailable("the model is being loaded")
         return self._engine
@@ -63,11 +59,7 @@ class Service:
         return self._engine is not None and not self.is_draining and self._engine.batcher.closed_because is not None
 
     async def start(self) -> None:
-        """Load the model, check the canary, and keep checking from then on.
-
-        Raises:
-            InputError: the bundle cannot be served, or does not answer its canary.
-        """
+        """Load the model, and keep checking it; raises InputError if it cannot be served, or fails its canary."""
         await self._replace(self.settings.bundle)
         self._keep(self._watch())
 
@@ -86,13 +78,12 @@ class Service:
             try:
                 keys = Keys(self.settings)
                 await self._replace(folder, change_problem_type=change_problem_type)
-            except InputError as error:
-                logger.error("reload of %s refused: %s", folder, error)
-                self.metrics.reloads.labels("refused").inc()
-                raise
             except Exception as error:  # whatever goes wrong in a new bundle, the old one stays
-                logger.exception("reload of %s refused", folder)
                 self.metrics.reloads.labels("refused").inc()
+                if isinstance(error, InputError):
+                    logger.error("reload of %s refused: %s", folder, error)
+                    raise
+                logger.exception("reload of %s refused", folder)
                 raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
             self.keys = keys
             self.metrics.reloads.labels("done").inc()
@@ -160,13 +151,9 @@ class Service:
             logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None
 
-    def _keep(self, work: Awaitable[None]) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something in the background; the event loop itself holds no reference to a task."""
-
-        async def run() -> None:
-            await work
-
-        task = asyncio.get_running_loop().create_task(run())
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

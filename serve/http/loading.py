@@ -52,8 +52,17 @@ def load_engine(
         )
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)
     limits = _limits(settings, device)
-    pools = (_on_gpus if device == "cuda" else _on_cpu)(bundle, variant, encoder, settings)
+    if device == "cpu" and settings.devices:
+        raise InputError(
+            f"--devices {','.join(map(str, settings.devices))}: the numbers of GPUs, but this server runs on the CPU; "
+            "leave it out, or see with --device cuda why the GPU cannot be used"
+        )
+    served = bundle, variant, encoder, settings
+    pools = _on_gpus(*served) if device == "cuda" else [_pool(*served, "cpu")]
     first = pools[0].wide
+    num_narrow = settings.narrow_workers
+    if num_narrow is None:  # one per core, and none on a GPU or a single core
+        num_narrow = pools[0].num_workers if device == "cpu" and pools[0].num_workers > 1 else 0
     record = bundle.manifest.variants[variant]
     facts = ModelFacts(
         name=settings.model_name or bundle.classifier.name,
@@ -70,7 +79,7 @@ def load_engine(
     batcher = Batcher(
         encoder,
         [pool.wide for pool in pools],
-        [pools[0].narrow] * num_narrow if (num_narrow := _num_narrow(settings, pools[0])) else [],
+        [pools[0].narrow] * num_narrow if num_narrow else [],
         bundle.classifier.scores,
         limits,
         turns=pools[0].num_workers if device == "cuda" else 1,
@@ -83,16 +92,6 @@ def load_engine(
     )
     request_limits = RequestLimits(max_inputs=settings.max_inputs, max_text_chars=settings.max_text_chars)
     return Engine(facts, batcher, encoder, request_limits)
-
-
-def _on_cpu(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:
-    """Return the sessions that share the cores: a wide one, and a narrow one for several workers."""
-    if settings.devices:
-        raise InputError(
-            f"--devices {','.join(map(str, settings.devices))}: the numbers of GPUs, but this server runs on the CPU; "
-            "leave it out, or see with --device cuda why the GPU cannot be used"
-        )
-    return [_pool(bundle, variant, encoder, settings, "cpu")]
 
 
 def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:
@@ -134,13 +133,6 @@ def _pool(
         max_length=encoder.max_length,
     )
     return SessionPool(bundle.graph(variant), gpu, num_threads=settings.threads)
-
-
-def _num_narrow(settings: ServeSettings, pool: SessionPool) -> int:
-    """Return the number of narrow workers: as set; else one per core, and none on a GPU or a single core."""
-    if settings.narrow_workers is not None:
-        return settings.narrow_workers
-    return pool.num_workers if pool.device == "cpu" and pool.num_workers > 1 else 0
 
 
 def _close(pools: Iterable[SessionPool]) -> None:

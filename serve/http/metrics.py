@@ -1,29 +1,34 @@
-"""Prometheus metrics. Batches are counted in the workers' threads, after the answers are out."""
+"""Prometheus metrics: of requests, of batches, and of the GPUs.
 
+Batches are counted in the workers' threads, after the answers are out. GPUs are read when they are asked for; that
+takes nvidia-ml-py (module `pynvml`) and a driver, and without one of them, their metrics are not there.
+"""
+
+import importlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    Summary,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
 from serve.answer import answer_fields
 from serve.batching.engine import Engine
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Item, Outcome
 from serve.contract.classifier import Classifier
-from serve.http.gpu_metrics import GpuCollector
 from serve.providers import PROVIDERS
+
+logger = logging.getLogger(__name__)
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+GPU_WAIT_S = 1.0
+"""How long a scrape waits for another one that reads the GPUs; a driver that hangs must not hold up every scrape."""
 
 
 class Metrics:
@@ -33,34 +38,27 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        def counter(name: str, text: str, *labels: str) -> Any:
-            return Counter(f"rawloop_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Any:
-            return Gauge(f"rawloop_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Any:
-            return Histogram(f"rawloop_{name}", text, labels, buckets=buckets, registry=registry)
-
-        self._requests = counter("requests", "Requests answered.", "protocol", "status")
-        self._request_seconds = histogram("request_seconds", "From arrival to answer.", SECONDS, "protocol")
-        self._queue_seconds = histogram("queue_seconds", "Time of an input between tokens and batch.", SECONDS)
-        self._inference_seconds = histogram("inference_seconds", "Time of a batch on its session.", SECONDS)
-        self._batch_rows = histogram("batch_rows", "Inputs of a batch.", ROWS)
-        self._batch_tokens = histogram("batch_tokens", "Tokens of a batch, padding included.", TOKENS)
+        kinds: tuple[Any, ...] = (Counter, Gauge, Histogram, Summary)
+        counter, gauge, histogram, summary = (partial(kind, namespace="rawloop", registry=registry) for kind in kinds)
+        self._requests = counter("requests", "Requests answered.", ["protocol", "status"])
+        self._request_seconds = histogram("request_seconds", "From arrival to answer.", ["protocol"], buckets=SECONDS)
+        self._queue_seconds = histogram("queue_seconds", "Time of an input between tokens and batch.", buckets=SECONDS)
+        self._inference_seconds = histogram("inference_seconds", "Time of a batch on its session.", buckets=SECONDS)
+        self._batch_rows = histogram("batch_rows", "Inputs of a batch.", buckets=ROWS)
+        self._batch_tokens = histogram("batch_tokens", "Tokens of a batch, padding included.", buckets=TOKENS)
         self._tokens = counter("tokens", "Tokens run, padding excluded.")
         self._padding = counter("padding_tokens", "Tokens of padding run.")
         self._truncated = counter("truncated_inputs", "Inputs that the model saw only part of.")
         self.failed_inputs = counter("failed_inputs", "Inputs that the model failed on.")
-        self._labels = counter("predicted_labels", "Inputs by predicted label.", "label")
-        self._values = Summary("rawloop_predicted_value", "Predicted numbers.", ["label"], registry=registry)
+        self._labels = counter("predicted_labels", "Inputs by predicted label.", ["label"])
+        self._values = summary("predicted_value", "Predicted numbers.", ["label"])
         self._abstained = counter("abstained_inputs", "Inputs without a label: by --abstain, or by the thresholds.")
-        self._confidence = histogram("confidence", "Probability of the predicted label.", SHARES)
-        self._input_tokens = histogram("input_tokens", "Tokens of an input that the model saw.", TOKENS)
+        self._confidence = histogram("confidence", "Probability of the predicted label.", buckets=SHARES)
+        self._input_tokens = histogram("input_tokens", "Tokens of an input that the model saw.", buckets=TOKENS)
         self.worker_deaths = counter("worker_deaths", "Workers that died.")
-        self.reloads = counter("reloads", "Reloads by result.", "result")
+        self.reloads = counter("reloads", "Reloads by result.", ["result"])
         self.canary_seconds = gauge("canary_seconds", "How long the last canary took.")
-        self._model = gauge("model", "1 for the model that answers.", "name", "version", "variant", "provider")
+        self._model = gauge("model", "1 for the model that answers.", ["name", "version", "variant", "provider"])
         self._queued_inputs = gauge("queued_inputs", "Inputs that wait.")
         self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
         self.ready = gauge("ready", "1 while traffic should be sent here.")
@@ -139,3 +137,61 @@ class BatchMetrics:
             self._metrics.failed_inputs.inc()
         else:
             self._metrics.answered(outcome, self._classifier)
+
+
+class GpuCollector:
+    """A collector for a Prometheus registry. The driver may take long to answer: collect in a thread.
+
+    A GPU is numbered as nvidia-smi does, which CUDA_VISIBLE_DEVICES does not change.
+    """
+
+    def __init__(self) -> None:
+        self._reading = threading.Lock()
+        self._nvml: Any = None
+        self._is_absent = False
+
+    def describe(self) -> list[Any]:
+        """Return nothing: so a registry does not read the GPUs when it gets this collector."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Yield a gauge of each kind, with a sample for each GPU that tells it."""
+        if self._is_absent or not self._reading.acquire(timeout=GPU_WAIT_S):
+            return
+        try:
+            yield from self._gauges()
+        finally:
+            self._reading.release()
+
+    def _gauges(self) -> list[Any]:
+        try:
+            if self._nvml is None:
+                nvml = importlib.import_module("pynvml")
+                nvml.nvmlInit()
+                self._nvml = nvml
+            nvml = self._nvml
+            gpus = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+        except Exception as error:  # not installed, or no driver: there, its errors are of its own family
+            logger.debug("no GPU metrics (%s: %s)", type(error).__name__, error)
+            self._is_absent = self._nvml is None  # a driver that fails later may recover
+            return []
+        kinds: list[tuple[str, str, Callable[[Any], float]]] = [
+            ("memory_used_bytes", "Memory in use, by any process.", lambda gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
+            ("memory_total_bytes", "Memory.", lambda gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+            (
+                "utilization_ratio",
+                "Share of the last moments in which a kernel ran, of any process.",
+                lambda gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
+            ),
+        ]
+        gauges = []
+        for name, text, read in kinds:
+            gauge = GaugeMetricFamily(f"rawloop_gpu_{name}", text, labels=["gpu"])
+            for number, gpu in enumerate(gpus):
+                try:
+                    gauge.add_metric([str(number)], read(gpu))
+                except nvml.NVMLError as error:  # a GPU in MIG mode has no utilisation
+                    logger.debug("gpu %d has no %s (%s)", number, name, error)
+            if gauge.samples:
+                gauges.append(gauge)
+        return gauges

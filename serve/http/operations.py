@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
@@ -15,17 +15,14 @@ from serve.http.protocols.tei import error_body  # /health is one of its routes
 from serve.http.routes import Call, Reply, Route, json_reply
 
 PROTOCOL = "operations"
-PAGE = "ui.html"
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 )
 """The page may only run its own script and call this server."""
 
 
-class ReloadRequest(BaseModel):
+class ReloadRequest(BaseModel, strict=True, extra="forbid"):
     """Body of `POST /admin/reload`; an empty object reloads the same folder."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     bundle: str | None = Field(
         default=None, max_length=4_096, description="Folder of the bundle; null for the one of --bundle."
@@ -40,15 +37,15 @@ def routes() -> list[Route]:
     route = partial(Route, protocol=PROTOCOL, error_body=error_body)
     status: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"status": "ok"}}
     return [
-        route("GET", "/health", ready, "Whether to send traffic", is_public=True, statuses=(503,), **status),
-        route("GET", "/health/ready", ready, "The same", is_public=True, statuses=(503,), **status),
-        route("GET", "/health/live", live, "Whether the process is alive", is_public=True, **status),
-        route("GET", "/metrics", metrics, "Prometheus metrics", content_type="text/plain"),
-        route("GET", "/ui", page, "A page to try the model", is_public=True, content_type="text/html"),
+        route("GET", "/health", _ready, "Whether to send traffic", is_public=True, statuses=(503,), **status),
+        route("GET", "/health/ready", _ready, "The same", is_public=True, statuses=(503,), **status),
+        route("GET", "/health/live", _live, "Whether the process is alive", is_public=True, **status),
+        route("GET", "/metrics", _metrics, "Prometheus metrics", content_type="text/plain"),
+        route("GET", "/ui", _page, "A page to try the model", is_public=True, content_type="text/html"),
         route(
             "POST",
             "/admin/reload",
-            reload,
+            _reload,
             "Reload the bundle, or load another",
             description="The new bundle is verified, loaded and must answer its canary before it takes over; otherwise "
             "the old one stays and the answer says why. Needs an admin key. SIGHUP does the same.",
@@ -62,8 +59,7 @@ def routes() -> list[Route]:
     ]
 
 
-async def reload(call: Call) -> Reply:
-    """Answer `POST /admin/reload`."""
+async def _reload(call: Call) -> Reply:
     request: ReloadRequest = await call.read(ReloadRequest, call.body or b"{}")
     try:
         await call.service.reload(
@@ -75,27 +71,23 @@ async def reload(call: Call) -> Reply:
     return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
 
 
-async def ready(call: Call) -> Reply:
-    """Answer `GET /health`: 200 if traffic should be sent here, else 503 and why not."""
+async def _ready(call: Call) -> Reply:
     reason = call.service.not_ready_because
     if reason is None:
         return json_reply({"status": "ok", "unix": time.time()})
     return json_reply({"status": "not ready", "error": reason, "error_type": "Unhealthy"}, 503)
 
 
-async def live(call: Call) -> Reply:
-    """Answer `GET /health/live`: any answer shows that the event loop runs."""
+async def _live(call: Call) -> Reply:
     return json_reply({"status": "ok"})
 
 
-async def metrics(call: Call) -> Reply:
-    """Answer `GET /metrics`."""
+async def _metrics(call: Call) -> Reply:
     call.service.metrics.ready.set(call.service.not_ready_because is None)
     text = await asyncio.to_thread(call.service.metrics.text)
     return Reply(text, 200, "text/plain; version=0.0.4; charset=utf-8")
 
 
-async def page(call: Call) -> Reply:
-    """Answer `GET /ui`."""
-    html = files("serve.http").joinpath(PAGE).read_bytes()
+async def _page(call: Call) -> Reply:
+    html = files("serve.http").joinpath("ui.html").read_bytes()
     return Reply(html, 200, "text/html; charset=utf-8", {"content-security-policy": CONTENT_POLICY})

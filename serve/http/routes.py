@@ -25,13 +25,10 @@ class Call:
     """One HTTP request with its whole body."""
 
     service: Service
-    path_values: Mapping[str, str]
-    """Value of each {name} in the route's path."""
-    headers: Mapping[bytes, bytes]
-    """By lower-case name."""
+    path_values: Mapping[str, str]  # value of each {name} in the route's path
+    headers: Mapping[bytes, bytes]  # by lower-case name
     body: bytes
-    timeout_s: float
-    """Time left for the answer."""
+    timeout_s: float  # time left for the answer
 
     async def read(self, model: type[BaseModel], body: bytes | None = None) -> Any:
         """Return the body, or this part of it, as an instance of `model`, and let go of the body.
@@ -53,11 +50,7 @@ class Call:
 
     @property
     def engine(self) -> Engine:
-        """Return the current model.
-
-        Raises:
-            Unavailable: it is still being loaded.
-        """
+        """Return the current model; raises Unavailable while it is still being loaded."""
         return self.service.engine
 
 
@@ -84,30 +77,24 @@ class Route:
     handler: Handler
     summary: str
     _: dataclasses.KW_ONLY
-    protocol: str
-    """Name of the wire protocol: a label in metrics, a heading in the documentation."""
-    error_body: ErrorBody
-    """Writes an error as this protocol does."""
+    protocol: str  # name of the wire protocol: a label in metrics, a heading in the documentation
+    error_body: ErrorBody  # writes an error as this protocol does
     description: str = ""
-    request: type[BaseModel] | None = None
-    """Model of the body; None for a GET."""
-    examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Name -> example of a body."""
-    response: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """JSON schema of the answer."""
+    request: type[BaseModel] | None = None  # model of the body; None for a GET
+    examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> example of a body
+    response: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # JSON schema of the answer
     response_example: Any = None
-    content_type: str = JSON
-    """Of the answer."""
-    statuses: tuple[int, ...] = ()
-    """Statuses that it may return besides 200 and those of every route."""
-    invalid_status: int = 422
-    """This protocol's status for a malformed request."""
-    is_public: bool = False
-    """Needs no API key."""
-    is_admin: bool = False
-    """Needs an admin key."""
-    takes_time: bool = False
-    """Tokenizes or runs the model: has a deadline, and is dropped when the client hangs up."""
+    content_type: str = JSON  # of the answer
+    statuses: tuple[int, ...] = ()  # statuses that it may return besides 200 and those of every route
+    invalid_status: int = 422  # this protocol's status for a malformed request
+    is_public: bool = False  # needs no API key
+    is_admin: bool = False  # needs an admin key
+    takes_time: bool = False  # tokenizes or runs the model: has a deadline, and is dropped when the client hangs up
+
+
+def plain_error(error: RequestError) -> dict[str, str]:
+    """Return an error as several protocols write it."""
+    return {"error": str(error)}
 
 
 def one_by_one(values: Iterable[Any]) -> list[Any]:

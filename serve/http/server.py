@@ -31,8 +31,7 @@ from serve.http.settings import ServeSettings
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.25
-BACKLOG = 4096
-"""Connections that may wait to be accepted."""
+BACKLOG = 4096  # connections that may wait to be accepted
 MAX_FILES = 65_536
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open; longer than load balancers do, so that they close first."""
@@ -141,21 +140,13 @@ def _address_errors(settings: ServeSettings) -> Iterator[None]:
 
 
 def _announce(service: Service, listener: socket.socket) -> None:
-    settings, facts = service.settings, service.engine.facts
+    facts = service.engine.facts
     host, port = listener.getsockname()[:2]
-    scheme = "https" if settings.tls_cert else "http"
+    scheme = "https" if service.settings.tls_cert else "http"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    logger.info(
-        "%s %s (%s, %s) serves on %s; page: %s/ui, documentation: %s/docs",
-        facts.name,
-        facts.version,
-        facts.variant,
-        facts.provider,
-        url,
-        url,
-        url,
-        extra={"url": url, "provider": facts.provider},
-    )
+    model = f"{facts.name} {facts.version} ({facts.variant}, {facts.provider})"
+    places = f"{url}; page: {url}/ui, documentation: {url}/docs"
+    logger.info("%s serves on %s", model, places, extra={"url": url, "provider": facts.provider})
 
 
 def _handle_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, asyncio.Event]:

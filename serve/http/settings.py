@@ -157,23 +157,6 @@ class ServeSettings:
         if len(set(self.devices)) < len(self.devices):
             yield f"{shown}: a GPU is named twice; name each once, it serves many requests at a time"
 
-    def all_api_keys(self) -> tuple[str, ...]:
-        """Return the keys of the flag and those now in the file; if there are none, anyone may call.
-
-        Raises:
-            InputError: the file cannot be read, or holds no key.
-        """
-        if self.api_keys_file is None:
-            return self.api_keys
-        try:
-            lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--api_keys_file: {self.api_keys_file}: {error}") from error
-        keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-        if not keys:
-            raise InputError(f"--api_keys_file: {self.api_keys_file} holds no key; write one a line")
-        return (*self.api_keys, *keys)
-
 
 def parse_settings(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> ServeSettings:
     """Return the settings of a command line and its environment. Exits with status 2 on an unknown flag.

@@ -21,17 +21,12 @@ class Content:
 
     binary: io.BufferedReader | gzip.GzipFile
     encoding: str
-    share_read: Callable[[], float | None]
-    """Share of the file read so far; None where its size is unknown."""
+    share_read: Callable[[], float | None]  # share of the file read so far; None where its size is unknown
 
 
 @contextlib.contextmanager
 def open_content(file: RowFile) -> Iterator[Content]:
-    """Open the text of a file for reading once.
-
-    Raises:
-        InputError: the file does not exist, is damaged gzip, or seems to be UTF-16 without saying so.
-    """
+    """Open the text of a file for reading once; raises InputError if absent, damaged gzip or unmarked UTF-16."""
     if file.path is not None:
         require_file(file.path, file.name)
     size = 0 if file.path is None or not file.path.is_file() else file.path.stat().st_size

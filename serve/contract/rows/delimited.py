@@ -38,8 +38,7 @@ class JoinedLines:
     """The rows read so far that a stray quote may have joined from several."""
 
     num_rows: int = 0
-    first: list[Lines] = dataclasses.field(default_factory=list)
-    """Where the first few are."""
+    first: list[Lines] = dataclasses.field(default_factory=list)  # where the first few are
 
     def add(self, lines: Lines) -> None:
         self.num_rows += 1
@@ -138,8 +137,7 @@ class _Lines:
     def __init__(self, text: Iterator[str]) -> None:
         self._text = text
         self._again: deque[str] = deque()
-        self.of_row: list[str] = []
-        """Lines fed since the last `clear`."""
+        self.of_row: list[str] = []  # lines fed since the last `clear`
 
     def feed(self) -> Iterator[str]:
         """Yield lines. A new feed continues where the last one stopped; a reader that failed needs one."""

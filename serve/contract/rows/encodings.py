@@ -4,8 +4,7 @@ import codecs
 import shlex
 from pathlib import Path
 
-START_BYTES = 4096
-"""Bytes of a file that show its encoding."""
+START_BYTES = 4096  # bytes of a file that show its encoding
 MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",

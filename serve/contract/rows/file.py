@@ -22,8 +22,6 @@ SUFFIXES: dict[str, RowFormat] = {
 }
 TABLE_SUFFIXES: dict[str, RowFormat] = {suffix: form for suffix, form in SUFFIXES.items() if form != "lines"}
 """Those of files with named columns."""
-
-
 UNPACKING = {".zip": "unzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
 """Suffix -> the command that unpacks it."""
 
@@ -32,19 +30,13 @@ UNPACKING = {".zip": "unzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"
 class RowFile:
     """A file of rows, and the words of the messages about it."""
 
-    path: Path | None
-    """None for standard input."""
+    path: Path | None  # None for standard input
     form: RowFormat
-    name: str
-    """For example `--file rows.csv`."""
-    columns_help: str
-    """How to choose columns."""
-    use_form: str = "rename it to end in .{}"
-    """How to have the file read in another format."""
-    delimiter: str | None = None
-    """Character between the fields of csv or tsv; None for the format's own."""
-    delimiter_flag: str | None = None
-    """Flag of the command that sets it, if it has one."""
+    name: str  # for example `--file rows.csv`
+    columns_help: str  # how to choose columns
+    use_form: str = "rename it to end in .{}"  # how to have the file read in another format
+    delimiter: str | None = None  # character between the fields of csv or tsv; None for the format's own
+    delimiter_flag: str | None = None  # flag of the command that sets it, if it has one
 
     def choose(
         self, present: Sequence[str], needed: Sequence[str], kept: Sequence[str] | None, *, line: int | None = None
@@ -117,11 +109,7 @@ def is_stream(path: Path) -> bool:
 
 
 def require_file(path: Path, name: str) -> None:
-    """Check that a file exists; `name` is for messages.
-
-    Raises:
-        InputError: it does not, or is a folder.
-    """
+    """Raise InputError if a file does not exist, or is a folder; `name` is for messages."""
     _refuse_folder(path, name)
     if not path.exists():
         raise InputError(f"{name}: no such file (looked in {Path.cwd()})")

@@ -18,17 +18,12 @@ class OpenParquet:
         self.columns = columns
         self.schema = pyarrow.schema([file.schema_arrow.field(column) for column in columns])
         """Arrow schema of the columns."""
-        self.metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
-        """What the writer noted about the file."""
+        self.metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}  # what the writer noted about the file
         self._file, self._name, self._errors = file, name, (pyarrow.ArrowException, OSError)
         self._num_read = 0
 
     def batches(self, num_rows: int) -> Iterator[Any]:
-        """Yield record batches of at most `num_rows` rows.
-
-        Raises:
-            InputError: the file is damaged.
-        """
+        """Yield record batches of at most `num_rows` rows; raises InputError where the file is damaged."""
         columns = list(self.columns)
         try:
             for batch in self._file.iter_batches(num_rows, columns=columns):
@@ -38,7 +33,6 @@ class OpenParquet:
             raise InputError(f"{self._name}: damaged after row {self._num_read:,} ({error})") from error
 
     def share_read(self) -> float:
-        """Return the share of the rows that was read so far."""
         return self._num_read / max(1, int(self._file.metadata.num_rows))
 
 
@@ -61,11 +55,7 @@ def open_parquet(file: RowFile, needed: Sequence[str], kept: Sequence[str] | Non
 
 
 def import_pyarrow(what: str) -> Any:
-    """Return pyarrow with its parquet module; `what` needs it, for the message.
-
-    Raises:
-        InputError: it is not installed. Only parquet needs it.
-    """
+    """Return pyarrow with its parquet module, which `what` needs; raises InputError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

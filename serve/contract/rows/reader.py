@@ -18,8 +18,7 @@ from serve.contract.rows.json_lines import Repair, json_rows
 from serve.contract.rows.parquet import open_parquet
 from serve.contract.rows.row import Malformed, Row, is_not_utf8, not_utf8
 
-LINES_COLUMN = "text"
-"""Name of the only column of plain lines."""
+LINES_COLUMN = "text"  # name of the only column of plain lines
 PARQUET_ROWS = 512
 
 
@@ -28,23 +27,16 @@ class Rows:
     """An open file of rows."""
 
     file: RowFile
-    columns: tuple[str, ...]
-    """The chosen columns."""
+    columns: tuple[str, ...]  # the chosen columns
     values: Iterator[Row | Malformed]
     """Each row, with its values of these columns. csv and tsv hold text; the others have types."""
-    share_read: Callable[[], float | None]
-    """Share of the file read so far; None where its size is unknown."""
-    arrow_types: dict[str, Any] = field(default_factory=dict)
-    """Column -> Arrow type, of a parquet file."""
+    share_read: Callable[[], float | None]  # share of the file read so far; None where its size is unknown
+    arrow_types: dict[str, Any] = field(default_factory=dict)  # column -> Arrow type, of a parquet file
     joined: JoinedLines = field(default_factory=JoinedLines)
     """The rows read so far that a stray quote may have joined."""
 
     def all_good(self) -> Iterator[Row]:
-        """Yield every row.
-
-        Raises:
-            InputError: a row is malformed.
-        """
+        """Yield every row; raises InputError at a malformed one."""
         for row in self.values:
             if isinstance(row, Malformed):
                 raise InputError(f"{self.file.name}, line {row.lines[0]}: {row.reason}")

@@ -6,20 +6,16 @@ from typing import Any, NamedTuple
 
 from serve.contract.rows.encodings import conversion, guessed_encoding
 
-Lines = tuple[int, int]
-"""First and last line of a row in its file, counted from 1."""
+Lines = tuple[int, int]  # first and last line of a row in its file, counted from 1
 
-Values = tuple[Any, ...]
-"""Values of a row, in the order of the chosen columns."""
+Values = tuple[Any, ...]  # values of a row, in the order of the chosen columns
 
 
 class Row(NamedTuple):
     """A row that could be read; a plain tuple because there are millions of them."""
 
-    values: tuple[Any, ...]
-    """Its values of the chosen columns."""
-    lines: Lines | None
-    """Its place in the file; None for parquet, which has no lines."""
+    values: tuple[Any, ...]  # its values of the chosen columns
+    lines: Lines | None  # its place in the file; None for parquet, which has no lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +23,7 @@ class Malformed:
     """A row that could not be read."""
 
     reason: str
-    content: str
-    """The raw text; undecodable bytes are lone surrogates."""
+    content: str  # the raw text; undecodable bytes are lone surrogates
     lines: Lines
 
 

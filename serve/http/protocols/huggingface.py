@@ -6,33 +6,31 @@ https://huggingface.co/docs/inference-providers/tasks/text-classification
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
-from serve.batching.request_errors import InvalidRequest, RequestError
+from serve.batching.request_errors import InvalidRequest
 from serve.batching.ticket import Answer
 from serve.contract.labels import ProblemType, scores_from_logits
 from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
-from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
+from serve.http.routes import Call, Reply, Route, json_reply, one_by_one, plain_error
 from serve.http.schemas import LABEL_SCORE, array
 
 PROTOCOL = "huggingface"
-OWN_FUNCTION: dict[ProblemType, str] = {
-    "single_label_classification": "softmax",
-    "multi_label_classification": "sigmoid",
-    "regression": "none",
+FUNCTIONS: dict[str, ProblemType] = {
+    "softmax": "single_label_classification",
+    "sigmoid": "multi_label_classification",
+    "none": "regression",
 }
-"""As the pipeline of transformers chooses it."""
+"""Function -> the models whose own it is, as the pipeline of transformers chooses it."""
 
 
-class Parameters(BaseModel):
+class Parameters(BaseModel, strict=True, extra="forbid"):
     """Optional parameters; what has no effect here is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = Field(
         default=None,
@@ -50,10 +48,8 @@ class Parameters(BaseModel):
     )
 
 
-class InferenceRequest(BaseModel):
+class InferenceRequest(BaseModel, strict=True):
     """Body of `POST /`."""
-
-    model_config = ConfigDict(strict=True)
 
     inputs: str | TextOrPair | Annotated[list[str | TextOrPair], Field(min_length=1, fail_fast=True)]
     parameters: Parameters | None = None
@@ -61,12 +57,12 @@ class InferenceRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol=PROTOCOL, error_body=plain_error)
     return [
         route(
             "POST",
             "/",
-            infer,
+            _infer,
             "Classify, as Hugging Face inference does",
             description="A list of labels for each input, highest score first.",
             request=InferenceRequest,
@@ -81,13 +77,7 @@ def routes() -> list[Route]:
     ]
 
 
-def error_body(error: RequestError) -> dict[str, str]:
-    """Return an error as Hugging Face's servers write it."""
-    return {"error": str(error)}
-
-
-async def infer(call: Call) -> Reply:
-    """Answer `POST /`."""
+async def _infer(call: Call) -> Reply:
     request: InferenceRequest = await call.read(InferenceRequest)
     given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
     parameters = request.parameters or Parameters()
@@ -104,14 +94,10 @@ async def infer(call: Call) -> Reply:
 
 
 def _reply(engine: Engine, answers: Sequence[Answer], parameters: Parameters) -> Reply:
-    function, own = parameters.function_to_apply, OWN_FUNCTION[engine.facts.classifier.problem_type]
-    rows = (each.scores if function in (None, own) else _applied(function, each.logits) for each in answers)
+    own = engine.facts.classifier.problem_type
+    kind = FUNCTIONS.get(parameters.function_to_apply or "", own)
+    rows = (  # another function than the model's own knows no temperature, as in the pipeline
+        each.scores if kind == own else scores_from_logits(np.array(each.logits), problem_type=kind).tolist()
+        for each in answers
+    )
     return json_reply(one_by_one(engine.ranked(each, parameters.top_k) for each in rows))
-
-
-def _applied(function: str | None, logits: Sequence[float]) -> Any:
-    """Return what the pipeline makes of logits [C], which knows no temperature."""
-    if function == "none":
-        return logits
-    kind: ProblemType = "multi_label_classification" if function == "sigmoid" else "single_label_classification"
-    return scores_from_logits(np.array(logits), problem_type=kind).tolist()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
 from serve.batching.request_errors import NotFound, RequestError
@@ -21,10 +21,8 @@ PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"
 
 
-class ClassifyRequest(BaseModel):
+class ClassifyRequest(BaseModel, strict=True):
     """Body of `POST /classify`."""
-
-    model_config = ConfigDict(strict=True)
 
     input: Annotated[list[str], Field(min_length=1, fail_fast=True)]
     model: str = Field(default=ANY_MODEL, description="Name of the served model, or this default for any.")
@@ -38,7 +36,7 @@ def routes() -> list[Route]:
         route(
             "POST",
             "/classify",
-            classify,
+            _classify,
             "Classify, as infinity does",
             request=ClassifyRequest,
             examples={"a batch": {"input": ["I loved it", "I want my money back"]}},
@@ -66,7 +64,7 @@ def routes() -> list[Route]:
         route(
             "GET",
             "/models",
-            models,
+            _models,
             "The served model, as infinity lists it",
             response={"type": "object", "required": ["object", "data"]},
             response_example={"object": "list", "data": [{"id": "tweet_sentiment", "object": "model"}]},
@@ -80,8 +78,7 @@ def error_body(error: RequestError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": error.kind, "param": None, "code": error.status}}
 
 
-async def classify(call: Call) -> Reply:
-    """Answer `POST /classify`."""
+async def _classify(call: Call) -> Reply:
     request: ClassifyRequest = await call.read(ClassifyRequest)
     engine = call.engine
     if request.model not in (ANY_MODEL, engine.facts.name):
@@ -104,8 +101,7 @@ def _reply(engine: Engine, answers: Sequence[Answer], request: ClassifyRequest) 
     )
 
 
-async def models(call: Call) -> Reply:
-    """Answer `GET /models`."""
+async def _models(call: Call) -> Reply:
     engine = call.engine
     model = {
         "id": engine.facts.name,

@@ -14,35 +14,30 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
-from serve.batching.request_errors import InvalidRequest, NotFound, RequestError, TooLarge
+from serve.batching.request_errors import InvalidRequest, NotFound, TooLarge
 from serve.batching.ticket import Answer
 from serve.contract.labels import ProblemType
 from serve.encoder import TextInput
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
 PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
-VERSION = "1"
-"""The only version of the model."""
+VERSION = "1"  # the only version of the model
 OUTPUTS: dict[ProblemType, tuple[str, ...]] = {
     "single_label_classification": ("label", "score", "scores", "logits"),
     "multi_label_classification": ("label", "score", "scores", "decisions", "logits"),
     "regression": ("value", "scores", "logits"),
 }
 """The last one only where it is asked for."""
-DATATYPES = {"label": "BYTES", "decisions": "BOOL"}
-"""Of outputs; others are FP32."""
-MATRICES = ("scores", "decisions", "logits")
-"""Outputs [N, C]; others are [N]."""
+DATATYPES = {"label": "BYTES", "decisions": "BOOL"}  # of outputs; others are FP32
+MATRICES = ("scores", "decisions", "logits")  # outputs [N, C]; others are [N]
 
 
-class InputTensor(BaseModel):
+class InputTensor(BaseModel, strict=True):
     """One input tensor."""
-
-    model_config = ConfigDict(strict=True)
 
     name: str
     shape: list[int] = Field(fail_fast=True)
@@ -51,19 +46,15 @@ class InputTensor(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class RequestedOutput(BaseModel):
+class RequestedOutput(BaseModel, strict=True):
     """One requested output."""
-
-    model_config = ConfigDict(strict=True)
 
     name: str
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class InferRequest(BaseModel):
+class InferRequest(BaseModel, strict=True):
     """Body of `POST /v2/models/{name}/infer`."""
-
-    model_config = ConfigDict(strict=True)
 
     id: str | None = None
     inputs: list[InputTensor] = Field(fail_fast=True, min_length=1)
@@ -73,25 +64,25 @@ class InferRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body, invalid_status=400)
+    route = partial(Route, protocol=PROTOCOL, error_body=plain_error, invalid_status=400)
 
     def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
         return route("GET", path, handler, summary, response={"type": "object"}, response_example=example, **options)
 
     found = [
-        get("/v2", server_metadata, "The server", {"name": "rawloop", "version": "0.1.0", "extensions": []}),
-        get("/v2/health/live", live, "Whether the process is alive", {"live": True}, is_public=True),
-        get("/v2/health/ready", ready, "Whether to send traffic", {"ready": True}, is_public=True, statuses=(503,)),
+        get("/v2", _server_metadata, "The server", {"name": "rawloop", "version": "0.1.0", "extensions": []}),
+        get("/v2/health/live", _live, "Whether the process is alive", {"live": True}, is_public=True),
+        get("/v2/health/ready", _ready, "Whether to send traffic", {"ready": True}, is_public=True, statuses=(503,)),
     ]
     texts = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["I loved it", "I want my money back"]}
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
-            get(prefix, model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
-            get(f"{prefix}/ready", model_ready, "Whether it answers", {"ready": True}, statuses=(404, 503)),
+            get(prefix, _model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
+            get(f"{prefix}/ready", _model_ready, "Whether it answers", {"ready": True}, statuses=(404, 503)),
             route(
                 "POST",
                 f"{prefix}/infer",
-                infer,
+                _infer,
                 "Classify, by the Open Inference Protocol",
                 request=InferRequest,
                 examples={"a batch": {"inputs": [texts]}},
@@ -108,36 +99,26 @@ def routes() -> list[Route]:
     return found
 
 
-def error_body(error: RequestError) -> dict[str, str]:
-    """Return an error as this protocol writes it."""
-    return {"error": str(error)}
-
-
-async def server_metadata(call: Call) -> Reply:
-    """Answer `GET /v2`."""
+async def _server_metadata(call: Call) -> Reply:
     return json_reply({"name": "rawloop", "version": version("rawloop"), "extensions": ["binary_tensor_data"]})
 
 
-async def live(call: Call) -> Reply:
-    """Answer `GET /v2/health/live`."""
+async def _live(call: Call) -> Reply:
     return json_reply({"live": True})
 
 
-async def ready(call: Call) -> Reply:
-    """Answer `GET /v2/health/ready`."""
+async def _ready(call: Call) -> Reply:
     reason = call.service.not_ready_because
     return json_reply({"ready": reason is None}, 200 if reason is None else 503)
 
 
-async def model_ready(call: Call) -> Reply:
-    """Answer `GET /v2/models/{name}/ready`."""
+async def _model_ready(call: Call) -> Reply:
     _require_model(call)
     reason = call.service.not_ready_because
     return json_reply({"name": call.path_values["name"], "ready": reason is None}, 200 if reason is None else 503)
 
 
-async def model_metadata(call: Call) -> Reply:
-    """Answer `GET /v2/models/{name}`."""
+async def _model_metadata(call: Call) -> Reply:
     facts = _require_model(call).facts
     return json_reply(
         {
@@ -161,8 +142,7 @@ async def model_metadata(call: Call) -> Reply:
     )
 
 
-async def infer(call: Call) -> Reply:
-    """Answer `POST /v2/models/{name}/infer`."""
+async def _infer(call: Call) -> Reply:
     _require_model(call)
     header, binary = _split(call)
     request: InferRequest = await call.read(InferRequest, header)
@@ -203,7 +183,6 @@ def _require_model(call: Call) -> Engine:
 
 
 def _split(call: Call) -> tuple[bytes, bytes]:
-    """Return the JSON part of the body, and its binary part."""
     length = call.headers.get(HEADER_LENGTH)
     if length is None:
         return call.body, b""
@@ -255,7 +234,6 @@ def _strings(tensor: InputTensor) -> list[str]:
 
 
 def _unpacked(name: str, packed: bytes, max_inputs: int) -> list[str]:
-    """Return the strings of a packed tensor."""
     texts: list[str] = []
     place = 0
     while place < len(packed):

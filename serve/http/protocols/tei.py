@@ -9,7 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
@@ -26,10 +26,8 @@ TextOrPair = Annotated[list[str], Field(min_length=1, fail_fast=True, json_schem
 """`read_inputs` refuses more than two, and says what to send instead."""
 
 
-class PredictRequest(BaseModel):
+class PredictRequest(BaseModel, strict=True):
     """Body of `POST /predict`."""
-
-    model_config = ConfigDict(strict=True)
 
     inputs: str | TextOrPair | Annotated[list[TextOrPair], Field(min_length=1, fail_fast=True)]
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
@@ -41,10 +39,8 @@ class PredictRequest(BaseModel):
     )
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(BaseModel, strict=True):
     """Body of `POST /tokenize`."""
-
-    model_config = ConfigDict(strict=True)
 
     inputs: str | Annotated[list[str], Field(min_length=1, fail_fast=True)]
     add_special_tokens: bool = True
@@ -57,7 +53,7 @@ def routes() -> list[Route]:
         route(
             "POST",
             "/predict",
-            predict,
+            _predict,
             "Classify, as Text Embeddings Inference does",
             description="A flat list of labels for one text or pair, highest score first; a list of lists for a batch.",
             request=PredictRequest,
@@ -73,7 +69,7 @@ def routes() -> list[Route]:
         route(
             "POST",
             "/tokenize",
-            tokenize,
+            _tokenize,
             "Tokens of texts, without truncation",
             description="Offsets count characters of the cleaned text. All texts of a request together may be as long "
             "as one text on other routes.",
@@ -86,7 +82,7 @@ def routes() -> list[Route]:
         route(
             "GET",
             "/info",
-            info,
+            _info,
             "The model and the server's limits",
             response={"type": "object", "required": ["model_id", "model_type", "max_input_length"]},
             response_example={"model_id": "tweet_sentiment", "provider": "CPUExecutionProvider"},
@@ -100,8 +96,7 @@ def error_body(error: RequestError) -> dict[str, str]:
     return {"error": str(error), "error_type": error.kind}
 
 
-async def predict(call: Call) -> Reply:
-    """Answer `POST /predict`."""
+async def _predict(call: Call) -> Reply:
     request: PredictRequest = await call.read(PredictRequest)
     inputs, is_batch = read_inputs(request.inputs)
     engine = call.engine
@@ -137,11 +132,10 @@ def read_inputs(inputs: str | list[str] | list[list[str]]) -> tuple[list[TextInp
             f"inputs{f'.{index}' if is_batch else ''}: {len(lists[index])} texts in one list, which is one text or one "
             'pair in this protocol; for several texts send [["a"], ["b"], ["c"]]'
         )
-    return [_text_or_pair(each) for each in lists], is_batch
+    return [each[0] if len(each) == 1 else (each[0], each[1]) for each in lists], is_batch
 
 
-async def tokenize(call: Call) -> Reply:
-    """Answer `POST /tokenize`."""
+async def _tokenize(call: Call) -> Reply:
     request: TokenizeRequest = await call.read(TokenizeRequest)
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     engine = call.engine
@@ -157,8 +151,7 @@ async def tokenize(call: Call) -> Reply:
     return await engine.lister.look_into(texts, reply, timeout_s=call.timeout_s, special=special)
 
 
-async def info(call: Call) -> Reply:
-    """Answer `GET /info`: TEI's fields, and some of our own."""
+async def _info(call: Call) -> Reply:
     engine = call.engine
     facts, limits = engine.facts, engine.batcher.limits
     labels = {str(number): label for number, label in enumerate(facts.labels)}
@@ -200,10 +193,6 @@ def _require_single_texts(inputs: Sequence[TextInput], is_batch: bool) -> None:
             f'{where}["a", "b"] is one pair of texts in this protocol, but this model takes single texts; '
             'for two texts send [["a"], ["b"]]'
         )
-
-
-def _text_or_pair(texts: list[str]) -> TextInput:
-    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
 
 def _truncation(request: PredictRequest) -> Truncation | None:

@@ -7,6 +7,7 @@ import pytest
 
 from serve.contract.command import given_arguments
 from serve.contract.errors import InputError
+from serve.http.keys import Keys
 from serve.http.settings import PREFIX, ServeSettings, parse_settings
 
 
@@ -86,4 +87,4 @@ def test_a_key_file_without_keys_is_refused(tmp_path: Path) -> None:
     path.write_text("# none yet\n")
     settings = parse_settings(["--bundle", "b", "--api_keys_file", str(path)], {})
     with pytest.raises(InputError, match="holds no key"):
-        settings.all_api_keys()
+        Keys(settings)
