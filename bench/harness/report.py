@@ -15,7 +15,7 @@ from bench.harness.samples import Ratio, median_rate, paired_ratio, percentile
 
 FORMS = {
     "share": ".1%", "agreement": ".2%", "accuracy": ".4f", "loss": ".4f", "flips": ".0f", "change": ".2g",
-    "million": ".2f",
+    "million": ".2f", "row": ".0f",
 }  # fmt: skip
 """Last word of a fact's name -> its format."""
 

@@ -31,9 +31,13 @@ def ours(bundle: Bundle, settings: Answer) -> Iterator[Entrant]:
     """Yield our variants; float16 runs only on CUDA, and there by CUDA graphs too."""
     settings = settings | {"bundle": str(bundle.folder.resolve())}
     has_cuda = resolve_device("auto") == "cuda"
+    classifier = bundle.classifier
     for variant in bundle.manifest.variants:
         if variant != "fp16" or has_cuda:
             yield entrant(f"rawloop {variant}", "RawloopPredictor", settings, is_ours=True, variant=variant)
+            if not classifier.long_texts.cuts_off:  # as others read long texts
+                how = {"variant": variant, "truncation": classifier.truncation_side}
+                yield entrant(f"rawloop {variant}, truncated", "RawloopPredictor", settings, is_ours=True, **how)
     if "fp16" in bundle.manifest.variants and has_cuda:
         settings |= {"variant": "fp16", "cuda_graphs": True}
         yield entrant("rawloop fp16, CUDA graphs", "RawloopPredictor", settings, is_ours=True)

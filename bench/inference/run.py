@@ -90,6 +90,7 @@ def run(options: InferenceOptions, command: str) -> None:
             measurements = measure(arena, options, [length for length in LENGTHS if length <= limit])
             judge(arena, answers_of(arena, "labels"), rows)
             for name in arena.alive:
+                arena.add_facts(name, arena.call(name, "tokens_read") or {})
                 if memory := arena.call(name, "memory"):
                     arena.add_facts(name, {"peak_memory_mib": memory["peak_memory_mib"]})
             for m in measurements:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.harness.worker import ContenderWorker, Message
-from serve.encoder import Encoder, TextInput
+from serve.encoder import Encoder, TextInput, windows_of
 
 Arrays = dict[str, NDArray[np.int64]]
 
@@ -84,6 +84,12 @@ class ClassifierWorker(ContenderWorker):
         """Return the logits [N, C] of all rows, in batches in order of arrival."""
         found = [self.run(self.encode(batch)) for batch in self._batches(batch_size)]
         return {"logits": np.concatenate(found).astype(float).tolist()}
+
+    def tokens_read(self) -> Message:
+        """Return the mean number of tokens that the model reads of a row."""
+        return {
+            "tokens_a_row": sum(int(self.encode([row])["attention_mask"].sum()) for row in self.rows) / len(self.rows)
+        }
 
     def _batches(self, size: int) -> list[list[TextInput]]:
         return [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
@@ -195,11 +201,16 @@ class RawloopPredictor(OnnxGraph):
     def load(self) -> None:
         from serve.predictor import Predictor
 
+        self._truncation = self.settings.pop("truncation", None)
         self._predictor = Predictor(num_threads=self.num_threads, **self.settings)
         self._encoder = self._predictor.pipeline.encoder
         self._session = self._predictor.pipeline.sessions.wide
         self._numbers = {label: number for number, label in enumerate(self._predictor.labels)}
 
     def classify(self, rows: Sequence[TextInput]) -> list[int]:
-        predictions = self._predictor(list(rows))  # type: ignore[arg-type]
+        predictions = self._predictor(list(rows), truncation=self._truncation)  # type: ignore[arg-type]
         return [self._numbers[prediction.label] for prediction in predictions]
+
+    def tokens_read(self) -> Message:
+        windows = windows_of(self._encoder.encode(self.rows, self._truncation))
+        return {"tokens_a_row": sum(window.num_tokens for window in windows) / len(self.rows)}
