@@ -43,6 +43,15 @@ class LongTexts:
         """Whether the tokenizer's own truncation does it."""
         return self.strategy == "truncate"
 
+    def __str__(self) -> str:
+        """Return what happens to a longer text, as in "longer ones are ..."."""
+        how = "their highest logits count" if self.pooling == "max" else "their logits are averaged"
+        return {
+            "truncate": "truncated",
+            "head_tail": "read at both ends",
+            "windows": f"read in up to {self.max_windows} windows, and {how}",
+        }[self.strategy]
+
 
 class Cut(NamedTuple):
     """What is read of one text or pair."""

@@ -13,7 +13,7 @@ from train_loop.findings.near_duplicates import THRESHOLD
 
 MODEL_FIELDS = (
     *("model_name", "model_revision", "text_column", "text_pair_column", "label_column", "delimiter"),
-    *("label_names", "cleaning", "max_length"),
+    *("label_names", "cleaning", "max_length", "long_texts"),
 )
 """Fields of the configuration that say something of a model that was trained elsewhere."""
 NAMES_OF_NUMBERS = {

@@ -105,7 +105,7 @@ def tokenize(
         config.cleaning,
         config.text_column,
         str(config.text_pair_column),
-        *([] if long_texts.cuts_off else [str(long_texts)]),
+        *([] if long_texts.cuts_off else [repr(long_texts)]),
     ):
         key.update(part.encode() + b"\0")
     return rows.map(

@@ -38,7 +38,8 @@ class Parameters(BaseModel, strict=True, extra="forbid"):
     )
     top_k: int | None = Field(default=None, ge=1, description="Labels to return; null for all.")
     truncation: Literal[True, False, "longest_first", "do_not_truncate"] | None = Field(
-        default=None, description="false and do_not_truncate refuse inputs that are too long; others truncate them."
+        default=None,
+        description="false and do_not_truncate refuse what would not be read whole.",
     )
     max_length: int | None = Field(
         default=None, ge=1, description="Any length from the model's own on, which is what inputs are truncated to."
@@ -84,7 +85,7 @@ async def _infer(call: Call) -> Reply:
     engine = call.engine
     if parameters.max_length is not None and parameters.max_length < engine.facts.max_length:
         raise InvalidRequest(
-            f"parameters.max_length: this server truncates all inputs at {engine.facts.max_length} tokens; leave it "
+            f"parameters.max_length: this server's model reads {engine.facts.max_length} tokens at a time; leave it "
             f"out, or start the server with --max_length {parameters.max_length}"
         )
     truncation: Truncation | None = "error" if parameters.truncation in (False, "do_not_truncate") else None

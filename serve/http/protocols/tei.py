@@ -32,7 +32,7 @@ class PredictRequest(BaseModel, strict=True):
     inputs: str | TextOrPair | Annotated[list[TextOrPair], Field(min_length=1, fail_fast=True)]
     raw_scores: bool = Field(default=False, description="Logits instead of probabilities.")
     truncate: bool | None = Field(
-        default=None, description="false refuses inputs that are too long; null truncates them."
+        default=None, description="false refuses what would not be read whole; null reads it as in training."
     )
     truncation_direction: Literal["left", "right", "Left", "Right"] | None = Field(
         default=None, description="Side that loses tokens; null for the model's own."

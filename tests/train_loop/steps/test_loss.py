@@ -216,3 +216,18 @@ def test_balanced_gradient_matches_the_derivation_however_the_step_is_cut(micro_
         softmax = exponentials / exponentials.sum(dim=1, keepdim=True)
         expected = weights[labels].unsqueeze(1) * (softmax - functional.one_hot(labels, 3)) / denominator
     torch.testing.assert_close(logits.grad, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "several labels", "mse"])
+def test_the_weight_of_a_text_does_not_depend_on_its_length(kind: str) -> None:
+    """Windows that say the same weigh as much as a text of one window that says it."""
+    logits, labels, weights = random_rows()
+    options: dict[str, Any] = {"kind": "focal"} if kind == "focal" else {}
+    if kind == "several labels":
+        labels = (logits.detach() > 0).long()
+    elif kind == "mse":
+        logits, labels, options = logits[:, :1], logits[:, 1].detach(), {"kind": "mse"}
+    num_windows = torch.arange(len(logits)) % 9 + 1
+    windows = [each.repeat_interleave(num_windows, dim=0) for each in (logits, labels)]
+    found = loss_sum(*windows, weights, num_windows=num_windows.repeat_interleave(num_windows), **options)
+    torch.testing.assert_close(found, loss_sum(logits, labels, weights, **options), rtol=1e-12, atol=0)

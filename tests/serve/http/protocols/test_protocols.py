@@ -204,7 +204,7 @@ def test_inference_client_gets_the_reason(inference_client: Any) -> None:
         ({"truncation": False}, 422, "32 tokens, more than the 16"),
         ({"truncation": "do_not_truncate"}, 422, "32 tokens, more than the 16"),
         ({"truncation": "only_first"}, 422, "should be True, False, 'longest_first' or 'do_not_truncate'"),
-        ({"max_length": 8}, 422, "truncates all inputs at 16 tokens; .* --max_length 8"),
+        ({"max_length": 8}, 422, "reads 16 tokens at a time; .* --max_length 8"),
         ({"return_all_scores": True}, 422, "return_all_scores: .* not permitted"),
     ],
 )
