@@ -307,6 +307,10 @@ def _problems_of_rows(config: TrainConfig) -> Iterator[str]:
     for name, strategy in OF_STRATEGY.items():
         if getattr(config, name) != usual[name] and config.long_texts != strategy:
             yield f"--{name} needs --long_texts {strategy}"
+    for name in ("head_tokens", "window_stride"):
+        tokens = getattr(config, name)
+        if tokens is not None and config.max_length is not None and tokens >= config.max_length:
+            yield f"--{name} {tokens} must be below --max_length {config.max_length}; leave it out for the usual"
     if config.validation_fraction <= 0 and config.validation_file is None and config.dataset_name is None:
         yield "--validation_fraction 0 leaves no rows to select the best model; pass --validation_file or a fraction"
     if config.dataset_name is not None and config.train_file is not None:

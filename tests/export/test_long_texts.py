@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exports import export_tiny_run
-from tiny_models import WORDS, save_tiny_model
+from tiny_models import ARCHITECTURES, WORDS, save_tiny_model, tiny_tokenizer
 
 from serve.contract.bundle import read_bundle
-from serve.contract.classifier import read_classifier
+from serve.contract.classifier import Classifier, read_classifier
+from serve.contract.long_texts import LongTexts
+from serve.encoder import Encoder, windows_of
 from serve.predictor import Predictor
 from train_loop.evaluation import main as evaluate
 from train_loop.main import main as train
+from train_loop.rows.tokens import encode
 
 STRATEGIES = {
     "windows": ["--long_texts=windows", "--window_stride=10"],
@@ -85,3 +88,32 @@ def test_evaluation_reads_long_texts_as_training_did(run: Path, tmp_path: Path) 
     assert evaluate(["--run", str(run), "--split", "test", "--output", str(tmp_path / "again")]) == 0
     again = (tmp_path / "again" / "predictions.csv").read_text()
     assert set(again.splitlines()) <= set(before.splitlines())
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+@pytest.mark.parametrize("pairs", [False, True])
+def test_training_export_and_serving_cut_the_same_windows(architecture: str, pairs: bool, tmp_path: Path) -> None:
+    tokenizer, rule = tiny_tokenizer(architecture), LongTexts(strategy="windows", window_stride=7, max_windows=5)
+    tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    classifier = Classifier(
+        name="tiny",
+        labels=("a", "b"),
+        text_column="text",
+        text_pair_column="pair" if pairs else None,
+        max_length=16,
+        padding_side=tokenizer.padding_side,
+        long_texts=rule,
+    )
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    encoder = Encoder(tmp_path / "tokenizer.json", classifier, input_names=names, pad_token_id=0)
+    texts = [" ".join(WORDS[number * place % 60] for place in range(1 + number * 3)) for number in range(40)]
+    columns = [texts, texts[::-1]] if pairs else [texts]
+    trained = encode(tokenizer, columns, 16, rule)
+    served = encoder.encode(list(zip(*columns, strict=True)) if pairs else texts)
+    windows = windows_of(served)
+    assert [len(each.windows) for each in served] == trained.num_windows
+    assert max(trained.num_windows) == 5
+    assert [each.truncated for each in served] == trained.truncated
+    assert [window.ids.tolist() for window in windows] == trained.input_ids
+    assert [window.type_ids.tolist() for window in windows if window.type_ids is not None] == trained.token_type_ids
+    assert all(len(ids) <= 16 and ids.count(2) == 1 and ids.count(3) == 1 + pairs for ids in trained.input_ids)

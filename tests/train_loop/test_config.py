@@ -242,6 +242,15 @@ def test_all_contradictions_are_listed_at_once(recipe: Any) -> None:
         ({"train_file": "a.csv", "text_pair_column": "text"}, "a pair needs two columns"),
         ({"train_file": "a.csv", "text_pair_column": "label"}, "is also a text column"),
         ({"train_file": "a.csv", "max_length": 3}, "at least 4 tokens"),
+        ({"train_file": "a.csv", "head_tokens": 9}, "--head_tokens needs --long_texts head_tail"),
+        (
+            {"train_file": "a.csv", "long_texts": "head_tail", "max_windows": 9},
+            "--max_windows needs --long_texts windows",
+        ),
+        (
+            {"train_file": "a.csv", "long_texts": "windows", "window_stride": 64, "max_length": 64},
+            "--window_stride 64 must be below --max_length 64",
+        ),
         ({"train_file": "a.csv", "label_names": ["a"]}, "two or more distinct names"),
         ({"train_file": "a.csv", "label_names": ["a", "a"]}, "two or more distinct names"),
         ({"train_file": "a.csv", "learning_rate": 0.0}, "must be positive"),
