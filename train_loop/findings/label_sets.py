@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.intervals import row_intervals
-from train_loop.findings.label_set_metrics import averages, label_set_metrics, resampled_averages, row_metrics
-from train_loop.findings.metrics import Counts, Floats, Ranking, binned, per_class
 from train_loop.findings.predictions import Predictions
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.classes import Counts, per_class
+from train_loop.metrics.intervals import row_intervals
+from train_loop.metrics.label_sets import averages, label_set_metrics, resampled_averages, row_metrics
+from train_loop.metrics.probabilities import Floats, Ranking, binned
+from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import names_of
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train_loop.findings.audit import csv_table
-from train_loop.findings.metrics import most_confused
 from train_loop.findings.predictions import Predictions
+from train_loop.metrics.classes import most_confused
 from train_loop.rows.data import class_counts
 from train_loop.rows.split import ROWS_PER_BATCH
 

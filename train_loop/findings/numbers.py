@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.intervals import row_intervals
-from train_loop.findings.metrics import Floats
-from train_loop.findings.number_metrics import number_metrics
 from train_loop.findings.predictions import Predictions
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.intervals import row_intervals
+from train_loop.metrics.numbers import number_metrics
+from train_loop.metrics.probabilities import Floats
+from train_loop.metrics.split import SplitMetrics
 
 
 class NumberPredictions(Predictions):

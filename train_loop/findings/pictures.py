@@ -17,10 +17,11 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from train_loop.findings.label_set_metrics import averages
-from train_loop.findings.metrics import NUM_BINS, Counts, Ranking, most_confused
 from train_loop.findings.predictions import Predictions
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.classes import Counts, most_confused
+from train_loop.metrics.label_sets import averages
+from train_loop.metrics.probabilities import NUM_BINS, Ranking
+from train_loop.metrics.split import SplitMetrics
 
 ONE_LABEL = "single_label_classification"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")

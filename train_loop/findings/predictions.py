@@ -11,21 +11,18 @@ from numpy.typing import NDArray
 
 from serve.contract.classifier import Classifier
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.intervals import count_intervals, row_intervals
-from train_loop.findings.metrics import (
-    Counts,
+from train_loop.metrics.classes import Counts, confusion_matrix, count_metrics, per_class
+from train_loop.metrics.intervals import count_intervals, row_intervals
+from train_loop.metrics.probabilities import (
     Floats,
-    confusion_matrix,
-    count_metrics,
     log_loss,
     mean_over_defined,
-    per_class,
     rankings,
     reliability,
     row_brier_scores,
     row_log_losses,
 )
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import Split
 
 Names = tuple[str, ...]

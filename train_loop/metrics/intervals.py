@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.metrics import Counts, Floats, Matrix, Ranking, count_metrics, mean_over_defined
+from train_loop.metrics.classes import Counts, Matrix, count_metrics
+from train_loop.metrics.probabilities import Floats, Ranking, mean_over_defined
 
 NUM_RESAMPLES = 1_000
 MIN_RESAMPLES = 200

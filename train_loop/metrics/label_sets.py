@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.intervals import num_averaged
-from train_loop.findings.metrics import Counts, Floats, Ranking, mean_over_defined, precision_recall_f1
+from train_loop.metrics.classes import Counts, precision_recall_f1
+from train_loop.metrics.intervals import num_averaged
+from train_loop.metrics.probabilities import Floats, Ranking, mean_over_defined
 
 Flags = NDArray[np.bool_]
 
