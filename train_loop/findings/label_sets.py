@@ -10,8 +10,8 @@ from serve.contract.labels import scores_from_logits
 from train_loop.findings.predictions import Predictions
 from train_loop.metrics.classes import Counts, per_class
 from train_loop.metrics.intervals import row_intervals
-from train_loop.metrics.label_sets import averages, label_set_metrics, resampled_averages, row_metrics
-from train_loop.metrics.probabilities import Floats, Ranking, binned
+from train_loop.metrics.label_sets import averages, resampled_averages, row_log_losses, row_metrics, summary
+from train_loop.metrics.probabilities import Floats, binned, rankings
 from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import names_of
 
@@ -65,17 +65,14 @@ class LabelSetPredictions(Predictions):
     def measure(self, seed: int) -> SplitMetrics:
         scores, given, true = self.probabilities, self.predicted, self.split.labels
         uncalibrated = scores_from_logits(self.logits, problem_type=self.classifier.problem_type)
-        counts, rows = Counts.of_sets(given, true), row_metrics(scores, given, true)
-        ranked = [Ranking(scores[:, label], true[:, label]) for label in range(true.shape[1])]
-        before, after = binned(uncalibrated.ravel(), true.ravel()), binned(scores.ravel(), true.ravel())
-        values = label_set_metrics(scores, given, true)
-        values.pop("loss")
+        counts, rows, ranked = Counts.of_sets(given, true), row_metrics(scores, given, true), rankings(scores, true)
+        before, after = (binned(each.ravel(), true.ravel()) for each in (uncalibrated, scores))
         halved = averages(Counts.of_sets(scores >= 0.5, true))
-        values |= {
+        values = summary(counts, rows, ranked) | {
             "macro_f1_at_half": halved["macro_f1"],
             "micro_f1_at_half": halved["micro_f1"],
             "expected_calibration_error": after.expected_calibration_error,
-            "log_loss_uncalibrated": float(row_metrics(uncalibrated, given, true)["log_loss"].mean()),
+            "log_loss_uncalibrated": float(row_log_losses(uncalibrated, true).mean()),
             "expected_calibration_error_uncalibrated": before.expected_calibration_error,
         }
         classes = per_class(counts, ranked, self.labels)

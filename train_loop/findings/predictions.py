@@ -16,7 +16,7 @@ from train_loop.metrics.intervals import count_intervals, row_intervals
 from train_loop.metrics.probabilities import (
     Floats,
     log_loss,
-    mean_over_defined,
+    mean_areas,
     rankings,
     reliability,
     row_brier_scores,
@@ -138,14 +138,14 @@ class Predictions:
         matrix = confusion_matrix(self.predicted, labels, len(self.labels))
         ranked = rankings(probabilities, labels)
         classes = per_class(Counts.of(matrix), ranked, self.labels)
-        losses, distances = row_log_losses(probabilities, labels), row_brier_scores(probabilities, labels)
-        rows = {"log_loss": losses, "brier_score": distances}
+        rows = {
+            "log_loss": row_log_losses(probabilities, labels),
+            "brier_score": row_brier_scores(probabilities, labels),
+        }
         uncalibrated = scores_from_logits(self.logits)
-        before, after = reliability(uncalibrated, labels), reliability(probabilities, labels)
+        before, after = (reliability(each, labels) for each in (uncalibrated, probabilities))
         values = {name: float(value) for name, value in count_metrics(Counts.of(matrix)).items()}
-        values |= {name: float(each.mean()) for name, each in rows.items()}
-        for name in ("roc_auc", "average_precision"):
-            values[name] = mean_over_defined(np.array([found[name] for found in classes.values()]))
+        values |= {name: float(each.mean()) for name, each in rows.items()} | mean_areas(ranked)
         values |= {
             "expected_calibration_error": after.expected_calibration_error,
             "log_loss_uncalibrated": log_loss(uncalibrated, labels),

@@ -15,7 +15,7 @@ import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.metrics.probabilities import Floats, Ranking
+from train_loop.metrics.probabilities import AREAS, Floats, Ranking
 
 Matrix = NDArray[np.int64]
 
@@ -118,14 +118,13 @@ def per_class(counts: Counts, rankings: Sequence[Ranking], labels: tuple[str, ..
     found = {}
     for precision, recall, f1, support, ranking, label in columns:
         values = {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
-        found[label] = values | dict(zip(("roc_auc", "average_precision"), ranking.areas(), strict=True))
+        found[label] = values | dict(zip(AREAS, ranking.areas(), strict=True))
     return found
 
 
 def most_confused(matrix: Matrix, num_pairs: int) -> list[tuple[int, int, int]]:
     """Return (true class, predicted class, rows) of the most frequent mistakes of a confusion matrix [C, C]."""
-    mistakes = matrix.copy()
-    np.fill_diagonal(mistakes, 0)
+    mistakes = matrix - np.diag(np.diagonal(matrix))
     cells = np.argsort(-mistakes, axis=None, kind="stable")[:num_pairs]
-    pairs = np.stack(np.unravel_index(cells, matrix.shape), axis=1).tolist()
+    pairs = np.transpose(np.unravel_index(cells, matrix.shape)).tolist()
     return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in pairs if mistakes[true, predicted]]

@@ -5,6 +5,7 @@ or without rows of other classes.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ Floats = NDArray[np.float64]
 
 NUM_BINS = 15
 """Bins of the reliability diagram, as in Guo et al. 2017."""
+AREAS = ("roc_auc", "average_precision")
 
 
 def row_log_losses(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
@@ -46,9 +48,7 @@ class Reliability:
     @property
     def expected_calibration_error(self) -> float:
         """Return the mean |accuracy - score| over rows (Naeini et al. 2015)."""
-        filled = self.num_rows > 0
-        gaps = np.abs(self.accuracies - self.scores)[filled]
-        return float((gaps * self.num_rows[filled]).sum() / self.num_rows.sum())
+        return float(np.nansum(np.abs(self.accuracies - self.scores) * self.num_rows) / self.num_rows.sum())
 
 
 def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> Reliability:
@@ -58,15 +58,11 @@ def reliability(probabilities: Floats, labels: NDArray[np.int64]) -> Reliability
 
 def binned(scores: Floats, is_right: NDArray[np.bool_]) -> Reliability:
     """Return how often what has a score [N] is right [N]."""
-    correct = is_right.astype(np.float64)
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     num_rows = np.bincount(bins, minlength=NUM_BINS)
     safe = np.where(num_rows > 0, num_rows, np.nan)
-    return Reliability(
-        num_rows,
-        np.bincount(bins, weights=scores, minlength=NUM_BINS) / safe,
-        np.bincount(bins, weights=correct, minlength=NUM_BINS) / safe,
-    )
+    means = (np.bincount(bins, weights=each, minlength=NUM_BINS) / safe for each in (scores, is_right))
+    return Reliability(num_rows, *means)
 
 
 class Ranking:
@@ -109,12 +105,14 @@ def _increments(counts: Floats) -> Floats:
     return differences
 
 
-def rankings(probabilities: Floats, labels: NDArray[np.int64]) -> list[Ranking]:
-    """Return one ranking per class."""
-    return [Ranking(probabilities[:, index], labels == index) for index in range(probabilities.shape[1])]
+def rankings(scores: Floats, labels: NDArray[np.integer] | NDArray[np.bool_]) -> list[Ranking]:
+    """Return one ranking per class of scores [N, C]; labels are class numbers [N], or which each row has [N, C]."""
+    is_class = labels if labels.ndim == 2 else labels[:, None] == np.arange(scores.shape[1])
+    return [Ranking(*columns) for columns in zip(scores.T, is_class.T, strict=True)]
 
 
-def mean_over_defined(values: NDArray[np.float64]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
+def mean_areas(ranked: Sequence[Ranking], weights: NDArray[np.number] | None = None) -> dict[str, float]:
+    """Return `roc_auc` and `average_precision`, each averaged over the classes where it is defined; else NaN."""
+    areas = np.array([ranking.areas(weights) for ranking in ranked])  # [C, 2]
+    defined = areas[~np.isnan(areas[:, 0])]
+    return dict(zip(AREAS, defined.mean(axis=0).tolist() if len(defined) else (np.nan, np.nan), strict=True))

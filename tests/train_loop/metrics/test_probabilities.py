@@ -8,7 +8,7 @@ from sklearn import metrics as oracle
 from train_loop.metrics.probabilities import (
     NUM_BINS,
     log_loss,
-    mean_over_defined,
+    mean_areas,
     rankings,
     reliability,
     row_brier_scores,
@@ -70,17 +70,18 @@ def test_areas_of_each_class_match_scikit_learn(
 
 def test_macro_areas_match_scikit_learn() -> None:
     probabilities, labels = random_rows(300, 5, 6)
-    areas = np.array([ranking.areas() for ranking in rankings(probabilities, labels)])
+    areas = mean_areas(rankings(probabilities, labels))
     expected = oracle.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
-    assert mean_over_defined(areas[:, 0]) == pytest.approx(expected, abs=1e-12)
+    assert areas["roc_auc"] == pytest.approx(expected, abs=1e-12)
     expected = oracle.average_precision_score(np.eye(5)[labels], probabilities, average="macro")
-    assert mean_over_defined(areas[:, 1]) == pytest.approx(expected, abs=1e-12)
+    assert areas["average_precision"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_mean_of_only_nans_is_nan_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.isnan(mean_over_defined(np.array([np.nan, np.nan])))
+        areas = mean_areas(rankings(np.array([[0.2, 0.8], [0.6, 0.4]]), np.array([1, 1])))
+    assert np.isnan([*areas.values()]).all()
 
 
 def test_reliability_bins_rows_by_the_score_of_their_prediction() -> None:
