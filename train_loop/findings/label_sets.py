@@ -1,7 +1,6 @@
 """The predictions of a split with any number of labels a row."""
 
 import functools
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +50,7 @@ class LabelSetPredictions(Predictions):
     def answer(self, row: int | np.integer) -> str:
         return ", ".join(names_of(self.predicted[row], self.labels))
 
-    def mistake_cells(self, row: int) -> list[Any]:
+    def mistake_cells(self, row: int) -> list[str]:
         """Return the labels that are missing, and those that are wrong."""
         true, given = self.split.labels[row], self.predicted[row]
         return [", ".join(names_of(labels, self.labels)) for labels in (true & ~given, given & ~true)]
@@ -59,8 +58,7 @@ class LabelSetPredictions(Predictions):
     def are_confused(self, true: int, predicted: int) -> NDArray[np.bool_]:
         """Return the rows [N] where one label is missing and another is wrong."""
         missing, wrong = self._missing_and_wrong()
-        found: NDArray[np.bool_] = missing[:, true] & wrong[:, predicted]
-        return found
+        return missing[:, true] & wrong[:, predicted]
 
     def measure(self, seed: int) -> SplitMetrics:
         scores, given, true = self.probabilities, self.predicted, self.split.labels

@@ -1,8 +1,6 @@
 """The predictions of a split with a number for each row."""
 
 import functools
-import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +25,12 @@ class NumberPredictions(Predictions):
     @functools.cached_property
     def predicted(self) -> Floats:
         """The answers [N]."""
-        answers: Floats = self.probabilities[:, 0]
-        return answers
+        return self.probabilities[:, 0]
 
     @functools.cached_property
     def scores(self) -> Floats:
         """Answer - true number [N]."""
-        errors: Floats = self.predicted - self.split.labels
-        return errors
+        return self.predicted - self.split.labels
 
     @functools.cached_property
     def is_correct(self) -> NDArray[np.bool_]:
@@ -53,14 +49,13 @@ class NumberPredictions(Predictions):
     def score_columns(self) -> list[str]:
         return list(self.mistake_columns)
 
-    def score_cells(self, row: int) -> list[float]:
+    def score_cells(self, row: int) -> list[str]:
         """Return the ends of the interval that holds 90 % of the true numbers."""
         if "0.9" not in self.classifier.decision.interval_widths:
-            return [math.nan, math.nan]
-        return [*self.classifier.interval(float(self.predicted[row]), 0.9)]
+            return ["nan", "nan"]
+        return [f"{value:.6g}" for value in self.classifier.interval(float(self.predicted[row]), 0.9)]
 
-    def mistake_cells(self, row: int) -> list[Any]:
-        return [f"{value:.6g}" for value in self.score_cells(row)]
+    mistake_cells = score_cells
 
     def measure(self, seed: int) -> SplitMetrics:
         answers, true = self.predicted, self.split.labels

@@ -92,12 +92,7 @@ class Predictions:
     def mistakes(self) -> NDArray[np.int64]:
         """Return the rows with a wrong answer, the most confident first."""
         rows = np.flatnonzero(~self.is_correct)
-        order: NDArray[np.int64] = rows[np.argsort(-self.scores[rows], kind="stable")]
-        return order
-
-    def score(self, row: int | np.integer) -> float:
-        """Return how sure the model is of its answer to a row."""
-        return float(self.scores[row])
+        return rows[np.argsort(-self.scores[rows], kind="stable")]
 
     def answer(self, row: int | np.integer) -> str:
         """Return the model's answer to a row, as text."""
@@ -112,15 +107,14 @@ class Predictions:
         """Further columns of predictions.csv."""
         return [f"probability_{label}" for label in self.labels]
 
-    def score_cells(self, row: int) -> list[float]:
+    def score_cells(self, row: int) -> list[str]:
         """Return a row's values in them."""
-        values: list[float] = self.probabilities[row].tolist()
-        return values
+        return [f"{value:.6g}" for value in self.probabilities[row]]
 
     mistake_columns: ClassVar[Names] = ("probability_of_true", "runner_up", "margin")
     """Further columns of misclassified.csv."""
 
-    def mistake_cells(self, row: int) -> list[Any]:
+    def mistake_cells(self, row: int) -> list[str]:
         """Return a row's values in them."""
         probabilities = self.probabilities[row]
         best, second = np.argsort(-probabilities, kind="stable")[:2]

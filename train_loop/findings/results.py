@@ -12,7 +12,7 @@ from rich.text import Text
 
 from serve.contract.files import staged_folder, write_bytes, write_json
 from train_loop.findings.assessment import Assessment
-from train_loop.findings.audit import csv_table, write_audit
+from train_loop.findings.audit import write_audit, write_table
 from train_loop.findings.mistakes import write_misclassified, write_predictions
 from train_loop.findings.pictures import draw_all
 from train_loop.findings.report import render_report
@@ -125,19 +125,21 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
 
 def _write_classes(path: Path, assessment: Assessment) -> None:
     """Write the metrics of each class of each split; undefined ones are empty."""
-    names = next((tuple(values) for each in assessment.metrics.values() for values in each.per_class.values()), ())
-    names = (*CLASS_METRICS, *(name for name in names if name not in CLASS_METRICS))
-    with csv_table(path, ["split", "label", *names]) as table:
-        for split, found in assessment.metrics.items():
-            for label, values in found.per_class.items():
-                numbers = (values[name] for name in names)
-                table.writerow([split, label, *("" if math.isnan(number) else f"{number:.6g}" for number in numbers)])
+    classes = [(split, *item) for split, found in assessment.metrics.items() for item in found.per_class.items()]
+    names = tuple(classes[0][2]) if classes else CLASS_METRICS
+    rows = (
+        [split, label, *("" if math.isnan(value) else f"{value:.6g}" for value in values.values())]
+        for split, label, values in classes
+    )
+    write_table(path, ["split", "label", *names], rows)
 
 
 def _write_confusion(path: Path, assessment: Assessment) -> None:
     """Write the confusion matrix of each split, cell by cell, without empty ones."""
-    with csv_table(path, ["split", "true", "predicted", "rows"]) as table:
-        for split, found in assessment.metrics.items():
-            labels = assessment.predictions[split].labels
-            for true, predicted in np.argwhere(found.matrix).tolist():
-                table.writerow([split, labels[true], labels[predicted], found.matrix[true, predicted]])
+    labels = assessment.main.labels
+    rows = (
+        [split, labels[true], labels[predicted], found.matrix[true, predicted]]
+        for split, found in assessment.metrics.items()
+        for true, predicted in np.argwhere(found.matrix)
+    )
+    write_table(path, ["split", "true", "predicted", "rows"], rows)

@@ -82,12 +82,12 @@ def analyse_slices(
     tables = [
         [[int(correct[rows].sum()), int((~correct[rows]).sum())] for rows in (flags, ~flags)] for _, flags in found
     ]
-    p_values = false_discovery_control([fisher_exact(table, alternative="less").pvalue for table in tables])
+    p_values = false_discovery_control([fisher_exact(table, alternative="less").pvalue for table in tables]).tolist()
     slices = []
-    for (name, flags), ((hits, misses), (rest_hits, rest_misses)), p_value in zip(found, tables, p_values, strict=True):
-        wilson = binomtest(hits, hits + misses).proportion_ci(method="wilson")
-        interval, rest_accuracy = (float(wilson.low), float(wilson.high)), rest_hits / (rest_hits + rest_misses)
-        slices.append(Slice(name, int(flags.sum()), hits, interval, rest_accuracy, float(p_value)))
+    for (name, _), ((hits, misses), (rest_hits, rest_misses)), p_value in zip(found, tables, p_values, strict=True):
+        low, high = binomtest(hits, hits + misses).proportion_ci(method="wilson")
+        rest_accuracy = rest_hits / (rest_hits + rest_misses)
+        slices.append(Slice(name, hits + misses, hits, (float(low), float(high)), rest_accuracy, p_value))
     return sorted(slices, key=lambda s: (not s.is_worse, s.accuracy - s.rest_accuracy))
 
 

@@ -128,8 +128,7 @@ def read_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 def read_served_tokenizer(folder: Path, classifier: Classifier) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a `model/` as served: from tokenizer.json, which transformers 5 may read otherwise."""
     sides = {"padding_side": classifier.padding_side, "truncation_side": classifier.truncation_side}
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, **sides)
-    return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(folder, **sides)
 
 
 def _has_sentencepiece_model(folder: Path, error: Exception) -> bool:
