@@ -58,9 +58,7 @@ def _patient_group() -> torch.distributed.ProcessGroup:
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Return, on all processes, whether `flag` is true on any."""
-    if accelerator.num_processes == 1:
-        return flag
-    return any(gather_object([flag]))
+    return any(from_all_processes(accelerator, flag))
 
 
 def from_all_processes(accelerator: Accelerator, value: T) -> list[T]:

@@ -1,5 +1,6 @@
 """The run directory: name, lock, files. Two runs never share one."""
 
+import contextlib
 import datetime
 import errno
 import os
@@ -7,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +46,10 @@ class RunDirectory:
         Raises:
             InputError: the folder is not writable, or --run_name exists already.
         """
-        parent = Path(config.output_dir).resolve()
-        name = config.run_name or _name(config)
-        try:
+        with _refusing_unwritable(config.output_dir):
+            parent = Path(config.output_dir).resolve()
             parent.mkdir(parents=True, exist_ok=True)
-            path = _make_new(parent, name, may_number=config.run_name is None)
-        except OSError as error:
-            raise InputError(
-                f"--output_dir {config.output_dir}: not writable ({error.strerror}); choose another folder"
-            ) from error
-        run = cls(path)
+            run = cls(_make_new(parent, config.run_name or _name(config), may_number=config.run_name is None))
         run.lock()
         for folder in (run.checkpoints, run.results, run.logs):
             folder.mkdir()
@@ -138,10 +134,16 @@ def require_writable(folder: str) -> None:
     Raises:
         InputError: it cannot be created or written to.
     """
-    try:
+    with _refusing_unwritable(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@contextlib.contextmanager
+def _refusing_unwritable(folder: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"--output_dir {folder}: not writable ({error.strerror}); choose another folder") from error
 
@@ -169,11 +171,9 @@ def _name(config: TrainConfig) -> str:
         data = file.parent.name if file.stem.lower() in ("train", "training") else file.stem
     else:
         assert config.dataset_name is not None
-        data = Path(config.dataset_name.rstrip("/")).name
-        if config.dataset_config is not None:
-            data += f"_{config.dataset_config}"
-    model = Path(config.model_name.rstrip("/")).name
-    return f"{now}_{re.sub(r'[^A-Za-z0-9.-]+', '_', model)}_{re.sub(r'[^A-Za-z0-9.-]+', '_', data)}"
+        data = "_".join(filter(None, (Path(config.dataset_name.rstrip("/")).name, config.dataset_config)))
+    names = (Path(config.model_name.rstrip("/")).name, data)
+    return "_".join([now, *(re.sub(r"[^A-Za-z0-9.-]+", "_", name) for name in names)])
 
 
 def _git_commit() -> str | None:
