@@ -17,6 +17,7 @@ from train_loop.findings.mistakes import write_misclassified, write_predictions
 from train_loop.findings.pictures import draw_all
 from train_loop.findings.report import render_report
 
+DECISION_METRICS = ("answered", "accuracy_answered", "label_set_90_coverage", "label_set_90_size")
 CLASS_METRICS = ("precision", "recall", "f1", "support", "roc_auc", "average_precision")
 
 
@@ -52,23 +53,20 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     table.add_column("")
     for name in assessment.metrics:
         table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
-    for metric in assessment.main.shown:
-        table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
-    has_scores = all(found.after is not None for found in assessment.metrics.values())
-    errors = [found.shown("expected_calibration_error") for found in assessment.metrics.values() if has_scores]
-    if any(found.is_calibrated for found in assessment.metrics.values()):
-        before = (found.shown("expected_calibration_error_uncalibrated") for found in assessment.metrics.values())
-        table.add_row("calibration error, before -> after", *map(" -> ".join, zip(before, errors, strict=True)))
-    elif errors:
-        table.add_row("calibration error", *errors)
-    for metric in ("answered", "accuracy_answered", "label_set_90_coverage", "label_set_90_size"):
-        if all(metric in found.values for found in assessment.metrics.values()):
-            table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
+    splits = assessment.metrics.values()
+    calibrated, uncalibrated = "expected_calibration_error", "expected_calibration_error_uncalibrated"
+    for metric in (*assessment.main.shown, calibrated, *DECISION_METRICS):
+        if not all(metric in found.values for found in splits):
+            continue
+        name, cells = metric.replace("_", " ").removeprefix("expected "), [found.shown(metric) for found in splits]
+        if metric == calibrated and any(found.is_calibrated for found in splits):
+            name += ", before -> after"
+            cells = [f"{found.shown(uncalibrated)} -> {found.shown(calibrated)}" for found in splits]
+        table.add_row(name, *cells)
     console.print(table, highlight=False)
     for name, note in assessment.footnotes.items():
         console.print(f"* {name}: {note}", style="dim", highlight=False)
-    worse = [kind for kind in assessment.slices if kind.is_worse][:5]
-    if worse:
+    if worse := [kind for kind in assessment.slices if kind.is_worse][:5]:
         weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
         for column in ("slice", "rows", assessment.main.slice_metric, "all others"):
             weak.add_column(column, justify="left" if column == "slice" else "right")

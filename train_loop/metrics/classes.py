@@ -68,25 +68,18 @@ def count_metrics(counts: Counts) -> dict[str, Floats]:
     rows = true.sum(axis=-1)
     hits = counts.hits.sum(axis=-1).astype(np.float64)
     shares = true / np.maximum(rows, 1)[..., None]
+    truth, guess, total = (each.astype(np.float64) for each in (true, counts.predicted, rows))  # squares overflow int64
+    covariance = hits * total - (truth * guess).sum(axis=-1)
+    variances = (total**2 - (guess**2).sum(axis=-1)) * (total**2 - (truth**2).sum(axis=-1))
     metrics = {
         "accuracy": _ratio(hits, rows),
         "balanced_accuracy": _ratio(recall.sum(axis=-1), (true > 0).sum(axis=-1)),
-        "matthews_correlation": _matthews_correlation(hits, true, counts.predicted, rows),
+        "matthews_correlation": _ratio(covariance, np.sqrt(variances)),  # Gorodkin 2004; 0 if either is constant
     }
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         metrics[f"macro_{name}"] = values.mean(axis=-1)
         metrics[f"weighted_{name}"] = (values * shares).sum(axis=-1)
     return metrics
-
-
-def _matthews_correlation(
-    hits: Floats, true: NDArray[np.integer], predicted: NDArray[np.integer], rows: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    """Gorodkin 2004: the correlation of true and predicted classes; 0 if either is constant."""
-    truth, guess, total = (counts.astype(np.float64) for counts in (true, predicted, rows))  # squares overflow int64
-    covariance = hits * total - (truth * guess).sum(axis=-1)
-    variances = (total**2 - (guess**2).sum(axis=-1)) * (total**2 - (truth**2).sum(axis=-1))
-    return _ratio(covariance, np.sqrt(variances))
 
 
 def _ratio(top: NDArray[np.float64], bottom: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.float64]:

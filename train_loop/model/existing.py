@@ -77,7 +77,13 @@ def read_existing_model(config: TrainConfig) -> tuple[PretrainedConfig, Classifi
     Raises:
         InputError: it is a run, a bundle, or no classifier of texts.
     """
-    contract = _own_contract(config)
+    folder = Path(config.model_name)
+    if (folder / BUNDLE_FILE).is_file():
+        _refuse(config, "a bundle, which is exported already; pass the model that it was made from")
+    if (folder / CONFIG_FILE).is_file() and (folder / "model").is_dir():
+        _refuse(config, f"a run of training; pass --run {config.model_name}")
+    file = _own_file(config, CLASSIFIER_FILE)
+    contract = None if file is None else read_classifier(file.parent)
     model_config = load_model_config(config, "--model")
     _require_classifier(config, model_config)
     return model_config, contract
@@ -90,17 +96,6 @@ def name_of(config: TrainConfig, contract: Classifier | None) -> str:
 
 def _refuse(config: TrainConfig, reason: str) -> NoReturn:
     raise InputError(f"--model {config.model_name}: {reason}")
-
-
-def _own_contract(config: TrainConfig) -> Classifier | None:
-    """Return the contract of a model that rawloop trained; None for others."""
-    folder = Path(config.model_name)
-    if (folder / BUNDLE_FILE).is_file():
-        _refuse(config, "a bundle, which is exported already; pass the model that it was made from")
-    if (folder / CONFIG_FILE).is_file() and (folder / "model").is_dir():
-        _refuse(config, f"a run of training; pass --run {config.model_name}")
-    file = _own_file(config, CLASSIFIER_FILE)
-    return None if file is None else read_classifier(file.parent)
 
 
 def _own_file(config: TrainConfig, name: str) -> Path | None:

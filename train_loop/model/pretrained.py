@@ -28,7 +28,7 @@ FLOAT32_ONLY = ("deberta",)
 """Model types that fail under autocast: DeBERTa (not v2 or v3) masks with float32's lowest number, which bf16 and fp16
 cannot represent (transformers 4.57, modeling_deberta.py)."""
 
-ROBERTA_FAMILY = (
+ROBERTA_FAMILY = (  # they count positions from pad_token_id + 1
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert"),
     *("data2vec-text", "ibert", "longformer"),
 )
@@ -147,17 +147,13 @@ def stated_limits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) 
     limits = []
     if tokenizer.model_max_length <= 1_000_000:  # above is transformers' marker for "not stated"
         limits.append(int(tokenizer.model_max_length))
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions > 0:
-        limits.append(positions - _num_unused_positions(config))
+    if (positions := getattr(config, "max_position_embeddings", None) or 0) > 0:
+        if config.model_type == "mpnet":
+            positions -= 2  # its padding position is 1, whatever pad_token_id says
+        elif config.model_type in ROBERTA_FAMILY:
+            positions -= (config.pad_token_id or 0) + 1
+        limits.append(positions)
     return limits
-
-
-def _num_unused_positions(config: PretrainedConfig) -> int:
-    """Return how many position embeddings are never used: the RoBERTa family counts from pad_token_id + 1."""
-    if config.model_type == "mpnet":
-        return 2  # its padding position is 1, whatever pad_token_id says
-    return (config.pad_token_id or 0) + 1 if config.model_type in ROBERTA_FAMILY else 0
 
 
 def _shared_inputs(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[str]:

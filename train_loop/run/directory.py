@@ -79,22 +79,14 @@ class RunDirectory:
                 f"{self.path}: another process is training in this run directory; wait for it, or stop it first"
             ) from error
         except OSError as error:
-            raise InputError(
-                f"{self.path}: not writable ({error.strerror}); fix its permissions, or free space"
-            ) from error
+            remedy = "fix its permissions, or free space"
+            raise InputError(f"{self.path}: not writable ({error.strerror}); {remedy}") from error
 
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-
-    def point_latest(self) -> None:
-        """Point the symlink `latest`, next to the run, at it."""
-        staged = self.path.parent / f".latest.{os.getpid()}"
-        staged.unlink(missing_ok=True)
-        staged.symlink_to(self.path.name)
-        staged.replace(self.path.parent / "latest")
 
     def write_record(self, **facts: Any) -> None:
         """Write `run.json`: the command, the code, the hardware and the data."""
@@ -112,7 +104,7 @@ class RunDirectory:
 
 
 def open_run(config: TrainConfig, accelerator: Accelerator) -> RunDirectory:
-    """Create or reopen the run directory on the main process, and return it on all.
+    """Create or reopen the run directory on the main process, and return it on all; `latest` next to it points at it.
 
     Raises:
         InputError: see `RunDirectory.create` and `RunDirectory.reopen`.
@@ -120,9 +112,13 @@ def open_run(config: TrainConfig, accelerator: Accelerator) -> RunDirectory:
     locked: list[RunDirectory] = []
 
     def open_and_lock() -> Path:
-        locked.append(RunDirectory.reopen(config.resume) if config.resume else RunDirectory.create(config))
-        locked[0].point_latest()
-        return locked[0].path
+        run = RunDirectory.reopen(config.resume) if config.resume else RunDirectory.create(config)
+        locked.append(run)
+        staged = run.path.parent / f".latest.{os.getpid()}"
+        staged.unlink(missing_ok=True)
+        staged.symlink_to(run.path.name)
+        staged.replace(run.path.parent / "latest")
+        return run.path
 
     path = on_main_process(accelerator, open_and_lock)
     return locked[0] if locked else RunDirectory(path)

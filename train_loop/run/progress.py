@@ -93,10 +93,11 @@ class Progress:
         if not self._is_main:
             return
         self._write("train", report.step, values)
+        seconds = self._seconds / (report.step - self._first_step) * (self._num_steps - report.step)
         line = (
             f"loss {values['loss']:.4f} · lr {report.learning_rate:.2e} · {values['rows_per_s']:,.0f} rows/s · "
             f"{values['tokens_per_s']:,.0f} tokens/s · {values['padding_share']:.1%} padding · "
-            f"{values['memory_mib']:,.0f} MiB · {self._time_left(report.step)} left"
+            f"{values['memory_mib']:,.0f} MiB · {datetime.timedelta(seconds=round(seconds))} left"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=report.step, description=line)
@@ -135,10 +136,6 @@ class Progress:
             "padding_share": 1.0 - tokens / padded,
             "memory_mib": peak_memory_mib(self._accelerator.device),
         }
-
-    def _time_left(self, step: int) -> str:
-        per_step = self._seconds / (step - self._first_step)
-        return str(datetime.timedelta(seconds=round(per_step * (self._num_steps - step))))
 
     def _write(self, kind: str, step: int, values: dict[str, float], **more: float) -> None:
         entry = {"kind": kind, "step": step, **more, **values}
