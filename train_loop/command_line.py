@@ -119,7 +119,6 @@ def _with_lists(argv: Sequence[str]) -> list[str]:
 
 
 def _require_resumable(flags: set[str], run: Path) -> None:
-    """Check that the flags next to --resume may change."""
     if changed := sorted(flags - RESUME_FLAGS - LENGTH_FLAGS):
         raise InputError(
             f"--resume continues a run as it was; {', '.join('--' + name for name in changed)} cannot change. "

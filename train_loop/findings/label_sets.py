@@ -18,7 +18,7 @@ from train_loop.rows.split import names_of
 class LabelSetPredictions(Predictions):
     """Each label is given or not, by its own score."""
 
-    headline = ("macro_f1", "micro_f1", "subset_accuracy", "average_precision", "expected_calibration_error")
+    first = ("macro_f1", "micro_f1", "subset_accuracy", "average_precision", "expected_calibration_error")
     shown = (
         *("macro_f1", "macro_f1_at_half", "micro_f1", "micro_f1_at_half", "subset_accuracy", "hamming_loss"),
         *("average_precision", "label_ranking_average_precision"),
@@ -31,7 +31,6 @@ class LabelSetPredictions(Predictions):
 
     @functools.cached_property
     def predicted(self) -> NDArray[np.bool_]:
-        """Which labels are given [N, C]."""
         return self.classifier.decisions(self.probabilities)
 
     @functools.cached_property
@@ -56,7 +55,6 @@ class LabelSetPredictions(Predictions):
         return [", ".join(names_of(labels, self.labels)) for labels in (true & ~given, given & ~true)]
 
     def are_confused(self, true: int, predicted: int) -> NDArray[np.bool_]:
-        """Return the rows [N] where one label is missing and another is wrong."""
         missing, wrong = self._missing_and_wrong()
         return missing[:, true] & wrong[:, predicted]
 
@@ -73,9 +71,9 @@ class LabelSetPredictions(Predictions):
             "log_loss_uncalibrated": float(row_log_losses(uncalibrated, true).mean()),
             "expected_calibration_error_uncalibrated": before.expected_calibration_error,
         }
-        classes = per_class(counts, ranked, self.labels)
-        for found, threshold in zip(classes.values(), self.classifier.thresholds.tolist(), strict=True):
-            found["threshold"] = threshold
+        thresholds = self.classifier.thresholds.tolist()
+        found = per_class(counts, ranked, self.labels).items()
+        classes = {label: each | {"threshold": cut} for (label, each), cut in zip(found, thresholds, strict=True)}
         intervals = row_intervals(rows, ranked, seed, resampled_averages(given, true))
         return SplitMetrics(values, intervals, classes, self._confusion(), ranked, before, after)
 

@@ -15,8 +15,8 @@ from train_loop.metrics.split import SplitMetrics
 class NumberPredictions(Predictions):
     """Each row has a number, and the answer is one."""
 
-    headline = card = ("spearman", "pearson", "rmse", "mae", "r2")
-    shown = (*headline, "interval_90_coverage", "interval_90_width")
+    first = card = ("spearman", "pearson", "rmse", "mae", "r2")
+    shown = (*first, "interval_90_coverage", "interval_90_width")
     during = ("spearman", "r2")
     score_name = "error"
     slice_metric = "error below the median"
@@ -24,7 +24,6 @@ class NumberPredictions(Predictions):
 
     @functools.cached_property
     def predicted(self) -> Floats:
-        """The answers [N]."""
         return self.probabilities[:, 0]
 
     @functools.cached_property

@@ -210,15 +210,17 @@ def reliability_figure(metrics: SplitMetrics, _: Predictions, title: str) -> Fig
 def risk_coverage_figure(metrics: SplitMetrics, predictions: Predictions, title: str) -> Figure:
     """Draw accuracy by the share of rows answered, the highest scores first, with the classifier's own rule."""
     figure, axes = _figure(6.0, 5.0)
-    curve = predictions.risk_coverage[_spread(len(predictions.risk_coverage))]
-    axes.plot(curve[:, 0], curve[:, 1], color=COLOURS[0])
+    right = predictions.is_correct[np.argsort(-predictions.scores, kind="stable")].cumsum()
+    shown = _spread(len(right))
+    shares, accuracies = (shown + 1) / len(right), right[shown] / (shown + 1)
+    axes.plot(shares, accuracies, color=COLOURS[0])
     if "answered" in metrics.values:
         share, accuracy = metrics.values["answered"], metrics.values["accuracy_answered"]
         cut = predictions.classifier.decision.abstain_below
         axes.plot(share, accuracy, "o", color=COLOURS[5], label=f"answered from a score of {cut:.3f}: {accuracy:.3f}")
-    axes.plot(1.0, curve[-1, 1], "s", color=COLOURS[6], label=f"every row answered: {curve[-1, 1]:.3f}")
+    axes.plot(1.0, accuracies[-1], "s", color=COLOURS[6], label=f"every row answered: {accuracies[-1]:.3f}")
     axes.set(xlabel="share of rows answered", ylabel="accuracy of the answers", title=f"Risk and coverage · {title}")
-    axes.set(xlim=(0.0, 1.02), ylim=(min(0.98 * float(curve[len(curve) // 20 :, 1].min()), 0.95), 1.005))
+    axes.set(xlim=(0.0, 1.02), ylim=(min(0.98 * float(accuracies[len(shown) // 20 :].min()), 0.95), 1.005))
     axes.legend(loc="lower left")
     return figure
 

@@ -35,13 +35,7 @@ class Predictions:
     Several labels a row and numbers are subclasses, which answer the same questions.
     """
 
-    headline: ClassVar[Names] = (
-        "accuracy",
-        "macro_f1",
-        "matthews_correlation",
-        "log_loss",
-        "expected_calibration_error",
-    )
+    first: ClassVar[Names] = ("accuracy", "macro_f1", "matthews_correlation", "log_loss", "expected_calibration_error")
     """Metrics that a report begins with."""
     shown: ClassVar[Names] = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
     """Metrics that a terminal shows."""
@@ -85,7 +79,6 @@ class Predictions:
 
     @functools.cached_property
     def is_correct(self) -> NDArray[np.bool_]:
-        """Whether the answer is right, by row [N]."""
         correct: NDArray[np.bool_] = self.predicted == self.split.labels
         return correct
 
@@ -115,7 +108,6 @@ class Predictions:
     """Further columns of misclassified.csv."""
 
     def mistake_cells(self, row: int) -> list[str]:
-        """Return a row's values in them."""
         probabilities = self.probabilities[row]
         best, second = np.argsort(-probabilities, kind="stable")[:2]
         own = probabilities[self.split.labels[row]]
@@ -154,15 +146,9 @@ class Predictions:
         # Imported here: only needed at the end of a run.
         from sklearn.metrics import classification_report
 
-        text: str = classification_report(
-            self.split.labels,
-            self.predicted,
-            labels=range(len(self.labels)),
-            target_names=self.labels,
-            digits=4,
-            zero_division=0,
-        )
-        return text
+        true, names = self.split.labels, self.labels
+        options = {"labels": range(len(names)), "target_names": names, "digits": 4, "zero_division": 0}
+        return str(classification_report(true, self.predicted, **options))
 
     def _decision_metrics(self) -> dict[str, float]:
         """Return how often label sets of 90 % hold the true label and their size; the share answered, its accuracy."""
@@ -177,14 +163,6 @@ class Predictions:
             values["answered"] = float(is_answered.mean())
             values["accuracy_answered"] = float(is_right.mean()) if len(is_right) else math.nan
         return values
-
-    @functools.cached_property
-    def risk_coverage(self) -> NDArray[np.float64]:
-        """Share of rows answered, and their accuracy, if each score were the lowest that is answered [N, 2]."""
-        order = np.argsort(-self.scores, kind="stable")
-        counts = np.arange(1, len(order) + 1)
-        right = self.is_correct[order].cumsum()
-        return np.column_stack([counts / len(order), right / counts])
 
     def texts(self) -> Iterator[tuple[str, ...]]:
         """Yield each row's text, or pair, in order, without loading them all."""

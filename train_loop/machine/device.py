@@ -87,7 +87,6 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
 
 
 def _require_device(config: TrainConfig, state: PartialState) -> None:
-    """Check the options that only some devices have."""
     for name in ("tf32", "cuda_graphs"):
         if getattr(config, name) and state.device.type != "cuda":
             raise InputError(f"--{name} is for NVIDIA GPUs, and the device is {state.device.type}; pass --{name} false")

@@ -107,12 +107,9 @@ class ClassificationMetrics(evaluate.Metric):
 
 def per_class(counts: Counts, rankings: Sequence[Ranking], labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Return label -> precision, recall, f1, support, roc_auc and average_precision."""
-    columns = zip(*precision_recall_f1(counts), counts.true, rankings, labels, strict=True)
-    found = {}
-    for precision, recall, f1, support, ranking, label in columns:
-        values = {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
-        found[label] = values | dict(zip(AREAS, ranking.areas(), strict=True))
-    return found
+    names, counted = ("precision", "recall", "f1", "support", *AREAS), (*precision_recall_f1(counts), counts.true)
+    columns = zip(labels, rankings, zip(*(each.tolist() for each in counted), strict=True), strict=True)
+    return {label: dict(zip(names, (*row, *ranking.areas()), strict=True)) for label, ranking, row in columns}
 
 
 def most_confused(matrix: Matrix, num_pairs: int) -> list[tuple[int, int, int]]:

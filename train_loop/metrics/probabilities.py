@@ -85,7 +85,6 @@ class Ranking:
         return true[self._ends], (total - true)[self._ends]
 
     def areas(self, weights: NDArray[np.number] | None = None) -> tuple[float, float]:
-        """Return ROC AUC and average precision."""
         true, false = self.counts(weights)
         positives, negatives = true[-1], false[-1]
         if positives <= 0 or negatives <= 0:

@@ -131,7 +131,6 @@ def _require_classifier(config: TrainConfig, model_config: PretrainedConfig) -> 
 
 
 def _labels(config: TrainConfig, model_config: PretrainedConfig, contract: Classifier | None) -> tuple[str, ...]:
-    """Return the label of each logit."""
     num_labels = model_config.num_labels
     given = tuple(config.label_names or ())
     if given and len(given) != num_labels:

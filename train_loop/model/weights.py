@@ -271,7 +271,6 @@ def _settle_head(
 
 
 def _require_encoder(name: str, model: PreTrainedModel, info: dict[str, list[str]]) -> None:
-    """Check that the encoder has all its weights, and no others."""
     prefix = f"{model.base_model_prefix}."
     found = {
         "missing from its file": [

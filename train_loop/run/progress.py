@@ -106,17 +106,13 @@ class Progress:
             self._last_line = now
 
     def after_evaluation(self, step: int, epoch: float, metrics: dict[str, float], *, is_best: bool) -> None:
-        """Print and log the metrics of the validation split."""
         if self._is_main:
             self._write("validation", step, metrics, epoch=epoch)
             shown = " · ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in SHOWN if name in metrics)
-            self._console.print(
-                f"validation at step {step} (epoch {epoch:.2f}) · {shown}{' · best so far' if is_best else ''}",
-                highlight=False,
-            )
+            shown += " · best so far" if is_best else ""
+            self._console.print(f"validation at step {step} (epoch {epoch:.2f}) · {shown}", highlight=False)
 
     def note(self, text: str) -> None:
-        """Print a message."""
         if self._is_main:
             self._console.print(text, highlight=False)
 
