@@ -63,7 +63,4 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 def from_all_processes(accelerator: Accelerator, value: T) -> list[T]:
     """Return, on all processes, the values of all of them, in order of rank."""
-    if accelerator.num_processes == 1:
-        return [value]
-    gathered: list[T] = gather_object([value])
-    return gathered
+    return [value] if accelerator.num_processes == 1 else list(gather_object([value]))

@@ -176,10 +176,9 @@ def load_model_config(config: TrainConfig, flag: str = "--model_name") -> Pretra
     """
     source, revision = resolve_model(config.model_name, config.model_revision, flag)
     try:
-        loaded: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
+        return AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:  # the Hub client, requests and json raise many types here
         raise not_found(config, error, flag) from error
-    return loaded
 
 
 def not_found(config: TrainConfig, error: Exception, flag: str = "--model_name") -> InputError:

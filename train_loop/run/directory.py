@@ -39,45 +39,13 @@ class RunDirectory:
         self.logs = path / "logs"
         self._lock = filelock.FileLock(path / ".lock")
 
-    @classmethod
-    def create(cls, config: TrainConfig) -> "RunDirectory":
-        """Create a new run directory under `config.output_dir` and lock it.
-
-        Raises:
-            InputError: the folder is not writable, or --run_name exists already.
-        """
-        with _refusing_unwritable(config.output_dir):
-            parent = Path(config.output_dir).resolve()
-            parent.mkdir(parents=True, exist_ok=True)
-            run = cls(_make_new(parent, config.run_name or _name(config), may_number=config.run_name is None))
-        run.lock()
-        for folder in (run.checkpoints, run.results, run.logs):
-            folder.mkdir()
-        write_yaml(run.config, config)
-        return run
-
-    @classmethod
-    def reopen(cls, name: str) -> "RunDirectory":
-        """Open an existing run directory and lock it.
-
-        Raises:
-            InputError: it is not a run directory, or another process has locked it.
-        """
-        path = Path(name).resolve()
-        if not (path / CONFIG_FILE).is_file():
-            raise InputError(f"--resume {name}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
-        run = cls(path)
-        run.lock()
-        return run
-
     def lock(self) -> None:
         """Take the lock; the kernel releases it however the process ends."""
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            raise InputError(
-                f"{self.path}: another process is training in this run directory; wait for it, or stop it first"
-            ) from error
+            what = "another process is training in this run directory; wait for it, or stop it first"
+            raise InputError(f"{self.path}: {what}") from error
         except OSError as error:
             remedy = "fix its permissions, or free space"
             raise InputError(f"{self.path}: not writable ({error.strerror}); {remedy}") from error
@@ -90,29 +58,27 @@ class RunDirectory:
 
     def write_record(self, **facts: Any) -> None:
         """Write `run.json`: the command, the code, the hardware and the data."""
-        write_json(
-            self.record,
-            {
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-                "git_commit": _git_commit(),
-                "versions": installed_versions(RECORDED_PACKAGES),
-                "platform": platform.platform(),
-                "cpu_count": os.cpu_count(),
-                **facts,
-            },
-        )
+        own = {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "git_commit": _git_commit(),
+            "versions": installed_versions(RECORDED_PACKAGES),
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+        }
+        write_json(self.record, own | facts)
 
 
 def open_run(config: TrainConfig, accelerator: Accelerator) -> RunDirectory:
     """Create or reopen the run directory on the main process, and return it on all; `latest` next to it points at it.
 
     Raises:
-        InputError: see `RunDirectory.create` and `RunDirectory.reopen`.
+        InputError: --output_dir is not writable, --run_name exists already, --resume names no run directory, or another
+            process has locked it.
     """
     locked: list[RunDirectory] = []
 
     def open_and_lock() -> Path:
-        run = RunDirectory.reopen(config.resume) if config.resume else RunDirectory.create(config)
+        run = _reopen(config.resume) if config.resume else _create(config)
         locked.append(run)
         staged = run.path.parent / f".latest.{os.getpid()}"
         staged.unlink(missing_ok=True)
@@ -122,6 +88,26 @@ def open_run(config: TrainConfig, accelerator: Accelerator) -> RunDirectory:
 
     path = on_main_process(accelerator, open_and_lock)
     return locked[0] if locked else RunDirectory(path)
+
+
+def _create(config: TrainConfig) -> RunDirectory:
+    with _refusing_unwritable(config.output_dir):
+        parent = Path(config.output_dir).resolve()
+        parent.mkdir(parents=True, exist_ok=True)
+        run = RunDirectory(_make_new(parent, config.run_name or _name(config), may_number=config.run_name is None))
+    run.lock()
+    for folder in (run.checkpoints, run.results, run.logs):
+        folder.mkdir()
+    write_yaml(run.config, config)
+    return run
+
+
+def _reopen(name: str) -> RunDirectory:
+    run = RunDirectory(Path(name).resolve())
+    if not run.config.is_file():
+        raise InputError(f"--resume {name}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
+    run.lock()
+    return run
 
 
 def require_writable(folder: str) -> None:
