@@ -11,7 +11,7 @@ from export.odd_shapes import TIE
 from export.rows import Rows
 from serve.contract.bundle import NumberAgreement, Verification
 from serve.contract.classifier import Classifier
-from train_loop.findings.number_metrics import number_metrics
+from train_loop.metrics.numbers import number_metrics
 
 NUM_RESAMPLES = 1_000
 SEED = 0

@@ -16,9 +16,10 @@ from serve.contract.errors import InputError
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.calibration import fit_temperature
 from train_loop.findings.decisions import decide
-from train_loop.findings.label_set_metrics import label_set_metrics
-from train_loop.findings.metrics import Counts, confusion_matrix, count_metrics, log_loss, reliability
-from train_loop.findings.number_metrics import number_metrics
+from train_loop.metrics.classes import Counts, confusion_matrix, count_metrics
+from train_loop.metrics.label_sets import label_set_metrics
+from train_loop.metrics.numbers import number_metrics
+from train_loop.metrics.probabilities import log_loss, reliability
 
 MIN_ROWS = 50  # on fewer labelled rows, a model's answers are not judged
 SIGNIFICANT = 0.01  # answers are to fit the labels so well that chance would do it less often than this

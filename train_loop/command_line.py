@@ -7,6 +7,7 @@ rows, so that a recipe for a Hub data set also runs on local files.
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import shlex
 from collections.abc import Iterable, Sequence
@@ -44,12 +45,6 @@ LENGTH_FLAGS = {"epochs", "max_steps"}
 """Flags allowed with --resume, to train longer, if the learning rate of the run stays constant."""
 
 
-@functools.cache
-def _parser(*, exit_on_error: bool = True) -> Any:
-    """Return the parser of all fields: made once, since that takes a tenth of a second; it must not be changed."""
-    return _new_parser(exit_on_error=exit_on_error)
-
-
 def _new_parser(*, exit_on_error: bool = True) -> Any:
     # Imported here: the other commands do not need it.
     import jsonargparse
@@ -62,14 +57,14 @@ def _new_parser(*, exit_on_error: bool = True) -> Any:
         allow_abbrev=False,
         description="Train a text classifier. Without any argument: the quickstart.",
     )
-    parser.add_argument(
-        "--config",
-        action="append",
-        default=None,
-        help="YAML file with any of the fields below, or a recipe's name: tweet_sentiment.",
-    )
+    what = "YAML file with any of the fields below, or a recipe's name: tweet_sentiment."
+    parser.add_argument("--config", action="append", default=None, help=what)
     parser.add_class_arguments(TrainConfig, as_group=False)
     return parser
+
+
+_parser = functools.cache(_new_parser)
+"""The parser of all fields, made once, since that takes a tenth of a second; it must not be changed."""
 
 
 def parse_config(argv: Sequence[str]) -> TrainConfig:
@@ -87,7 +82,6 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
             print(f"No arguments: the quickstart, as in {_recipe(QUICKSTART)}.", flush=True)
         argv = ["--config", QUICKSTART]
     _require_known(flags - {"config", "help"}, "--")
-    _require_strings(_given_label_names(argv), "--")
     argv = _with_lists(argv)
     given = _parser().parse_args(list(argv))
     files = [_recipe(name) for name in given.pop("config") or []]
@@ -110,16 +104,21 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
 
 
 def _with_lists(argv: Sequence[str]) -> list[str]:
-    """Return a command line with a,b as ["a", "b"] where a field takes a list."""
+    """Return a command line with a,b as ["a", "b"] where a field takes a list.
+
+    Raises:
+        InputError: YAML reads one of `--label_names` as something else than a string.
+    """
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith(LIST_FLAGS) else [word])]
-    for place, word in enumerate(words[1:], 1):
-        if words[place - 1] in LIST_FLAGS and not word.startswith(("[", "--")):
+    for place, (flag, word) in enumerate(itertools.pairwise(words), 1):
+        if flag == "--label_names":
+            _require_strings(f"label_names: {word}", "--")
+        if flag in LIST_FLAGS and not word.startswith(("[", "--")):
             words[place] = json.dumps(word.split(","), ensure_ascii=False)
     return words
 
 
 def _require_resumable(flags: set[str], run: Path) -> None:
-    """Check that the flags next to --resume may change."""
     if changed := sorted(flags - RESUME_FLAGS - LENGTH_FLAGS):
         raise InputError(
             f"--resume continues a run as it was; {', '.join('--' + name for name in changed)} cannot change. "
@@ -149,11 +148,17 @@ def _as_config(given: Any) -> TrainConfig:
 
 
 def _fields_of(path: Path) -> dict[str, Any]:
+    """Return the fields that a file gives, checked; a path of rows may be relative to the file."""
+    import jsonargparse
+
     fields = read_yaml(path)
     _require_known(fields, "", where=f"{path}: ")
     if isinstance(fields.get("label_names"), list):
         _require_strings(path.read_text(encoding="utf-8"), f"{path}: ")
-    _require_types(fields, path)
+    try:
+        _parser(exit_on_error=False).parse_object(fields)
+    except jsonargparse.ArgumentError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     for name in FILE_FIELDS:
         file = fields.get(name)
         if file is not None and not Path(file).exists() and (path.parent / file).exists():
@@ -165,25 +170,6 @@ def _recipe(name: str) -> Path:
     """Return the file that --config names: a path, or a recipe that ships with rawloop."""
     path, shipped = Path(name), RECIPES / f"{name}.yaml"
     return shipped if not path.is_file() and shipped.is_file() else path
-
-
-def _require_types(fields: dict[str, Any], path: Path) -> None:
-    import jsonargparse
-
-    try:
-        _parser(exit_on_error=False).parse_object(fields)
-    except jsonargparse.ArgumentError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def _given_label_names(argv: Sequence[str]) -> str:
-    """Return the `--label_names` of a command line as YAML."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        if word == "--label_names":
-            return f"label_names: {following}"
-        if word.startswith("--label_names="):
-            return f"label_names: {word.partition('=')[2]}"
-    return ""
 
 
 def _require_strings(text: str, where: str) -> None:

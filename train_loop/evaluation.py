@@ -22,6 +22,7 @@ from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError
 from train_loop import NEEDED
+from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.machine.threads import limit_spinning
 from train_loop.model.flags import ModelFlags
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerFast
 
-    from train_loop.config import MixedPrecision, TrainConfig
     from train_loop.rows.split import Split
 
 COLUMN_FLAGS = ("text_column", "text_pair_column", "label_column", "label_separator", "label_columns", "delimiter")
@@ -47,9 +47,8 @@ class _Subject:
     """None for a classifier that was trained elsewhere."""
     config: TrainConfig
     """Of the run, or made from the command line; with the command line's changes."""
-    precision: MixedPrecision
     results: Path
-    """Folder to write."""
+    """Folder to write, unless --output names one."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -62,59 +61,60 @@ def run(argv: Sequence[str]) -> None:
     limit_spinning()  # before torch is imported
     # Imported here, so that --help and the message about a missing extra come at once.
     from train_loop.machine.device import build_accelerator, precision_name
+    from train_loop.model.pretrained import fitting_precision
     from train_loop.run.progress import build_console
 
     subject = _model_of(arguments) if arguments.run is None else _run_of(arguments)
-    runnable = dataclasses.replace(subject.config, mixed_precision=subject.precision)
+    results, config, read = _results_folder(arguments.output, subject.results), subject.config, subject.config
+    if subject.run is not None:
+        read = dataclasses.replace(config, model_name=str(subject.run / "model"), model_revision=None)
+    runnable = dataclasses.replace(config, mixed_precision=fitting_precision(read))
     accelerator = build_accelerator(runnable, for_evaluation=True)
     console = build_console(quiet=not accelerator.is_main_process)
-    if subject.config.mixed_precision not in ("auto", accelerator.mixed_precision):
+    if config.mixed_precision not in ("auto", accelerator.mixed_precision):
         console.print(
-            f"This {accelerator.device.type} does not support the run's precision, {subject.config.mixed_precision}: "
+            f"This {accelerator.device.type} does not support the run's precision, {config.mixed_precision}: "
             f"evaluating in {precision_name(accelerator)}.",
             style="yellow",
         )
+    subject = dataclasses.replace(subject, results=results)
     with _model_folder(subject, arguments, accelerator, console) as model_folder:
         _evaluate(subject, arguments, model_folder, accelerator, console)
     accelerator.end_training()
 
 
 def _run_of(arguments: argparse.Namespace) -> _Subject:
-    from train_loop.config import CONFIG_FILE
-    from train_loop.model.pretrained import fitting_precision
+    """Return a run, its configuration with the command line's changes."""
+    from train_loop.command_line import read_config
 
     ModelFlags.refuse_for_run(arguments)
     folder = Path(arguments.run).resolve()
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
-    config = _config(folder, read_classifier(folder / "model"), arguments)
-    own_model = dataclasses.replace(config, model_name=str(folder / "model"), model_revision=None)
+    config, classifier = read_config(folder / CONFIG_FILE), read_classifier(folder / "model")
+    columns = {name: getattr(arguments, name) for name in COLUMN_FLAGS if getattr(arguments, name) is not None}
+    if columns and arguments.file is None:
+        raise InputError(f"--{next(iter(columns))} needs --file; the columns of the run's own rows are fixed")
+    if "text_pair_column" in columns and classifier.text_pair_column is None:
+        raise InputError("--text_pair_column: the run was trained on single texts; leave it out")
+    if {*columns} & {"label_column", "label_separator", "label_columns"}:  # another way to write them
+        columns = {"label_separator": None, "label_columns": None} | columns
+    changes = {"trackers": [], "resume": None, "output_dir": str(folder.parent)} | columns | _limit(arguments)
     name = arguments.split or (_plain(arguments.file.stem) if arguments.file else None)
-    return _Subject(
-        name=folder.name,
-        run=folder,
-        config=config,
-        precision=fitting_precision(own_model),
-        results=_results_folder(arguments.output, folder / (f"results_{name}" if name else "results")),
-    )
+    results = folder / (f"results_{name}" if name else "results")
+    return _Subject(name=folder.name, run=folder, config=dataclasses.replace(config, **changes), results=results)
 
 
 def _model_of(arguments: argparse.Namespace) -> _Subject:
     from train_loop.model.existing import name_of, read_existing_model
-    from train_loop.model.pretrained import fitting_precision
 
     if arguments.file is None:
         raise InputError("--model needs --file: labelled rows that it was not trained on; only a run has its own")
     config = ModelFlags.of(arguments).config(arguments.file, **_limit(arguments))
     _, contract = read_existing_model(config)
     name = name_of(config, contract)
-    return _Subject(
-        name=name,
-        run=None,
-        config=config,
-        precision=fitting_precision(config),
-        results=_results_folder(arguments.output, Path(f"results_{_plain(name)}_{_plain(arguments.file.stem)}")),
-    )
+    results = Path(f"results_{_plain(name)}_{_plain(arguments.file.stem)}")
+    return _Subject(name=name, run=None, config=config, results=results)
 
 
 @contextlib.contextmanager
@@ -216,11 +216,8 @@ def _parser() -> argparse.ArgumentParser:
         what = f"the file's {name.replace('_', ' ')}"
         kind = (lambda names: names.split(",")) if name == "label_columns" else str
         parser.add_argument(f"--{name}", type=kind, help=f"{what} (default: the run's; with --model, {default})")
-    parser.add_argument(
-        "--max_tokens_per_forward",
-        type=int,
-        help="most tokens of one forward pass, padding included (default: the run's)",
-    )
+    most = "most tokens of one forward pass, padding included (default: the run's)"
+    parser.add_argument("--max_tokens_per_forward", type=int, help=most)
     ModelFlags.add_to(parser)
     return parser
 
@@ -229,23 +226,6 @@ def _limit(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the given limit of a forward pass, as a field of `TrainConfig`."""
     tokens = arguments.max_tokens_per_forward
     return {} if tokens is None else {"eval_max_tokens_per_forward": tokens}
-
-
-def _config(folder: Path, classifier: Classifier, arguments: argparse.Namespace) -> TrainConfig:
-    """Return the run's configuration with the command line's changes."""
-    from train_loop.command_line import read_config
-    from train_loop.config import CONFIG_FILE
-
-    config = read_config(folder / CONFIG_FILE)
-    columns = {name: getattr(arguments, name) for name in COLUMN_FLAGS if getattr(arguments, name) is not None}
-    if columns and arguments.file is None:
-        raise InputError(f"--{next(iter(columns))} needs --file; the columns of the run's own rows are fixed")
-    if "text_pair_column" in columns and classifier.text_pair_column is None:
-        raise InputError("--text_pair_column: the run was trained on single texts; leave it out")
-    if {*columns} & {"label_column", "label_separator", "label_columns"}:  # another way to write them
-        columns = {"label_separator": None, "label_columns": None} | columns
-    changes: dict[str, Any] = columns | _limit(arguments)
-    return dataclasses.replace(config, trackers=[], resume=None, output_dir=str(folder.parent), **changes)
 
 
 def _rows(
@@ -296,30 +276,23 @@ def _logits(
     on_cuda = accelerator.device.type == "cuda"
     omit_masks = on_cuda and take_masks_as_given(model, int(tokenizer.pad_token_id))  # before the model moves there
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
-    found: dict[str, NDArray[np.float32]] = {}
+    found, num_classes, limit = {}, len(classifier.labels), config.eval_max_tokens_per_forward
     for name, split in splits.items():
         console.print(f"Running the model over {name}, {len(split):,} rows ...", highlight=False)
-        of_windows = predict_logits(
-            accelerator,
-            prepared,
-            len(classifier.labels),
-            Collator(split, tokenizer, classifier.max_length, pinned=on_cuda, omit_masks=omit_masks),
-            config.eval_max_tokens_per_forward,
-        )
+        collate = Collator(split, tokenizer, classifier.max_length, pinned=on_cuda, omit_masks=omit_masks)
+        of_windows = predict_logits(accelerator, prepared, num_classes, collate, limit)
         found[name] = pool(of_windows, split.num_windows, classifier.long_texts.pooling)
     return found
 
 
 def _results_folder(given: Path | None, default: Path) -> Path:
     """Return the folder to write, which has nothing that would be lost."""
-    output = (given or default).resolve()
-    if output.is_file():
-        raise InputError(f"--output {given or default}: this is a file; name a folder")
-    if output.exists() and any(output.iterdir()) and not (output / "metrics.json").is_file():
-        raise InputError(
-            f"--output {given or default}: the folder has other files, which would be lost; choose a new one"
-        )
-    return output
+    name = given or default
+    if name.is_file():
+        raise InputError(f"--output {name}: this is a file; name a folder")
+    if name.exists() and any(name.iterdir()) and not (name / "metrics.json").is_file():
+        raise InputError(f"--output {name}: the folder has other files, which would be lost; choose a new one")
+    return name.resolve()
 
 
 def _plain(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Metrics, error analysis, data audit and reports of a trained model."""
+"""Predictions, error analysis, data audit and reports of a trained model."""

@@ -19,7 +19,7 @@ from train_loop.findings.near_duplicates import near_duplicates
 from train_loop.findings.numbers import NumberPredictions
 from train_loop.findings.predictions import Predictions
 from train_loop.findings.slices import Slice, analyse_slices
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import Split
 
 MAX_TRAINING_ROWS = 200_000

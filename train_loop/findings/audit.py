@@ -3,10 +3,9 @@
 Written to data_audit.csv, worst first, for a person to review; nothing is removed.
 """
 
-import contextlib
 import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +85,7 @@ def suspected_label_errors(
 def label_findings(predictions: Predictions) -> list[Finding]:
     """Return the suspected label errors of a held-out split; of several labels, for each on its own."""
     split, labels, probabilities = predictions.split, predictions.labels, predictions.probabilities
-    suspects: list[tuple[int, float, str, str]] = []  # row, severity, label, other label
+    suspects: list[tuple[Any, ...]] = []  # row, severity, label, other label
     if split.labels.dtype.kind == "f":
         distances = np.abs(predictions.scores - np.median(predictions.scores))  # of errors: a bias is not suspicious
         spread = np.median(distances) / 0.6745  # of a normal distribution: its deviation
@@ -105,27 +104,20 @@ def label_findings(predictions: Predictions) -> list[Finding]:
         for row, other in zip(*suspected_label_errors(probabilities, split.labels), strict=True):
             lead = float(probabilities[row, other] - probabilities[row, split.labels[row]])
             suspects.append((row, lead, predictions.truth(row), labels[other]))
-    texts = predictions.texts_of(np.array([row for row, *_ in suspects], np.int64))
-    return [
-        Finding("label_error", severity, split.name, split.row_number(row), label, text, other)
-        for (row, severity, label, other), text in zip(suspects, texts, strict=True)
-    ]
+    return _findings("label_error", split, predictions.text_columns, suspects)
 
 
 def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence[str]) -> list[Finding]:
     """Return each row whose text has another label earlier in the split."""
     order = np.argsort(split.text_hashes, kind="stable")
-    starts = np.flatnonzero(np.diff(split.text_hashes[order], prepend=split.text_hashes[order[:1]] - 1))
-    found = []
-    for group in np.split(order, starts[1:]) if len(order) else []:
-        first = group[0]
-        differs = split.labels[group] != split.labels[first]
-        for row in group[differs.any(axis=1) if differs.ndim == 2 else differs]:
-            label, other = split.answer_of(row, labels), split.answer_of(first, labels)
-            (text,) = split.texts_of(np.array([row]), text_columns)
-            number, other_number = split.row_number(row), split.row_number(first)
-            found.append(Finding("contradiction", 1.0, split.name, number, label, text, other, other_number))
-    return found
+    starts = np.flatnonzero(np.diff(split.text_hashes[order])) + 1
+    suspects: list[tuple[Any, ...]] = []
+    for first, *others in np.split(order, starts) if len(order) else ():
+        for row in others:
+            if np.any(split.labels[row] != split.labels[first]):
+                answers = (split.answer_of(each, labels) for each in (row, first))
+                suspects.append((row, 1.0, *answers, split.row_number(first)))
+    return _findings("contradiction", split, text_columns, suspects)
 
 
 def duplicate_findings(
@@ -136,21 +128,22 @@ def duplicate_findings(
     text_columns: Sequence[str],
 ) -> list[Finding]:
     """Return the held-out rows that nearly equal a training row."""
-    texts = held_out.texts_of(np.array([each.row for each in duplicates], np.int64), text_columns)
     others = train.texts_of(np.array([each.train_row for each in duplicates], np.int64), text_columns)
+    suspects = []
+    for each, text in zip(duplicates, others, strict=True):
+        label, other = held_out.answer_of(each.row, labels), train.answer_of(each.train_row, labels)
+        suspects.append((each.row, each.similarity, label, other, train.row_number(each.train_row), text))
+    return _findings("near_duplicate", held_out, text_columns, suspects)
+
+
+def _findings(
+    kind: Kind, split: Split, text_columns: Sequence[str], suspects: Sequence[tuple[Any, ...]]
+) -> list[Finding]:
+    """Return suspects, each a row of the split, severity, label, other label and what else is known, as findings."""
+    texts = split.texts_of(np.array([row for row, *_ in suspects], np.int64), text_columns)
     return [
-        Finding(
-            kind="near_duplicate",
-            severity=each.similarity,
-            split=held_out.name,
-            row=held_out.row_number(each.row),
-            label=held_out.answer_of(each.row, labels),
-            text=text,
-            other_label=train.answer_of(each.train_row, labels),
-            other_row=train.row_number(each.train_row),
-            other_text=other_text,
-        )
-        for each, text, other_text in zip(duplicates, texts, others, strict=True)
+        Finding(kind, severity, split.name, split.row_number(row), label, text, *other)
+        for (row, severity, label, *other), text in zip(suspects, texts, strict=True)
     ]
 
 
@@ -164,28 +157,17 @@ def write_audit(path: Path, findings: Sequence[Finding], text_columns: Sequence[
     """Write data_audit.csv."""
     others = [f"other_{column}" for column in text_columns]
     columns = ["finding", "severity", "split", "row", *text_columns, "label", "other_label", "other_row", *others]
-    with csv_table(path, columns) as writer:
-        for finding in findings:
-            other_text = finding.other_text or ("",) * len(text_columns)
-            writer.writerow(
-                [
-                    finding.kind,
-                    f"{finding.severity:.4f}",
-                    finding.split,
-                    finding.row,
-                    *finding.text,
-                    finding.label,
-                    finding.other_label,
-                    "" if finding.other_row is None else finding.other_row,
-                    *other_text,
-                ]
-            )
+    rows = []
+    for found in findings:
+        place, known = (found.split, found.row, *found.text), (found.label, found.other_label, found.other_row)
+        other_text = found.other_text or ("",) * len(text_columns)
+        rows.append([found.kind, f"{found.severity:.4f}", *place, *known, *other_text])
+    write_table(path, columns, rows)
 
 
-@contextlib.contextmanager
-def csv_table(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    """Yield the writer of a new csv file with these columns."""
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a csv file; None is empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(columns)
-        yield table
+        table.writerows(rows)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from serve.contract.classifier import Classifier
 from serve.contract.decision import COVERAGES, Decision, parse_abstain, parse_threshold
+from train_loop.metrics.probabilities import Ranking
 from train_loop.rows.split import Labels
 
 RISK = 0.05
@@ -51,11 +52,12 @@ def choose_thresholds(
         return [value] * len(names), []
     common, best = _threshold(kind, value, scores.ravel(), labels.ravel())
     found = dict.fromkeys(range(len(names)), (common, best))
-    rare = [index for index in found if scope == "label" and labels[:, index].sum() < MIN_POSITIVES]
+    problems, rare = [], []
     for index in found if scope == "label" else ():
-        if index not in rare:
+        if labels[:, index].sum() < MIN_POSITIVES:
+            rare.append(index)
+        else:
             found[index] = _threshold(kind, value, scores[:, index], labels[:, index])
-    problems = []
     if rare:
         problems.append(
             f"--threshold {rule}: {len(rare)} of {len(names)} labels have fewer than {MIN_POSITIVES} validation rows "
@@ -76,17 +78,14 @@ def _threshold(kind: str, value: float, scores: NDArray[np.float64], is_true: ND
     That is the threshold with the best F1; or, of those that reach the wanted precision, the one with the highest
     recall, and the reverse. If none does, the closest.
     """
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the last row of each distinct score
-    hits = np.cumsum(is_true[order])[ends].astype(np.float64)
-    given, num_true = ends + 1.0, max(1, int(is_true.sum()))
+    hits, false = Ranking(scores, is_true).counts()
+    given, num_true = hits + false, max(1, int(is_true.sum()))
     precision, recall, f1 = hits / given, hits / num_true, 2.0 * hits / (given + num_true)
     wanted, other = {"precision>=": (precision, recall), "recall>=": (recall, precision)}.get(kind, (f1, f1))
     reaches = wanted >= (value if kind != "f1" else wanted.max())
     best = int(np.where(reaches, other, -1.0).argmax()) if reaches.any() else int(wanted.argmax())
-    lowest = scores[order][ends]
-    below = lowest[best + 1] if best + 1 < len(lowest) else 0.0
-    return float((lowest[best] + below) / 2.0), float(wanted[best])
+    distinct = np.append(np.unique(scores)[::-1], 0.0)
+    return float(distinct[best : best + 2].mean()), float(wanted[best])
 
 
 def _some(names: tuple[str, ...], indices: Sequence[int]) -> str:

@@ -1,24 +1,24 @@
 """The predictions of a split with any number of labels a row."""
 
 import functools
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.intervals import row_intervals
-from train_loop.findings.label_set_metrics import averages, label_set_metrics, resampled_averages, row_metrics
-from train_loop.findings.metrics import Counts, Floats, Ranking, binned, per_class
 from train_loop.findings.predictions import Predictions
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.classes import Counts, per_class
+from train_loop.metrics.intervals import row_intervals
+from train_loop.metrics.label_sets import averages, resampled_averages, row_log_losses, row_metrics, summary
+from train_loop.metrics.probabilities import Floats, binned, rankings
+from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import names_of
 
 
 class LabelSetPredictions(Predictions):
     """Each label is given or not, by its own score."""
 
-    headline = ("macro_f1", "micro_f1", "subset_accuracy", "average_precision", "expected_calibration_error")
+    first = ("macro_f1", "micro_f1", "subset_accuracy", "average_precision", "expected_calibration_error")
     shown = (
         *("macro_f1", "macro_f1_at_half", "micro_f1", "micro_f1_at_half", "subset_accuracy", "hamming_loss"),
         *("average_precision", "label_ranking_average_precision"),
@@ -31,7 +31,6 @@ class LabelSetPredictions(Predictions):
 
     @functools.cached_property
     def predicted(self) -> NDArray[np.bool_]:
-        """Which labels are given [N, C]."""
         return self.classifier.decisions(self.probabilities)
 
     @functools.cached_property
@@ -50,36 +49,31 @@ class LabelSetPredictions(Predictions):
     def answer(self, row: int | np.integer) -> str:
         return ", ".join(names_of(self.predicted[row], self.labels))
 
-    def mistake_cells(self, row: int) -> list[Any]:
+    def mistake_cells(self, row: int) -> list[str]:
         """Return the labels that are missing, and those that are wrong."""
         true, given = self.split.labels[row], self.predicted[row]
         return [", ".join(names_of(labels, self.labels)) for labels in (true & ~given, given & ~true)]
 
     def are_confused(self, true: int, predicted: int) -> NDArray[np.bool_]:
-        """Return the rows [N] where one label is missing and another is wrong."""
         missing, wrong = self._missing_and_wrong()
-        found: NDArray[np.bool_] = missing[:, true] & wrong[:, predicted]
-        return found
+        return missing[:, true] & wrong[:, predicted]
 
     def measure(self, seed: int) -> SplitMetrics:
         scores, given, true = self.probabilities, self.predicted, self.split.labels
         uncalibrated = scores_from_logits(self.logits, problem_type=self.classifier.problem_type)
-        counts, rows = Counts.of_sets(given, true), row_metrics(scores, given, true)
-        ranked = [Ranking(scores[:, label], true[:, label]) for label in range(true.shape[1])]
-        before, after = binned(uncalibrated.ravel(), true.ravel()), binned(scores.ravel(), true.ravel())
-        values = label_set_metrics(scores, given, true)
-        values.pop("loss")
+        counts, rows, ranked = Counts.of_sets(given, true), row_metrics(scores, given, true), rankings(scores, true)
+        before, after = (binned(each.ravel(), true.ravel()) for each in (uncalibrated, scores))
         halved = averages(Counts.of_sets(scores >= 0.5, true))
-        values |= {
+        values = summary(counts, rows, ranked) | {
             "macro_f1_at_half": halved["macro_f1"],
             "micro_f1_at_half": halved["micro_f1"],
             "expected_calibration_error": after.expected_calibration_error,
-            "log_loss_uncalibrated": float(row_metrics(uncalibrated, given, true)["log_loss"].mean()),
+            "log_loss_uncalibrated": float(row_log_losses(uncalibrated, true).mean()),
             "expected_calibration_error_uncalibrated": before.expected_calibration_error,
         }
-        classes = per_class(counts, ranked, self.labels)
-        for found, threshold in zip(classes.values(), self.classifier.thresholds.tolist(), strict=True):
-            found["threshold"] = threshold
+        thresholds = self.classifier.thresholds.tolist()
+        found = per_class(counts, ranked, self.labels).items()
+        classes = {label: each | {"threshold": cut} for (label, each), cut in zip(found, thresholds, strict=True)}
         intervals = row_intervals(rows, ranked, seed, resampled_averages(given, true))
         return SplitMetrics(values, intervals, classes, self._confusion(), ranked, before, after)
 

@@ -1,16 +1,17 @@
 """What a model gets wrong: predictions.csv, misclassified.csv, the most confused pairs of labels."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.audit import csv_table
-from train_loop.findings.metrics import most_confused
+from train_loop.findings.audit import write_table
 from train_loop.findings.predictions import Predictions
+from train_loop.metrics.classes import most_confused
 from train_loop.rows.data import class_counts
 from train_loop.rows.split import ROWS_PER_BATCH
 
@@ -48,26 +49,29 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     Of a number: its error in the place of the score, and the ends of its interval. Rows are numbered from 1, as in the
     source.
     """
-    with csv_table(path, _columns(predictions, predictions.score_columns)) as table:
-        for row, texts in enumerate(predictions.texts()):
-            cells = (f"{value:.6g}" for value in predictions.score_cells(row))
-            table.writerow([*_common(predictions, row, texts), *cells])
+    _write(path, predictions, enumerate(predictions.texts()), predictions.score_columns, predictions.score_cells)
 
 
 def write_misclassified(path: Path, predictions: Predictions) -> None:
     """Write misclassified.csv, the most confident mistakes or the largest errors first, with details of each."""
-    with csv_table(path, _columns(predictions, predictions.mistake_columns)) as table:
-        order = predictions.mistakes()
-        for start in range(0, len(order), ROWS_PER_BATCH):
-            batch = order[start : start + ROWS_PER_BATCH]
-            for row, texts in zip(batch, predictions.texts_of(batch), strict=True):
-                table.writerow([*_common(predictions, row, texts), *predictions.mistake_cells(row)])
+    order = predictions.mistakes()
+    batches = (order[start : start + ROWS_PER_BATCH] for start in range(0, len(order), ROWS_PER_BATCH))
+    rows = (found for batch in batches for found in zip(batch, predictions.texts_of(batch), strict=True))
+    _write(path, predictions, rows, predictions.mistake_columns, predictions.mistake_cells)
 
 
-def _columns(predictions: Predictions, further: Sequence[str]) -> list[str]:
-    return ["row", *predictions.text_columns, "true", "predicted", predictions.score_name, *further]
+def _write(
+    path: Path,
+    predictions: Predictions,
+    rows: Iterable[tuple[int, tuple[str, ...]]],
+    further: Sequence[str],
+    cells: Callable[[int], list[str]],
+) -> None:
+    """Write rows of the split, given with their texts, and the cells of further columns."""
+    columns = ["row", *predictions.text_columns, "true", "predicted", predictions.score_name, *further]
 
+    def line(row: int, texts: tuple[str, ...]) -> list[Any]:
+        number, score = predictions.split.row_number(row), f"{predictions.scores[row]:.6g}"
+        return [number, *texts, predictions.truth(row), predictions.answer(row), score, *cells(row)]
 
-def _common(predictions: Predictions, row: int, texts: tuple[str, ...]) -> list[Any]:
-    number, score = predictions.split.row_number(row), f"{predictions.score(row):.6g}"
-    return [number, *texts, predictions.truth(row), predictions.answer(row), score]
+    write_table(path, columns, itertools.starmap(line, rows))

@@ -5,6 +5,7 @@ are streamed, and each candidate is confirmed by its exact Jaccard similarity.
 """
 
 import dataclasses
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,6 @@ NGRAM = 5
 NUM_PERMUTATIONS = 64
 BANDS = (16, 4)
 """Bands x rows of the index: it finds texts of similarity 0.7 with probability 99 %, of 0.8 with 99.99 %."""
-ROWS_PER_BATCH = 1_000
 MAX_COMPARED = 100
 """Training rows that a held-out row is compared with: rows made from one template are near duplicates of thousands."""
 
@@ -41,53 +41,36 @@ def near_duplicates(held_out: Texts, train: Texts) -> list[NearDuplicate]:
     from datasketch import MinHashLSH
 
     index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=BANDS)
-    grams: dict[int, frozenset[bytes]] = {}
-    for first, texts in _batches(held_out()):
-        sets = [_ngrams(text) for text in texts]
-        for place, signature in enumerate(_signatures(sets)):
-            index.insert(first + place, signature, check_duplication=False)
-            grams[first + place] = sets[place]
+    known: list[frozenset[bytes]] = []
+    for grams, signature in _signed(held_out()):
+        index.insert(len(known), signature, check_duplication=False)
+        known.append(grams)
     best: dict[int, NearDuplicate] = {}
     num_compared: Counter[int] = Counter()
-    for first, texts in _batches(train()):
-        sets = [_ngrams(text) for text in texts]
-        for place, signature in enumerate(_signatures(sets)):
-            for row in index.query(signature):
-                num_shared = len(sets[place] & grams[row])
-                similarity = num_shared / (len(sets[place]) + len(grams[row]) - num_shared)
-                if similarity >= THRESHOLD and (row not in best or similarity > best[row].similarity):
-                    best[row] = NearDuplicate(row, first + place, similarity)
-                num_compared[row] += 1
-                if num_compared[row] == MAX_COMPARED or similarity == 1.0:
-                    index.remove(row)
+    for train_row, (grams, signature) in enumerate(_signed(train())):
+        for row in index.query(signature):
+            num_shared = len(grams & known[row])
+            similarity = num_shared / (len(grams) + len(known[row]) - num_shared)
+            if similarity >= THRESHOLD and (row not in best or similarity > best[row].similarity):
+                best[row] = NearDuplicate(row, train_row, similarity)
+            num_compared[row] += 1
+            if num_compared[row] == MAX_COMPARED or similarity == 1.0:
+                index.remove(row)
     return sorted(best.values(), key=lambda duplicate: (-duplicate.similarity, duplicate.row))
 
 
-def _ngrams(texts: tuple[str, ...]) -> frozenset[bytes]:
-    sets: set[bytes] = set()
-    for side, text in enumerate(texts):
-        folded = " ".join(text.lower().split())
-        prefix = b"" if side == 0 else b"\0"  # keeps the two texts of a pair apart
-        starts = range(max(1, len(folded) - NGRAM + 1))
-        sets.update(prefix + folded[start : start + NGRAM].encode("utf-8", "replace") for start in starts)
-    return frozenset(sets)
-
-
-def _signatures(sets: list[frozenset[bytes]]) -> Iterator[object]:
+def _signed(texts: Iterable[tuple[str, ...]]) -> Iterator[tuple[frozenset[bytes], object]]:
+    """Yield the n-grams of each text, and their MinHash."""
     from datasketch import MinHash
 
-    yield from MinHash.generator(sets, num_perm=NUM_PERMUTATIONS, hashfunc=zlib.crc32)
+    grams, same = itertools.tee(map(_ngrams, texts))
+    return zip(grams, MinHash.generator(same, num_perm=NUM_PERMUTATIONS, hashfunc=zlib.crc32), strict=True)
 
 
-def _batches(texts: Iterable[tuple[str, ...]]) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
-    """Yield (index of the first row, texts)."""
-    batch: list[tuple[str, ...]] = []
-    first = 0
-    for text in texts:
-        batch.append(text)
-        if len(batch) == ROWS_PER_BATCH:
-            yield first, batch
-            first += len(batch)
-            batch = []
-    if batch:
-        yield first, batch
+def _ngrams(texts: tuple[str, ...]) -> frozenset[bytes]:
+    grams: set[bytes] = set()
+    for prefix, text in zip((b"", b"\0"), texts, strict=False):  # the prefix keeps the two texts of a pair apart
+        folded = " ".join(text.lower().split())
+        starts = range(max(1, len(folded) - NGRAM + 1))
+        grams.update(prefix + folded[start : start + NGRAM].encode("utf-8", "replace") for start in starts)
+    return frozenset(grams)

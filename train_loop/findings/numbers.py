@@ -1,24 +1,22 @@
 """The predictions of a split with a number for each row."""
 
 import functools
-import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.intervals import row_intervals
-from train_loop.findings.metrics import Floats
-from train_loop.findings.number_metrics import number_metrics
 from train_loop.findings.predictions import Predictions
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.intervals import row_intervals
+from train_loop.metrics.numbers import number_metrics
+from train_loop.metrics.probabilities import Floats
+from train_loop.metrics.split import SplitMetrics
 
 
 class NumberPredictions(Predictions):
     """Each row has a number, and the answer is one."""
 
-    headline = card = ("spearman", "pearson", "rmse", "mae", "r2")
-    shown = (*headline, "interval_90_coverage", "interval_90_width")
+    first = card = ("spearman", "pearson", "rmse", "mae", "r2")
+    shown = (*first, "interval_90_coverage", "interval_90_width")
     during = ("spearman", "r2")
     score_name = "error"
     slice_metric = "error below the median"
@@ -26,15 +24,12 @@ class NumberPredictions(Predictions):
 
     @functools.cached_property
     def predicted(self) -> Floats:
-        """The answers [N]."""
-        answers: Floats = self.probabilities[:, 0]
-        return answers
+        return self.probabilities[:, 0]
 
     @functools.cached_property
     def scores(self) -> Floats:
         """Answer - true number [N]."""
-        errors: Floats = self.predicted - self.split.labels
-        return errors
+        return self.predicted - self.split.labels
 
     @functools.cached_property
     def is_correct(self) -> NDArray[np.bool_]:
@@ -53,14 +48,13 @@ class NumberPredictions(Predictions):
     def score_columns(self) -> list[str]:
         return list(self.mistake_columns)
 
-    def score_cells(self, row: int) -> list[float]:
+    def score_cells(self, row: int) -> list[str]:
         """Return the ends of the interval that holds 90 % of the true numbers."""
         if "0.9" not in self.classifier.decision.interval_widths:
-            return [math.nan, math.nan]
-        return [*self.classifier.interval(float(self.predicted[row]), 0.9)]
+            return ["nan", "nan"]
+        return [f"{value:.6g}" for value in self.classifier.interval(float(self.predicted[row]), 0.9)]
 
-    def mistake_cells(self, row: int) -> list[Any]:
-        return [f"{value:.6g}" for value in self.score_cells(row)]
+    mistake_cells = score_cells
 
     def measure(self, seed: int) -> SplitMetrics:
         answers, true = self.predicted, self.split.labels

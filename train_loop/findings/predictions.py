@@ -11,21 +11,18 @@ from numpy.typing import NDArray
 
 from serve.contract.classifier import Classifier
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.intervals import count_intervals, row_intervals
-from train_loop.findings.metrics import (
-    Counts,
+from train_loop.metrics.classes import Counts, confusion_matrix, count_metrics, per_class
+from train_loop.metrics.intervals import count_intervals, row_intervals
+from train_loop.metrics.probabilities import (
     Floats,
-    confusion_matrix,
-    count_metrics,
     log_loss,
-    mean_over_defined,
-    per_class,
+    mean_areas,
     rankings,
     reliability,
     row_brier_scores,
     row_log_losses,
 )
-from train_loop.findings.split_metrics import SplitMetrics
+from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import Split
 
 Names = tuple[str, ...]
@@ -38,13 +35,7 @@ class Predictions:
     Several labels a row and numbers are subclasses, which answer the same questions.
     """
 
-    headline: ClassVar[Names] = (
-        "accuracy",
-        "macro_f1",
-        "matthews_correlation",
-        "log_loss",
-        "expected_calibration_error",
-    )
+    first: ClassVar[Names] = ("accuracy", "macro_f1", "matthews_correlation", "log_loss", "expected_calibration_error")
     """Metrics that a report begins with."""
     shown: ClassVar[Names] = ("accuracy", "macro_f1", "macro_recall", "matthews_correlation", "log_loss", "roc_auc")
     """Metrics that a terminal shows."""
@@ -88,19 +79,13 @@ class Predictions:
 
     @functools.cached_property
     def is_correct(self) -> NDArray[np.bool_]:
-        """Whether the answer is right, by row [N]."""
         correct: NDArray[np.bool_] = self.predicted == self.split.labels
         return correct
 
     def mistakes(self) -> NDArray[np.int64]:
         """Return the rows with a wrong answer, the most confident first."""
         rows = np.flatnonzero(~self.is_correct)
-        order: NDArray[np.int64] = rows[np.argsort(-self.scores[rows], kind="stable")]
-        return order
-
-    def score(self, row: int | np.integer) -> float:
-        """Return how sure the model is of its answer to a row."""
-        return float(self.scores[row])
+        return rows[np.argsort(-self.scores[rows], kind="stable")]
 
     def answer(self, row: int | np.integer) -> str:
         """Return the model's answer to a row, as text."""
@@ -115,16 +100,14 @@ class Predictions:
         """Further columns of predictions.csv."""
         return [f"probability_{label}" for label in self.labels]
 
-    def score_cells(self, row: int) -> list[float]:
+    def score_cells(self, row: int) -> list[str]:
         """Return a row's values in them."""
-        values: list[float] = self.probabilities[row].tolist()
-        return values
+        return [f"{value:.6g}" for value in self.probabilities[row]]
 
     mistake_columns: ClassVar[Names] = ("probability_of_true", "runner_up", "margin")
     """Further columns of misclassified.csv."""
 
-    def mistake_cells(self, row: int) -> list[Any]:
-        """Return a row's values in them."""
+    def mistake_cells(self, row: int) -> list[str]:
         probabilities = self.probabilities[row]
         best, second = np.argsort(-probabilities, kind="stable")[:2]
         own = probabilities[self.split.labels[row]]
@@ -141,14 +124,14 @@ class Predictions:
         matrix = confusion_matrix(self.predicted, labels, len(self.labels))
         ranked = rankings(probabilities, labels)
         classes = per_class(Counts.of(matrix), ranked, self.labels)
-        losses, distances = row_log_losses(probabilities, labels), row_brier_scores(probabilities, labels)
-        rows = {"log_loss": losses, "brier_score": distances}
+        rows = {
+            "log_loss": row_log_losses(probabilities, labels),
+            "brier_score": row_brier_scores(probabilities, labels),
+        }
         uncalibrated = scores_from_logits(self.logits)
-        before, after = reliability(uncalibrated, labels), reliability(probabilities, labels)
+        before, after = (reliability(each, labels) for each in (uncalibrated, probabilities))
         values = {name: float(value) for name, value in count_metrics(Counts.of(matrix)).items()}
-        values |= {name: float(each.mean()) for name, each in rows.items()}
-        for name in ("roc_auc", "average_precision"):
-            values[name] = mean_over_defined(np.array([found[name] for found in classes.values()]))
+        values |= {name: float(each.mean()) for name, each in rows.items()} | mean_areas(ranked)
         values |= {
             "expected_calibration_error": after.expected_calibration_error,
             "log_loss_uncalibrated": log_loss(uncalibrated, labels),
@@ -163,15 +146,9 @@ class Predictions:
         # Imported here: only needed at the end of a run.
         from sklearn.metrics import classification_report
 
-        text: str = classification_report(
-            self.split.labels,
-            self.predicted,
-            labels=range(len(self.labels)),
-            target_names=self.labels,
-            digits=4,
-            zero_division=0,
-        )
-        return text
+        true, names = self.split.labels, self.labels
+        options = {"labels": range(len(names)), "target_names": names, "digits": 4, "zero_division": 0}
+        return str(classification_report(true, self.predicted, **options))
 
     def _decision_metrics(self) -> dict[str, float]:
         """Return how often label sets of 90 % hold the true label and their size; the share answered, its accuracy."""
@@ -186,14 +163,6 @@ class Predictions:
             values["answered"] = float(is_answered.mean())
             values["accuracy_answered"] = float(is_right.mean()) if len(is_right) else math.nan
         return values
-
-    @functools.cached_property
-    def risk_coverage(self) -> NDArray[np.float64]:
-        """Share of rows answered, and their accuracy, if each score were the lowest that is answered [N, 2]."""
-        order = np.argsort(-self.scores, kind="stable")
-        counts = np.arange(1, len(order) + 1)
-        right = self.is_correct[order].cumsum()
-        return np.column_stack([counts / len(order), right / counts])
 
     def texts(self) -> Iterator[tuple[str, ...]]:
         """Yield each row's text, or pair, in order, without loading them all."""

@@ -12,11 +12,12 @@ from rich.text import Text
 
 from serve.contract.files import staged_folder, write_bytes, write_json
 from train_loop.findings.assessment import Assessment
-from train_loop.findings.audit import csv_table, write_audit
+from train_loop.findings.audit import write_audit, write_table
 from train_loop.findings.mistakes import write_misclassified, write_predictions
 from train_loop.findings.pictures import draw_all
 from train_loop.findings.report import render_report
 
+DECISION_METRICS = ("answered", "accuracy_answered", "label_set_90_coverage", "label_set_90_size")
 CLASS_METRICS = ("precision", "recall", "f1", "support", "roc_auc", "average_precision")
 
 
@@ -52,23 +53,20 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     table.add_column("")
     for name in assessment.metrics:
         table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
-    for metric in assessment.main.shown:
-        table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
-    has_scores = all(found.after is not None for found in assessment.metrics.values())
-    errors = [found.shown("expected_calibration_error") for found in assessment.metrics.values() if has_scores]
-    if any(found.is_calibrated for found in assessment.metrics.values()):
-        before = (found.shown("expected_calibration_error_uncalibrated") for found in assessment.metrics.values())
-        table.add_row("calibration error, before -> after", *map(" -> ".join, zip(before, errors, strict=True)))
-    elif errors:
-        table.add_row("calibration error", *errors)
-    for metric in ("answered", "accuracy_answered", "label_set_90_coverage", "label_set_90_size"):
-        if all(metric in found.values for found in assessment.metrics.values()):
-            table.add_row(metric.replace("_", " "), *(found.shown(metric) for found in assessment.metrics.values()))
+    splits = assessment.metrics.values()
+    calibrated, uncalibrated = "expected_calibration_error", "expected_calibration_error_uncalibrated"
+    for metric in (*assessment.main.shown, calibrated, *DECISION_METRICS):
+        if not all(metric in found.values for found in splits):
+            continue
+        name, cells = metric.replace("_", " ").removeprefix("expected "), [found.shown(metric) for found in splits]
+        if metric == calibrated and any(found.is_calibrated for found in splits):
+            name += ", before -> after"
+            cells = [f"{found.shown(uncalibrated)} -> {found.shown(calibrated)}" for found in splits]
+        table.add_row(name, *cells)
     console.print(table, highlight=False)
     for name, note in assessment.footnotes.items():
         console.print(f"* {name}: {note}", style="dim", highlight=False)
-    worse = [kind for kind in assessment.slices if kind.is_worse][:5]
-    if worse:
+    if worse := [kind for kind in assessment.slices if kind.is_worse][:5]:
         weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
         for column in ("slice", "rows", assessment.main.slice_metric, "all others"):
             weak.add_column(column, justify="left" if column == "slice" else "right")
@@ -125,19 +123,21 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
 
 def _write_classes(path: Path, assessment: Assessment) -> None:
     """Write the metrics of each class of each split; undefined ones are empty."""
-    names = next((tuple(values) for each in assessment.metrics.values() for values in each.per_class.values()), ())
-    names = (*CLASS_METRICS, *(name for name in names if name not in CLASS_METRICS))
-    with csv_table(path, ["split", "label", *names]) as table:
-        for split, found in assessment.metrics.items():
-            for label, values in found.per_class.items():
-                numbers = (values[name] for name in names)
-                table.writerow([split, label, *("" if math.isnan(number) else f"{number:.6g}" for number in numbers)])
+    classes = [(split, *item) for split, found in assessment.metrics.items() for item in found.per_class.items()]
+    names = tuple(classes[0][2]) if classes else CLASS_METRICS
+    rows = (
+        [split, label, *("" if math.isnan(value) else f"{value:.6g}" for value in values.values())]
+        for split, label, values in classes
+    )
+    write_table(path, ["split", "label", *names], rows)
 
 
 def _write_confusion(path: Path, assessment: Assessment) -> None:
     """Write the confusion matrix of each split, cell by cell, without empty ones."""
-    with csv_table(path, ["split", "true", "predicted", "rows"]) as table:
-        for split, found in assessment.metrics.items():
-            labels = assessment.predictions[split].labels
-            for true, predicted in np.argwhere(found.matrix).tolist():
-                table.writerow([split, labels[true], labels[predicted], found.matrix[true, predicted]])
+    labels = assessment.main.labels
+    rows = (
+        [split, labels[true], labels[predicted], found.matrix[true, predicted]]
+        for split, found in assessment.metrics.items()
+        for true, predicted in np.argwhere(found.matrix)
+    )
+    write_table(path, ["split", "true", "predicted", "rows"], rows)

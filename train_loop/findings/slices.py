@@ -82,12 +82,12 @@ def analyse_slices(
     tables = [
         [[int(correct[rows].sum()), int((~correct[rows]).sum())] for rows in (flags, ~flags)] for _, flags in found
     ]
-    p_values = false_discovery_control([fisher_exact(table, alternative="less").pvalue for table in tables])
+    p_values = false_discovery_control([fisher_exact(table, alternative="less").pvalue for table in tables]).tolist()
     slices = []
-    for (name, flags), ((hits, misses), (rest_hits, rest_misses)), p_value in zip(found, tables, p_values, strict=True):
-        wilson = binomtest(hits, hits + misses).proportion_ci(method="wilson")
-        interval, rest_accuracy = (float(wilson.low), float(wilson.high)), rest_hits / (rest_hits + rest_misses)
-        slices.append(Slice(name, int(flags.sum()), hits, interval, rest_accuracy, float(p_value)))
+    for (name, _), ((hits, misses), (rest_hits, rest_misses)), p_value in zip(found, tables, p_values, strict=True):
+        low, high = binomtest(hits, hits + misses).proportion_ci(method="wilson")
+        rest_accuracy = rest_hits / (rest_hits + rest_misses)
+        slices.append(Slice(name, hits + misses, hits, (float(low), float(high)), rest_accuracy, p_value))
     return sorted(slices, key=lambda s: (not s.is_worse, s.accuracy - s.rest_accuracy))
 
 
@@ -95,9 +95,14 @@ def _all_flags(
     split: Split, texts: Iterator[tuple[str, ...]], labels: tuple[str, ...], unk_id: int
 ) -> Iterator[tuple[str, Flags]]:
     yield from _text_flags(texts, len(split))
-    yield from _length_flags(split.lengths)
+    lengths, unknown_shares = split.lengths, np.concatenate([*_unknown_shares(split, unk_id)])
+    quartiles = (int(quartile) for quartile in np.percentile(lengths, [25, 50, 75]))
+    for below, most in itertools.pairwise([0, *quartiles, int(lengths.max())]):
+        if below < most:
+            yield f"{below + 1} to {most} tokens", (lengths > below) & (lengths <= most)
     yield "truncated", split.truncated
-    yield from _unknown_flags(split, unk_id)
+    yield "any unknown token", unknown_shares > 0
+    yield "over 5 % unknown tokens", unknown_shares > 0.05
     if split.labels.dtype.kind == "f":
         edges = np.unique(np.quantile(split.labels, [0.25, 0.5, 0.75]))
         ranges = np.searchsorted(edges, split.labels)
@@ -111,6 +116,16 @@ def _all_flags(
         yield "several labels", split.labels.sum(axis=1) > 1
     for index, label in enumerate(labels):
         yield f"class {label}", split.labels[:, index] if has_several else split.labels == index
+
+
+def _unknown_shares(split: Split, unk_id: int) -> Iterator[NDArray[np.float64]]:
+    """Yield the share of unknown tokens of each row, for some rows at a time."""
+    for table in split.tokens.with_format("arrow").iter(ROWS_PER_BATCH):
+        column = table.column("input_ids").combine_chunks()
+        lengths = np.diff(column.offsets.to_numpy())
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        unknown = column.flatten().to_numpy(zero_copy_only=False) == unk_id
+        yield np.bincount(rows, unknown, len(lengths)) / np.maximum(lengths, 1)
 
 
 def _text_flags(texts: Iterator[tuple[str, ...]], num_rows: int) -> Iterator[tuple[str, Flags]]:
@@ -128,24 +143,3 @@ def _text_flags(texts: Iterator[tuple[str, ...]], num_rows: int) -> Iterator[tup
     yield from flags.items()
     if are_pairs:  # a shortcut that entailment models learn (McCoy et al. 2019)
         yield "second text mostly in the first", overlapping
-
-
-def _length_flags(lengths: NDArray[np.int32]) -> Iterator[tuple[str, Flags]]:
-    low, middle, high = (int(quartile) for quartile in np.percentile(lengths, [25, 50, 75]))
-    edges = [(0, low), (low, middle), (middle, high), (high, int(lengths.max()))]
-    for below, most in dict.fromkeys(edges):
-        if below < most:
-            yield f"{below + 1} to {most} tokens", (lengths > below) & (lengths <= most)
-
-
-def _unknown_flags(split: Split, unk_id: int) -> Iterator[tuple[str, Flags]]:
-    shares = np.zeros(len(split))
-    tokens = split.tokens.with_format("arrow")
-    for start in range(0, len(split), ROWS_PER_BATCH):
-        column = tokens[start : start + ROWS_PER_BATCH].column("input_ids").combine_chunks()
-        lengths = np.diff(column.offsets.to_numpy())
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        unknown = column.flatten().to_numpy(zero_copy_only=False) == unk_id
-        shares[start : start + len(lengths)] = np.bincount(rows, unknown, len(lengths)) / np.maximum(lengths, 1)
-    yield "any unknown token", shares > 0
-    yield "over 5 % unknown tokens", shares > 0.05

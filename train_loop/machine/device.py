@@ -61,16 +61,13 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
         use_the_cores(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
     _quieten_libraries(is_main=state.is_main_process)
     available = sorted(str(tracker) for tracker in get_available_trackers())
-    absent = sorted(set(config.trackers) - set(available))
-    if absent:
+    if absent := sorted(set(config.trackers) - set(available)):
         raise InputError(
             f"--trackers {', '.join(absent)}: not installed, or not a tracker of Accelerate; installed are "
             f"{', '.join(available) or 'none'}"
         )
-    precision = config.mixed_precision
-    if for_evaluation and why_lacking(precision, state.device):
-        precision = "auto"
-    resolved = resolve_precision(precision, state.device)
+    falls_back = for_evaluation and why_lacking(config.mixed_precision, state.device)
+    resolved = resolve_precision("auto" if falls_back else config.mixed_precision, state.device)
     if plugin is not None and resolved == "fp16":
         raise InputError(
             "--mixed_precision fp16: not with FSDP, on whose sharded gradients its scaler is untried; use bf16 or no"
@@ -90,7 +87,6 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
 
 
 def _require_device(config: TrainConfig, state: PartialState) -> None:
-    """Check the options that only some devices have."""
     for name in ("tf32", "cuda_graphs"):
         if getattr(config, name) and state.device.type != "cuda":
             raise InputError(f"--{name} is for NVIDIA GPUs, and the device is {state.device.type}; pass --{name} false")
@@ -157,8 +153,7 @@ def return_unused_memory(device: torch.device) -> None:
 
 
 def _glibc(device: torch.device) -> ctypes.CDLL | None:
-    is_ours = device.type == "cpu" and platform.libc_ver()[0] == "glibc"
-    return ctypes.CDLL("libc.so.6") if is_ours else None
+    return ctypes.CDLL("libc.so.6") if device.type == "cpu" and platform.libc_ver()[0] == "glibc" else None
 
 
 def resolve_precision(requested: MixedPrecision, device: torch.device) -> str:
@@ -176,9 +171,7 @@ def resolve_precision(requested: MixedPrecision, device: torch.device) -> str:
         return requested
     if device.type == "cuda":
         return "bf16" if _cuda_has_bf16() else "fp16"
-    if device.type == "cpu" and _cpu_has_bf16():
-        return "bf16"
-    return "no"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "no"
 
 
 def why_lacking(requested: MixedPrecision, device: torch.device) -> str | None:

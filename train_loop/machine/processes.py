@@ -58,14 +58,9 @@ def _patient_group() -> torch.distributed.ProcessGroup:
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Return, on all processes, whether `flag` is true on any."""
-    if accelerator.num_processes == 1:
-        return flag
-    return any(gather_object([flag]))
+    return any(from_all_processes(accelerator, flag))
 
 
 def from_all_processes(accelerator: Accelerator, value: T) -> list[T]:
     """Return, on all processes, the values of all of them, in order of rank."""
-    if accelerator.num_processes == 1:
-        return [value]
-    gathered: list[T] = gather_object([value])
-    return gathered
+    return [value] if accelerator.num_processes == 1 else list(gather_object([value]))

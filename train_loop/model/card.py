@@ -45,20 +45,9 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         classifier=main.classifier,
         config=config,
         max_length=max_length,
-        splits={
-            name: {
-                "rows": len(assessment.predictions[name].split),
-                "cells": {metric: found.shown(metric) for metric in main.card},
-            }
-            for name, found in assessment.metrics.items()
-        },
         metrics=main.card,
-        weak=[
-            f"{found.name} ({found.accuracy:.3f} vs. {found.rest_accuracy:.3f})"
-            for found in assessment.slices
-            if found.is_worse
-        ][:8],
-        rows=f"{num_training_rows:,}",
+        weak=[found for found in assessment.slices if found.is_worse][:8],
+        num_training_rows=num_training_rows,
     )
 
 

@@ -14,9 +14,9 @@ from serve.contract.classifier import CLASSIFIER_FILE, Classifier, Side, read_cl
 from serve.contract.errors import InputError
 from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.model.folder import write_model
-from train_loop.model.padding import padding_changes_answers
+from train_loop.model.padding import fitting_padding_side, pad_on
 from train_loop.model.pretrained import load_model_config, load_tokenizer, resolve_model, stated_limits
-from train_loop.model.weights import load_classifier
+from train_loop.model.weights import label_names, load_classifier, name_labels
 
 CLASSIFIER_SUFFIX = "ForSequenceClassification"
 
@@ -39,10 +39,8 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
     if config.max_length is None and contract is None and not stated_limits(model_config, tokenizer):
         _refuse(config, "neither config.json nor the tokenizer states the longest input; pass --max_length [tokens]")
     if padding_side is not None:
-        # init_kwargs too: the constructor gets them again when the saved tokenizer is loaded.
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = padding_side
-    model_config.id2label = dict(enumerate(labels))
-    model_config.label2id = {label: index for index, label in enumerate(labels)}
+        pad_on(tokenizer, padding_side)
+    name_labels(model_config, labels)
     model = load_classifier(config, model_config, "--model")
     _require_own_tokenizer(config, model, tokenizer)
 
@@ -79,7 +77,13 @@ def read_existing_model(config: TrainConfig) -> tuple[PretrainedConfig, Classifi
     Raises:
         InputError: it is a run, a bundle, or no classifier of texts.
     """
-    contract = _own_contract(config)
+    folder = Path(config.model_name)
+    if (folder / BUNDLE_FILE).is_file():
+        _refuse(config, "a bundle, which is exported already; pass the model that it was made from")
+    if (folder / CONFIG_FILE).is_file() and (folder / "model").is_dir():
+        _refuse(config, f"a run of training; pass --run {config.model_name}")
+    file = _own_file(config, CLASSIFIER_FILE)
+    contract = None if file is None else read_classifier(file.parent)
     model_config = load_model_config(config, "--model")
     _require_classifier(config, model_config)
     return model_config, contract
@@ -92,17 +96,6 @@ def name_of(config: TrainConfig, contract: Classifier | None) -> str:
 
 def _refuse(config: TrainConfig, reason: str) -> NoReturn:
     raise InputError(f"--model {config.model_name}: {reason}")
-
-
-def _own_contract(config: TrainConfig) -> Classifier | None:
-    """Return the contract of a model that rawloop trained; None for others."""
-    folder = Path(config.model_name)
-    if (folder / BUNDLE_FILE).is_file():
-        _refuse(config, "a bundle, which is exported already; pass the model that it was made from")
-    if (folder / CONFIG_FILE).is_file() and (folder / "model").is_dir():
-        _refuse(config, f"a run of training; pass --run {config.model_name}")
-    file = _own_file(config, CLASSIFIER_FILE)
-    return None if file is None else read_classifier(file.parent)
 
 
 def _own_file(config: TrainConfig, name: str) -> Path | None:
@@ -138,13 +131,11 @@ def _require_classifier(config: TrainConfig, model_config: PretrainedConfig) -> 
 
 
 def _labels(config: TrainConfig, model_config: PretrainedConfig, contract: Classifier | None) -> tuple[str, ...]:
-    """Return the label of each logit."""
     num_labels = model_config.num_labels
     given = tuple(config.label_names or ())
     if given and len(given) != num_labels:
         _refuse(config, f"--label_names has {len(given)} names, and the model {num_labels} labels; name all of them")
-    names = model_config.id2label
-    own = tuple(str(names.get(index, f"LABEL_{index}")) for index in range(num_labels))
+    own = label_names(model_config)
     labels = given or own
     if contract is not None and contract.text_pair_column and config.text_pair_column is None:
         _refuse(config, "trained on pairs; pass --text_pair_column with the column of the second text")
@@ -175,16 +166,15 @@ def _require_own_tokenizer(config: TrainConfig, model: PreTrainedModel, tokenize
             f"padding is token {pads[0]} in config.json and {pads[1]} in the tokenizer, so it belongs to another "
             "model; put this model's tokenizer into the folder, or correct pad_token_id in config.json",
         )
-    side: Side = tokenizer.padding_side
-    if padding_changes_answers(model, tokenizer, side):
-        other: Side = "left" if side == "right" else "right"
-        if padding_changes_answers(model, tokenizer, other):
-            _refuse(
-                config,
-                "its answers change with padding on either side; is its pad_token_id right in config.json "
-                f"({pads[0]}) and in the tokenizer ({pads[1]})?",
-            )
+    side = fitting_padding_side(model, tokenizer)
+    if side is None:
         _refuse(
             config,
-            f"padding on the {side} changes its answers, on the {other} it does not; pass --padding_side {other}",
+            "its answers change with padding on either side; is its pad_token_id right in config.json "
+            f"({pads[0]}) and in the tokenizer ({pads[1]})?",
+        )
+    if (given := tokenizer.padding_side) != side:
+        _refuse(
+            config,
+            f"padding on the {given} changes its answers, on the {side} it does not; pass --padding_side {side}",
         )

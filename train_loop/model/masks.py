@@ -26,7 +26,7 @@ def take_masks_as_given(model: PreTrainedModel, pad_token_id: int) -> bool:
         setattr(module, name, PREPARE[name])
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            part.warn_if_padding_and_no_attention_mask = _keep_quiet
+            part.warn_if_padding_and_no_attention_mask = lambda *_, **__: None  # the host would wait
     return _ones_are_the_default(model, pad_token_id)
 
 
@@ -51,10 +51,6 @@ PREPARE = {"_prepare_4d_attention_mask_for_sdpa": _expand, "create_bidirectional
 """The functions of transformers 4 and 5 that prepare a mask for torch's fused attention -> what takes their place."""
 WINDOW = "create_bidirectional_sliding_window_mask"
 """Models with this one (ModernBERT on transformers 5) look into their mask twice, and are left as they are."""
-
-
-def _keep_quiet(input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Stand in for the warning about padding without a mask; to find padding, the host would wait."""
 
 
 @torch.inference_mode()

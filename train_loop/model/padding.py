@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from serve.contract.classifier import Side
 from serve.contract.errors import InputError
 from train_loop.model.weights import Report
 
@@ -22,17 +23,27 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
         report(f"Embedding: {num_tokens - num_rows} new rows, for tokens that only the tokenizer has.")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token before the padding
-    side = tokenizer.padding_side
-    if padding_changes_answers(model, tokenizer, side):
-        other = "left" if side == "right" else "right"
-        if padding_changes_answers(model, tokenizer, other):
-            raise InputError(
-                "--model_name: the model's answers change with padding on either side; pad_token_id is "
-                f"{model.config.pad_token_id} in its config.json and {tokenizer.pad_token_id} in its tokenizer: make "
-                "them equal, or choose another model"
-            )
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = other
-        report(f"Padding: on the {other}, because padding on the {side} changes this model's answers.")
+    side = fitting_padding_side(model, tokenizer)
+    if side is None:
+        raise InputError(
+            "--model_name: the model's answers change with padding on either side; pad_token_id is "
+            f"{model.config.pad_token_id} in its config.json and {tokenizer.pad_token_id} in its tokenizer: make "
+            "them equal, or choose another model"
+        )
+    if (was := tokenizer.padding_side) != side:
+        pad_on(tokenizer, side)
+        report(f"Padding: on the {side}, because padding on the {was} changes this model's answers.")
+
+
+def pad_on(tokenizer: PreTrainedTokenizerFast, side: Side) -> None:
+    """Change the padding side of a tokenizer; the constructor gets init_kwargs again when the saved one is loaded."""
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side
+
+
+def fitting_padding_side(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Side | None:
+    """Return the side where padding does not change the answers, if possible the tokenizer's; None if both do."""
+    sides: tuple[Side, Side] = ("right", "left") if tokenizer.padding_side == "right" else ("left", "right")
+    return next((side for side in sides if not padding_changes_answers(model, tokenizer, side)), None)
 
 
 @torch.inference_mode()

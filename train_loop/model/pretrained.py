@@ -28,7 +28,7 @@ FLOAT32_ONLY = ("deberta",)
 """Model types that fail under autocast: DeBERTa (not v2 or v3) masks with float32's lowest number, which bf16 and fp16
 cannot represent (transformers 4.57, modeling_deberta.py)."""
 
-ROBERTA_FAMILY = (
+ROBERTA_FAMILY = (  # they count positions from pad_token_id + 1
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert"),
     *("data2vec-text", "ibert", "longformer"),
 )
@@ -128,8 +128,7 @@ def read_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 def read_served_tokenizer(folder: Path, classifier: Classifier) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a `model/` as served: from tokenizer.json, which transformers 5 may read otherwise."""
     sides = {"padding_side": classifier.padding_side, "truncation_side": classifier.truncation_side}
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, **sides)
-    return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(folder, **sides)
 
 
 def _has_sentencepiece_model(folder: Path, error: Exception) -> bool:
@@ -148,17 +147,13 @@ def stated_limits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) 
     limits = []
     if tokenizer.model_max_length <= 1_000_000:  # above is transformers' marker for "not stated"
         limits.append(int(tokenizer.model_max_length))
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions > 0:
-        limits.append(positions - _num_unused_positions(config))
+    if (positions := getattr(config, "max_position_embeddings", None) or 0) > 0:
+        if config.model_type == "mpnet":
+            positions -= 2  # its padding position is 1, whatever pad_token_id says
+        elif config.model_type in ROBERTA_FAMILY:
+            positions -= (config.pad_token_id or 0) + 1
+        limits.append(positions)
     return limits
-
-
-def _num_unused_positions(config: PretrainedConfig) -> int:
-    """Return how many position embeddings are never used: the RoBERTa family counts from pad_token_id + 1."""
-    if config.model_type == "mpnet":
-        return 2  # its padding position is 1, whatever pad_token_id says
-    return (config.pad_token_id or 0) + 1 if config.model_type in ROBERTA_FAMILY else 0
 
 
 def _shared_inputs(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -181,10 +176,9 @@ def load_model_config(config: TrainConfig, flag: str = "--model_name") -> Pretra
     """
     source, revision = resolve_model(config.model_name, config.model_revision, flag)
     try:
-        loaded: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
+        return AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:  # the Hub client, requests and json raise many types here
         raise not_found(config, error, flag) from error
-    return loaded
 
 
 def not_found(config: TrainConfig, error: Exception, flag: str = "--model_name") -> InputError:

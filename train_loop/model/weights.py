@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ from serve.contract.labels import ProblemType
 from train_loop.config import TrainConfig
 from train_loop.model.pretrained import load_model_config, not_found, resolve_model
 
-WRAPPERS = ("_orig_mod.", "module.")
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """Prefixes that torch.compile and DistributedDataParallel add to the names of weights."""
 POOLER = "pooler"
 """Part of the encoder that belongs to the head: models pretrained on masked words lack it, so it may be new."""
 NUM_NAMED = 3
-"""Weights that a message names."""
+"""Weights or labels that a message names."""
 Report = Callable[[str], None]
 
 
@@ -65,11 +66,9 @@ def load_model(
             those that its config.json describes.
     """
     model_config = load_model_config(config)
-    names = model_config.id2label  # of the head, if the weights have one; a hand-written config may skip a number
-    head_labels = tuple(str(names.get(index, f"LABEL_{index}")) for index in range(len(names)))
+    head_labels = label_names(model_config)
     model_config.num_labels = len(labels)
-    model_config.id2label = dict(enumerate(labels))
-    model_config.label2id = {label: index for index, label in enumerate(labels)}
+    name_labels(model_config, labels)
     model_config.problem_type = start.problem_type
     if config.dropout is not None:
         _set_dropout(model_config, config.dropout)
@@ -88,6 +87,18 @@ def load_model(
             report("It begins at the log-odds of the labels in the training rows.")
     _keep_logits_precise(model)
     return model
+
+
+def label_names(model_config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the labels of the head, if the weights have one; a hand-written config.json may skip a number."""
+    names = model_config.id2label
+    return tuple(str(names.get(index, f"LABEL_{index}")) for index in range(len(names)))
+
+
+def name_labels(model_config: PretrainedConfig, labels: Sequence[str]) -> None:
+    """Name the labels of the head, in order."""
+    model_config.id2label = dict(enumerate(labels))
+    model_config.label2id = {label: index for index, label in enumerate(labels)}
 
 
 def load_classifier(config: TrainConfig, model_config: PretrainedConfig, flag: str) -> PreTrainedModel:
@@ -137,7 +148,7 @@ def _read_weights(
         raise not_found(config, error, flag) from error
     assert isinstance(model, PreTrainedModel)
     return model, {
-        kind: [key if isinstance(key, str) else key[0] for key in info[kind]]  # transformers 5 adds two shapes
+        kind: sorted(key if isinstance(key, str) else key[0] for key in info[kind])  # transformers 5 adds two shapes
         for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")
     }
 
@@ -153,7 +164,7 @@ def load_finished_model(folder: Path, attention: str | None) -> PreTrainedModel:
     )
     if strange := [key for kind in ("missing_keys", "unexpected_keys") for key in info[kind]]:
         raise InputError(
-            f"{folder}: its weights are not those of a finished run ({', '.join(strange[:NUM_NAMED])}); restore them, "
+            f"{folder}: its weights are not those of a finished run ({_few(strange)}); restore them, "
             "or train again from this folder: --model_name"
         )
     assert isinstance(model, PreTrainedModel)
@@ -253,14 +264,13 @@ def _settle_head(
         nn.init.normal_(layer.weight, std=getattr(model_config, "initializer_range", 0.02))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-        named = ", ".join(own[:NUM_NAMED]) + (", ..." if len(own) > NUM_NAMED else "")
+        named = _few(own)
         line = f"Head: new; the model's is for other labels ({named}); to keep it, give its config.json your id2label."
         return line, False
     return f"Head: new, for {len(labels)} label{'s' * (len(labels) > 1)}.", False
 
 
 def _require_encoder(name: str, model: PreTrainedModel, info: dict[str, list[str]]) -> None:
-    """Check that the encoder has all its weights, and no others."""
     prefix = f"{model.base_model_prefix}."
     found = {
         "missing from its file": [
@@ -287,7 +297,7 @@ def _unknown_weights(model: PreTrainedModel, info: dict[str, list[str]]) -> list
 
 
 def _few(keys: Sequence[str]) -> str:
-    return ", ".join(sorted(keys)[:NUM_NAMED]) + (", ..." if len(keys) > NUM_NAMED else "")
+    return ", ".join(keys[:NUM_NAMED]) + (", ..." if len(keys) > NUM_NAMED else "")
 
 
 def _unwrapped_weights(folder: Path) -> dict[str, Tensor] | None:
@@ -295,21 +305,15 @@ def _unwrapped_weights(folder: Path) -> dict[str, Tensor] | None:
     if (file := folder / "model.safetensors").is_file():
         with safe_open(file, "pt") as opened:
             names = opened.keys()
-        if not any(name.startswith(WRAPPERS) for name in names):
+        if not any(map(WRAPPERS.match, names)):
             return None
         loaded = load_file(file)
     elif (file := folder / "pytorch_model.bin").is_file():
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     else:
         return None
-    if not any(name.startswith(WRAPPERS) for name in loaded):
-        return None
-    weights = {}
-    for name, tensor in loaded.items():
-        while name.startswith(WRAPPERS):
-            name = name.partition(".")[2]
-        weights[name] = tensor
-    return weights
+    weights = {WRAPPERS.sub("", name): tensor for name, tensor in loaded.items()}
+    return None if weights.keys() == loaded.keys() else weights
 
 
 def _set_dropout(model_config: Any, dropout: float) -> None:

@@ -178,7 +178,10 @@ class CheckpointStore:
             protected.add(self.path_of(state.best_step))
         for path in written:
             if path not in protected:
-                _remove(path)
+                retired = path.with_name(f".{path.name}.retired")  # a half-removed one is never taken for a checkpoint
+                shutil.rmtree(retired, ignore_errors=True)
+                path.rename(retired)
+                shutil.rmtree(retired, ignore_errors=True)
 
     def _require_same(self, path: Path, found: dict[str, Any], num_updates: int) -> None:
         expected = json.loads(json.dumps(dataclasses.asdict(self.identity)))
@@ -187,15 +190,11 @@ class CheckpointStore:
                 f"{path}: the checkpoint has the labels {found['labels'][:20]}, the data now has "
                 f"{expected['labels'][:20]}; resume with the original data, or start a new run"
             )
-        if found["parameters"] != expected["parameters"]:
-            names = [
-                name
-                for name in {**found["parameters"], **expected["parameters"]}
-                if found["parameters"].get(name) != expected["parameters"].get(name)
-            ]
+        there, here = found["parameters"], expected["parameters"]
+        if names := [name for name in there | here if there.get(name) != here.get(name)]:
             raise InputError(
                 f"{path}: the checkpoint is of another model; {len(names)} parameters differ, among them {names[0]} "
-                f"({found['parameters'].get(names[0])} there, {expected['parameters'].get(names[0])} here). "
+                f"({there.get(names[0])} there, {here.get(names[0])} here). "
                 "Resume with the model of the run's config.yaml, or start a new run"
             )
         if found["data_fingerprint"] != expected["data_fingerprint"]:
@@ -267,11 +266,3 @@ def _bare(optimizer: Any) -> torch.optim.Optimizer:
     """Return the optimizer inside Accelerate's wrapper, which torch's state functions do not support."""
     bare: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return bare
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint so that a half-removed one is never taken for a checkpoint."""
-    retired = path.with_name(f".{path.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
-    path.rename(retired)
-    shutil.rmtree(retired, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The run directory: name, lock, files. Two runs never share one."""
 
+import contextlib
 import datetime
 import errno
 import os
@@ -7,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,55 +39,16 @@ class RunDirectory:
         self.logs = path / "logs"
         self._lock = filelock.FileLock(path / ".lock")
 
-    @classmethod
-    def create(cls, config: TrainConfig) -> "RunDirectory":
-        """Create a new run directory under `config.output_dir` and lock it.
-
-        Raises:
-            InputError: the folder is not writable, or --run_name exists already.
-        """
-        parent = Path(config.output_dir).resolve()
-        name = config.run_name or _name(config)
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            path = _make_new(parent, name, may_number=config.run_name is None)
-        except OSError as error:
-            raise InputError(
-                f"--output_dir {config.output_dir}: not writable ({error.strerror}); choose another folder"
-            ) from error
-        run = cls(path)
-        run.lock()
-        for folder in (run.checkpoints, run.results, run.logs):
-            folder.mkdir()
-        write_yaml(run.config, config)
-        return run
-
-    @classmethod
-    def reopen(cls, name: str) -> "RunDirectory":
-        """Open an existing run directory and lock it.
-
-        Raises:
-            InputError: it is not a run directory, or another process has locked it.
-        """
-        path = Path(name).resolve()
-        if not (path / CONFIG_FILE).is_file():
-            raise InputError(f"--resume {name}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
-        run = cls(path)
-        run.lock()
-        return run
-
     def lock(self) -> None:
         """Take the lock; the kernel releases it however the process ends."""
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            raise InputError(
-                f"{self.path}: another process is training in this run directory; wait for it, or stop it first"
-            ) from error
+            what = "another process is training in this run directory; wait for it, or stop it first"
+            raise InputError(f"{self.path}: {what}") from error
         except OSError as error:
-            raise InputError(
-                f"{self.path}: not writable ({error.strerror}); fix its permissions, or free space"
-            ) from error
+            remedy = "fix its permissions, or free space"
+            raise InputError(f"{self.path}: not writable ({error.strerror}); {remedy}") from error
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -93,43 +56,58 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def point_latest(self) -> None:
-        """Point the symlink `latest`, next to the run, at it."""
-        staged = self.path.parent / f".latest.{os.getpid()}"
-        staged.unlink(missing_ok=True)
-        staged.symlink_to(self.path.name)
-        staged.replace(self.path.parent / "latest")
-
     def write_record(self, **facts: Any) -> None:
         """Write `run.json`: the command, the code, the hardware and the data."""
-        write_json(
-            self.record,
-            {
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-                "git_commit": _git_commit(),
-                "versions": installed_versions(RECORDED_PACKAGES),
-                "platform": platform.platform(),
-                "cpu_count": os.cpu_count(),
-                **facts,
-            },
-        )
+        own = {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "git_commit": _git_commit(),
+            "versions": installed_versions(RECORDED_PACKAGES),
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+        }
+        write_json(self.record, own | facts)
 
 
 def open_run(config: TrainConfig, accelerator: Accelerator) -> RunDirectory:
-    """Create or reopen the run directory on the main process, and return it on all.
+    """Create or reopen the run directory on the main process, and return it on all; `latest` next to it points at it.
 
     Raises:
-        InputError: see `RunDirectory.create` and `RunDirectory.reopen`.
+        InputError: --output_dir is not writable, --run_name exists already, --resume names no run directory, or another
+            process has locked it.
     """
     locked: list[RunDirectory] = []
 
     def open_and_lock() -> Path:
-        locked.append(RunDirectory.reopen(config.resume) if config.resume else RunDirectory.create(config))
-        locked[0].point_latest()
-        return locked[0].path
+        run = _reopen(config.resume) if config.resume else _create(config)
+        locked.append(run)
+        staged = run.path.parent / f".latest.{os.getpid()}"
+        staged.unlink(missing_ok=True)
+        staged.symlink_to(run.path.name)
+        staged.replace(run.path.parent / "latest")
+        return run.path
 
     path = on_main_process(accelerator, open_and_lock)
     return locked[0] if locked else RunDirectory(path)
+
+
+def _create(config: TrainConfig) -> RunDirectory:
+    with _refusing_unwritable(config.output_dir):
+        parent = Path(config.output_dir).resolve()
+        parent.mkdir(parents=True, exist_ok=True)
+        run = RunDirectory(_make_new(parent, config.run_name or _name(config), may_number=config.run_name is None))
+    run.lock()
+    for folder in (run.checkpoints, run.results, run.logs):
+        folder.mkdir()
+    write_yaml(run.config, config)
+    return run
+
+
+def _reopen(name: str) -> RunDirectory:
+    run = RunDirectory(Path(name).resolve())
+    if not run.config.is_file():
+        raise InputError(f"--resume {name}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
+    run.lock()
+    return run
 
 
 def require_writable(folder: str) -> None:
@@ -138,10 +116,16 @@ def require_writable(folder: str) -> None:
     Raises:
         InputError: it cannot be created or written to.
     """
-    try:
+    with _refusing_unwritable(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@contextlib.contextmanager
+def _refusing_unwritable(folder: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"--output_dir {folder}: not writable ({error.strerror}); choose another folder") from error
 
@@ -169,11 +153,9 @@ def _name(config: TrainConfig) -> str:
         data = file.parent.name if file.stem.lower() in ("train", "training") else file.stem
     else:
         assert config.dataset_name is not None
-        data = Path(config.dataset_name.rstrip("/")).name
-        if config.dataset_config is not None:
-            data += f"_{config.dataset_config}"
-    model = Path(config.model_name.rstrip("/")).name
-    return f"{now}_{re.sub(r'[^A-Za-z0-9.-]+', '_', model)}_{re.sub(r'[^A-Za-z0-9.-]+', '_', data)}"
+        data = "_".join(filter(None, (Path(config.dataset_name.rstrip("/")).name, config.dataset_config)))
+    names = (Path(config.model_name.rstrip("/")).name, data)
+    return "_".join([now, *(re.sub(r"[^A-Za-z0-9.-]+", "_", name) for name in names)])
 
 
 def _git_commit() -> str | None:

@@ -7,13 +7,11 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import math
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from serve.contract.files import write_bytes
+from serve.contract.json_text import json_text
 from train_loop.run.trackers import log_to_trackers
 
 SHOWN = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision", "spearman", "rmse")
@@ -93,11 +92,12 @@ class Progress:
         self._reports = []
         if not self._is_main:
             return
-        self._write({"kind": "train", "step": report.step, **values}, "train", values, report.step)
+        self._write("train", report.step, values)
+        seconds = self._seconds / (report.step - self._first_step) * (self._num_steps - report.step)
         line = (
             f"loss {values['loss']:.4f} · lr {report.learning_rate:.2e} · {values['rows_per_s']:,.0f} rows/s · "
             f"{values['tokens_per_s']:,.0f} tokens/s · {values['padding_share']:.1%} padding · "
-            f"{values['memory_mib']:,.0f} MiB · {self._time_left(report.step)} left"
+            f"{values['memory_mib']:,.0f} MiB · {datetime.timedelta(seconds=round(seconds))} left"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=report.step, description=line)
@@ -106,18 +106,13 @@ class Progress:
             self._last_line = now
 
     def after_evaluation(self, step: int, epoch: float, metrics: dict[str, float], *, is_best: bool) -> None:
-        """Print and log the metrics of the validation split."""
         if self._is_main:
-            entry = {"kind": "validation", "step": step, "epoch": epoch, **metrics}
-            self._write(entry, "validation", metrics, step)
+            self._write("validation", step, metrics, epoch=epoch)
             shown = " · ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in SHOWN if name in metrics)
-            self._console.print(
-                f"validation at step {step} (epoch {epoch:.2f}) · {shown}{' · best so far' if is_best else ''}",
-                highlight=False,
-            )
+            shown += " · best so far" if is_best else ""
+            self._console.print(f"validation at step {step} (epoch {epoch:.2f}) · {shown}", highlight=False)
 
     def note(self, text: str) -> None:
-        """Print a message."""
         if self._is_main:
             self._console.print(text, highlight=False)
 
@@ -138,15 +133,11 @@ class Progress:
             "memory_mib": peak_memory_mib(self._accelerator.device),
         }
 
-    def _time_left(self, step: int) -> str:
-        per_step = self._seconds / (step - self._first_step)
-        return str(datetime.timedelta(seconds=round(per_step * (self._num_steps - step))))
-
-    def _write(self, entry: dict[str, Any], group: str, values: dict[str, float], step: int) -> None:
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+    def _write(self, kind: str, step: int, values: dict[str, float], **more: float) -> None:
+        entry = {"kind": kind, "step": step, **more, **values}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
-        named = {f"{group}/{name}": value for name, value in values.items()}
+            file.write(json_text(entry) + "\n")
+        named = {f"{kind}/{name}": value for name, value in values.items()}
         log_to_trackers(self._accelerator, named, step, self.note)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -41,31 +40,28 @@ def running_trackers(
 
 def log_to_trackers(accelerator: Accelerator, values: Mapping[str, float], step: int, notify: Notify) -> None:
     """Send metrics of a step to every tracker."""
-    for tracker in list(accelerator.trackers):
-        try:
+    working = []
+    for tracker in accelerator.trackers:
+        with _dropped_if_it_fails(tracker.name, notify):
             tracker.log(dict(values), step=step)
-        except Exception as error:  # of whatever library the tracker uses
-            _report(tracker.name, error, notify)
-            accelerator.trackers.remove(tracker)
+            working.append(tracker)
+    accelerator.trackers = working
 
 
 def _end(accelerator: Accelerator, notify: Notify, status: str) -> None:
+    """End the trackers' runs; `status` is MLflow's word for the outcome."""
     trackers, accelerator.trackers = accelerator.trackers, []
     for tracker in trackers if accelerator.is_main_process else []:
         with _dropped_if_it_fails(tracker.name, notify):
-            _finish(tracker, status)
-
-
-def _finish(tracker: Any, status: str) -> None:
-    """End a tracker's run; `status` is MLflow's word for the outcome. Most trackers have none."""
-    if status != "FINISHED" and tracker.name == "mlflow":
-        importlib.import_module("mlflow").end_run(status)
-    elif status != "FINISHED" and tracker.name == "wandb":
-        tracker.run.finish(exit_code=1)
-    elif status != "FINISHED" and tracker.name == "clearml":
-        tracker.task.mark_failed(status_reason=status.lower())
-    else:
-        tracker.finish()
+            match tracker.name if status != "FINISHED" else None:  # most trackers have no word for the outcome
+                case "mlflow":
+                    importlib.import_module("mlflow").end_run(status)
+                case "wandb":
+                    tracker.run.finish(exit_code=1)
+                case "clearml":
+                    tracker.task.mark_failed(status_reason=status.lower())
+                case _:
+                    tracker.finish()
 
 
 @contextlib.contextmanager
@@ -73,8 +69,5 @@ def _dropped_if_it_fails(name: str, notify: Notify) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of whatever library the tracker uses
-        _report(name, error, notify)
-
-
-def _report(name: str, error: Exception, notify: Notify) -> None:
-    notify(f"Tracker {name} failed and gets nothing more ({first_line(error)}). logs/metrics.jsonl has every number.")
+        reason = first_line(error)
+        notify(f"Tracker {name} failed and gets nothing more ({reason}). logs/metrics.jsonl has every number.")

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.label_set_metrics import label_set_metrics
-from train_loop.findings.metrics import ClassificationMetrics, log_loss
-from train_loop.findings.number_metrics import number_metrics
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
+from train_loop.metrics.classes import ClassificationMetrics
+from train_loop.metrics.label_sets import label_set_metrics
+from train_loop.metrics.numbers import number_metrics
+from train_loop.metrics.probabilities import log_loss
 from train_loop.rows.split import Labels
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.outcome import HostCopy

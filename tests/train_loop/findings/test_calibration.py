@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from serve.contract.labels import scores_from_logits
 from train_loop.findings.calibration import fit_temperature
-from train_loop.findings.metrics import log_loss, reliability
+from train_loop.metrics.probabilities import log_loss, reliability
 
 
 def overconfident(num_rows: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

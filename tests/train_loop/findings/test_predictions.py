@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from held_out import predictions_of
 
-from train_loop.findings.metrics import confusion_matrix
 from train_loop.findings.mistakes import confused_pairs, write_misclassified, write_predictions
+from train_loop.metrics.classes import confusion_matrix
 
 NAMES = ("bad", "good", "so, so")
 TEXTS = [

@@ -3,8 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from train_loop.findings.intervals import count_intervals, row_intervals
-from train_loop.findings.metrics import Counts, Ranking, confusion_matrix, count_metrics, rankings, row_log_losses
+from train_loop.metrics.classes import Counts, confusion_matrix, count_metrics
+from train_loop.metrics.intervals import count_intervals, row_intervals
+from train_loop.metrics.probabilities import Ranking, rankings, row_log_losses
 
 
 def test_the_interval_of_accuracy_matches_the_binomial() -> None:
@@ -45,7 +46,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
 
 
 def test_rank_metrics_have_no_interval_if_it_would_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train_loop.findings.intervals.MAX_RANKED_CELLS", 1000)
+    monkeypatch.setattr("train_loop.metrics.intervals.MAX_RANKED_CELLS", 1000)
     probabilities = np.random.default_rng(2).dirichlet([1, 1], 80)
     labels = np.arange(80) % 2
     rows = {"log_loss": row_log_losses(probabilities, labels)}

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.metrics import Counts, Floats, Matrix, Ranking, count_metrics, mean_over_defined
+from train_loop.metrics.classes import Counts, Matrix, count_metrics
+from train_loop.metrics.probabilities import Floats, Ranking, mean_areas
 
 NUM_RESAMPLES = 1_000
 MIN_RESAMPLES = 200
@@ -29,31 +30,25 @@ def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
     A class missing from a resample is left out of that resample's macro averages. If it counted as 0, as 0 / 0
     does in the metric itself, a perfect classifier's interval would lie below 1.
     """
+    from scipy.sparse import csr_array  # imported here: only needed at the end of a run
+
     generator = np.random.default_rng(seed)
     num_rows, given = int(matrix.sum()), Counts.of(matrix)
     true, predicted = np.nonzero(matrix)  # of a thousand classes, few pairs are ever confused
-    shares = matrix[true, predicted] / max(1, num_rows)
+    pairs, shares = np.arange(len(true)), matrix[true, predicted] / max(1, num_rows)
+    of_true, of_predicted = (
+        csr_array((np.ones_like(pairs), (pairs, classes)), (len(pairs), len(matrix))) for classes in (true, predicted)
+    )  # [K, C]: the class of each pair, to add up its cells
     samples: dict[str, list[Floats]] = {}
     for start in range(0, NUM_RESAMPLES, CHUNK):
         size = min(CHUNK, NUM_RESAMPLES - start)
         cells = generator.multinomial(num_rows, shares, size=size)  # [size, K]
-        drawn = Counts(
-            _by_class(cells * (true == predicted), true, len(matrix)),
-            _by_class(cells, true, len(matrix)),
-            _by_class(cells, predicted, len(matrix)),
-        )
+        drawn = Counts(cells * (true == predicted) @ of_true, cells @ of_true, cells @ of_predicted)
         for name, values in count_metrics(drawn).items():
             if name.startswith("macro_"):
                 values = values * (num_averaged(name, given) / np.maximum(num_averaged(name, drawn), 1))
             samples.setdefault(name, []).append(values)
     return {name: _interval(np.concatenate(values)) for name, values in samples.items()}
-
-
-def _by_class(cells: NDArray[np.int64], classes: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """Add up the cells [R, K] of each class: [R, C]."""
-    places = np.arange(len(cells))[:, None] * num_classes + classes
-    sums = np.bincount(places.ravel(), weights=cells.ravel(), minlength=len(cells) * num_classes)
-    return sums.reshape(len(cells), num_classes).astype(np.int64)
 
 
 def num_averaged(name: str, counts: Counts) -> NDArray[np.int64]:
@@ -84,23 +79,17 @@ def row_intervals(
     num_ranked = MAX_RANKED_CELLS // ((num_rows + CELLS_PER_RANKING) * max(1, len(rankings)))
     with_ranks = bool(rankings) and num_ranked >= MIN_RESAMPLES
     num_resamples = int(np.clip(num_ranked, MIN_RESAMPLES, NUM_RESAMPLES))
-    samples: dict[str, list[float]] = {name: [] for name in row_values}
+    samples: dict[str, list[float]] = {}
     for _ in range(num_resamples):
         weights = np.bincount(generator.integers(0, num_rows, num_rows), minlength=num_rows)
-        for name, values in row_values.items():
-            samples[name].append(float(weights @ values) / num_rows)
-        for name, value in of_resample(weights).items():
+        found = {name: float(weights @ values) / num_rows for name, values in row_values.items()}
+        found |= of_resample(weights) | (mean_areas(rankings, weights) if with_ranks else {})
+        for name, value in found.items():
             samples.setdefault(name, []).append(value)
-        if with_ranks:
-            areas = np.array([ranking.areas(weights) for ranking in rankings])  # [C, 2]
-            for name, column in zip(("roc_auc", "average_precision"), areas.T, strict=True):
-                samples.setdefault(name, []).append(mean_over_defined(column))
     return {name: _interval(np.array(values)) for name, values in samples.items()}
 
 
 def _interval(samples: NDArray[np.float64]) -> Interval:
     defined = samples[~np.isnan(samples)]
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return float(low), float(high)
+    low, high = np.percentile(defined, [2.5, 97.5]).tolist() if len(defined) else (np.nan, np.nan)
+    return low, high

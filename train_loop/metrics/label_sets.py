@@ -8,19 +8,23 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.intervals import num_averaged
-from train_loop.findings.metrics import Counts, Floats, Ranking, mean_over_defined, precision_recall_f1
+from train_loop.metrics.classes import Counts, precision_recall_f1
+from train_loop.metrics.intervals import num_averaged
+from train_loop.metrics.probabilities import Floats, Ranking, mean_areas, rankings
 
 Flags = NDArray[np.bool_]
 
 
 def label_set_metrics(scores: Floats, given: Flags, true: Flags) -> dict[str, float]:
     """Return metric -> value; `loss` is the mean binary cross-entropy of all rows and labels."""
-    values = averages(Counts.of_sets(given, true))
-    values |= {name: float(each.mean()) for name, each in row_metrics(scores, given, true).items()}
-    areas = np.array([Ranking(scores[:, label], true[:, label]).areas() for label in range(true.shape[1])])
-    ranked = {"roc_auc": mean_over_defined(areas[:, 0]), "average_precision": mean_over_defined(areas[:, 1])}
-    return values | ranked | {"loss": values["log_loss"]}
+    rows = row_metrics(scores, given, true)
+    values = summary(Counts.of_sets(given, true), rows, rankings(scores, true))
+    return values | {"loss": values["log_loss"]}
+
+
+def summary(counts: Counts, rows: dict[str, Floats], ranked: list[Ranking]) -> dict[str, float]:
+    """Return metric -> value, of the counts, the `row_metrics` and the rankings of the labels."""
+    return averages(counts) | {name: float(each.mean()) for name, each in rows.items()} | mean_areas(ranked)
 
 
 def averages(counts: Counts) -> dict[str, float]:
@@ -40,7 +44,6 @@ def averages(counts: Counts) -> dict[str, float]:
 def row_metrics(scores: Floats, given: Flags, true: Flags) -> dict[str, Floats]:
     """Return metric -> its value of each row [N]; the metric is their mean."""
     hits, num_given, num_true = (each.sum(axis=1).astype(np.float64) for each in (given & true, given, true))
-    p_of_truth = np.clip(np.where(true, scores, 1.0 - scores), np.finfo(np.float64).eps, 1.0)
     return {
         "subset_accuracy": (given == true).all(axis=1).astype(np.float64),
         "hamming_loss": (given != true).mean(axis=1),
@@ -48,9 +51,16 @@ def row_metrics(scores: Floats, given: Flags, true: Flags) -> dict[str, Floats]:
         "samples_recall": hits / np.maximum(num_true, 1.0),
         "samples_f1": 2.0 * hits / np.maximum(num_given + num_true, 1.0),
         "label_ranking_average_precision": _ranking_precision(scores, true),
-        "log_loss": -np.log(p_of_truth).mean(axis=1),
+        "log_loss": row_log_losses(scores, true),
         "brier_score": ((scores - true) ** 2).mean(axis=1),
     }
+
+
+def row_log_losses(scores: Floats, true: Flags) -> Floats:
+    """Return each row's mean binary cross-entropy over the labels [N]; p is at least float64's epsilon."""
+    p_of_truth = np.clip(np.where(true, scores, 1.0 - scores), np.finfo(np.float64).eps, 1.0)
+    losses: Floats = -np.log(p_of_truth).mean(axis=1)
+    return losses
 
 
 def _ranking_precision(scores: Floats, true: Flags) -> Floats:

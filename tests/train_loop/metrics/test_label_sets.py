@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from train_loop.findings.intervals import row_intervals
-from train_loop.findings.label_set_metrics import label_set_metrics, resampled_averages, row_metrics
+from train_loop.metrics.intervals import row_intervals
+from train_loop.metrics.label_sets import label_set_metrics, resampled_averages, row_metrics
 
 
 def drawn(num_rows: int = 300, num_labels: int = 5, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

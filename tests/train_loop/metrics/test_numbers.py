@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from train_loop.findings.number_metrics import number_metrics
+from train_loop.metrics.numbers import number_metrics
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,7 +5,7 @@ A correlation with constant numbers is 0.
 
 import numpy as np
 
-from train_loop.findings.metrics import Floats
+from train_loop.metrics.probabilities import Floats
 
 
 def number_metrics(answers: Floats, true: Floats) -> dict[str, float]:

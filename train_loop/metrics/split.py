@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.intervals import Interval
-from train_loop.findings.metrics import Ranking, Reliability
+from train_loop.metrics.intervals import Interval
+from train_loop.metrics.probabilities import Ranking, Reliability
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Metrics of a split: of classes, probabilities, sets of labels and numbers, with their intervals."""
