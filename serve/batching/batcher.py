@@ -190,8 +190,8 @@ class Batcher:
             self._require_open()
             if not ticket.is_privileged:
                 self._admission.check(sum(item.length for item in items), ticket.deadline - now, sum(long))
-            if len(long) < len(items):
-                self._short_at = now
+                if len(long) < len(items):
+                    self._short_at = now
             for item in items:
                 self._lines.add(item)
             self._dispatch(now)
