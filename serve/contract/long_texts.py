@@ -4,6 +4,7 @@ A window is an input of the model like any other: all special tokens, some token
 shorter text. The logits of a text are the mean of its windows'.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -148,10 +149,15 @@ def pool(logits: NDArray[np.float32], num_windows: NDArray[np.integer[Any]], poo
 
 
 def _texts(encoding: Any) -> list[range]:
-    """Return the tokens of each text, without special tokens."""
-    owners: list[int | None] = encoding.sequence_ids
-    texts = [range(owners.index(own), len(owners) - owners[::-1].index(own)) for own in (0, 1) if own in owners]
-    return texts or [range(0)]
+    """Return the tokens of each text, without special tokens; searched for, as lists of millions take long to make."""
+    tokens, owner = range(len(encoding)), encoding.token_to_sequence
+    first = next(token for token in tokens if owner(token) is not None)
+    last = next(token for token in reversed(tokens) if owner(token) is not None)
+    if owner(first) == owner(last):
+        return [range(first, last + 1)]
+    stop = bisect.bisect_left(tokens, True, first, last, key=lambda token: owner(token) != owner(first))
+    start = bisect.bisect_left(tokens, True, first, last, key=lambda token: owner(token) == owner(last))
+    return [range(first, stop), range(start, last + 1)]
 
 
 def _word_start(encoding: Any, text: range, place: int, furthest: int) -> int:
