@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 import uvicorn
 from tiny_bundles import save_tiny_bundle
@@ -127,3 +128,18 @@ def live_server(
         if "server" in state:
             state["server"].should_exit = True
         thread.join(TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def huggingface_client(url: str) -> Iterator[Any]:
+    """Yield huggingface_hub's client of a server; the tests' offline mode would refuse this machine, too."""
+    import huggingface_hub
+
+    if not hasattr(huggingface_hub, "configure_http_backend"):  # from version 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
+            yield huggingface_hub.InferenceClient(model=url)
+        return
+    huggingface_hub.configure_http_backend(requests.Session)
+    yield huggingface_hub.InferenceClient(model=url)
+    huggingface_hub.configure_http_backend()

@@ -23,7 +23,7 @@ from kind_bundles import (
     several_scores,
     values_of,
 )
-from live_server import LiveServer, live_server, save_served_bundle
+from live_server import LiveServer, huggingface_client, live_server, save_served_bundle
 
 from serve.batching.engine import CanaryFailed
 from serve.contract.bundle import NumberAgreement, read_bundle, write_manifest
@@ -301,3 +301,16 @@ def test_the_canary_of_numbers_is_judged_by_their_spread(tmp_path: Path, monkeyp
         monkeypatch.setattr(engine, "facts", dataclasses.replace(engine.facts, canary_logits=(right + 0.75,)))
         with pytest.raises(CanaryFailed, match=r"numbers differ by 0.750 from those at export \(allowed: 0.625\)"):
             live.run(lambda: engine.check_canary(5.0))
+
+
+def test_hugging_faces_client_gets_independent_scores_and_numbers(
+    several: LiveServer, several_bundle: Path, numbers: LiveServer, numbers_bundle: Path
+) -> None:
+    with huggingface_client(several.url) as client:
+        for text, expected in zip(TEXTS, several_scores(several_bundle), strict=True):
+            found = {each.label: each.score for each in client.text_classification(text, top_k=len(LABELS))}
+            np.testing.assert_allclose([found[label] for label in LABELS], expected, atol=1e-6)
+    with huggingface_client(numbers.url) as client:
+        for text, expected in zip(TEXTS, values_of(numbers_bundle), strict=True):
+            (found,) = client.text_classification(text)
+            assert found.score == pytest.approx(expected, abs=1e-6)

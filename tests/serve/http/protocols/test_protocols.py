@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
-from live_server import LiveServer, live_server, save_served_bundle
+from live_server import LiveServer, huggingface_client, live_server, save_served_bundle
 
 from serve.contract.bundle import read_bundle
 from serve.contract.labels import scores_from_logits
@@ -157,17 +156,9 @@ def test_tei_info_and_health(server: LiveServer) -> None:
 
 
 @pytest.fixture
-def inference_client(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    import huggingface_hub
-
-    # The tests' offline mode refuses this machine, too.
-    if not hasattr(huggingface_hub, "configure_http_backend"):  # from version 1
-        monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
-        yield huggingface_hub.InferenceClient(model=server.url)
-        return
-    huggingface_hub.configure_http_backend(requests.Session)
-    yield huggingface_hub.InferenceClient(model=server.url)
-    huggingface_hub.configure_http_backend()
+def inference_client(server: LiveServer) -> Iterator[Any]:
+    with huggingface_client(server.url) as client:
+        yield client
 
 
 def test_inference_client(inference_client: Any, bundle: Path) -> None:
