@@ -12,7 +12,7 @@ SHOWN_COVERAGE = 0.9
 DECISION_FIELDS: dict[ProblemType, tuple[str, ...]] = {
     "single_label_classification": ("abstain", "abstain_below", "set_cuts"),
     "multi_label_classification": ("threshold", "thresholds"),
-    "regression": ("value_range", "interval_widths"),
+    "regression": ("value_range", "interval_widths", "interval_edges"),
 }
 """What of a decision has an effect."""
 

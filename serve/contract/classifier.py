@@ -80,6 +80,10 @@ class Classifier:
             raise InputError(f"{CLASSIFIER_FILE}: {self.problem_type} needs {needed}, found {num_labels}")
         if (given := len(self.decision.thresholds)) not in (0, num_labels):
             raise InputError(f"{CLASSIFIER_FILE}: {given} thresholds for {num_labels} labels")
+        if any(
+            np.size(each) != len(self.decision.interval_edges) + 1 for each in self.decision.interval_widths.values()
+        ):
+            raise InputError(f"{CLASSIFIER_FILE}: interval_widths must be one more than interval_edges")
 
     @property
     def thresholds(self) -> NDArray[np.float64]:
@@ -129,17 +133,22 @@ class Classifier:
         Raises:
             InputError: answers are not numbers, or no width was kept for this coverage.
         """
-        self._require("regression", "interval")
-        width = _kept("interval", self.decision.interval_widths, coverage)
+        width = float(self.half_widths(np.array([value]), coverage)[0])
         low, high = self.decision.value_range or (-math.inf, math.inf)
         return max(value - width, low), min(value + width, high)
+
+    def half_widths(self, values: NDArray[np.float64], coverage: float) -> NDArray[np.float64]:
+        """Return how far the true numbers may be from answers [N]; errors as in `interval`."""
+        self._require("regression", "interval")
+        widths = np.atleast_1d(_kept("interval", self.decision.interval_widths, coverage))
+        return np.asarray(widths[np.searchsorted(self.decision.interval_edges, values, side="right")])
 
     def _require(self, needed: ProblemType, what: str) -> None:
         if self.problem_type != needed:
             raise InputError(f"{what}: only for {needed}; {INSTEAD[self.problem_type]}")
 
 
-def _kept(what: str, cuts: Mapping[str, float], coverage: float) -> float:
+def _kept(what: str, cuts: Mapping[str, Any], coverage: float) -> Any:
     if (cut := cuts.get(str(coverage))) is None:
         kept = ", ".join(cuts) or "none: --resume RUN and export, or export --model with labels"
         raise InputError(f"{what}: no coverage {coverage!r:.20} in classifier.json; it has {kept}")

@@ -30,8 +30,10 @@ class Decision:
     """Several labels: score from which on each is given, in their order; without any it is 0.5."""
     value_range: tuple[float, float] | None = None
     """Numbers: answers are clipped to it; None: not at all."""
-    interval_widths: dict[str, float] = dataclasses.field(default_factory=dict)
+    interval_widths: dict[str, float | tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Numbers: coverage -> half the width of the interval, in the target's unit (split conformal prediction)."""
+    interval_edges: tuple[float, ...] = ()
+    """Numbers: answers from which on the next width holds; there is one width more than edges."""
 
     def __post_init__(self) -> None:
         require_valid(self, "decision")

@@ -17,6 +17,8 @@ RISK = 0.05
 """Chance that the accuracy promised by `accuracy>=` is missed."""
 NUM_CUTS = 20
 """Cuts that are tried, at 5 %, 10 % ... 100 % of the rows; each may miss with RISK / NUM_CUTS, so that none does."""
+MIN_BAND_ROWS = 100
+"""Validation rows that a width of its own rests on: enough for the highest coverage."""
 MIN_POSITIVES = 10
 """With fewer validation rows, a label takes the threshold of all labels together."""
 
@@ -30,8 +32,8 @@ def decide(
     """
     rules, scores = classifier.decision, classifier.scores(logits)
     if classifier.problem_type == "regression":
-        widths = _interval_widths(np.abs(scores[:, 0] - labels))
-        return dataclasses.replace(rules, interval_widths=widths), []
+        widths, edges = _interval_widths(np.abs(scores[:, 0] - labels), scores[:, 0])
+        return dataclasses.replace(rules, interval_widths=widths, interval_edges=edges), []
     if classifier.problem_type == "multi_label_classification":
         thresholds, problems = choose_thresholds(rules.threshold, scores, labels, classifier.labels, scope)
         return dataclasses.replace(rules, thresholds=tuple(thresholds)), problems
@@ -92,11 +94,26 @@ def _some(names: tuple[str, ...], indices: Sequence[int]) -> str:
     return ", ".join(names[index] for index in indices[:5]) + (", ..." if len(indices) > 5 else "")
 
 
-def _interval_widths(errors: NDArray[np.float64]) -> dict[str, float]:
-    """Return coverage -> error that at least that share of new rows stays within (Lei et al. 2018)."""
-    ordered = np.sort(errors)
-    needed = {coverage: math.ceil((len(ordered) + 1) * coverage - 1e-9) for coverage in COVERAGES}
-    return {str(coverage): float(ordered[rank - 1]) for coverage, rank in needed.items() if rank <= len(ordered)}
+def _interval_widths(
+    errors: NDArray[np.float64], answers: NDArray[np.float64]
+) -> tuple[dict[str, float | tuple[float, ...]], tuple[float, ...]]:
+    """Return coverage -> error that at least that share of new rows stays within (Lei et al. 2018), and edges.
+
+    With rows enough, each quarter of the answers has its own width (Mondrian conformal prediction; Vovk et al. 2003):
+    errors are smaller at the ends of a scale, and what is promised holds for low, middle and high answers alike.
+    """
+    edges = np.unique(np.quantile(answers, [0.25, 0.5, 0.75])) if len(errors) >= 4 * MIN_BAND_ROWS else np.array([])
+    bands = np.searchsorted(edges, answers, side="right")
+    ordered = [np.sort(errors[bands == band]) for band in range(len(edges) + 1)]
+    if min(map(len, ordered)) < MIN_BAND_ROWS:  # most answers are the same
+        edges, ordered = np.array([]), [np.sort(errors)]
+    widths: dict[str, float | tuple[float, ...]] = {}
+    for coverage in COVERAGES:
+        ranks = [math.ceil((len(band) + 1) * coverage - 1e-9) for band in ordered]
+        if all(rank <= len(band) for rank, band in zip(ranks, ordered, strict=True)):
+            found = tuple(float(band[rank - 1]) for rank, band in zip(ranks, ordered, strict=True))
+            widths[str(coverage)] = found if len(edges) else found[0]
+    return widths, tuple(edges.tolist())
 
 
 def choose_decision(

@@ -66,11 +66,11 @@ class NumberPredictions(Predictions):
             return {name: value for name, value in found.items() if name not in rows}
 
         rows = {"mae": np.abs(self.scores), "mse": self.scores**2}
-        width = self.classifier.decision.interval_widths.get("0.9")
-        if width is not None:
-            rows["interval_90_coverage"] = (np.abs(self.scores) <= width).astype(np.float64)
+        if "0.9" in self.classifier.decision.interval_widths:
+            widths = self.classifier.half_widths(answers, 0.9)
+            rows["interval_90_coverage"] = (np.abs(self.scores) <= widths).astype(np.float64)
             values["interval_90_coverage"] = float(rows["interval_90_coverage"].mean())
-            values["interval_90_width"] = 2.0 * width
+            values["interval_90_width"] = 2.0 * float(widths.mean())
         return SplitMetrics(values, row_intervals(rows, [], seed, of_resample))
 
     def classification_report(self) -> str:

@@ -253,11 +253,13 @@ def answers_figure(_: SplitMetrics, predictions: Predictions, title: str) -> Fig
     lower.axhline(0.0, **REFERENCE)
     for axes, values in ((upper, predictions.predicted), (lower, predictions.scores)):
         axes.scatter(true[shown], values[shown], s=8, alpha=0.5, color=COLOURS[0])
-    if width := predictions.classifier.decision.interval_widths.get("0.9"):
-        for sign in (-width, width):
+    if "0.9" in predictions.classifier.decision.interval_widths:
+        answers = np.linspace(predictions.predicted.min(), predictions.predicted.max(), 400)
+        widths = predictions.classifier.half_widths(answers, 0.9)
+        for sign in (-1, 1):
             label = "90 % interval" if sign > 0 else None
-            upper.plot(ends, ends + sign, color=COLOURS[5], linestyle="--", label=label)
-            lower.axhline(sign, color=COLOURS[5], linestyle="--")
+            upper.plot(answers + sign * widths, answers, color=COLOURS[5], linestyle="--", label=label)
+            lower.plot(answers + sign * widths, -sign * widths, color=COLOURS[5], linestyle="--")
     upper.set(ylabel="answer", title=f"{_plain(predictions.labels[0])} · {title}")
     lower.set(xlabel="true number", ylabel="answer - true")
     upper.legend(loc="upper left", fontsize=9)

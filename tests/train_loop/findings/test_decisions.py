@@ -177,6 +177,26 @@ def test_intervals_hold_the_true_number_as_often_as_stated() -> None:
         assert coverage - 0.01 < np.mean(found) < coverage + 0.015
 
 
+def test_with_rows_enough_intervals_are_as_wide_as_errors_are_near_an_answer() -> None:
+    classifier = Classifier(name="run", labels=("size",), text_column="text", max_length=8, problem_type="regression")
+    random = np.random.default_rng(0)
+    answers = random.uniform(0.0, 4.0, 9_000)
+    true = answers + random.normal(0.0, 1.0, 9_000) * (0.1 + answers // 1 / 4)  # four spreads
+    decision, _ = decide(classifier, answers[:4_000, None], true[:4_000])
+    assert decision.interval_edges == pytest.approx((1.0, 2.0, 3.0), abs=0.1)
+    classifier = dataclasses.replace(classifier, decision=decision)
+    held = np.abs(true - answers) <= classifier.half_widths(answers, 0.9)
+    for band in range(4):
+        in_band = (answers // 1 == band) & (np.arange(9_000) >= 4_000)
+        assert held[in_band].mean() == pytest.approx(0.9, abs=0.04)
+    low, high = classifier.interval(0.5, 0.9)
+    assert high - low < 0.6
+    low, high = classifier.interval(3.5, 0.9)
+    assert high - low > 2.0
+    decision, _ = decide(classifier, np.full((800, 1), 2.0), true[:800])  # one answer to all: no bands
+    assert decision.interval_edges == ()
+
+
 def test_too_few_rows_keep_no_interval_of_a_coverage_they_cannot_show() -> None:
     classifier = Classifier(name="run", labels=("size",), text_column="text", max_length=8, problem_type="regression")
     decision, _ = decide(classifier, np.zeros((9, 1)), np.arange(9.0))

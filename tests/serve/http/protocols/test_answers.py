@@ -118,7 +118,11 @@ def test_the_model_says_what_it_answers(several: LiveServer, numbers: LiveServer
     assert model["decision"] == {"threshold": "f1", "thresholds": dict(zip(LABELS, THRESHOLDS, strict=True))}
     model = numbers.get("/v1/model").json()
     assert (model["problem_type"], model["labels"]) == ("regression", ["price"])
-    assert model["decision"] == {"value_range": [LOW, HIGH], "interval_widths": {"0.9": WIDTH, "0.8": 2.0}}
+    assert model["decision"] == {
+        "value_range": [LOW, HIGH],
+        "interval_widths": {"0.9": WIDTH, "0.8": 2.0},
+        "interval_edges": [],
+    }
 
 
 # ---- Text Embeddings Inference, infinity
