@@ -258,8 +258,8 @@ def answers_figure(_: SplitMetrics, predictions: Predictions, title: str) -> Fig
         widths = predictions.classifier.half_widths(answers, 0.9)
         for sign in (-1, 1):
             label = "90 % interval" if sign > 0 else None
-            upper.plot(answers + sign * widths, answers, color=COLOURS[5], linestyle="--", label=label)
-            lower.plot(answers + sign * widths, -sign * widths, color=COLOURS[5], linestyle="--")
+            ends_of_interval = np.clip(answers + sign * widths, *ends)
+            upper.plot(ends_of_interval, answers, color=COLOURS[5], linestyle="--", label=label)
     upper.set(ylabel="answer", title=f"{_plain(predictions.labels[0])} · {title}")
     lower.set(xlabel="true number", ylabel="answer - true")
     upper.legend(loc="upper left", fontsize=9)
