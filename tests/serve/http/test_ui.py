@@ -10,6 +10,8 @@ import pytest
 from kind_bundles import interval_of, save_numbers, save_several_labels, several_scores, values_of
 from live_server import LiveServer, live_server, save_served_bundle
 
+from serve.contract.long_texts import LongTexts
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 
@@ -79,6 +81,22 @@ def test_the_word_that_matters_is_marked(page: Any) -> None:
     assert page.eval_on_selector_all(".word.for", "all => all.map(each => each.textContent)") == ["good"]
     assert page.text_content("#words") == "w1 good 😀 w2"
     assert "“good”" in page.text_content("#words-hint")
+
+
+def test_the_windows_of_a_long_text_are_marked_where_they_begin(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bundle = save_served_bundle(tmp_path_factory.mktemp("bundles") / "long", long_texts=LongTexts(strategy="windows"))
+    with live_server(bundle) as live:
+        page = browser.new_page()
+        page.goto(live.url + "/ui")
+        classify(page, "good " * 14 + "w1 " * 14)
+        marks = page.eval_on_selector_all(".passage", "all => all.map(each => parseFloat(each.textContent))")
+        assert len(marks) == 2
+        assert marks[0] > marks[1]  # of the label that is explained
+        assert page.text_content("#tokens-hint").endswith("shows what each says on its own.")
+        assert page.locator("#tokens .dropped").count() == 0
+        page.close()
 
 
 def test_tokens_that_were_dropped_are_crossed_out(page: Any) -> None:
@@ -164,7 +182,7 @@ def test_numbers_are_shown_with_their_interval(browser: Any, tmp_path: Path) -> 
         opened.goto(live.url + "/ui")
         playwright.expect(opened.locator("#kind")).to_have_text("price (90 % interval)")
         classify(opened, "w1 bad")
-        shown = [float(number) for number in re.findall(r"[\d.]+", opened.text_content("#answer"))]
+        shown = [float(number) for number in re.findall(r"-?[\d.]+", opened.text_content("#answer"))]
         assert shown == pytest.approx([value, *interval_of(value)], rel=1e-4)
         assert opened.query_selector("#bars li") is None
         assert opened.is_hidden("#explained")
