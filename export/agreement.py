@@ -15,12 +15,9 @@ from train_loop.metrics.numbers import number_metrics
 
 NUM_RESAMPLES = 1_000
 SEED = 0
-FLOAT32_ROUNDING = 1e-6
-"""As a share of a number."""
-BATCH_ROUNDINGS = 10.0
-"""A number that moves in a batch by less, as a multiple of `rounding`, is the same."""
-LEAST_SPREAD = 1e-9
-"""Of numbers that are all the same."""
+FLOAT32_ROUNDING = 1e-6  # as a share of a number
+BATCH_ROUNDINGS = 10.0  # a number that moves in a batch by less, as a multiple of `rounding`, is the same
+LEAST_SPREAD = 1e-9  # of numbers that are all the same
 
 Floats = NDArray[np.float64]
 
@@ -31,8 +28,7 @@ class Decisions:
 
     codes: NDArray[np.int64]
     """[N, K]: the label, and 1 where it is given if the model may abstain; or for each of several labels 1 or 0."""
-    ties: NDArray[np.bool_]
-    """[N, K]: too close to call, within the tolerance."""
+    ties: NDArray[np.bool_]  # [N, K]: too close to call, within the tolerance
 
     @classmethod
     def of(cls, logits: NDArray[np.float32], classifier: Classifier) -> "Decisions":

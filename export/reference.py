@@ -18,8 +18,7 @@ from serve.encoder import TextInput, length_sorted_batches
 if TYPE_CHECKING:
     from train_loop.rows.tokens import Encoded
 
-MAX_TOKENS, MAX_ROWS = 4_096, 32
-"""Limits of one forward pass."""
+MAX_TOKENS, MAX_ROWS = 4_096, 32  # limits of one forward pass
 
 
 class Reference:

@@ -26,14 +26,10 @@ class Columns:
     """The columns of a file of rows."""
 
     text: str = "text"
-    text_pair: str | None = None
-    """None for single texts."""
-    label: str | None = "label"
-    """None if the rows have no labels."""
-    delimiter: str | None = None
-    """Character between the fields of csv or tsv; None for the format's own."""
-    label_separator: str | None = None
-    """Between several labels in a cell; None for the model's own."""
+    text_pair: str | None = None  # None for single texts
+    label: str | None = "label"  # None if the rows have no labels
+    delimiter: str | None = None  # character between the fields of csv or tsv; None for the format's own
+    label_separator: str | None = None  # between several labels in a cell; None for the model's own
 
     @classmethod
     def of(cls, flags: Any, *, labelled: bool = True) -> "Columns":
@@ -48,8 +44,7 @@ class Columns:
 class Rows:
     """Texts as stored, with their answers if they have labels."""
 
-    name: str
-    """Where they come from, for the manifest."""
+    name: str  # where they come from, for the manifest
     inputs: list[TextInput]
     labels: NDArray[Any] | None
     """Class numbers [N] int64, which of several labels [N, C] bool, or numbers [N] float64; None if unknown."""

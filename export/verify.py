@@ -26,30 +26,23 @@ from serve.contract.long_texts import pool
 from serve.encoder import Encoder, Encoding, length_sorted_batches, windows_of
 from serve.session import Session
 
-ROUNDING = 1e-6
-"""Shares times rows are whole numbers to within this."""
-BATCH_ROWS = 32
-"""Rows of a batch in order of arrival; fewer where they are longer than `LONG`."""
+ROUNDING = 1e-6  # shares times rows are whole numbers to within this
+BATCH_ROWS = 32  # rows of a batch in order of arrival; fewer where they are longer than `LONG`
 MAX_TOKENS = 8_192
-FEW_ROWS = 200
-"""Fewer held-out rows prove little."""
-TOO_FEW_ROWS = 50
-"""On fewer held-out rows every label must agree: a single exception would be more than 2 %."""
+FEW_ROWS = 200  # fewer held-out rows prove little
+TOO_FEW_ROWS = 50  # on fewer held-out rows every label must agree: a single exception would be more than 2 %
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
     """The bounds that a variant must meet."""
 
-    must_be_equal: bool = False
-    """Every logit is PyTorch's, but for rounding."""
-    min_label_agreement: float | None = None
-    """Share of rows with PyTorch's label, or of all (row, label) decisions."""
+    must_be_equal: bool = False  # every logit is PyTorch's, but for rounding
+    min_label_agreement: float | None = None  # share of rows with PyTorch's label, or of all (row, label) decisions
     max_accuracy_drop: float | None = None
     max_ranking_drop: float | None = None
     """Several labels. Their F1 is no measure: its thresholds fit these very rows, so that any rounding lowers it."""
-    max_change: float | None = None
-    """Root mean square change of numbers, as a share of their spread."""
+    max_change: float | None = None  # root mean square change of numbers, as a share of their spread
     max_spearman_difference: float | None = None
     must_be_batch_invariant: bool = True
 
@@ -97,8 +90,7 @@ class Judge:
     encoder: Encoder
     reference: Reference
     rows: Rows
-    expected: NDArray[np.float32]
-    """PyTorch's logits [N, C]."""
+    expected: NDArray[np.float32]  # PyTorch's logits [N, C]
     canary: tuple[str, ...]
 
     def verify(

@@ -7,8 +7,7 @@ from typing import Any
 from serve.contract.classifier import Classifier
 from serve.contract.labels import ProblemType
 
-SHOWN_COVERAGE = 0.9
-"""Of the intervals that are shown unasked."""
+SHOWN_COVERAGE = 0.9  # of the intervals that are shown unasked
 DECISION_FIELDS: dict[ProblemType, tuple[str, ...]] = {
     "single_label_classification": ("abstain", "abstain_below", "set_cuts"),
     "multi_label_classification": ("threshold", "thresholds"),

@@ -27,8 +27,7 @@ from serve.contract.errors import InputError
 from serve.contract.long_texts import cut
 from serve.contract.text import clean
 
-TextInput = str | tuple[str, str]
-"""A text, or a pair of texts."""
+TextInput = str | tuple[str, str]  # a text, or a pair of texts
 
 Truncation = Literal["right", "left", "error"]
 """The side on which an input that is too long loses tokens; or refuse what would not be read whole."""
@@ -54,17 +53,13 @@ class ItemError(InputError):
 class Encoding:
     """One input as the model takes it."""
 
-    ids: NDArray[np.int32]
-    """Token ids [T], special tokens included, without padding."""
-    type_ids: NDArray[np.int32] | None
-    """Segment of each token [T]; None if the model takes none."""
-    truncated: bool
-    """Whether the model sees only part of the input."""
+    ids: NDArray[np.int32]  # token ids [T], special tokens included, without padding
+    type_ids: NDArray[np.int32] | None  # segment of each token [T]; None if the model takes none
+    truncated: bool  # whether the model sees only part of the input
     place: tuple[int, int] | None = None
     """First character of a window in the cleaned text, of a pair in the longer one, and the one after its last; None
     for a text that is read at once."""
-    others: tuple["Encoding", ...] = ()
-    """The other windows of a long text."""
+    others: tuple["Encoding", ...] = ()  # the other windows of a long text
 
     @property
     def num_tokens(self) -> int:

@@ -27,11 +27,9 @@ TOKENS_PER_BATCH = {"cpu": 512, "cuda": 16_384}
 """Default tokens in a batch, padding included. On a CPU, what fits into a core's own cache."""
 
 CHUNK_ROWS = 512
-CHUNK_CHARACTERS = 1_000_000
-"""A chunk ends at this many rows or characters, so that memory stays constant."""
+CHUNK_CHARACTERS = 1_000_000  # a chunk ends at this many rows or characters, so that memory stays constant
 
-CHUNKS_AHEAD = 3
-"""Chunks being tokenized or run besides the one whose answers are due next."""
+CHUNKS_AHEAD = 3  # chunks being tokenized or run besides the one whose answers are due next
 
 BATCHES_PER_WORKER = 4
 """A short list is cut into this many, so that no worker waits long for the one with the longest texts."""
@@ -41,14 +39,10 @@ BATCHES_PER_WORKER = 4
 class Answers:
     """Answers to a chunk of N inputs, in order."""
 
-    logits: NDArray[np.float32]
-    """[N, C]; not finite if the input was refused."""
-    num_tokens: NDArray[np.int32]
-    """Tokens that the model saw [N], in all windows."""
-    truncated: NDArray[np.bool_]
-    """Whether it saw only part of the input [N]."""
-    refused: dict[int, ItemError]
-    """Position -> why there is no answer."""
+    logits: NDArray[np.float32]  # [N, C]; not finite if the input was refused
+    num_tokens: NDArray[np.int32]  # tokens that the model saw [N], in all windows
+    truncated: NDArray[np.bool_]  # whether it saw only part of the input [N]
+    refused: dict[int, ItemError]  # position -> why there is no answer
     windows: dict[int, list[tuple[tuple[int, int], NDArray[np.float32]]]]
     """Position of a text with several windows -> the characters and logits [C] of each."""
 

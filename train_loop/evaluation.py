@@ -43,12 +43,9 @@ class _Subject:
     """What is evaluated."""
 
     name: str
-    run: Path | None
-    """None for a classifier that was trained elsewhere."""
-    config: TrainConfig
-    """Of the run, or made from the command line; with the command line's changes."""
-    results: Path
-    """Folder to write, unless --output names one."""
+    run: Path | None  # None for a classifier that was trained elsewhere
+    config: TrainConfig  # of the run, or made from the command line; with the command line's changes
+    results: Path  # folder to write, unless --output names one
 
 
 def run(argv: Sequence[str]) -> None:

@@ -33,8 +33,7 @@ from train_loop.steps.outcome import HostCopy
 from train_loop.steps.plan import BatchPlan, StepPlan
 from train_loop.training import Training
 
-TRIM_MEMORY_EVERY = 50
-"""Steps between returns of unused memory, on a CPU."""
+TRIM_MEMORY_EVERY = 50  # steps between returns of unused memory, on a CPU
 MAX_SKIPPED = 20
 """Updates in a row that fp16 may skip. Its scale falls from 65,536 to 1 in 16; what still overflows always will."""
 DDP_TYPES = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.MULTI_XPU)
@@ -48,8 +47,7 @@ class NonFiniteLoss(WorkStopped):
 class _StepUnderway:
     """A step that the device may still be computing."""
 
-    number: int
-    """Steps before it."""
+    number: int  # steps before it
     epoch: float
     plan: StepPlan
     learning_rate: float

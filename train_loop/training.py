@@ -46,18 +46,14 @@ class Training:
     optimizer: torch.optim.Optimizer
     tokenizer: PreTrainedTokenizerFast
     data: Data
-    class_weights: Tensor
-    """[C], on the device, in the type of the loss."""
+    class_weights: Tensor  # [C], on the device, in the type of the loss
     checkpoints: CheckpointStore
     progress: Progress
     num_steps: int
-    dropout_masks: MaskSource | None = None
-    """Source of dropout masks on a CPU; None if torch draws them."""
-    graphs: PassGraphs | None = None
-    """Recorded passes, on a GPU."""
+    dropout_masks: MaskSource | None = None  # source of dropout masks on a CPU; None if torch draws them
+    graphs: PassGraphs | None = None  # recorded passes, on a GPU
     pad_to_multiple_of: int = 1
-    omit_masks: bool = False
-    """Whether micro-batches without padding have no attention mask."""
+    omit_masks: bool = False  # whether micro-batches without padding have no attention mask
     max_tokens_per_forward: int | None = None
     """Most padded tokens of one forward pass, once memory ran out; not saved, as a resumed run may have more."""
     sizes_that_fit: set[tuple[int, int]] = dataclasses.field(default_factory=set)

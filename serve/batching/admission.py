@@ -12,10 +12,8 @@ from serve.batching.waiting_line import WaitingLines
 MAX_WAIT_SHARE = 0.5
 """Largest expected wait, as a share of the time that a request has. Rare lengths wait longer than the mean: at four
 times the load, one in twenty accepted requests was late with 0.8, and one in two hundred with 0.5."""
-LONG_SHARE = 0.5
-"""Share of the tokens that may wait which windows of long texts may fill."""
-MEMORY_S = 1.0
-"""Time after which a measurement counts for a third [s]."""
+LONG_SHARE = 0.5  # share of the tokens that may wait which windows of long texts may fill
+MEMORY_S = 1.0  # time after which a measurement counts for a third [s]
 
 
 class Throughput:

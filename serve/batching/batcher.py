@@ -38,31 +38,22 @@ logger = logging.getLogger(__name__)
 
 LONG_INPUT_CHARS = 20_000
 """Requests with more characters have a tokenizer thread of their own, so that they hold up no short ones."""
-MAYBE_HANGS_S = 1.0
-"""Nothing is put behind a batch that has been running on a GPU for longer: it may never end."""
-SHORT_EXPECTED_S = 1.0
-"""Time after an input of one window for which a narrow session is kept for the next [s]."""
-JOIN_TIMEOUT_S = 1.0
-"""How long closing waits for running batches whose answers are no longer wanted."""
+MAYBE_HANGS_S = 1.0  # nothing is put behind a batch that has been running on a GPU for longer: it may never end
+SHORT_EXPECTED_S = 1.0  # time after an input of one window for which a narrow session is kept for the next [s]
+JOIN_TIMEOUT_S = 1.0  # how long closing waits for running batches whose answers are no longer wanted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchLimits:
     """How much runs together and how much may wait."""
 
-    max_batch_rows: int = 64
-    """Most inputs in a batch on the wide session."""
-    max_batch_tokens: int = 16_384
-    """Most tokens in a batch on the wide session, padding included."""
-    narrow_batch_rows: int = 8
-    """The same on a narrow session."""
+    max_batch_rows: int = 64  # most inputs in a batch on the wide session
+    max_batch_tokens: int = 16_384  # most tokens in a batch on the wide session, padding included
+    narrow_batch_rows: int = 8  # the same on a narrow session
     narrow_batch_tokens: int = 1_024
-    wide_rows: int = 2
-    """Most waiting inputs that go to the wide session when nothing runs."""
-    max_queued_tokens: int = 65_536
-    """Most tokens that may wait; a request that does not fit is refused."""
-    max_untokenized: int = 1_024
-    """Most inputs that may wait for their tokens."""
+    wide_rows: int = 2  # most waiting inputs that go to the wide session when nothing runs
+    max_queued_tokens: int = 65_536  # most tokens that may wait; a request that does not fit is refused
+    max_untokenized: int = 1_024  # most inputs that may wait for their tokens
     window: int = WINDOW
     """Inputs considered for one batch, at least twice as many as fit into it: the more, the less padding."""
     run_cost_tokens: int = RUN_COST_TOKENS
@@ -115,13 +106,11 @@ class Batcher:
             length_multiple=length_multiple,
         )
         self._lines = WaitingLines(new_line(), new_line())
-        self._short_at = -math.inf
-        """When an input of one window last came."""
+        self._short_at = -math.inf  # when an input of one window last came
         self._admission = Admission(
             self._lines, lambda: self._num_untokenized, limits.max_queued_tokens, limits.max_untokenized
         )
-        self.closed_because: str | None = None
-        """Why nothing is accepted any more; None while it is open."""
+        self.closed_because: str | None = None  # why nothing is accepted any more; None while it is open
         self._tickets: set[Ticket] = set()  # used only by the event loop
         self.workers = Workers(wide, narrow, self._start_worker, turns=turns, restart=restart_workers)
         self._tokenizers = [TokenizerThread(f"tokenize-{name}", encoder, self._admit) for name in ("short", "long")]

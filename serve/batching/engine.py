@@ -29,33 +29,24 @@ class CanaryFailed(Exception):
 class RequestLimits:
     """Limits of one request."""
 
-    max_inputs: int = 256
-    """Most texts or pairs."""
-    max_text_chars: int = 100_000
-    """Most characters of one text, or of the two of a pair."""
+    max_inputs: int = 256  # most texts or pairs
+    max_text_chars: int = 100_000  # most characters of one text, or of the two of a pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """Model metadata."""
 
-    name: str
-    """Name under which it is served."""
-    version: str
-    """First digits of the SHA-256 of its manifest, which differs between any two bundles."""
-    variant: str
-    """Graph of the bundle that runs: fp32, int8 or fp16."""
-    provider: str
-    """ONNX Runtime's name for where it runs."""
-    max_length: int
-    """Longest input [tokens]; longer ones are truncated."""
+    name: str  # name under which it is served
+    version: str  # first digits of the SHA-256 of its manifest, which differs between any two bundles
+    variant: str  # graph of the bundle that runs: fp32, int8 or fp16
+    provider: str  # ONNX Runtime's name for where it runs
+    max_length: int  # longest input [tokens]; longer ones are truncated
     folder: Path
     classifier: Classifier
     canary: TextInput
-    canary_logits: Sequence[float]
-    """[C] at export."""
-    canary_tolerance: float = CANARY_TOLERANCE
-    """Largest difference of its probabilities or number."""
+    canary_logits: Sequence[float]  # [C] at export
+    canary_tolerance: float = CANARY_TOLERANCE  # largest difference of its probabilities or number
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 class RequestError(Exception):
     """A request or one of its inputs that cannot be answered; the message is for the client."""
 
-    status = 500
-    """HTTP status, unless a protocol has its own for this kind."""
-    kind = "Backend"
-    """Name of the kind; Text Embeddings Inference's if it has one."""
-    headers: Mapping[str, str] = {}
-    """HTTP headers of the answer."""
+    status = 500  # HTTP status, unless a protocol has its own for this kind
+    kind = "Backend"  # name of the kind; Text Embeddings Inference's if it has one
+    headers: Mapping[str, str] = {}  # HTTP headers of the answer
 
 
 class InvalidRequest(RequestError):

@@ -21,8 +21,7 @@ from serve.batching.ticket import Answer, Encoder, Item, Outcome, Runner, Ticket
 
 logger = logging.getLogger(__name__)
 
-MAX_DEATHS = 5
-"""Workers replaced within DEATHS_WITHIN_S; after one more death, none is."""
+MAX_DEATHS = 5  # workers replaced within DEATHS_WITHIN_S; after one more death, none is
 DEATHS_WITHIN_S = 60.0
 
 Pad = Callable[[Sequence[Any]], dict[str, NDArray[np.int64]]]
@@ -83,12 +82,9 @@ class Worker:
     ) -> None:
         self.name = name
         self.runner = runner
-        self.items: list[Item] = []
-        """The batch that it runs, or is about to run; empty while it is idle."""
-        self.began: float | None = None
-        """When it was given that batch."""
-        self.last_used = 0.0
-        """When it was last given a batch."""
+        self.items: list[Item] = []  # the batch that it runs, or is about to run; empty while it is idle
+        self.began: float | None = None  # when it was given that batch
+        self.last_used = 0.0  # when it was last given a batch
         self._pad, self._to_scores = pad, to_scores
         self._finished, self._died = finished, died
         self._inbox: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
@@ -166,8 +162,7 @@ class Workers:
     ) -> None:
         self._start, self._restart = start, restart
         self._deaths: list[float] = []
-        self.wide: list[list[Worker]] = []
-        """The workers of each wide session."""
+        self.wide: list[list[Worker]] = []  # the workers of each wide session
         for number, runner in enumerate(wide):
             name = "run-wide" if len(wide) == 1 else f"run-wide-{number}"
             names = [name] if turns == 1 else [f"{name}-turn-{turn}" for turn in range(turns)]

@@ -35,18 +35,12 @@ class Runner(Protocol):
 class Answer:
     """The model's answer to one input."""
 
-    logits: list[float]
-    """[C], as the model returned them."""
-    scores: list[float]
-    """[C] probabilities; or the number [1]."""
-    num_tokens: int
-    """Tokens that the model saw, special tokens included, in all windows."""
-    truncated: bool
-    """Whether it saw only part of the input."""
-    queue_s: float
-    """Seconds between being tokenized and being run."""
-    inference_s: float
-    """Seconds that its batch ran; of several windows, the longest."""
+    logits: list[float]  # [C], as the model returned them
+    scores: list[float]  # [C] probabilities; or the number [1]
+    num_tokens: int  # tokens that the model saw, special tokens included, in all windows
+    truncated: bool  # whether it saw only part of the input
+    queue_s: float  # seconds between being tokenized and being run
+    inference_s: float  # seconds that its batch ran; of several windows, the longest
     windows: tuple[tuple[int, int, list[float]], ...] = ()
     """Of a long text: each window's first character in the cleaned text, the one after its last, and its scores."""
 
@@ -99,8 +93,7 @@ class Ticket:
         """Position of a long text -> its windows that are done."""
         self.remaining = len(inputs)
         self.deadline = time.monotonic() + timeout_s
-        self.closed = False
-        """Answered, expired or abandoned: nothing needs to be computed for it any more."""
+        self.closed = False  # answered, expired or abandoned: nothing needs to be computed for it any more
 
     def settle(self, position: int, outcome: Outcome) -> None:
         """Set the outcome of one input, once; the last one resolves the future."""
@@ -155,10 +148,8 @@ class Item:
         self.encoding = encoding
         self.window, self.num_windows = window, num_windows
         self.length: int = encoding.num_tokens
-        self.sequence = 0
-        """Order of arrival in the waiting line, which sets it."""
-        self.rank = 0
-        """Order in which inputs go into batches: that of arrival, but privileged ones first."""
+        self.sequence = 0  # order of arrival in the waiting line, which sets it
+        self.rank = 0  # order in which inputs go into batches: that of arrival, but privileged ones first
         self.queued_at = queued_at
 
     def is_wanted(self, now: float) -> bool:

@@ -18,8 +18,7 @@ from serve.encoder import Encoder, TextInput
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-MAX_PENDING = 16
-"""Most requests that may wait or be in progress; more are refused."""
+MAX_PENDING = 16  # most requests that may wait or be in progress; more are refused
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,14 +27,11 @@ class Token:
 
     id: int
     text: str
-    special: bool
-    """Added by the tokenizer, such as [CLS]."""
-    sequence: int | None
-    """0 for the text, 1 for the second of a pair; None for a special token."""
+    special: bool  # added by the tokenizer, such as [CLS]
+    sequence: int | None  # 0 for the text, 1 for the second of a pair; None for a special token
     start: int | None
     stop: int | None
-    kept: bool
-    """Whether the model sees it."""
+    kept: bool  # whether the model sees it
 
 
 def list_tokens(encoder: Encoder, given: TextInput, *, special: bool = True) -> list[Token]:
@@ -95,8 +91,7 @@ class TokenLister:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, "list-tokens")
-        self.num_pending = 0
-        """Requests that are not answered yet."""
+        self.num_pending = 0  # requests that are not answered yet
 
     async def look_into(
         self,

@@ -13,14 +13,10 @@ from operator import attrgetter
 
 from serve.batching.ticket import Item
 
-WINDOW = 128
-"""Inputs considered for one batch; bounds the cost of forming it, however long the line."""
-RUN_COST_TOKENS = 16
-"""Cost of one more forward pass on a CPU, in tokens."""
-PRIVILEGE = 2**62
-"""What a privileged input is ahead of all others."""
-LONG_YIELDS_S = 1.0
-"""A window of a long text lets inputs go first that came at most this much later [s]."""
+WINDOW = 128  # inputs considered for one batch; bounds the cost of forming it, however long the line
+RUN_COST_TOKENS = 16  # cost of one more forward pass on a CPU, in tokens
+PRIVILEGE = 2**62  # what a privileged input is ahead of all others
+LONG_YIELDS_S = 1.0  # a window of a long text lets inputs go first that came at most this much later [s]
 LENGTH, RANK = attrgetter("length"), attrgetter("rank")
 
 
@@ -39,8 +35,7 @@ class WaitingLine:
         self._backlog: deque[Item] = deque()  # the others, by arrival
         self._num_abandoned = 0
         self._num_added = 0
-        self.tokens = 0
-        """Tokens that wait."""
+        self.tokens = 0  # tokens that wait
 
     def __len__(self) -> int:
         return len(self._window) + len(self._backlog)

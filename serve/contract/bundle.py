@@ -110,8 +110,7 @@ class Manifest:
     """Text (or pair) whose logits a server checks from time to time."""
     variants: Annotated[dict[str, Variant], NOT_EMPTY]  # variant name -> graph
     default_variants: dict[str, str]  # device (cpu, cuda) -> variant that serves it best
-    files: dict[str, FileRecord]
-    """File, relative to the folder -> size and hash; all files but bundle.json itself."""
+    files: dict[str, FileRecord]  # file, relative to the folder -> size and hash; all files but bundle.json itself
     exporter: str = ""
     """What traced the model, `optimum` or `torch`; empty in bundles made before this was recorded."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)  # package -> version used for the export

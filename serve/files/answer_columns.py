@@ -19,8 +19,7 @@ class AnswerColumns:
     """Columns of N answers."""
 
     names: list[str]
-    types: list[Any]
-    """As `Parquet` takes them."""
+    types: list[Any]  # as `Parquet` takes them
     values: Callable[[NDArray[np.float64], NDArray[np.bool_]], Columns]
     """Scores [N, C], and which labels are given [N, C] -> the values of each column."""
 

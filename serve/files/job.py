@@ -38,30 +38,24 @@ from serve.files.table import Table
 from serve.pipeline import Answers, Pipeline, cut_into_chunks
 
 JOURNAL_VERSION = 3
-SAVE_EVERY_S = 2.0
-"""About this much work [s] is repeated after a kill."""
+SAVE_EVERY_S = 2.0  # about this much work [s] is repeated after a kill
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Journal:
     """Progress of a job; the content of `.OUTPUT.partial.json`."""
 
-    job: dict[str, str]
-    """What determines its output: input, model, settings."""
-    num_rows: int = 0
-    """Rows of the input that are done."""
+    job: dict[str, str]  # what determines its output: input, model, settings
+    num_rows: int = 0  # rows of the input that are done
     num_rejected: int = 0
-    num_rejected_lines: int = 0
-    """Lines of the file that these take; one each where it has no lines."""
+    num_rejected_lines: int = 0  # lines of the file that these take; one each where it has no lines
     num_truncated: int = 0
-    num_empty: int = 0
-    """Answered rows whose text is empty or white space."""
+    num_empty: int = 0  # answered rows whose text is empty or white space
     num_without_label: int = 0
     """Answered rows in which no label is given: the model abstained, or no label reached its threshold."""
     output_bytes: int = 0
     rejects_bytes: int = 0
-    complete: bool = False
-    """All rows are done; only the files have to be renamed."""
+    complete: bool = False  # all rows are done; only the files have to be renamed
     schema_version: int = JOURNAL_VERSION
 
 

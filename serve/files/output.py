@@ -22,12 +22,10 @@ from serve.contract.rows.parquet import import_pyarrow
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 STDOUT = "-"
-TEXTS = "texts"
-"""Type of a column whose values are lists of texts."""
+TEXTS = "texts"  # type of a column whose values are lists of texts
 ROW_GROUP_ROWS = 1 << 16
 ROW_GROUP_BYTES = 1 << 24
-Columns = Sequence[Sequence[Any]]
-"""The values of each column, all of the same length."""
+Columns = Sequence[Sequence[Any]]  # the values of each column, all of the same length
 
 
 class StagedFile:

@@ -23,14 +23,11 @@ class RowInputs:
 class Refusal:
     """A row without an answer."""
 
-    row: int
-    """Its number, counted from 1."""
-    lines: Lines | None
-    """Its first and last line in the file; None where that has no lines."""
+    row: int  # its number, counted from 1
+    lines: Lines | None  # its first and last line in the file; None where that has no lines
     id: Any
     reason: str
-    values: tuple[Any, ...] | str
-    """Its values, or its raw text where they could not be read."""
+    values: tuple[Any, ...] | str  # its values, or its raw text where they could not be read
 
     @property
     def num_lines(self) -> int:
@@ -46,8 +43,7 @@ class RowChunk:
         self._rows = rows
         self._places = places
         self._classified: list[int] = []
-        self.inputs: list[TextInput] = []
-        """What the model classifies."""
+        self.inputs: list[TextInput] = []  # what the model classifies
         for index, row in enumerate(rows):
             if not isinstance(row, Malformed) and not (places.id is not None and row.values[places.id] is None):
                 self._classified.append(index)

@@ -16,35 +16,24 @@ STDIN = "-"
 class JobSettings:
     """What to classify and what to write."""
 
-    file: str
-    """Path, or `-` for standard input."""
+    file: str  # path, or `-` for standard input
     input_format: RowFormat
     format_is_assumed: bool = False
     """No format was given: standard input is read as plain lines, and refused if it begins with a JSON object."""
-    delimiter: str | None = None
-    """Character between the fields of csv and tsv; None for the format's own."""
+    delimiter: str | None = None  # character between the fields of csv and tsv; None for the format's own
     text_column: str
     text_pair_column: str | None = None
-    id_column: str | None = None
-    """Column that names a row; None for its number, counted from 1."""
-    output: str
-    """Path, or `-` for standard output."""
-    keep_columns: tuple[str, ...] | None = ()
-    """Input columns to write again; None for all."""
-    all_scores: bool = False
-    """Write the score of every label."""
+    id_column: str | None = None  # column that names a row; None for its number, counted from 1
+    output: str  # path, or `-` for standard output
+    keep_columns: tuple[str, ...] | None = ()  # input columns to write again; None for all
+    all_scores: bool = False  # write the score of every label
     label_separator: str | None = None
     """Several labels: between those of a row; None for the one of the training file, or a comma."""
-    column_per_label: bool = False
-    """Several labels: a column of 0 and 1 for each."""
-    submission: bool = False
-    """Write only id and answer."""
-    rejects: str | None = None
-    """File of the rows without an answer; None for one named after the output."""
-    truncation: Truncation | None = None
-    """None for the classifier's side."""
-    resume: bool = False
-    """Continue an interrupted job."""
+    column_per_label: bool = False  # several labels: a column of 0 and 1 for each
+    submission: bool = False  # write only id and answer
+    rejects: str | None = None  # file of the rows without an answer; None for one named after the output
+    truncation: Truncation | None = None  # None for the classifier's side
+    resume: bool = False  # continue an interrupted job
     quiet: bool = False
 
     @classmethod

@@ -20,16 +20,12 @@ class AnsweredRows:
     """Rows with an answer, N of them."""
 
     ids: list[Any]
-    values: list[tuple[Any, ...]]
-    """Input values of each row."""
-    scores: NDArray[np.float64]
-    """[N, C]"""
-    given: NDArray[np.bool_]
-    """Which labels are given [N, C]."""
+    values: list[tuple[Any, ...]]  # input values of each row
+    scores: NDArray[np.float64]  # [N, C]
+    given: NDArray[np.bool_]  # which labels are given [N, C]
     num_windows: list[int]
     truncated: list[bool]
-    num_empty: int
-    """Rows whose text is empty or white space."""
+    num_empty: int  # rows whose text is empty or white space
 
 
 class Table:

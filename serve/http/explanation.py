@@ -13,12 +13,10 @@ from serve.batching.ticket import Answer
 from serve.batching.token_listing import Token, as_rows
 from serve.encoder import TextInput, num_characters
 
-MAX_PARTS = 128
-"""Most words that are left out one by one; a longer text is cut into this many groups of words."""
+MAX_PARTS = 128  # most words that are left out one by one; a longer text is cut into this many groups of words
 MAX_TOKENS = 16_384
 """Most tokens in all the texts with a part left out, which the model runs. Longer texts get larger groups."""
-MAX_CHARS = 500_000
-"""Most characters in them, which are tokenized."""
+MAX_CHARS = 500_000  # most characters in them, which are tokenized
 WORD = re.compile(r"\S+")
 TOKEN_FIELDS = ("id", "text", "special", "sequence", "kept")
 

@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 0.25
 BACKLOG = 4096  # connections that may wait to be accepted
 MAX_FILES = 65_536
-KEEP_ALIVE_S = 75
-"""How long an idle connection stays open; longer than load balancers do, so that they close first."""
+KEEP_ALIVE_S = 75  # how long an idle connection stays open; longer than load balancers do, so that they close first
 
 
 def run_server(settings: ServeSettings) -> int:

@@ -22,8 +22,7 @@ from train_loop.findings.slices import Slice, analyse_slices
 from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import Split
 
-MAX_TRAINING_ROWS = 200_000
-"""Most training rows, from the first, to compare held-out rows with."""
+MAX_TRAINING_ROWS = 200_000  # most training rows, from the first, to compare held-out rows with
 KINDS: dict[ProblemType, type[Predictions]] = {
     "single_label_classification": Predictions,
     "multi_label_classification": LabelSetPredictions,
@@ -40,26 +39,20 @@ FOOTNOTES = {
 class Assessment:
     """The content of `results/`."""
 
-    name: str
-    """Name of the run, or of the classifier."""
-    is_run: bool
-    """False for a classifier that rawloop did not train here."""
+    name: str  # name of the run, or of the classifier
+    is_run: bool  # false for a classifier that rawloop did not train here
     best_step: int | None
     data_fingerprint: str
     config: TrainConfig
-    predictions: dict[str, Predictions]
-    """Split -> predictions."""
-    headline: str
-    """The split shown in pictures, tables and slices: test, else validation, else the rows passed."""
+    predictions: dict[str, Predictions]  # split -> predictions
+    headline: str  # the split shown in pictures, tables and slices: test, else validation, else the rows passed
     metrics: dict[str, SplitMetrics]
     slices: list[Slice]
     confused: list[ConfusedPair]
     findings: list[Finding]
-    compared_with_training: bool
-    """Whether near duplicates of training rows were searched for."""
+    compared_with_training: bool  # whether near duplicates of training rows were searched for
     warnings: list[str]
-    footnotes: dict[str, str]
-    """Split -> caveat about its metrics, if there is one."""
+    footnotes: dict[str, str]  # split -> caveat about its metrics, if there is one
 
     @property
     def main(self) -> Predictions:

@@ -27,17 +27,13 @@ class Finding:
     """A suspected problem with one row."""
 
     kind: Kind
-    severity: float
-    """0 to 1: how far the model prefers the other label, or the similarity of the two texts."""
+    severity: float  # 0 to 1: how far the model prefers the other label, or the similarity of the two texts
     split: str
-    row: int
-    """In the source, counted from 1."""
+    row: int  # in the source, counted from 1
     label: str
     text: tuple[str, ...]
-    other_label: str
-    """The suggested label, or that of the other row."""
-    other_row: int | None = None
-    """The training row, or the contradicting row of the same split, counted from 1."""
+    other_label: str  # the suggested label, or that of the other row
+    other_row: int | None = None  # the training row, or the contradicting row of the same split, counted from 1
     other_text: tuple[str, ...] = ()
 
 

@@ -7,10 +7,8 @@ from numpy.typing import NDArray
 
 from train_loop.rows.split import Labels
 
-MIN_ROWS = 30
-"""With fewer validation rows, no temperature is fitted."""
-FEW_ROWS = 200
-"""With fewer validation rows, there is a warning."""
+MIN_ROWS = 30  # with fewer validation rows, no temperature is fitted
+FEW_ROWS = 200  # with fewer validation rows, there is a warning
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 
 
@@ -18,10 +16,8 @@ TEMPERATURE_BOUNDS = (0.05, 20.0)
 class Calibration:
     """A temperature, and whether to trust it."""
 
-    temperature: float
-    """Logits are divided by it before the softmax; 1 changes nothing."""
-    warning: str | None = None
-    """Why it was not fitted, or not well."""
+    temperature: float  # logits are divided by it before the softmax; 1 changes nothing
+    warning: str | None = None  # why it was not fitted, or not well
 
 
 def fit_temperature(logits: NDArray[np.floating], labels: Labels) -> Calibration:

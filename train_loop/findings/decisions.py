@@ -13,14 +13,11 @@ from serve.contract.decision import COVERAGES, Decision, parse_abstain, parse_th
 from train_loop.metrics.probabilities import Ranking
 from train_loop.rows.split import Labels
 
-RISK = 0.05
-"""Chance that the accuracy promised by `accuracy>=` is missed."""
+RISK = 0.05  # chance that the accuracy promised by `accuracy>=` is missed
 NUM_CUTS = 20
 """Cuts that are tried, at 5 %, 10 % ... 100 % of the rows; each may miss with RISK / NUM_CUTS, so that none does."""
-MIN_BAND_ROWS = 100
-"""Validation rows that a width of its own rests on: enough for the highest coverage."""
-MIN_POSITIVES = 10
-"""With fewer validation rows, a label takes the threshold of all labels together."""
+MIN_BAND_ROWS = 100  # validation rows that a width of its own rests on: enough for the highest coverage
+MIN_POSITIVES = 10  # with fewer validation rows, a label takes the threshold of all labels together
 
 
 def decide(

@@ -23,10 +23,8 @@ class ConfusedPair:
     true: str
     predicted: str
     count: int
-    share: float
-    """Fraction of the true class's rows."""
-    examples: tuple[tuple[str, ...], ...]
-    """Texts (or pairs) of the most confident mistakes."""
+    share: float  # fraction of the true class's rows
+    examples: tuple[tuple[str, ...], ...]  # texts (or pairs) of the most confident mistakes
 
 
 def confused_pairs(

@@ -10,8 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-THRESHOLD = 0.7
-"""Least Jaccard similarity of the n-gram sets of near duplicates."""
+THRESHOLD = 0.7  # least Jaccard similarity of the n-gram sets of near duplicates
 NGRAM = 5
 NUM_PERMUTATIONS = 64
 BANDS = (16, 4)
@@ -28,8 +27,7 @@ class NearDuplicate:
 
     row: int
     train_row: int
-    similarity: float
-    """Jaccard similarity of their n-grams, THRESHOLD to 1."""
+    similarity: float  # Jaccard similarity of their n-grams, THRESHOLD to 1
 
 
 def near_duplicates(held_out: Texts, train: Texts) -> list[NearDuplicate]:

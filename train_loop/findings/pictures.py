@@ -30,10 +30,8 @@ DASHES = ("-", "--", "-.", ":")
 REFERENCE = {"color": "0.6", "linewidth": 1, "linestyle": ":"}
 MAX_PRINTED_CLASSES = 20
 """Larger confusion matrices have no numbers, but a list of the most confused pairs next to them."""
-MAX_NAMED_CLASSES = 150
-"""The axes of larger ones have class numbers."""
-MAX_CURVES = 7
-"""With more classes, only the curves of the worst are drawn."""
+MAX_NAMED_CLASSES = 150  # the axes of larger ones have class numbers
+MAX_CURVES = 7  # with more classes, only the curves of the worst are drawn
 MAX_CURVE_POINTS = 2_000
 DOTS_PER_INCH = 130
 

@@ -41,20 +41,15 @@ class Predictions:
     """Metrics that a terminal shows."""
     card: ClassVar[Names] = ("accuracy", "macro_f1", "macro_recall", "log_loss", "expected_calibration_error")
     """Metrics of a model card; the first three are in its front matter."""
-    during: ClassVar[Names] = ("accuracy", "macro_f1")
-    """Validation metrics that the picture of a training shows."""
+    during: ClassVar[Names] = ("accuracy", "macro_f1")  # validation metrics that the picture of a training shows
     score_name: ClassVar = "score"
-    slice_metric: ClassVar = "accuracy"
-    """What slices compare."""
-    confused_as: ClassVar = "mistaken for"
-    """What links the labels of a confused pair."""
+    slice_metric: ClassVar = "accuracy"  # what slices compare
+    confused_as: ClassVar = "mistaken for"  # what links the labels of a confused pair
 
     split: Split
     classifier: Classifier
-    text_columns: tuple[str, ...]
-    """Column of the text, or of both texts of a pair."""
-    logits: NDArray[np.float32]
-    """[N, C], in the split's order."""
+    text_columns: tuple[str, ...]  # column of the text, or of both texts of a pair
+    logits: NDArray[np.float32]  # [N, C], in the split's order
 
     @property
     def labels(self) -> tuple[str, ...]:

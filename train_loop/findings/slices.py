@@ -16,8 +16,7 @@ from train_loop.rows.split import ROWS_PER_BATCH, Split
 
 Flags = NDArray[np.bool_]
 
-MIN_ROWS = 10
-"""Slices of fewer rows are left out."""
+MIN_ROWS = 10  # slices of fewer rows are left out
 FALSE_DISCOVERY_RATE = 0.05
 
 _NEGATION = re.compile(
@@ -46,10 +45,8 @@ class Slice:
     name: str
     rows: int
     num_correct: int
-    interval: tuple[float, float]
-    """95 % Wilson interval of the accuracy."""
-    rest_accuracy: float
-    """Accuracy of all other rows."""
+    interval: tuple[float, float]  # 95 % Wilson interval of the accuracy
+    rest_accuracy: float  # accuracy of all other rows
     p_value: float
     """Probability of an accuracy this low if the slice is no worse than the rest, adjusted for multiple tests."""
 

@@ -26,8 +26,7 @@ from train_loop.config import MixedPrecision, TrainConfig
 from train_loop.machine.processes import STEP_TIMEOUT
 from train_loop.machine.threads import use_the_cores
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Numbers of glibc's <malloc.h>."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of glibc's <malloc.h>
 
 
 def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> Accelerator:

@@ -4,8 +4,7 @@ import os
 
 from serve.contract.cores import num_usable_cores
 
-SPIN_COUNT = "4000"
-"""Iterations that an idle thread of libgomp spins before it sleeps: some tens of microseconds."""
+SPIN_COUNT = "4000"  # iterations that an idle thread of libgomp spins before it sleeps: some tens of microseconds
 
 
 def limit_spinning() -> None:

@@ -39,8 +39,7 @@ def confusion_matrix(predictions: NDArray[np.integer], references: NDArray[np.in
 class Counts:
     """The row counts of each class that metrics are computed from; arrays are [..., C]."""
 
-    hits: NDArray[np.integer]
-    """Rows of the class that were predicted as it."""
+    hits: NDArray[np.integer]  # rows of the class that were predicted as it
     true: NDArray[np.integer]
     predicted: NDArray[np.integer]
 

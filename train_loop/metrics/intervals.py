@@ -16,10 +16,8 @@ NUM_RESAMPLES = 1_000
 MIN_RESAMPLES = 200
 MAX_RANKED_CELLS = 400_000_000
 """Most rows x classes x resamples of rank metrics: about a quarter of a minute on one core."""
-CELLS_PER_RANKING = 2_000
-"""What one ranking costs besides its rows, in cells."""
-CHUNK = 50
-"""Resampled matrices in memory at a time."""
+CELLS_PER_RANKING = 2_000  # what one ranking costs besides its rows, in cells
+CHUNK = 50  # resampled matrices in memory at a time
 
 Interval = tuple[float, float]
 

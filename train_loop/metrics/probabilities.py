@@ -40,10 +40,8 @@ class Reliability:
     """Rows binned by the score of their predicted label, from 0 to 1; arrays are [NUM_BINS]."""
 
     num_rows: NDArray[np.int64]
-    scores: Floats
-    """Mean score of each bin; NaN if empty."""
-    accuracies: Floats
-    """Accuracy of each bin; NaN if empty."""
+    scores: Floats  # mean score of each bin; NaN if empty
+    accuracies: Floats  # accuracy of each bin; NaN if empty
 
     @property
     def expected_calibration_error(self) -> float:

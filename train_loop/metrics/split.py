@@ -15,17 +15,14 @@ from train_loop.metrics.probabilities import Ranking, Reliability
 class SplitMetrics:
     """The metrics of one split."""
 
-    values: dict[str, float]
-    """Metric -> value; NaN if undefined, such as a ROC AUC with only one class."""
+    values: dict[str, float]  # metric -> value; NaN if undefined, such as a ROC AUC with only one class
     intervals: dict[str, Interval]
     """Metric -> 95 % bootstrap interval. The calibration error has none: resampling inflates it."""
     per_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     matrix: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
     """[C, C]: rows are true classes; of several labels, in how many rows one is missing and another wrong."""
-    rankings: list[Ranking] = dataclasses.field(default_factory=list)
-    """One per class, for the curves."""
-    before: Reliability | None = None
-    """Without the temperature; None for numbers."""
+    rankings: list[Ranking] = dataclasses.field(default_factory=list)  # one per class, for the curves
+    before: Reliability | None = None  # without the temperature; None for numbers
     after: Reliability | None = None
 
     @property

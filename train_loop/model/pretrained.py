@@ -21,8 +21,7 @@ from train_loop.config import PACKAGED_MODEL, MixedPrecision, TrainConfig
 PACKAGED_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """model.safetensors of the Hub's sentence-transformers/all-MiniLM-L6-v2, revision 1110a243."""
 
-DEFAULT_MAX_LENGTH = 512
-"""Longest input [tokens] of a model that states no limit (XLNet)."""
+DEFAULT_MAX_LENGTH = 512  # longest input [tokens] of a model that states no limit (XLNet)
 
 FLOAT32_ONLY = ("deberta",)
 """Model types that fail under autocast: DeBERTa (not v2 or v3) masks with float32's lowest number, which bf16 and fp16

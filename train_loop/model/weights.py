@@ -30,8 +30,7 @@ WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)+")
 """Prefixes that torch.compile and DistributedDataParallel add to the names of weights."""
 POOLER = "pooler"
 """Part of the encoder that belongs to the head: models pretrained on masked words lack it, so it may be new."""
-NUM_NAMED = 3
-"""Weights or labels that a message names."""
+NUM_NAMED = 3  # weights or labels that a message names
 Report = Callable[[str], None]
 
 
@@ -44,8 +43,7 @@ class HeadStart:
     """Of each of several labels in the training rows [C], for the bias of a new head: an optimizer that moves it by the
     learning rate at most takes thousands of steps to learn that labels are rare."""
     offset: float = 0.0
-    scale: float = 1.0
-    """Numbers: the model learns (number - offset) / scale."""
+    scale: float = 1.0  # numbers: the model learns (number - offset) / scale
 
 
 def load_model(

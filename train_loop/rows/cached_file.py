@@ -28,8 +28,7 @@ from serve.contract.rows.row import Values, not_utf8
 from train_loop.rows.unsuitable_labels import NO, YES, bad_json_label, one_hot
 
 ROWS_PER_BATCH = 10_000
-ARROW_FORMAT_VERSION = "3"
-"""Part of the cache's address; raise it when what is written changes."""
+ARROW_FORMAT_VERSION = "3"  # part of the cache's address; raise it when what is written changes
 COLUMNS_HELP = "Choose them with --text_column, --text_pair_column and --label_column"
 
 

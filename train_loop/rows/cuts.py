@@ -10,8 +10,7 @@ from train_loop.config import TrainConfig
 from train_loop.rows.sources import SPLITS
 from train_loop.rows.split import Split
 
-MAX_RANGES = 10
-"""Ranges of numbers, with as many rows each, that held-out rows are cut from alike."""
+MAX_RANGES = 10  # ranges of numbers, with as many rows each, that held-out rows are cut from alike
 
 
 def origin_of(config: TrainConfig, split: str) -> str:

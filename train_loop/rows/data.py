@@ -34,13 +34,10 @@ class Data:
     """All rows of a run. `splits` holds train, validation and, unless there is none, test."""
 
     splits: dict[str, Split]
-    labels: tuple[str, ...]
-    """Label of each class number, in order; for numbers, their column's name."""
+    labels: tuple[str, ...]  # label of each class number, in order; for numbers, their column's name
     max_length: int
-    fingerprint: str
-    """Hash of the cleaned texts, labels and splits."""
-    problem_type: ProblemType = "single_label_classification"
-    """What is learned from the rows."""
+    fingerprint: str  # hash of the cleaned texts, labels and splits
+    problem_type: ProblemType = "single_label_classification"  # what is learned from the rows
     offset: float = 0.0
     scale: float = 1.0
     """Numbers: mean and standard deviation of the training rows; the model learns (number - offset) / scale."""

@@ -16,8 +16,7 @@ from train_loop.config import TrainConfig
 from train_loop.rows.data import Data
 from train_loop.rows.split import Labels, Split, names_of
 
-NUM_ROWS = {"train": 512, "validation": 2_000}
-"""Most rows of each sample."""
+NUM_ROWS = {"train": 512, "validation": 2_000}  # most rows of each sample
 
 
 def write_samples(folder: Path, data: Data, config: TrainConfig) -> None:

@@ -25,8 +25,7 @@ class FlatTokens:
         chosen = np.arange(len(tokens)) if order is None else order.column(0).to_numpy().astype(np.int64)
         self._columns: dict[str, tuple[Numbers, NDArray[np.int64]]] = {}
         """Name -> (tokens, the place of each window's first token [M])."""
-        self.lengths: NDArray[np.int64] = np.zeros(len(tokens), np.int64)
-        """Tokens of each window [M]."""
+        self.lengths: NDArray[np.int64] = np.zeros(len(tokens), np.int64)  # tokens of each window [M]
         for name in tokens.column_names:
             if name != "window_lengths":
                 values, starts, lengths = _flatten(tokens.data.column(name))

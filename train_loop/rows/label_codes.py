@@ -15,8 +15,7 @@ from serve.contract.labels import match_labels, one_spelling, order_labels
 from train_loop.config import TrainConfig
 from train_loop.rows.unsuitable_labels import MAX_FRACTIONS, a_value, are_fractions, is_several, several_labels
 
-OTHER_COLUMN = "choose the column with --label_column"
-"""What to do where labels are unknown, besides fixing them."""
+OTHER_COLUMN = "choose the column with --label_column"  # what to do where labels are unknown, besides fixing them
 
 
 def encode_labels(

@@ -15,8 +15,7 @@ from train_loop.rows.label_codes import row_numbers
 from train_loop.rows.unsuitable_labels import NO, YES, several_labels
 
 OTHER_SEPARATORS = ",;|"
-LabelMatrix = NDArray[np.bool_]
-"""Which labels each row has [N, C]."""
+LabelMatrix = NDArray[np.bool_]  # which labels each row has [N, C]
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -23,23 +23,18 @@ class Split:
     """The rows of one split; every array is [N], in the same order."""
 
     name: str
-    origin: str
-    """Where the rows come from, for display."""
-    rows: datasets.Dataset
-    """Uncleaned texts, memory-mapped."""
+    origin: str  # where the rows come from, for display
+    rows: datasets.Dataset  # uncleaned texts, memory-mapped
     tokens: datasets.Dataset
     """input_ids and, if the model takes them, token_type_ids, of all windows of a row; memory-mapped."""
     num_windows: NDArray[np.int32]
     """Inputs of the model that each row is read in: 1, or more for a long text (`serve.contract.long_texts`)."""
     labels: Labels
-    lengths: NDArray[np.int32]
-    """Tokens of each row that the model reads, in all windows."""
-    truncated: NDArray[np.bool_]
-    """Whether something of a row is not read."""
+    lengths: NDArray[np.int32]  # tokens of each row that the model reads, in all windows
+    truncated: NDArray[np.bool_]  # whether something of a row is not read
     text_hashes: NDArray[np.int64]
     """Hash of each row's cleaned text (or pair): equal if the model sees the same input."""
-    source_rows: NDArray[np.int64]
-    """Row number in the source, counted from 0."""
+    source_rows: NDArray[np.int64]  # row number in the source, counted from 0
 
     def __len__(self) -> int:
         return len(self.labels)

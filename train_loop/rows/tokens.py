@@ -14,22 +14,17 @@ from serve.contract.long_texts import Cut, LongTexts, cut
 from serve.contract.text import clean
 from train_loop.config import TrainConfig
 
-TOKENS_FORMAT_VERSION = "2"
-"""Part of the token cache's key; increment it when the cached content changes."""
+TOKENS_FORMAT_VERSION = "2"  # part of the token cache's key; increment it when the cached content changes
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """What the model reads of some texts or pairs, M windows in all."""
 
-    input_ids: list[list[int]]
-    """[M]"""
-    token_type_ids: list[list[int]]
-    """[M]"""
-    num_windows: list[int]
-    """Of each text [N]."""
-    truncated: list[bool]
-    """Whether something of a text is in no window [N]."""
+    input_ids: list[list[int]]  # [M]
+    token_type_ids: list[list[int]]  # [M]
+    num_windows: list[int]  # of each text [N]
+    truncated: list[bool]  # whether something of a text is in no window [N]
 
 
 def encode(

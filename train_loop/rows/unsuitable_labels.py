@@ -9,10 +9,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-YES, NO = ("1", "1.0", "True"), ("0", "0.0", "False")
-"""The cells of columns that say whether a row has a label."""
-MAX_FRACTIONS = 10
-"""More different labels that are numbers with fractions are taken for a value to predict."""
+YES, NO = ("1", "1.0", "True"), ("0", "0.0", "False")  # the cells of columns that say whether a row has a label
+MAX_FRACTIONS = 10  # more different labels that are numbers with fractions are taken for a value to predict
 
 
 def is_several(label: str) -> bool:

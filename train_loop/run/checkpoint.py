@@ -40,42 +40,32 @@ STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
 
-_SAVE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-"""Unsharded tensors, on the main process only."""
+_SAVE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # unsharded tensors, on the main process only
 
 
 @dataclasses.dataclass
 class TrainState:
     """The progress of a run, apart from its tensors."""
 
-    step: int = 0
-    """Optimizer steps completed."""
+    step: int = 0  # optimizer steps completed
     num_updates: int = 0
     """Steps that changed the weights; fp16 skips some. Warm-up and decay count these."""
-    skipped_in_a_row: int = 0
-    """Updates that fp16 skipped since the last one it made."""
-    best_score: float | None = None
-    """Best validation value of the run's metric so far; the loss is negated."""
-    best_loss: float = 0.0
-    """Validation loss of the best model; the lower one wins among equal scores."""
-    best_step: int | None = None
-    """Step of the best model."""
-    evaluations_since_best: int = 0
-    """Evaluations in a row that did not raise the best score."""
-    seconds: float = 0.0
-    """Time spent in the loop, over all resumes."""
+    skipped_in_a_row: int = 0  # updates that fp16 skipped since the last one it made
+    best_score: float | None = None  # best validation value of the run's metric so far; the loss is negated
+    best_loss: float = 0.0  # validation loss of the best model; the lower one wins among equal scores
+    best_step: int | None = None  # step of the best model
+    evaluations_since_best: int = 0  # evaluations in a row that did not raise the best score
+    seconds: float = 0.0  # time spent in the loop, over all resumes
     evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
     """Validation metrics at each evaluation, with `step` and `epoch`."""
-    scaler: dict[str, Any] | None = None
-    """State of the fp16 gradient scaler."""
+    scaler: dict[str, Any] | None = None  # state of the fp16 gradient scaler
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """What a checkpoint belongs to; it is not loaded into anything else."""
 
-    parameters: dict[str, list[int]]
-    """Parameter name -> shape."""
+    parameters: dict[str, list[int]]  # parameter name -> shape
     labels: tuple[str, ...]
     data_fingerprint: str
     num_steps: int

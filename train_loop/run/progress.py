@@ -41,8 +41,7 @@ class StepReport:
     num_rows: int
     num_tokens: int
     num_padded_tokens: int
-    seconds: float
-    """Duration of the step, without evaluations and checkpoints."""
+    seconds: float  # duration of the step, without evaluations and checkpoints
 
 
 class Progress:

@@ -21,19 +21,15 @@ from train_loop.steps.plan import Rows, StepPlan
 class MicroBatch:
     """The input of one forward pass."""
 
-    rows: Rows
-    """Indices of the rows in the split, or of its windows [B]."""
+    rows: Rows  # indices of the rows in the split, or of its windows [B]
     packed: Tensor
     """All numbers of the micro-batch: one input after the other, the labels, and perhaps numbers of windows; int64. A
     single copy moves them."""
-    names: tuple[str, ...]
-    """Names of the inputs, in that order."""
+    names: tuple[str, ...]  # names of the inputs, in that order
     labels_per_row: int = 1
     """Places that the labels of a row take; 0 for a number, whose place holds the bits of a float32."""
-    is_filler: bool = False
-    """True if the pass only keeps the processes in sync; its loss counts 0."""
-    has_windows: bool = False
-    """Whether texts may have several windows, which share the weight of their text."""
+    is_filler: bool = False  # true if the pass only keeps the processes in sync; its loss counts 0
+    has_windows: bool = False  # whether texts may have several windows, which share the weight of their text
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -88,8 +84,7 @@ class Collator:
             labels = labels.astype(np.float32).view(np.int32)
         self._labels: NDArray[Any] = labels.reshape(len(labels), -1)
         self._tokens = FlatTokens(split.tokens)
-        self.lengths = self._tokens.lengths.astype(np.int32)
-        """Tokens of each window [M]."""
+        self.lengths = self._tokens.lengths.astype(np.int32)  # tokens of each window [M]
         rounded = -(-self.lengths // pad_to_multiple_of) * pad_to_multiple_of
         self.widths: NDArray[np.int32] = np.maximum(self.lengths, np.minimum(rounded, max_length))
         """Padded length of each window on its own [M]; the plan counts these."""

@@ -15,12 +15,10 @@ from torch import Tensor
 from serve.contract.errors import InputError
 from train_loop.steps.feed import MicroBatch
 
-MAX_GRAPHS = 64
-"""Shapes that are recorded; each keeps some memory, and what comes later runs without."""
+MAX_GRAPHS = 64  # shapes that are recorded; each keeps some memory, and what comes later runs without
 MAX_TOKENS = 32_768
 """Larger passes are not recorded. On an H200, MiniLM gains 1.8 times at 24,576, BERT-base nothing at 65,536."""
-WIDTH_MULTIPLE = 16
-"""Lengths are rounded up to a multiple of this [tokens], so that shapes are few."""
+WIDTH_MULTIPLE = 16  # lengths are rounded up to a multiple of this [tokens], so that shapes are few
 
 Pass = Callable[[MicroBatch, Tensor], Tensor]
 """(micro-batch, denominator) -> its share of the loss; adds to the gradients. All on the device."""

@@ -17,8 +17,7 @@ from train_loop.config import LengthGrouping
 from train_loop.rows.flat_tokens import within
 
 Rows = NDArray[np.int64]
-Run = tuple[int, int]
-"""A micro-batch: rows[start:end] of its step."""
+Run = tuple[int, int]  # a micro-batch: rows[start:end] of its step
 
 WINDOW_BATCHES = 50
 """Batches per window of similar lengths: enough to remove nearly all padding, few enough to stay random."""
@@ -35,12 +34,9 @@ class StepPlan:
     """
 
     rows: tuple[tuple[Rows, ...], ...]
-    weight_sum: float
-    """Sum of the class weights of the step's rows: the exact denominator of its loss."""
-    num_rows: int
-    """Rows of the step, however many windows they have."""
-    num_tokens: int
-    """Real tokens, padding excluded."""
+    weight_sum: float  # sum of the class weights of the step's rows: the exact denominator of its loss
+    num_rows: int  # rows of the step, however many windows they have
+    num_tokens: int  # real tokens, padding excluded
     sizes: tuple[tuple[int, int], ...]
     """(rows, tokens per padded row) of every non-empty micro-batch, of all processes."""
 
@@ -63,13 +59,10 @@ class StepPlan:
 class BatchPlan:
     """The optimizer steps of one epoch."""
 
-    lengths: NDArray[np.integer]
-    """Tokens of each training row [N]."""
-    weights: NDArray[np.floating]
-    """Each row's share of the denominator of the loss [N]."""
+    lengths: NDArray[np.integer]  # tokens of each training row [N]
+    weights: NDArray[np.floating]  # each row's share of the denominator of the loss [N]
     _: dataclasses.KW_ONLY
-    batch_size: int
-    """Rows per optimizer step, over all processes together."""
+    batch_size: int  # rows per optimizer step, over all processes together
     num_processes: int = 1
     grouping: LengthGrouping = "window"
     """window sorts by length within windows of 50 batches, then shuffles the batches; batch draws batches at random
@@ -80,10 +73,8 @@ class BatchPlan:
     """Tokens of each window with lengths rounded up for the hardware [M]; None: `lengths`."""
     num_windows: NDArray[np.integer] | None = None
     """Windows of each row [N], M in all; None: one each. A step has all windows of its rows."""
-    window_lengths: NDArray[np.integer] | None = None
-    """Tokens of each window [M]; needed with `num_windows`."""
-    num_micro_batches: int | None = None
-    """Per process and step."""
+    window_lengths: NDArray[np.integer] | None = None  # tokens of each window [M]; needed with `num_windows`
+    num_micro_batches: int | None = None  # per process and step
     max_tokens: int | None = None
     """Most tokens of a micro-batch, padding included, unless it is a single longer row."""
 

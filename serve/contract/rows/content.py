@@ -11,8 +11,7 @@ from serve.contract.errors import InputError
 from serve.contract.rows.encodings import START_BYTES, conversion, encoding_of, unmarked_utf16
 from serve.contract.rows.file import RowFile, require_file
 
-GZIP_MAGIC = b"\x1f\x8b"
-"""First bytes of a gzip file; no text in UTF-8 or UTF-16 begins with them."""
+GZIP_MAGIC = b"\x1f\x8b"  # first bytes of a gzip file; no text in UTF-8 or UTF-16 begins with them
 
 
 @dataclass(frozen=True)
