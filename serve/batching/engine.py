@@ -41,7 +41,7 @@ class ModelFacts:
     version: str  # first digits of the SHA-256 of its manifest, which differs between any two bundles
     variant: str  # graph of the bundle that runs: fp32, int8 or fp16
     provider: str  # ONNX Runtime's name for where it runs
-    max_length: int  # longest input [tokens]; longer ones are truncated
+    max_length: int  # longest input of the model [tokens]
     folder: Path
     classifier: Classifier
     canary: TextInput

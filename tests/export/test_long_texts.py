@@ -88,6 +88,14 @@ def test_evaluation_reads_long_texts_as_training_did(run: Path, tmp_path: Path) 
     assert evaluate(["--run", str(run), "--split", "test", "--output", str(tmp_path / "again")]) == 0
     again = (tmp_path / "again" / "predictions.csv").read_text()
     assert set(again.splitlines()) <= set(before.splitlines())
+    rows, model = run.parent / "rows.csv", run / "model"  # the folder as one that was trained elsewhere
+    is_single = read_classifier(model).problem_type == "single_label_classification"
+    flags = ["--model", str(model), "--file", str(rows), *([] if is_single else ["--label_separator=;"])]
+    assert evaluate([*flags, "--output", str(tmp_path / "elsewhere")]) == 0
+    with (tmp_path / "elsewhere" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        found = {row["text"]: row["probability_a"] for row in csv.DictReader(file)}
+    for row in csv.DictReader(before.splitlines()):
+        assert float(found[row["text"]]) == pytest.approx(float(row["probability_a"]), abs=2e-6)
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
