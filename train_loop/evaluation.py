@@ -107,7 +107,12 @@ def _model_of(arguments: argparse.Namespace) -> _Subject:
 
     if arguments.file is None:
         raise InputError("--model needs --file: labelled rows that it was not trained on; only a run has its own")
-    config = ModelFlags.of(arguments).config(arguments.file, **_limit(arguments))
+    config = ModelFlags.of(arguments).config(
+        arguments.file,
+        label_separator=arguments.label_separator,
+        label_columns=arguments.label_columns,
+        **_limit(arguments),
+    )
     _, contract = read_existing_model(config)
     name = name_of(config, contract)
     results = Path(f"results_{_plain(name)}_{_plain(arguments.file.stem)}")
