@@ -126,7 +126,8 @@ class Judge:
             problems.append("other logits each time: a dropout is left on")
         problems += missed_bounds(record, gate, tolerance)
         inputs = self.canary[0] if len(self.canary) == 1 else (self.canary[0], self.canary[1])
-        canary_logits = session.run(self.encoder.pad(self.encoder.encode([inputs])))[0]
+        side = self.encoder.classifier.truncation_side
+        canary_logits = session.run(self.encoder.pad(self.encoder.encode([inputs], side)))[0]  # of one window
         return Verdict(record, problems, tuple(float(value) for value in np.nan_to_num(canary_logits)))
 
     def odd_shapes(self, *, right_padding_only: bool = False) -> list[dict[str, NDArray[np.int64]]]:

@@ -38,19 +38,19 @@ def answer_fields(classifier: Classifier, scores: Sequence[float], coverage: flo
 
 
 def window_fields(
-    classifier: Classifier, windows: Sequence[tuple[int, int, Sequence[float]]], top_k: int | None = None
+    classifier: Classifier, windows: Sequence[tuple[int, int, int, Sequence[float]]], top_k: int | None = None
 ) -> dict[str, Any]:
     """Return how many windows a text was read in and, of several, the scores of each; nothing if none ever has them.
 
-    A window is its first character in the cleaned text, the one after its last, and its scores [C].
+    A window is the number of its text in a pair, its first character there, the one after its last, and its scores [C].
     """
     if classifier.long_texts.strategy != "windows":
         return {}
     fields: dict[str, Any] = {"num_windows": max(1, len(windows))}
     if windows:
         fields["windows"] = [
-            {"start": start, "stop": stop, **_window_answer(classifier, scores, top_k)}
-            for start, stop, scores in windows
+            {"sequence": sequence, "start": start, "stop": stop, **_window_answer(classifier, scores, top_k)}
+            for sequence, start, stop, scores in windows
         ]
     return fields
 

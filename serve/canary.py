@@ -34,7 +34,7 @@ def require_canary(bundle: Bundle, variant: str, encoder: Encoder, session: Sess
         InputError: an answer is not finite, or too far from the one at export.
     """
     record = bundle.manifest.variants[variant]
-    encodings = encoder.encode([canary_input(bundle)])
+    encodings = encoder.encode([canary_input(bundle)], encoder.classifier.truncation_side)  # one window
     logits = session.run(encoder.pad(encodings, length_multiple=session.length_multiple))[0]  # [C]
     expected = np.array(record.canary_logits)
     least = LEAST_TOLERANCE * spread_of(record)

@@ -56,9 +56,9 @@ class Encoding:
     ids: NDArray[np.int32]  # token ids [T], special tokens included, without padding
     type_ids: NDArray[np.int32] | None  # segment of each token [T]; None if the model takes none
     truncated: bool  # whether the model sees only part of the input
-    place: tuple[int, int] | None = None
-    """First character of a window in the cleaned text, of a pair in the longer one, and the one after its last; None
-    for a text that is read at once."""
+    place: tuple[int, int, int] | None = None
+    """Of a window: 0, or 1 in the second text of a pair; its first character in that text, cleaned, and the one after
+    its last. None for a text that is read at once."""
     others: tuple["Encoding", ...] = ()  # the other windows of a long text
 
     @property

@@ -43,7 +43,7 @@ class Answers:
     num_tokens: NDArray[np.int32]  # tokens that the model saw [N], in all windows
     truncated: NDArray[np.bool_]  # whether it saw only part of the input [N]
     refused: dict[int, ItemError]  # position -> why there is no answer
-    windows: dict[int, list[tuple[tuple[int, int], NDArray[np.float32]]]]
+    windows: dict[int, list[tuple[tuple[int, int, int], NDArray[np.float32]]]]
     """Position of a text with several windows -> the characters and logits [C] of each."""
 
 
@@ -177,7 +177,7 @@ class _Chunk:
         ends = np.cumsum(num_windows)
         several = {}
         for row in np.flatnonzero(num_windows > 1).tolist():
-            places = [window.place or (0, 0) for window in seen[row]]
+            places = [window.place or (0, 0, 0) for window in seen[row]]
             several[row] = list(zip(places, of_windows[ends[row] - len(places) : ends[row]], strict=True))
         num_tokens = np.array([sum(window.num_tokens for window in each) for each in seen], np.int32)
         truncated = np.array([any(window.truncated for window in each) for each in seen], np.bool_)

@@ -179,7 +179,7 @@ def _as_json(item: TextInput, prediction: Prediction, top_k: int) -> dict[str, A
     classifier = prediction.classifier
     fields = answer_fields(classifier, [*prediction.scores.values()], shown_coverage(classifier))
     scores = {"scores": dict(prediction.top_k(top_k))} if prediction.value is None else {}
-    windows = [(window.start, window.stop, [*window.scores.values()]) for window in prediction.windows]
+    windows = [(window.sequence, window.start, window.stop, [*window.scores.values()]) for window in prediction.windows]
     read = {"truncated": prediction.truncated, "num_tokens": prediction.num_tokens}
     return {"text": item, **fields, **scores, **read, **window_fields(classifier, windows, top_k)}
 

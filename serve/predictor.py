@@ -30,8 +30,10 @@ from serve.variants import choose_variant
 class Window:
     """A part of a long text, as wide as the model."""
 
+    sequence: int
+    """0 for a text, or 1 for the second of a pair."""
     start: int
-    """Its first character in the cleaned text; of a pair, in the longer one."""
+    """Its first character in that text, cleaned."""
     stop: int
     """The character after its last."""
     scores: dict[str, float]
@@ -276,11 +278,11 @@ class Predictor:
                 )
             first += len(answers.logits)
 
-    def _windows(self, found: list[tuple[tuple[int, int], NDArray[np.float32]]]) -> tuple[Window, ...]:
+    def _windows(self, found: list[tuple[tuple[int, int, int], NDArray[np.float32]]]) -> tuple[Window, ...]:
         scores = self.classifier.scores(np.array([logits for _, logits in found])).tolist()
         return tuple(
-            Window(start, stop, dict(zip(self.labels, row, strict=True)))
-            for ((start, stop), _), row in zip(found, scores, strict=True)
+            Window(*place, dict(zip(self.labels, row, strict=True)))
+            for (place, _), row in zip(found, scores, strict=True)
         )
 
 

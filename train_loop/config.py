@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 
 from serve.contract.decision import parse_abstain, parse_threshold
 from serve.contract.errors import InputError
-from serve.contract.field_limits import AT_LEAST_1, FRACTION_BELOW_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
+from serve.contract.field_limits import (
+    AT_LEAST_1,
+    FRACTION_BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UP_TO_1024,
+    Limit,
+    out_of_range,
+)
 from serve.contract.labels import ProblemType
 from serve.contract.long_texts import LongTexts, LongTextStrategy
 from serve.contract.rows.file import given_delimiter
@@ -122,7 +130,7 @@ class TrainConfig:
     """head_tail: tokens kept from the start, the rest from the end; null: a quarter."""
     window_stride: Annotated[int | None, AT_LEAST_1] = None
     """windows: most tokens from the start of one to that of the next; null: windows do not overlap."""
-    max_windows: Annotated[int, AT_LEAST_1] = 32
+    max_windows: Annotated[int, UP_TO_1024] = 32
     """windows: most of a text; those of a longer one are spread evenly over it."""
     window_pooling: Literal["mean", "max", "auto"] = "mean"
     """windows, several labels: the mean of their logits, or the highest; auto: what is better on validation rows."""

@@ -156,6 +156,8 @@ def _evaluate(
         labels, limit = list(classifier.labels), classifier.max_length
         rule = dataclasses.asdict(classifier.long_texts)
         rule |= {"long_texts": rule.pop("strategy"), "window_pooling": rule.pop("pooling")}
+        for name in ("head_tokens", "window_stride"):  # more than fits is the same as what fits
+            rule[name] = None if rule[name] is None else min(rule[name], limit - 1)
         config = dataclasses.replace(config, cleaning=classifier.cleaning, label_names=labels, max_length=limit, **rule)
     tokenizer = read_served_tokenizer(model_folder, classifier)
     with local_main_process_first(accelerator):  # the others find the tokens cached

@@ -100,7 +100,7 @@ class Admission:
             if tokens > most:
                 raise TooLarge(
                     f"the request has {tokens:,} tokens{where}, but this server holds {most:,}; "
-                    "send fewer texts at a time"
+                    "send fewer texts at a time, or start the server with a higher --max_queued_tokens"
                 )
         lines = self._lines
         is_full = lines.tokens + num_tokens > self._max_queued_tokens

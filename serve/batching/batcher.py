@@ -181,6 +181,7 @@ class Batcher:
                 self._admission.check(sum(item.length for item in items), ticket.deadline - now, sum(long))
                 if len(long) < len(items):
                     self._short_at = now
+            ticket.num_items = len(items)
             for item in items:
                 self._lines.add(item)
             self._dispatch(now)
@@ -264,7 +265,7 @@ class Batcher:
     def _abandon(self, ticket: Ticket) -> None:
         ticket.closed = True
         with self._lock:
-            self._lines.abandon(ticket.remaining, time.monotonic())
+            self._lines.abandon(ticket.num_items, time.monotonic())
 
     def _died(self, worker: Worker, error: BaseException) -> None:
         """Fail what a dying worker held, and replace it or close; in its thread."""

@@ -116,7 +116,9 @@ class Engine:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            outcomes = await self.batcher.submit([self.facts.canary], timeout_s=timeout_s, privileged=True)
+            side = self.facts.classifier.truncation_side  # one window, as at export
+            canary = [self.facts.canary]
+            outcomes = await self.batcher.submit(canary, timeout_s=timeout_s, truncation=side, privileged=True)
         except RequestError as error:
             raise CanaryFailed(f"the canary got no answer: {error}") from error
         (outcome,) = outcomes

@@ -41,7 +41,7 @@ class Answer:
     truncated: bool  # whether it saw only part of the input
     queue_s: float  # seconds between being tokenized and being run
     inference_s: float  # seconds that its batch ran; of several windows, the longest
-    windows: tuple[tuple[int, int, list[float]], ...] = ()
+    windows: tuple[tuple[int, int, int, list[float]], ...] = ()
     """Of a long text: each window's first character in the cleaned text, the one after its last, and its scores."""
 
 
@@ -51,7 +51,7 @@ Outcome = Answer | RequestError
 def joined(windows: Sequence["Item"], answers: Sequence[Answer], pooling: Pooling, to_scores: ToScores) -> Answer:
     """Return the answer to a long text from those to its windows."""
     logits = pool(np.array([each.logits for each in answers], np.float32), np.array([len(answers)]), pooling)
-    places = [item.encoding.place or (0, 0) for item in windows]
+    places = [item.encoding.place or (0, 0, 0) for item in windows]
     return Answer(
         logits[0].tolist(),
         to_scores(logits)[0].tolist(),
@@ -72,7 +72,7 @@ class Ticket:
     """
 
     __slots__ = (
-        *("closed", "deadline", "future", "inputs", "is_privileged"),
+        *("closed", "deadline", "future", "inputs", "is_privileged", "num_items"),
         *("loop", "outcomes", "parts", "remaining", "truncation", "whole"),
     )
 
@@ -91,7 +91,7 @@ class Ticket:
         self.outcomes: list[Outcome | None] = [None] * len(inputs)
         self.parts: dict[int, list[tuple[Item, Outcome]]] = {}
         """Position of a long text -> its windows that are done."""
-        self.remaining = len(inputs)
+        self.remaining = self.num_items = len(inputs)
         self.deadline = time.monotonic() + timeout_s
         self.closed = False  # answered, expired or abandoned: nothing needs to be computed for it any more
 

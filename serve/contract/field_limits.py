@@ -19,6 +19,7 @@ class Limit:
 
 
 AT_LEAST_1 = Limit(lambda value: value >= 1, "at least 1")
+UP_TO_1024 = Limit(lambda value: 1 <= value <= 1024, "from 1 to 1,024")
 NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "0 or more, and finite")
 POSITIVE = Limit(lambda value: 0 < value < math.inf, "positive, and finite")
 FRACTION = Limit(lambda value: 0 <= value <= 1, "a fraction from 0 to 1")

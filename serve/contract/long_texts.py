@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE
+from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE, UP_TO_1024
 from serve.contract.records import require_valid
 
 LongTextStrategy = Literal["truncate", "head_tail", "windows"]
@@ -31,7 +31,7 @@ class LongTexts:
     """head_tail: tokens of the text kept from its start, the rest from its end; None: a quarter of what fits."""
     window_stride: Annotated[int | None, AT_LEAST_1] = None
     """windows: most tokens between the starts of two; None: no token is in two windows."""
-    max_windows: Annotated[int, AT_LEAST_1] = 32
+    max_windows: Annotated[int, UP_TO_1024] = 32
     """windows: most of one text; those of a longer text are spread evenly over it."""
     pooling: Pooling = "mean"
     """windows: how the logits of a text's windows become the text's."""
@@ -59,8 +59,8 @@ class Cut(NamedTuple):
 
     windows: list[NDArray[np.int64]]
     """Which of its tokens are in each window, special tokens included."""
-    places: list[tuple[int, int]]
-    """First character of each window in the longer text, and the one after its last."""
+    places: list[tuple[int, int, int]]
+    """Of each window: 0, or 1 in the second text of a pair; its first character there, and the one after its last."""
     is_whole: bool
     """Whether every token is in a window."""
 
@@ -103,10 +103,11 @@ def cut(encoding: Any, max_length: int, how: LongTexts, side: Literal["left", "r
         is_whole &= covers
     kept_tokens = np.flatnonzero(keep)
     before, after = np.split(kept_tokens, [np.searchsorted(kept_tokens, long.start)])
-    characters = [(encoding.token_to_chars(int(piece[0])), encoding.token_to_chars(int(piece[-1]))) for piece in pieces]
+    sequence = encoding.token_to_sequence(long.start) or 0
+    ends = [(encoding.token_to_chars(int(piece[0])), encoding.token_to_chars(int(piece[-1]))) for piece in pieces]
     return Cut(
         [np.concatenate([before, piece, after]) for piece in pieces],
-        [(first[0] if first else 0, last[1] if last else 0) for first, last in characters],
+        [(sequence, first[0] if first else 0, last[1] if last else 0) for first, last in ends],
         bool(is_whole),
     )
 
@@ -124,9 +125,12 @@ def window_ranges(
     while num_windows <= max_windows:
         step = (length - overlap) / num_windows  # windows of step + overlap tokens each
         starts = [word_start(round(number * step)) for number in range(num_windows)]
-        stops = [*(word_start(round(number * step) + overlap) for number in range(1, num_windows)), length]
-        ranges = list(zip(starts, stops, strict=True))
-        if all(0 < stop - start <= room for start, stop in ranges):
+        if overlap:
+            starts[-1] = max(starts[-1], length - room)
+        planned = [round(number * step) + overlap for number in range(1, num_windows)]
+        stops = [word_start(min(stop, start + room)) for start, stop in zip(starts, planned, strict=False)]
+        ranges = list(dict(zip(starts, [*stops, length], strict=True)).items())  # where several start, the widest
+        if all(0 < stop - start <= room for start, stop in ranges) and _covers(ranges, length):
             return ranges, True
         num_windows += 1  # some word needs more room
     gap = (length - room) / max(1, max_windows - 1)
@@ -134,8 +138,13 @@ def window_ranges(
     ranges = [(start, max(word_start(start + room), start + 1)) for start in starts]
     if max_windows > 1:
         ranges[-1] = (length - room, length)
+    return ranges, _covers(ranges, length)
+
+
+def _covers(ranges: list[tuple[int, int]], length: int) -> bool:
+    """Return whether no token is left out between windows, or after the last."""
     next_starts = [*(start for start, _ in ranges[1:]), length]
-    return ranges, all(start <= stop for start, (_, stop) in zip(next_starts, ranges, strict=True))
+    return all(start <= stop for start, (_, stop) in zip(next_starts, ranges, strict=True))
 
 
 def pool(logits: NDArray[np.float32], num_windows: NDArray[np.integer[Any]], pooling: Pooling) -> NDArray[np.float32]:

@@ -43,16 +43,18 @@ async def explain(engine: Engine, given: TextInput, *, label: str | None, timeou
         raise InvalidRequest(f"label: no label {label!r:.80}; GET /v1/model lists this model's labels")
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    engine.require_within_limits([given])
     texts = (given,) if isinstance(given, str) else given
+    (answer,) = await engine.answers([given], timeout_s=timeout_s)
 
     def look(lists: list[list[Token]]) -> tuple[list[dict[str, Any]], list[Part]]:
-        return as_rows(lists[0], TOKEN_FIELDS), _find_parts(engine, texts, lists[0])
+        return as_rows(lists[0], TOKEN_FIELDS), _find_parts(engine, texts, lists[0], answer.num_tokens)
 
-    tokens, parts = await engine.lister.look_into([given], look, timeout_s=timeout_s)
-    variants = [given, *(_without(texts, part) for part in parts)]
-    outcomes = await engine.classify(variants, timeout_s=deadline - loop.time(), made_here=True)
-    answer, *occluded = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    tokens, parts = await engine.lister.look_into([given], look, timeout_s=deadline - loop.time())
+    variants = [_without(texts, part) for part in parts]
+    occluded: list[Answer] = []
+    if variants:
+        outcomes = await engine.classify(variants, timeout_s=deadline - loop.time(), made_here=True)
+        occluded = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
     index = answer.scores.index(max(answer.scores)) if label is None else labels.index(label)
     score = answer.scores[index]
     fields = answer_fields(engine.facts.classifier, answer.scores)
@@ -78,13 +80,13 @@ async def explain(engine: Engine, given: TextInput, *, label: str | None, timeou
     }
 
 
-def _find_parts(engine: Engine, texts: tuple[str, ...], tokens: Sequence[Token]) -> list[Part]:
+def _find_parts(engine: Engine, texts: tuple[str, ...], tokens: Sequence[Token], num_read: int) -> list[Part]:
     words = find_words(texts)
     if engine.facts.classifier.long_texts.cuts_off and not all(token.kept for token in tokens):
         most = engine.facts.max_length  # a word has one token or more: the model cannot see more words
         keeps_first = engine.facts.classifier.truncation_side == "right"
         words = [each[:most] if keeps_first else each[-most:] for each in words]
-    return group_words(words, _max_parts(engine, texts, len(tokens)))
+    return group_words(words, _max_parts(engine, texts, num_read))
 
 
 def find_words(texts: tuple[str, ...]) -> list[list[Part]]:
@@ -111,12 +113,9 @@ def group_words(words: Sequence[Sequence[Part]], max_parts: int) -> list[Part]:
 
 def _max_parts(engine: Engine, texts: tuple[str, ...], num_tokens: int) -> int:
     """Return how many parts to leave out. Each is a text for the model, and a long one must not hold up others."""
-    rule = engine.facts.classifier.long_texts
-    num_windows = rule.max_windows if rule.strategy == "windows" else 1
-    num_tokens = max(1, min(num_tokens, num_windows * engine.facts.max_length))
     num_chars = max(1, num_characters(texts))
     max_tokens = min(MAX_TOKENS, engine.batcher.limits.max_queued_tokens // 2)
-    return max(1, min(MAX_PARTS, max_tokens // num_tokens, MAX_CHARS // num_chars))
+    return max(1, min(MAX_PARTS, max_tokens // max(1, num_tokens), MAX_CHARS // num_chars))
 
 
 def _without(texts: tuple[str, ...], part: Part) -> TextInput:

@@ -154,3 +154,19 @@ def test_a_newer_bundle_with_an_unknown_strategy_is_refused(bundle: Path) -> Non
     file.write_text(file.read_text().replace('"windows"', '"summary"'))
     with pytest.raises(InputError, match=r"long_texts.strategy must be one of truncate, head_tail, windows"):
         read_bundle(bundle, verify=False)
+
+
+def test_a_server_starts_whose_canary_is_longer_than_a_window(tmp_path: Path) -> None:
+    bundle = save_served_bundle(tmp_path / "bundle", long_texts=LongTexts(strategy="windows"), max_length=3)
+    with live_server(bundle) as server:
+        assert server.post("/v1/classify", {"inputs": ["good good good"]}).json()["results"][0]["num_windows"] == 3
+
+
+def test_long_texts_with_overlapping_windows_are_explained(tmp_path: Path) -> None:
+    rule = LongTexts(strategy="windows", window_stride=2, max_windows=200)
+    bundle = save_served_bundle(tmp_path / "bundle", long_texts=rule)
+    with live_server(bundle, max_queued_tokens=4_000) as server:
+        why = server.post("/v1/explain", {"text": "good " * 150})
+        assert why.status_code == 200
+        assert why.json()["num_windows"] > 60
+        assert why.json()["words"]

@@ -119,7 +119,8 @@ async def classify(call: Call) -> Reply:
         except InputError as error:
             raise InvalidRequest(str(error)) from error
     outcomes = await engine.classify(inputs, timeout_s=call.timeout_s, truncation=request.truncation, whole=False)
-    return await call.write(partial(_reply, engine, outcomes, request), len(outcomes))
+    num_answers = sum(1 + len(each.windows) if isinstance(each, Answer) else 1 for each in outcomes)
+    return await call.write(partial(_reply, engine, outcomes, request), num_answers)
 
 
 def _reply(engine: Engine, outcomes: Sequence[Outcome], request: ClassifyRequest) -> Reply:
@@ -191,7 +192,8 @@ def _result(engine: Engine, outcome: Outcome, request: ClassifyRequest) -> dict[
 
 
 WINDOW_FIELDS = {
-    "start": value("integer", "Its first character in the cleaned text; of a pair, in the longer one."),
+    "sequence": value("integer", "0 for the text, 1 for the second of a pair."),
+    "start": value("integer", "Its first character in that text, cleaned."),
     "stop": INTEGER,
     "value": NUMBER,
     "scores": array(LABEL_SCORE, "If it were all of the text."),

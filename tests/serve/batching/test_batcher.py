@@ -636,7 +636,7 @@ def test_a_long_text_has_one_answer_pooled_over_its_windows_in_whatever_order_th
         assert isinstance(long, Answer)
         assert long.num_tokens == 40
         assert len(long.windows) == 20
-        for number, (_, _, scores) in enumerate(long.windows, start=1):
+        for number, (*_, scores) in enumerate(long.windows, start=1):
             np.testing.assert_allclose(scores, scores_from_logits(np.array([[number + 1.0, 2.0]]))[0])
 
     run(bench, scenario)
@@ -699,5 +699,20 @@ def test_long_texts_fill_no_more_than_half_of_the_queue() -> None:
         bench.open_gates()
         assert logits_of((await short)[0]) == [8.0, 3.0]
         assert logits_of((await first)[0]) == [2.0, 2.0]
+
+    run(bench, scenario)
+
+
+def test_the_windows_of_a_request_that_is_not_wanted_any_more_leave_the_queue() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        bench.shut_gates()
+        long = asyncio.create_task(bench.submit(" | ".join(["1 1"] * 500)))
+        await until(lambda: any(runner.entered.is_set() for runner in bench.runners))
+        assert bench.batcher.queued_tokens > 500
+        long.cancel()
+        await until(lambda: bench.batcher.queued_tokens == 0)
+        bench.open_gates()
 
     run(bench, scenario)

@@ -74,15 +74,16 @@ def test_every_window_has_the_special_tokens_and_the_places_of_its_text() -> Non
     assert all(ids[window][0] == CLS and ids[window][-1] == SEP for window in windows)
     inner = np.concatenate([ids[window][1:-1] for window in windows])
     np.testing.assert_array_equal(inner, [VOCABULARY[word] for word in text.split()])
-    assert " ".join(text[start:stop] for start, stop in places) == text
+    assert " ".join(text[start:stop] for _, start, stop in places) == text
     assert sum(map(len, windows)) == 25 + 3 * 2
 
 
 def test_a_pair_keeps_its_shorter_text_whole_in_every_window() -> None:
     for texts in ((words(0, 4), words(10, 40)), (words(10, 40), words(0, 4))):
         _, encoding = encoded(*texts)
-        windows, _, is_whole = cut(encoding, 16, LongTexts(strategy="windows"), "right")
+        windows, places, is_whole = cut(encoding, 16, LongTexts(strategy="windows"), "right")
         ids = np.array(encoding.ids)  # type: ignore[attr-defined]
+        assert {sequence for sequence, _, _ in places} == {int(texts[1] == words(10, 40))}
         short = [VOCABULARY[word] for word in words(0, 4).split()]
         assert is_whole
         assert len(windows) == 4
@@ -138,5 +139,18 @@ def test_the_logits_of_a_text_are_those_of_its_only_window_bit_for_bit_or_pooled
 
 
 def test_a_bad_rule_is_named() -> None:
-    with pytest.raises(InputError, match="long_texts: max_windows must be at least 1, found 0"):
+    with pytest.raises(InputError, match="long_texts: max_windows must be from 1 to 1,024, found 0"):
         LongTexts(max_windows=0)
+
+
+def test_windows_that_overlap_are_all_different_and_few_however_long_the_words() -> None:
+    for length, room, stride, word in ((511, 510, 1, 3), (2_000, 510, 63, 60), (2_000, 126, 15, 60), (590, 14, 1, 4)):
+
+        def word_start(place: int, word: int = word, room: int = room, length: int = length) -> int:
+            start = place // word * word
+            return start if place == length or place - start <= room // 4 else place
+
+        ranges, covers = window_ranges(length, room, stride, 1_024, word_start)
+        assert covers
+        assert len({start for start, _ in ranges}) == len(ranges)
+        assert len(ranges) <= 1.6 * -(-(length - room + stride) // stride) + 2
