@@ -102,10 +102,7 @@ class Encoder:
         # tokenizer per kind of truncation, and most often only one in all.
         self._tokenizers: dict[Truncation, Tokenizer] = {}
         self._loading = threading.Lock()
-        tokenizer = self.tokenizer(classifier.truncation_side)
-        self._check_max_length(tokenizer)
-        # The segments of a single text are the tokenizer's template; as Python lists, zeros cost as much as the ids.
-        self._is_one_segment = not self._takes_pairs and not any(tokenizer.encode("a").type_ids)
+        self._check_max_length(self.tokenizer(classifier.truncation_side))
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, max_length: int | None = None) -> "Encoder":
@@ -205,9 +202,11 @@ class Encoder:
             if len(texts) == 1:
                 return [f"the tokenizer failed on it ({error})"]
             return [outcome for text in texts for outcome in self._tokenize([text], truncation, cuts=cuts)]
-        return [self._encoding(each, truncation, cuts=cuts) for each in raw]
+        # The segments of a single text are the tokenizer's template; as Python lists, zeros cost as much as the ids.
+        is_one_segment = not self._takes_pairs and not any(max(raw, key=len).type_ids)
+        return [self._encoding(each, truncation, is_one_segment=is_one_segment, cuts=cuts) for each in raw]
 
-    def _encoding(self, raw: Any, truncation: Truncation, *, cuts: bool) -> Encoding | str:
+    def _encoding(self, raw: Any, truncation: Truncation, *, is_one_segment: bool, cuts: bool) -> Encoding | str:
         ids = np.array(raw.ids, np.int32)
         is_long = len(ids) > self.max_length
         if is_long and truncation == "error" and not cuts:
@@ -216,7 +215,7 @@ class Encoder:
             return "no tokens; this tokenizer adds no special tokens and needs some text"
         type_ids = None
         if "token_type_ids" in self.input_names:
-            type_ids = np.zeros(len(ids), np.int32) if self._is_one_segment else np.array(raw.type_ids, np.int32)
+            type_ids = np.zeros(len(ids), np.int32) if is_one_segment else np.array(raw.type_ids, np.int32)
         if not (is_long and cuts):
             return Encoding(ids, type_ids, truncated=bool(raw.overflowing))
         long_texts = self.classifier.long_texts
