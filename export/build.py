@@ -40,7 +40,8 @@ from serve.contract.errors import InputError, first_line
 from serve.contract.field_limits import Limit, out_of_range
 from serve.contract.files import staged_folder
 from serve.contract.telemetry import switch_off_telemetry
-from serve.encoder import Encoder, windows_of
+from serve.encoder import Encoder
+from serve.encoding import windows_of
 from serve.providers import PROVIDERS, GpuOptions
 from serve.session import Session, require_device
 

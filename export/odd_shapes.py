@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from export.reference import Reference
 from serve.contract.classifier import Side
-from serve.encoder import Encoder, Encoding
+from serve.encoder import Encoder
+from serve.encoding import Encoding
 
 TIE = 1e-4  # logits this close are equal, but for rounding
 NUM_ROWS, LONG = 64, 512

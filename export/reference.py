@@ -13,7 +13,8 @@ from serve.contract.classifier import Classifier
 from serve.contract.labels import ProblemType
 from serve.contract.long_texts import pool
 from serve.contract.text import clean
-from serve.encoder import TextInput, length_sorted_batches
+from serve.encoder import TextInput
+from serve.encoding import length_sorted_batches
 
 if TYPE_CHECKING:
     from train_loop.rows.tokens import Encoded

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from serve.contract.cores import num_usable_cores
-from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.encoder import Encoder
+from serve.encoding import Encoding, length_sorted_batches
 from serve.session import Session
 
 NUM_ROUNDS = 3

@@ -23,7 +23,8 @@ from serve.contract.bundle import Verification
 from serve.contract.errors import InputError
 from serve.contract.labels import ProblemType
 from serve.contract.long_texts import pool
-from serve.encoder import Encoder, Encoding, length_sorted_batches, windows_of
+from serve.encoder import Encoder
+from serve.encoding import Encoding, length_sorted_batches, windows_of
 from serve.session import Session
 
 ROUNDING = 1e-6  # shares times rows are whole numbers to within this

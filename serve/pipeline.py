@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.long_texts import pool
-from serve.encoder import Encoder, Encoding, ItemError, TextInput, Truncation, length_sorted_batches, windows_of
+from serve.encoder import Encoder, ItemError, TextInput, Truncation
+from serve.encoding import Encoding, length_sorted_batches, windows_of
 from serve.session import Session, SessionPool
 
 T = TypeVar("T")

@@ -29,35 +29,6 @@ LabelMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1"
 SetMetric = Literal["micro_f1", "samples_f1", "subset_accuracy", "average_precision", "label_ranking_average_precision"]
 NumberMetric = Literal["spearman", "pearson", "r2", "rmse", "mae"]
 MetricName = Literal[LabelMetric, SetMetric, NumberMetric, "loss"]
-AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
-METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
-    "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
-    "multi_label_classification": (
-        "average_precision",
-        "label_ranking_average_precision",
-        "micro_f1",
-        "samples_f1",
-        "subset_accuracy",
-        *AVERAGES,
-    ),
-    "regression": ("r2", "spearman", "pearson", "rmse", "mae", "loss"),
-}
-"""Those that can select the best model; the first does unless another is asked for."""
-WORDS: dict[ProblemType, str] = {
-    "single_label_classification": "one label",
-    "multi_label_classification": "several labels",
-    "regression": "numbers",
-}
-ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
-    "abstain": ("single_label_classification",),
-    "threshold": ("multi_label_classification",),
-    "threshold_scope": ("multi_label_classification",),
-    "window_pooling": ("multi_label_classification",),
-    "class_weights": ("single_label_classification", "multi_label_classification"),
-    "label_smoothing": ("single_label_classification", "multi_label_classification"),
-    "label_names": ("single_label_classification", "multi_label_classification"),
-}
-"""Field -> what it has an effect on."""
 OF_STRATEGY: dict[str, LongTextStrategy] = {
     "head_tokens": "head_tail",
     "window_stride": "windows",
@@ -265,27 +236,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if problems := list(_problems(self)):
             raise InputError("\n".join(problems))
-
-
-def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig:
-    """Return a configuration with the loss and the metric that suit what is learned.
-
-    Raises:
-        InputError: it has a metric or an option of something else.
-    """
-    usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name, kinds in ONLY_FOR.items():
-        if problem_type not in kinds and getattr(config, name) != usual[name]:
-            needed = " or ".join(WORDS[kind] for kind in kinds)
-            raise InputError(f"--{name} is for rows with {needed}, and these have {WORDS[problem_type]}; leave it out")
-    own = METRICS[problem_type]
-    if config.metric_for_best not in (None, *own):
-        raise InputError(
-            f"--metric_for_best {config.metric_for_best}: no metric of rows with {WORDS[problem_type]}; choose one of "
-            f"{', '.join(own)}"
-        )
-    loss = config.loss or ("mse" if problem_type == "regression" else "cross_entropy")
-    return dataclasses.replace(config, loss=loss, metric_for_best=config.metric_for_best or own[0])
 
 
 def _problems(config: TrainConfig) -> Iterator[str]:

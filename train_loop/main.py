@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> None:
     from accelerate.utils import set_seed
 
     from train_loop.command_line import parse_config
-    from train_loop.config import with_defaults
+    from train_loop.defaults import with_defaults
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.machine.device import build_accelerator

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.harness.worker import ContenderWorker, Message
-from serve.encoder import Encoder, TextInput, windows_of
+from serve.encoder import Encoder, TextInput
+from serve.encoding import windows_of
 
 Arrays = dict[str, NDArray[np.int64]]
 

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from bench.harness.worker import Message
 from bench.training.pace import PacedTraining
-from train_loop.config import TrainConfig, with_defaults
+from train_loop.config import TrainConfig
+from train_loop.defaults import with_defaults
 from train_loop.loop import train
 from train_loop.machine.device import build_accelerator
 from train_loop.machine.processes import local_main_process_first, on_main_process

@@ -14,7 +14,8 @@ from export.console import Advance
 from export.graphs import FUSED_DOMAIN
 from export.rewrites import weights_of
 from serve.contract.cores import num_usable_cores
-from serve.encoder import Encoder, Encoding, length_sorted_batches
+from serve.encoder import Encoder
+from serve.encoding import Encoding, length_sorted_batches
 from serve.providers import ON_CPU, load_graph
 
 MIN_TABLE_ROWS = 256  # rows from which an embedding table (words, positions) is worth storing as integers

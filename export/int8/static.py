@@ -29,7 +29,8 @@ from export.verify import Gate
 from serve.contract.classifier import Classifier
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.encoder import Encoder, Encoding, TextInput, length_sorted_batches, windows_of
+from serve.encoder import Encoder, TextInput
+from serve.encoding import Encoding, length_sorted_batches, windows_of
 from serve.session import Session
 
 NUM_REPAIR_ROWS = 256

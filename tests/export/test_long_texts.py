@@ -11,7 +11,8 @@ from tiny_models import ARCHITECTURES, WORDS, save_tiny_model, tiny_tokenizer
 from serve.contract.bundle import read_bundle
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.long_texts import LongTexts
-from serve.encoder import Encoder, windows_of
+from serve.encoder import Encoder
+from serve.encoding import windows_of
 from serve.predictor import Predictor
 from train_loop.evaluation import main as evaluate
 from train_loop.main import main as train

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundles import VOCABULARY, save_tiny_bundle
 from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer, Tokenizer
+from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AlbertTokenizerFast,
@@ -23,7 +24,8 @@ from transformers import (
 from serve.contract.bundle import read_bundle
 from serve.contract.classifier import Classifier, Side
 from serve.contract.errors import InputError
-from serve.encoder import Encoder, ItemError, Truncation, length_sorted_batches, without_surrogates
+from serve.encoder import Encoder, ItemError, Truncation, without_surrogates
+from serve.encoding import length_sorted_batches
 from train_loop.config import PACKAGED_MODEL
 from train_loop.model.pretrained import resolve_model
 
@@ -278,3 +280,14 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], max_t
     for batch in batches:
         assert 1 <= len(batch) <= max_rows
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= max_tokens
+
+
+def test_a_tokenizer_without_a_token_for_unknown_words_refuses_only_those(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"[PAD]": 0, "good": 1}))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    classifier = Classifier(name="tiny", labels=("a", "b"), text_column="text", max_length=8)
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    encoder = Encoder(tmp_path / "tokenizer.json", classifier, input_names=names, pad_token_id=0)
+    good, unknown = encoder.encode_each(["good", "b"])
+    assert not isinstance(good, ItemError)
+    assert isinstance(unknown, ItemError)

@@ -122,7 +122,7 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
 
     from train_loop.command_line import parse_config
-    from train_loop.config import with_defaults
+    from train_loop.defaults import with_defaults
     from train_loop.machine.device import build_accelerator, fsdp_plugin
     from train_loop.machine.processes import local_main_process_first
     from train_loop.model.pretrained import load_tokenizer
