@@ -32,7 +32,7 @@ class JobSettings:
     column_per_label: bool = False  # several labels: a column of 0 and 1 for each
     submission: bool = False  # write only id and answer
     rejects: str | None = None  # file of the rows without an answer; None for one named after the output
-    truncation: Truncation | None = None  # None for the classifier's side
+    truncation: Truncation | None = None  # None to read long texts as in training
     resume: bool = False  # continue an interrupted job
     quiet: bool = False
 

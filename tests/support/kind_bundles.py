@@ -33,7 +33,7 @@ def save_numbers(folder: Path, **options: Any) -> Path:
 
 
 def logits_of(folder: Path, texts: Sequence[str] = TEXTS) -> NDArray[np.float64]:
-    """Return logits [N, C], each text run alone."""
+    """Return logits [N, C], each text run on its own."""
     bundle = read_bundle(folder)
     encoder, session = Encoder.from_bundle(bundle), Session(bundle.graph("fp32"))
     return np.concatenate([session.run(encoder.pad(encoder.encode([text]))) for text in texts]).astype(np.float64)
