@@ -2,9 +2,11 @@
 
 python -m serve.predict --bundle runs/latest/onnx --text "I loved it"
 python -m serve.predict --bundle runs/latest/onnx --file rows.csv --output predictions.csv
+python -m serve.predict --bundle runs/latest/onnx --file rows/ --output predictions/    # any number of these at once
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,13 +23,16 @@ from serve.contract.labels import ProblemType
 from serve.contract.rows.file import ROW_FORMATS, given_delimiter
 from serve.contract.rows.reader import LINES_COLUMN
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
+from serve.files.folder import files_to_answer, is_answered, taken
 from serve.files.job import Job, Journal
 from serve.files.output import STDOUT
-from serve.files.settings import STDIN, JobSettings, input_format, is_standard_input
+from serve.files.same_job import require_same_job
+from serve.files.settings import STDIN, JobSettings, input_format, is_standard_input, journal_path
 from serve.pipeline import Pipeline
 from serve.predictor import Prediction, Predictor, open_pipeline
 
 DEFAULT_TOP_K = 3
+CONTINUED = "a job that writes a file continues with --resume, and one that writes a folder when it is run again"
 TEXT_OPTIONS = ("text_pair", "top_k", "json")
 FILE_OPTIONS = [name for name in JobSettings.names() if name not in ("file", "format_is_assumed", "truncation")]
 MODEL_OPTIONS = (
@@ -54,7 +59,9 @@ def run(argv: Sequence[str]) -> int:
             + ("" if arguments.text is None else "; not both")
         )
     _refuse_options(arguments, of="--text" if arguments.text is None else "--file")
-    return _predict_texts(arguments) if arguments.file is None else _predict_file(arguments)
+    if arguments.file is None:
+        return _predict_texts(arguments)
+    return _predict_folder(arguments) if Path(arguments.file).is_dir() else _predict_file(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda: run(given_arguments(argv)),
         needs=("onnxruntime",),
         extra="cpu",
-        interrupted="interrupted; a job that writes a file continues with --resume",
-        after_os_error="fix that; a job that writes a file continues with --resume",
+        interrupted=f"interrupted; {CONTINUED}",
+        after_os_error=f"fix that; {CONTINUED}",
     )
 
 
@@ -82,9 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     texts.add_argument("--top_k", type=int, help=f"labels to show for each ({DEFAULT_TOP_K})")
     texts.add_argument("--json", action="store_true", help="one JSON object per text instead of a table")
 
-    files = parser.add_argument_group("a file of texts")
+    files = parser.add_argument_group("a file of texts, or a folder of such files")
     files.add_argument(
-        "--file", help="csv, tsv, jsonl, parquet or plain lines (.txt); - reads standard input; text may be gzip (.gz)"
+        "--file",
+        help="csv, tsv, jsonl, parquet or plain lines (.txt); - reads standard input; text may be gzip (.gz); "
+        "of a folder, workers that write to the same folder each take some of the files",
     )
     files.add_argument(
         "--input_format", choices=ROW_FORMATS, help="if the file's name does not say it (standard input: lines)"
@@ -93,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--text_column", help="column of the text (the one in training)")
     files.add_argument("--text_pair_column", help="column of the second text, likewise")
     files.add_argument("--id_column", help="column that identifies a row (its number, counted from 1)")
-    files.add_argument("--output", help="csv, tsv, jsonl or parquet, by its suffix; - writes jsonl to standard output")
+    files.add_argument(
+        "--output", help="csv, tsv, jsonl or parquet, by its suffix; - writes jsonl to standard output; or a folder"
+    )
     files.add_argument("--all_scores", action="store_true", help="write the score of every label")
     files.add_argument(
         "--keep_columns", nargs="*", metavar="COLUMN", help="also write these input columns; without names, all of them"
@@ -217,25 +228,62 @@ def _cells(prediction: Prediction, top_k: int) -> tuple[str, ...]:
 def _predict_file(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         raise InputError("--file needs --output: a file name, or - for standard output")
-    pipeline = open_pipeline(arguments.bundle, **_model_options(arguments))
-    try:
-        settings = _job_settings(arguments, pipeline.encoder.classifier)
-        standard_input = "standard input" if settings.file == STDIN else settings.file
-        if settings.format_is_assumed and not arguments.quiet:
-            print(
-                f"{standard_input} is read as plain lines, one text per line; --input_format sets another format",
-                file=sys.stderr,
-            )
-        journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
-    finally:
-        pipeline.close()
+    with contextlib.closing(open_pipeline(arguments.bundle, **_model_options(arguments))) as pipeline:
+        _run_job(arguments, pipeline)
+    return 0
+
+
+def _predict_folder(arguments: argparse.Namespace) -> int:
+    """Classify the files that no other worker has; a file that cannot be read does not keep the others waiting."""
+    source, target = Path(arguments.file), Path(arguments.output or "")
+    if idle := [name for name in ("resume", "rejects", "input_format") if getattr(arguments, name)]:
+        raise InputError(f"--{', --'.join(idle)}: not with a folder, whose files each have their own; leave that out")
+    if arguments.output is None or (target.exists() and not target.is_dir()):
+        raise InputError(f"--file {source}: is a folder; pass another folder as --output")
+    answers = files_to_answer(source, target)
+    target.mkdir(parents=True, exist_ok=True)
+    num_done, failed = 0, set()
+    with contextlib.closing(open_pipeline(arguments.bundle, **_model_options(arguments))) as pipeline:
+        settings = _given(arguments, [name for name in FILE_OPTIONS if name not in ("output", "quiet")])
+        same = {name: str(value) for name, value in settings.items()} | {"truncation": str(arguments.truncation)}
+        require_same_job(target, same | _model_identity(arguments, pipeline), answers.values())
+        for number, (file, output) in enumerate(answers.items(), start=1):
+            with taken(output) as is_mine:
+                if not is_mine:
+                    continue
+                if not arguments.quiet:
+                    print(f"{number}/{len(answers)} {file.name}", file=sys.stderr)
+                one = {"file": str(file), "output": str(output), "resume": journal_path(output).exists()}
+                try:
+                    _run_job(argparse.Namespace(**vars(arguments) | one), pipeline)
+                    num_done += 1
+                except InputError as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    failed.add(output)
+    num_open = sum(not is_answered(output) for output in {*answers.values()} - failed)
+    if not arguments.quiet:
+        others = f"; other workers are at {num_open:,}" if num_open > 0 else ""
+        print(f"{num_done:,} of {len(answers):,} files classified by this worker{others}", file=sys.stderr)
+    if failed:
+        raise InputError(f"--file {source}: {len(failed):,} of its files failed, for the reasons above")
+    return 0
+
+
+def _run_job(arguments: argparse.Namespace, pipeline: Pipeline) -> None:
+    settings = _job_settings(arguments, pipeline.encoder.classifier)
+    standard_input = "standard input" if settings.file == STDIN else settings.file
+    if settings.format_is_assumed and not arguments.quiet:
+        print(
+            f"{standard_input} is read as plain lines, one text per line; --input_format sets another format",
+            file=sys.stderr,
+        )
+    journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
     rejects = str(settings.rejects_path or "standard error")
     if not arguments.quiet:
         to = "" if arguments.output == STDOUT else f" · {arguments.output}"
         print(_summary(journal, progress.rows_per_s(journal.num_rows), rejects) + to, file=sys.stderr)
     if journal.num_rejected == journal.num_rows > 0:
         raise InputError(f"--file {arguments.file}: no row could be classified; {rejects} says why")
-    return 0
 
 
 def _summary(journal: Journal, rows_per_s: float, rejects: str) -> str:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from serve.answer import SHOWN_COVERAGE, shown_coverage
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
-from serve.files.output import TEXTS, Columns, output_format
-from serve.files.settings import JobSettings
+from serve.files.output import TEXTS, Columns
+from serve.files.settings import AnswerOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +24,30 @@ class AnswerColumns:
     """Scores [N, C], and which labels are given [N, C] -> the values of each column."""
 
 
-def answer_columns(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
-    """Return the columns that a job writes.
+def answer_columns(classifier: Classifier, options: AnswerOptions, *, holds_lists: bool) -> AnswerColumns:
+    """Return the columns of the answers; `holds_lists` says whether a cell may be a list.
 
     Raises:
         InputError: a setting does not fit the classifier, or its labels.
     """
     if classifier.problem_type == "multi_label_classification":
-        return _several_labels(classifier, settings)
+        return _several_labels(classifier, options, holds_lists)
     is_number = classifier.problem_type == "regression"
     given = {
-        "--label_separator": settings.label_separator is not None,
-        "--column_per_label": settings.column_per_label,
-        "--all_scores": settings.all_scores and is_number,
+        "--label_separator": options.label_separator is not None,
+        "--column_per_label": options.column_per_label,
+        "--all_scores": options.all_scores and is_number,
     }
     if idle := [flag for flag, is_given in given.items() if is_given]:
         one = "number" if is_number else "label"
         raise InputError(f"{', '.join(idle)}: this classifier answers each row with one {one}; leave that out")
-    return _number(classifier, settings) if is_number else _one_label(classifier, settings)
+    return _number(classifier, options) if is_number else _one_label(classifier, options)
 
 
-def _one_label(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
-    labels, own = classifier.labels, not settings.submission
+def _one_label(classifier: Classifier, options: AnswerOptions) -> AnswerColumns:
+    labels, own = classifier.labels, not options.submission
     abstains = own and bool(classifier.decision.abstain_below)
-    score_names = _score_names(labels, settings)
+    score_names = _score_names(labels, options)
 
     def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
         best = scores.argmax(axis=1)
@@ -63,16 +63,16 @@ def _one_label(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
     return AnswerColumns(names, [None, *["double"] * (own + len(score_names)), *["bool"] * abstains], values)
 
 
-def _several_labels(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
-    labels, score_names = classifier.labels, _score_names(classifier.labels, settings)
-    per_label, separator = settings.column_per_label, _separator(classifier, settings)
+def _several_labels(classifier: Classifier, options: AnswerOptions, holds_lists: bool) -> AnswerColumns:
+    labels, score_names = classifier.labels, _score_names(classifier.labels, options)
+    per_label, separator = options.column_per_label, _separator(classifier, options, holds_lists)
 
     def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
         score_columns = [_rounded(scores[:, label]) for label in range(len(score_names))]
         if per_label:
             return [*given.T.astype(int).tolist(), *score_columns]
         order = np.argsort(-scores, axis=1, kind="stable")
-        if settings.submission:  # the order of the labels, as one would write them
+        if options.submission:  # the order of the labels, as one would write them
             order.sort(axis=1)
         rows = zip(order.tolist(), given.tolist(), strict=True)
         lists = [[labels[index] for index in row if is_given[index]] for row, is_given in rows]
@@ -83,8 +83,8 @@ def _several_labels(classifier: Classifier, settings: JobSettings) -> AnswerColu
     return AnswerColumns([*names, *score_names], [*types, *["double"] * len(score_names)], values)
 
 
-def _number(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
-    has_interval = shown_coverage(classifier) is not None and not settings.submission
+def _number(classifier: Classifier, options: AnswerOptions) -> AnswerColumns:
+    has_interval = shown_coverage(classifier) is not None and not options.submission
 
     def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
         found = scores[:, 0].tolist()
@@ -96,14 +96,13 @@ def _number(classifier: Classifier, settings: JobSettings) -> AnswerColumns:
     return AnswerColumns(names, ["double"] * len(names), values)
 
 
-def _separator(classifier: Classifier, settings: JobSettings) -> str | None:
+def _separator(classifier: Classifier, options: AnswerOptions, holds_lists: bool) -> str | None:
     """Return what is between the labels in a cell; None for a list, or a column for each label."""
-    given = settings.label_separator
-    is_list = output_format(settings.output) in ("jsonl", "parquet")
-    if given is not None and (settings.column_per_label or is_list):
-        other = "--column_per_label" if settings.column_per_label else f"{settings.output}, which holds lists"
+    given = options.label_separator
+    if given is not None and (options.column_per_label or holds_lists):
+        other = "--column_per_label" if options.column_per_label else "an output that holds lists"
         raise InputError(f"--label_separator: has no effect with {other}; leave it out")
-    if is_list or settings.column_per_label:
+    if holds_lists or options.column_per_label:
         return None
     separator = given if given is not None else classifier.label_separator or ","
     if split := [label for label in classifier.labels if separator in label]:
@@ -114,8 +113,8 @@ def _separator(classifier: Classifier, settings: JobSettings) -> str | None:
     return separator
 
 
-def _score_names(labels: Sequence[str], settings: JobSettings) -> list[str]:
-    return [f"score_{label}" for label in labels] if settings.all_scores else []
+def _score_names(labels: Sequence[str], options: AnswerOptions) -> list[str]:
+    return [f"score_{label}" for label in labels] if options.all_scores else []
 
 
 def _rounded(scores: NDArray[np.float64]) -> list[float]:

@@ -186,17 +186,21 @@ class Parquet(TableFormat):
 
     def __init__(self, names: Sequence[str], types: Sequence[Any]) -> None:
         self._arrow = import_pyarrow("--output")
-        self._schema = self._arrow.schema([(name, self._plain(each)) for name, each in zip(names, types, strict=True)])
+        self.schema = self._arrow.schema([(name, self._plain(each)) for name, each in zip(names, types, strict=True)])
 
     def begin(self) -> bytes:
-        return bytes(self._schema.serialize())
+        return bytes(self.schema.serialize())
 
     def rows(self, columns: Columns) -> bytes:
+        return bytes(self.batch(columns).serialize())
+
+    def batch(self, columns: Columns) -> Any:
+        """Return rows as a record batch."""
         arrays = [
             self._arrow.array(map(_text, values) if self._arrow.types.is_string(column.type) else values, column.type)
-            for values, column in zip(columns, self._schema, strict=True)
+            for values, column in zip(columns, self.schema, strict=True)
         ]
-        return bytes(self._arrow.RecordBatch.from_arrays(arrays, schema=self._schema).serialize())
+        return self._arrow.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def finish(self, staged: Path, path: Path) -> None:
         written = staged.with_name(staged.name + ".parquet")
@@ -204,7 +208,7 @@ class Parquet(TableFormat):
             errors_name(written),
             self._arrow.OSFile(str(staged)) as file,
             self._arrow.ipc.open_stream(file) as batches,
-            self._arrow.parquet.ParquetWriter(written, self._schema) as writer,
+            self._arrow.parquet.ParquetWriter(written, self.schema) as writer,
         ):
             for group in _row_groups(batches):
                 writer.write_table(self._arrow.Table.from_batches(group))
@@ -281,13 +285,22 @@ def _text(value: Any) -> str | None:
     return json_text(value)
 
 
-def _lock(file: Any, path: Path) -> None:
-    """Keep a second job from writing the same file; the lock ends with the process."""
+def try_lock(file: Any) -> bool:
+    """Lock an open file until it is closed, at the latest by the end of the process; return whether no other has it."""
     if sys.platform == "win32":
-        return
+        return True
     import fcntl
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(f"{path}: another job is writing it; wait for it, or choose another name") from error
+    except OSError:
+        return False
+    return True
+
+
+def _lock(file: Any, path: Path) -> None:
+    """Keep a second job from writing the same file."""
+    staged = staged_path(path)
+    # Between opening and locking, another job may have given it its final name: an answer, not to be cut to size.
+    if not (try_lock(file) and staged.exists() and os.path.samestat(os.fstat(file.fileno()), staged.stat())):
+        raise InputError(f"{path}: another job is writing it; wait for it, or choose another name")

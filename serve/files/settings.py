@@ -13,7 +13,18 @@ STDIN = "-"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JobSettings:
+class AnswerOptions:
+    """Which columns an answer has."""
+
+    all_scores: bool = False  # the score of every label
+    label_separator: str | None = None
+    """Several labels: between those of a row; None for the one of the training file, or a comma."""
+    column_per_label: bool = False  # several labels: a column of 0 and 1 for each
+    submission: bool = False  # only id and answer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobSettings(AnswerOptions):
     """What to classify and what to write."""
 
     file: str  # path, or `-` for standard input
@@ -26,11 +37,6 @@ class JobSettings:
     id_column: str | None = None  # column that names a row; None for its number, counted from 1
     output: str  # path, or `-` for standard output
     keep_columns: tuple[str, ...] | None = ()  # input columns to write again; None for all
-    all_scores: bool = False  # write the score of every label
-    label_separator: str | None = None
-    """Several labels: between those of a row; None for the one of the training file, or a comma."""
-    column_per_label: bool = False  # several labels: a column of 0 and 1 for each
-    submission: bool = False  # write only id and answer
     rejects: str | None = None  # file of the rows without an answer; None for one named after the output
     truncation: Truncation | None = None  # None to read long texts as in training
     resume: bool = False  # continue an interrupted job

@@ -11,7 +11,7 @@ from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.contract.rows.reader import Rows
 from serve.files.answer_columns import answer_columns
-from serve.files.output import Columns, Delimited, JsonLines, OutputFormat, Parquet, TableFormat
+from serve.files.output import Columns, Delimited, JsonLines, OutputFormat, Parquet, TableFormat, output_format
 from serve.files.settings import JobSettings
 
 
@@ -38,7 +38,8 @@ class Table:
     def __init__(self, rows: Rows, classifier: Classifier, settings: JobSettings) -> None:
         id_column = settings.id_column
         self._submission = settings.submission
-        self._answer = answer_columns(classifier, settings)
+        holds_lists = output_format(settings.output) in ("jsonl", "parquet")
+        self._answer = answer_columns(classifier, settings, holds_lists=holds_lists)
         self._has_windows = classifier.long_texts.strategy == "windows"
         read = [] if settings.submission else [*["num_windows"] * self._has_windows, "truncated"]
         own = ["id", *self._answer.names, *read]
@@ -49,7 +50,7 @@ class Table:
         wanted = rows.columns if settings.keep_columns is None else settings.keep_columns
         kept = [column for column in dict.fromkeys(wanted) if not (column == id_column == "id")]
         self._places = [rows.columns.index(column) for column in kept]
-        self.names = own if settings.submission else ["id", *_free_names(own, kept), *own[1:]]
+        self.names = own if settings.submission else ["id", *free_names(own, kept), *own[1:]]
         self._id_type = "int64" if id_column is None else rows.arrow_types.get(id_column)
         self._kept_types = [rows.arrow_types.get(column) for column in kept]
 
@@ -69,7 +70,7 @@ class Table:
         return columns if self._submission else [*columns, *[rows.num_windows] * self._has_windows, rows.truncated]
 
 
-def _free_names(own: Sequence[str], kept: Sequence[str]) -> list[str]:
+def free_names(own: Sequence[str], kept: Sequence[str]) -> list[str]:
     """Return a name for each kept column that is not in `own` and not of another kept column."""
     taken = {*own, *kept}
     names = []

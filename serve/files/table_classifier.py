@@ -1,0 +1,136 @@
+"""Arrow tables in, Arrow tables out: for Ray, Spark, pandas and polars, which hold the rows themselves."""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from serve.contract.errors import InputError
+from serve.contract.rows.columns import require_columns
+from serve.contract.rows.parquet import import_pyarrow
+from serve.encoder import Truncation, num_characters
+from serve.files.answer_columns import answer_columns
+from serve.files.output import Parquet
+from serve.files.settings import AnswerOptions
+from serve.files.table import free_names
+from serve.pipeline import Answers, Pipeline, cut_into_chunks
+from serve.predictor import open_pipeline
+
+
+class TableClassifier:
+    """Adds the columns of an answer to a table, whose rows all stay, in order.
+
+    The columns are those of `python -m serve.predict`, then `num_windows` where it varies, `truncated`, and `reason`:
+    why a row has no answer, and then the others are null. A bad row never ends a job. A column of the table that has
+    the name of one of these becomes `input_NAME`.
+
+    Pickled, it travels as its folder and arguments. A process loads the model once, however many it holds.
+
+        table = TableClassifier("runs/latest/onnx")(table)
+
+    Args:
+        bundle: a folder written by `python -m export`.
+        text_column: column of the text; None for the one in training.
+        text_pair_column: column of the second text, likewise.
+        keep_columns: columns of the table that stay; None for all.
+        all_scores: add the score of every label.
+        truncation: as in `Predictor`; `error` gives inputs that are too long a `reason`.
+        options: arguments of `Predictor`.
+
+    Raises:
+        InputError: pyarrow is missing; or as in `Predictor`.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        text_column: str | None = None,
+        text_pair_column: str | None = None,
+        keep_columns: Sequence[str] | None = None,
+        all_scores: bool = False,
+        truncation: Truncation | None = None,
+        **options: Any,
+    ) -> None:
+        self._arrow = import_pyarrow("TableClassifier")
+        self._bundle = Path(bundle).absolute()
+        self._arguments = {
+            "text_column": text_column,
+            "text_pair_column": text_pair_column,
+            "keep_columns": keep_columns,
+            "all_scores": all_scores,
+            "truncation": truncation,
+            **options,
+        }
+        self._pipeline = _pipeline(os.getpid(), self._bundle, tuple(sorted(options.items())))
+        self._truncation, self._keep_columns = truncation, keep_columns
+        classifier = self._pipeline.encoder.classifier
+        if text_pair_column is not None and classifier.text_pair_column is None:
+            raise InputError(f"text_pair_column {text_pair_column!r}: this classifier takes single texts; leave it out")
+        names = [text_column or classifier.text_column, text_pair_column or classifier.text_pair_column]
+        self.columns = tuple(name for name in names if name is not None)
+        """The columns of a table that are read."""
+        self._answer = answer_columns(classifier, AnswerOptions(all_scores=all_scores), holds_lists=True)
+        self._has_windows = classifier.long_texts.strategy == "windows"
+        read = [*["num_windows"] * self._has_windows, "truncated"]
+        self._names = [*self._answer.names, *read, "reason"]
+        self._form = Parquet(self._names, [*self._answer.types, *["int64"] * self._has_windows, "bool", None])
+
+    def schema(self, schema: Any) -> Any:
+        """Return the Arrow schema of what becomes of a table of this `schema`.
+
+        Raises:
+            InputError: it lacks a column.
+        """
+        kept = self._kept(schema.names)
+        fields = [
+            schema.field(name).with_name(free) for name, free in zip(kept, free_names(self._names, kept), strict=True)
+        ]
+        return self._arrow.schema([*fields, *self._form.schema], schema.metadata)
+
+    def __call__(self, table: Any) -> Any:
+        """Return a `pyarrow.Table` with the columns added.
+
+        Raises:
+            InputError: it lacks a column.
+        """
+        schema = self.schema(table.schema)
+        values = [table[name].to_pylist() for name in self.columns]
+        inputs = values[0] if len(values) == 1 else [*zip(*values, strict=True)]
+        chunks = [*cut_into_chunks(inputs, num_characters)]
+        batches = [*map(self._batch, self._pipeline.answer_chunks(chunks, self._truncation))]
+        added = self._arrow.Table.from_batches(batches, self._form.schema).columns
+        kept = [table[name] for name in self._kept(table.column_names)]
+        return self._arrow.Table.from_arrays([*kept, *added], schema=schema)
+
+    def _kept(self, names: Sequence[str]) -> Sequence[str]:
+        """Return the columns that stay, of those that a table has."""
+        kept = names if self._keep_columns is None else self._keep_columns
+        require_columns("the table", names, (*self.columns, *kept), "Choose them with text_column and text_pair_column")
+        return kept
+
+    def _batch(self, answers: Answers) -> Any:
+        """Return the added columns of a chunk."""
+        classifier = self._pipeline.encoder.classifier
+        num_rows = len(answers.logits)
+        answered = [row for row in range(num_rows) if row not in answers.refused]
+        scores = classifier.scores(answers.logits[answered])
+        columns = [*self._answer.values(scores, classifier.decisions(scores))]
+        if self._has_windows:
+            columns.append([len(answers.windows.get(row, (None,))) for row in answered])
+        columns += [answers.truncated[answered].tolist(), [None] * len(answered)]
+        places = dict(zip(answered, range(len(answered)), strict=True))
+        rows = self._arrow.array([places.get(row) for row in range(num_rows)], self._arrow.int64())
+        reasons = [answers.refused[row].reason if row in answers.refused else None for row in range(num_rows)]
+        spread = self._form.batch(columns).take(rows)  # a null index gives a row of nulls
+        return spread.set_column(len(self._names) - 1, "reason", self._arrow.array(reasons, self._arrow.string()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), self._bundle, **self._arguments), ()
+
+
+@functools.cache
+def _pipeline(process: int, bundle: Path, options: tuple[tuple[str, Any], ...]) -> Pipeline:
+    """Return the pipeline of a process: its threads do not survive a fork."""
+    return open_pipeline(bundle, **dict(options))

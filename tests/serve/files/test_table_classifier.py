@@ -1,0 +1,109 @@
+"""Tables in, tables out: every row stays, with its answer or the reason why it has none."""
+
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import kind_bundles
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_bundles import save_tiny_bundle
+
+from serve.contract.errors import InputError
+from serve.contract.long_texts import LongTexts
+from serve.files.table_classifier import TableClassifier
+from serve.predict import main
+
+TEXTS = ["w1 good", None, "bad " * 30, "", "w5", "w7 bad"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def table(**columns: list[Any]) -> pa.Table:
+    return pa.table({"id": [*range(10, 10 + len(TEXTS))], "text": TEXTS, **columns})
+
+
+@pytest.mark.parametrize("kind", ["one label", "several labels", "number", "windows"])
+def test_answers_are_those_of_a_job_over_files(kind: str, tmp_path: Path) -> None:
+    saves: dict[str, Any] = {
+        "one label": save_tiny_bundle,
+        "several labels": kind_bundles.save_several_labels,
+        "number": kind_bundles.save_numbers,
+        "windows": lambda folder: save_tiny_bundle(folder, long_texts=LongTexts(strategy="windows")),
+    }
+    bundle = saves[kind](tmp_path / "bundle")
+    pq.write_table(table(), tmp_path / "rows.parquet")
+    words = ["--bundle", str(bundle), "--file", str(tmp_path / "rows.parquet"), "--id_column", "id", "--quiet"]
+    more = [] if kind == "number" else ["--all_scores"]
+    assert main([*words, "--output", str(tmp_path / "answers.parquet"), *more]) == 0
+    expected = pq.read_table(tmp_path / "answers.parquet")
+    found = TableClassifier(bundle, keep_columns=["id"], all_scores=bool(more))(table())
+    is_answered = pa.compute.is_null(found["reason"])
+    assert found.filter(is_answered).drop_columns("reason").equals(expected)
+    assert found.num_rows == len(TEXTS)
+    assert found["reason"].to_pylist() == [None, "expected text, found null", *[None] * 4]
+
+
+def test_the_schema_does_not_depend_on_the_rows(bundle: Path) -> None:
+    classify = TableClassifier(bundle)
+    schema = classify.schema(table().schema)
+    assert schema.names == ["id", "text", "label", "score", "truncated", "reason"]
+    for rows in (table(), table().slice(0, 0), table().slice(1, 1), table().slice(3, 1)):
+        assert classify(rows).schema.equals(schema)
+
+
+def test_columns_of_the_table_stay_and_give_way_to_those_of_the_answer(bundle: Path) -> None:
+    rows = table(label=["a"] * len(TEXTS), input_label=["b"] * len(TEXTS))
+    found = TableClassifier(bundle)(rows)
+    assert sorted(found.column_names[2:4]) == ["input_input_label", "input_label"]
+    assert found["input_label"].to_pylist() == ["b"] * len(TEXTS)
+    assert found["input_input_label"].to_pylist() == ["a"] * len(TEXTS)
+
+
+def test_what_is_not_text_has_a_reason(bundle: Path) -> None:
+    found = TableClassifier(bundle)(pa.table({"text": [1, None]}))
+    assert found["label"].to_pylist() == [None, None]
+    assert found["reason"].to_pylist() == ["expected text, found 1 (int)", "expected text, found null"]
+    found = TableClassifier(bundle, truncation="error")(table())
+    assert [reason is None for reason in found["reason"].to_pylist()] == [True, False, False, True, True, True]
+
+
+def test_text_types_of_arrow_are_read_alike(bundle: Path) -> None:
+    classify = TableClassifier(bundle)
+    expected = classify(table())["label"]
+    for kind in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        rows = pa.table({"text": pa.array(TEXTS).cast(kind)}) if kind != pa.string_view() else None
+        rows = rows or pa.table({"text": pa.array(TEXTS, kind)})
+        assert classify(rows)["label"].equals(expected)
+
+
+def test_pairs(tmp_path: Path) -> None:
+    bundle = save_tiny_bundle(tmp_path, text_pair_column="pair")
+    rows = table(second=["w2", "w3", None, "good", "bad", "w9"])
+    found = TableClassifier(bundle, text_pair_column="second")(rows)
+    assert [reason is None for reason in found["reason"].to_pylist()] == [True, False, False, True, True, True]
+    with pytest.raises(InputError, match=r"no column 'pair'.*Choose them with text_column"):
+        TableClassifier(bundle)(rows)
+
+
+def test_settings_that_do_not_fit_are_refused(bundle: Path) -> None:
+    with pytest.raises(InputError, match="this classifier takes single texts"):
+        TableClassifier(bundle, text_pair_column="second")
+    with pytest.raises(InputError, match="no column 'message'"):
+        TableClassifier(bundle, text_column="message")(table())
+    with pytest.raises(InputError, match="no column 'ids' \\(did you mean 'id'\\?\\)"):
+        TableClassifier(bundle, keep_columns=["ids"])(table())
+
+
+def test_pickled_it_loads_once_in_a_process(bundle: Path) -> None:
+    classify = TableClassifier(bundle, all_scores=True, num_threads=1)
+    again = pickle.loads(pickle.dumps(classify))
+    assert again._pipeline is classify._pipeline
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:  # its threads stayed here, so it loads anew
+        assert pool.submit(classify, table()).result(60).equals(classify(table()))
