@@ -25,14 +25,14 @@ from serve.contract.rows.reader import LINES_COLUMN
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
 from serve.files.folder import files_to_answer, is_answered, taken
 from serve.files.job import Job, Journal
-from serve.files.output import STDOUT
+from serve.files.output import OUTPUT_FORMATS, STDOUT
 from serve.files.same_job import require_same_job
 from serve.files.settings import STDIN, JobSettings, input_format, is_standard_input, journal_path
 from serve.pipeline import Pipeline
 from serve.predictor import Prediction, Predictor, open_pipeline
 
 DEFAULT_TOP_K = 3
-CONTINUED = "a job that writes a file continues with --resume, and one that writes a folder when it is run again"
+CONTINUED = "a job that writes a file continues with --resume, one that writes a folder when it is run again"
 TEXT_OPTIONS = ("text_pair", "top_k", "json")
 FILE_OPTIONS = [name for name in JobSettings.names() if name not in ("file", "format_is_assumed", "truncation")]
 MODEL_OPTIONS = (
@@ -238,7 +238,8 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
     source, target = Path(arguments.file), Path(arguments.output or "")
     if idle := [name for name in ("resume", "rejects", "input_format") if getattr(arguments, name)]:
         raise InputError(f"--{', --'.join(idle)}: not with a folder, whose files each have their own; leave that out")
-    if arguments.output is None or (target.exists() and not target.is_dir()):
+    is_file = target.exists() or arguments.output == STDOUT or target.suffix.lower()[1:] in OUTPUT_FORMATS
+    if arguments.output is None or (is_file and not target.is_dir()):
         raise InputError(f"--file {source}: is a folder; pass another folder as --output")
     answers = files_to_answer(source, target)
     target.mkdir(parents=True, exist_ok=True)

@@ -160,7 +160,7 @@ def test_the_separator_of_the_training_file_is_the_default(tmp_path: Path, rows:
         ([], "o.csv", "--label_separator ',': is part of the label 'joy, or love'; pass another"),
         (["--label_separator", "y"], "o.tsv", "--label_separator 'y': is part of the label 'joy, or love'"),
         (["--label_separator", ""], "o.csv", "is empty"),
-        (["--label_separator", ";"], "o.jsonl", "has no effect with .*o.jsonl, which holds lists"),
+        (["--label_separator", ";"], "o.jsonl", "has no effect with an output that holds lists"),
         (["--label_separator", ";", "--column_per_label"], "o.csv", "has no effect with --column_per_label"),
         (["--column_per_label"], "o.csv", "two columns named 'id'"),
     ],

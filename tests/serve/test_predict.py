@@ -334,7 +334,7 @@ def test_texts_are_shown_as_json(bundle: str, capsys: Capture) -> None:
         (["--text", "a", "--output", "out.csv"], "--output: belongs to --file; leave it out"),
         (
             ["--text", "a", "--submission", "--resume", "--keep_columns"],
-            "--keep_columns, --submission, --resume: belong to --file; leave them out",
+            "--submission, --keep_columns, --resume: belong to --file; leave them out",
         ),
         (
             ["--file", "rows.csv", "--output", "out.csv", "--json", "--top_k", "0", "--text_pair", "b"],

@@ -191,7 +191,7 @@ def test_a_full_disk_is_reported_with_the_file(
         assert main(arguments) == 1
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/.out.csv.partial{named}: No space left on device; fix that; a job that writes a file "
-        "continues with --resume\n"
+        "continues with --resume, one that writes a folder when it is run again\n"
     )
     assert main([*arguments, "--resume"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "rows.csv"]

@@ -1,0 +1,101 @@
+"""Ray: rows, order and answers are those of `python -m serve.predict`, whatever dies on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from places import ROOT
+from tiny_bundles import save_tiny_bundle
+
+from serve.cluster import main
+from serve.predict import main as predict
+
+Capture = pytest.CaptureFixture[str]
+NUM_FILES, NUM_ROWS = 3, 24_000
+ACTOR = "ray::MapWorker(MapBatches(TableClassifier))"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    for number in range(NUM_FILES):
+        ids = [*range(number * NUM_ROWS // NUM_FILES, (number + 1) * NUM_ROWS // NUM_FILES)]
+        texts = [None if row % 1000 == 0 else f"w{row % 60} " * (row % 9) + ("good", "bad")[row % 2] for row in ids]
+        pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"{number}.parquet")
+    return folder
+
+
+def test_an_actor_is_killed(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    output = tmp_path / "answers"
+    words = ["--bundle", str(bundle), "--input", str(rows), "--output", str(output), "--id_column", "id"]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}  # or it writes a token into the home folder
+    with subprocess.Popen(
+        [sys.executable, "-m", "serve.cluster", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as job:
+        num_kills = 0
+        while job.poll() is None and not num_kills:
+            for process in psutil.Process(job.pid).children(recursive=True) if any(output.glob("*.parquet")) else ():
+                if process.name().startswith("ray::MapWorker") or ACTOR in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    num_kills += 1
+            time.sleep(0.02)
+        _, messages = job.communicate(timeout=300)
+    assert job.returncode == 0, messages
+    assert num_kills == 1
+    found = pyarrow.dataset.dataset(output, format="parquet").to_table()
+    assert found["id"].to_pylist() == [*range(NUM_ROWS)]
+
+    pq.write_table(pyarrow.dataset.dataset(rows).to_table(), tmp_path / "all.parquet")
+    expected = tmp_path / "expected.parquet"
+    files = ["--file", str(tmp_path / "all.parquet"), "--output", str(expected), "--id_column", "id", "--quiet"]
+    assert predict(["--bundle", str(bundle), *files]) == 0
+    answered = found.filter(pa.compute.is_null(found["reason"]))
+    assert answered.select(["id", "label", "score", "truncated"]).equals(pq.read_table(expected))
+
+    num_refused = NUM_ROWS // 1000
+    assert f"{num_refused} expected text, found null (see {output}/_rejects.jsonl)" in messages
+    rejects = [json.loads(line) for line in (output / "_rejects.jsonl").read_text().splitlines()]
+    assert [reject["id"] for reject in rejects] == [*range(0, NUM_ROWS, 1000)]
+    assert json.loads((output / "_summary.json").read_text())["rows"] == NUM_ROWS
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--input", "{tmp}/nothing"], "no parquet files there; csv and jsonl: python -m serve.predict --file FOLDER"),
+        (["--text_column", "message"], "no column 'message'"),
+        (["--text_column", "id"], "id is int64, not text"),
+        (["--input", "{tmp}/mixed"], "id is int64 in {tmp}/mixed/a.parquet, string in {tmp}/mixed/b.parquet"),
+        (["--input", "{tmp}/more"], "{tmp}/more/b.parquet has lang, {tmp}/more/a.parquet has not: pass --keep_columns"),
+        (["--output", "{tmp}/used"], "holds answers already (only with --id_column can a killed command go on)"),
+        (["--output", "{tmp}/used", "--id_column", "id"], "holds x.parquet already, of something else"),
+    ],
+)
+def test_what_would_fail_on_the_way_is_refused_at_the_start(
+    bundle: Path, rows: Path, tmp_path: Path, capsys: Capture, more: list[str], message: str
+) -> None:
+    for folder in ("mixed", "more", "used"):
+        (tmp_path / folder).mkdir()
+    for folder in ("mixed", "more"):
+        pq.write_table(pa.table({"id": [1], "text": ["w1"]}), tmp_path / folder / "a.parquet")
+    pq.write_table(pa.table({"id": ["2"], "text": ["w1"]}), tmp_path / "mixed" / "b.parquet")
+    pq.write_table(pa.table({"id": [2], "text": ["w1"], "lang": ["en"]}), tmp_path / "more" / "b.parquet")
+    (tmp_path / "used" / "x.parquet").touch()
+    words = ["--bundle", str(bundle), "--input", str(rows), "--output", str(tmp_path / "answers")]
+    assert main([*words, *(word.format(tmp=tmp_path) for word in more)]) == 2
+    assert message.format(tmp=tmp_path) in capsys.readouterr().err
+    assert not (tmp_path / "answers" / "_job.json").exists()
