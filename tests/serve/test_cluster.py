@@ -2,17 +2,15 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from kills import kill_one
 from places import ROOT
 from tiny_bundles import save_tiny_bundle
 
@@ -21,7 +19,6 @@ from serve.predict import main as predict
 
 Capture = pytest.CaptureFixture[str]
 NUM_FILES, NUM_ROWS = 3, 24_000
-ACTOR = "ray::MapWorker(MapBatches(TableClassifier))"
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +43,10 @@ def test_an_actor_is_killed(bundle: Path, rows: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "serve.cluster", *words], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as job:
-        num_kills = 0
-        while job.poll() is None and not num_kills:
-            for process in psutil.Process(job.pid).children(recursive=True) if any(output.glob("*.parquet")) else ():
-                if process.name().startswith("ray::MapWorker") or ACTOR in " ".join(process.cmdline()):
-                    os.kill(process.pid, signal.SIGKILL)
-                    num_kills += 1
-            time.sleep(0.02)
+        is_killed = kill_one(job, "ray::MapWorker", lambda: any(output.glob("*.parquet")))
         _, messages = job.communicate(timeout=300)
     assert job.returncode == 0, messages
-    assert num_kills == 1
+    assert is_killed
     found = pyarrow.dataset.dataset(output, format="parquet").to_table()
     assert found["id"].to_pylist() == [*range(NUM_ROWS)]
 
