@@ -7,7 +7,7 @@ come back in the same form. They need the extra `grpc`.
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any
@@ -21,7 +21,7 @@ from serve.batching.engine import Engine
 from serve.batching.request_errors import InvalidRequest
 from serve.batching.ticket import Answer
 from serve.http.protocols import open_inference as over_http
-from serve.http.protocols.open_inference import InferRequest, InputTensor, RequestedOutput
+from serve.http.protocols.open_inference import InferRequest, InputTensor, RequestedOutput, joined
 from serve.http.routes import SMALL_BYTES, Call, Handler, Reply, Route
 
 PROTOCOL = "open_inference_grpc"
@@ -29,25 +29,25 @@ SERVICE = "inference.GRPCInferenceService"
 CONTENTS = {"BYTES": "bytes_contents", "BOOL": "bool_contents", "FP32": "fp32_contents"}
 
 
+TRANSLATED: dict[str, Handler] = {
+    "ServerLive": over_http.live,
+    "ServerReady": over_http.ready,
+    "ServerMetadata": over_http.server_metadata,
+    "ModelReady": over_http.model_ready,
+    "ModelMetadata": over_http.model_metadata,
+}
+PUBLIC = ("ServerLive", "ServerReady")
+
+
 def routes() -> list[Route]:
     """Return a route for each method, with the path that gRPC gives it."""
-
-    def route(method: str, handler: Handler, **options: Any) -> Route:
-        path, summary = f"/{SERVICE}/{method}", "Open Inference Protocol over gRPC"
-        about: dict[str, Any] = {"protocol": PROTOCOL, "error_body": str, "invalid_status": 400}
-        return Route("POST", path, handler, summary, **about, **options)
-
-    def translated(method: str, handler: Handler, **options: Any) -> Route:
-        return route(method, partial(_translate, method, handler), **options)
-
-    return [
-        translated("ServerLive", over_http.live, is_public=True),
-        translated("ServerReady", over_http.ready, is_public=True),
-        translated("ServerMetadata", over_http.server_metadata),
-        translated("ModelReady", over_http.model_ready),
-        translated("ModelMetadata", over_http.model_metadata),
-        route("ModelInfer", _infer, takes_time=True),
+    about: dict[str, Any] = {"summary": "Open Inference Protocol over gRPC", "protocol": PROTOCOL, "error_body": str}
+    route: Callable[..., Route] = partial(Route, "POST", **about, invalid_status=400)
+    translated = [
+        route(path=f"/{SERVICE}/{method}", handler=partial(_translate, method, handler), is_public=method in PUBLIC)
+        for method, handler in TRANSLATED.items()
     ]
+    return [*translated, route(path=f"/{SERVICE}/ModelInfer", handler=_infer, takes_time=True)]
 
 
 @cache
@@ -98,7 +98,7 @@ def _read(body: bytes, max_inputs: int) -> tuple[tuple[str, str], InferRequest, 
     raw: Iterable[bytes] = message.raw_input_contents
     is_raw = bool(message.raw_input_contents)
     if not is_raw:  # one text more than is allowed, to be refused
-        raw = [over_http.joined(tensor.contents.bytes_contents[: max_inputs + 1]) for tensor in tensors]
+        raw = [joined(tensor.contents.bytes_contents[: max_inputs + 1]) for tensor in tensors]
     elif len(message.raw_input_contents) != len(message.inputs):
         raise InvalidRequest(
             f"{len(message.raw_input_contents)} raw_input_contents, but {len(message.inputs)} inputs; send one for each"

@@ -20,6 +20,8 @@ from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from bench.load.contenders import FORMATS
+from bench.load.traffic import ask, generate
 from serve.http.protocols import open_inference_grpc
 
 TEXTS = ["w1 good", "bad w2 w3", "w4 w5 w6 w7", "ä 😀 good", ""]
@@ -294,3 +296,17 @@ def test_the_messages_are_those_of_the_protocol() -> None:
         for field in each.fields
     ]
     assert sorted(written) == sorted(compiled)
+
+
+def test_the_load_generator_gets_the_same_labels_over_grpc(server: LiveServer) -> None:
+    answers = {}
+    for name, url in (
+        ("grpc", f"grpc://{server.grpc_address}/tiny"),
+        ("open_inference", f"{server.url}/v2/models/tiny/infer"),
+    ):
+        wire = FORMATS[name]
+        for _ in range(2):  # each with an event loop of its own
+            found = generate(ask, url, [wire.request_of(text) for text in [*TEXTS, "w" * 51]], clients=4)
+        assert [status == 200 for status, _ in found] == [True] * len(TEXTS) + [False]
+        answers[name] = [wire.label_of(content) for _, content in found[:-1]]
+    assert answers["grpc"] == answers["open_inference"]
