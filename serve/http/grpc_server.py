@@ -34,8 +34,8 @@ MAX_CALLS = 4_096  # at the same time; gRPC reads each body by itself, up to `ma
 LONGEST_MS = 999_999_999  # that the gateway takes
 
 
-async def start_grpc_server(service: Service, port: int) -> Any:
-    """Return a running grpc.aio.Server; raises InputError if the port is not available."""
+async def start_grpc_server(service: Service, address: str) -> Any:
+    """Return a running grpc.aio.Server; raises InputError if the address, HOST:PORT, is not available."""
     settings = service.settings
     gateway = Gateway(service, routes := open_inference_grpc.routes(), fallback=_not_reached)
     handlers = {
@@ -51,7 +51,6 @@ async def start_grpc_server(service: Service, port: int) -> Any:
         ],
     )
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(open_inference_grpc.SERVICE, handlers)])
-    address = f"[{settings.host}]:{port}" if ":" in settings.host else f"{settings.host}:{port}"
     try:
         if settings.tls_key is None or settings.tls_cert is None:
             server.add_insecure_port(address)
@@ -59,7 +58,7 @@ async def start_grpc_server(service: Service, port: int) -> Any:
             pair = settings.tls_key.read_bytes(), settings.tls_cert.read_bytes()
             server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:  # it has written to the log why
-        raise InputError(f"--host {settings.host} --grpc_port {port}: {first_line(error)}") from error
+        raise InputError(f"--grpc_port {settings.grpc_port}: {first_line(error)}; choose another port") from error
     await server.start()
     return server
 

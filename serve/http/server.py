@@ -119,8 +119,9 @@ async def _start_grpc_server(service: Service, place: socket.socket) -> Any:
 
     host, port = place.getsockname()[:2]
     place.close()  # gRPC binds by itself
-    server = await start_grpc_server(service, port)
-    logger.info("gRPC: %s:%d", f"[{host}]" if ":" in host else host, port, extra={"grpc_port": port})
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    server = await start_grpc_server(service, address)
+    logger.info("gRPC on %s", address, extra={"grpc_address": address})
     return server
 
 

@@ -75,6 +75,13 @@ def refusal(call: Callable[[], Any]) -> tuple[str, str]:
     return str(caught.value.status()).removeprefix("StatusCode."), str(caught.value.message())
 
 
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
 def test_triton_client_gets_the_same_bits_as_over_http(server: LiveServer, client: Any) -> None:
     with triton_http.InferenceServerClient(server.url.removeprefix("http://")) as http:
         expected = http.infer(
@@ -252,12 +259,10 @@ def test_overload_and_deadlines(bundle: Path) -> None:
         assert entered.wait(TIMEOUT_S)
         late = refusal(lambda: client.infer("tiny", [tensor(["w1 w2 w3 w4 w5 w6"])], client_timeout=0.2))
         assert late[0] == "DEADLINE_EXCEEDED"
+        until(lambda: re.search('{protocol="open_inference_grpc",status="(408|499)"} 1', live.get("/metrics").text))
         for _ in range(5):
             send("w1 w2 w3 w4 w5 w6")
-        deadline = time.monotonic() + TIMEOUT_S
-        while batcher.queued_tokens < 40:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(lambda: batcher.queued_tokens == 40)
         code, message = refusal(lambda: client.infer("tiny", [tensor(["w1"])]))
         assert (code, message) == ("RESOURCE_EXHAUSTED", "overloaded: the queue is full")
         with pytest.raises(grpc.RpcError) as refused:
