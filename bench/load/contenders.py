@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from bench.harness.arena import Entrant
 from bench.harness.hardware import num_gpus
 from bench.harness.options import CommonOptions
+from serve.batching.request_errors import InvalidRequest
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
 from serve.contract.field_limits import POSITIVE
@@ -60,7 +61,7 @@ class WireFormat:
         """Return the label of an answer; raises ValueError if it has another format."""
         try:
             return self.label(self.read(answer))
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, InvalidRequest) as error:
             start = answer[:80].decode(errors="replace")
             raise ValueError(f"its answers do not have the format it was named with, such as: {start}") from error
 
@@ -78,14 +79,9 @@ def _message(body: dict[str, Any]) -> bytes:
 
 
 def _response(answer: bytes) -> Any:
-    from google.protobuf.message import DecodeError
+    from serve.http.protocols.open_inference_grpc import parsed
 
-    from serve.http.protocols.open_inference_grpc import messages
-
-    try:
-        return messages()["ModelInferResponse"].FromString(answer)
-    except DecodeError as error:
-        raise ValueError(str(error)) from error
+    return parsed("ModelInferResponse", answer)
 
 
 def _infer_body(text: TextInput) -> dict[str, Any]:

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from bench.harness.samples import percentile
 
 T = TypeVar("T")
-Call = Callable[[bytes], Awaitable[tuple[int, bytes]]]
-"""Body -> status and content."""
-Session = Any  # an aiohttp.ClientSession, or for gRPC a `Call`
+Session = Any  # an aiohttp.ClientSession; for gRPC a function, of a body, that returns status and content
 
 REFUSED = (429, 503)  # statuses of an overloaded server
 OK = 200
@@ -157,7 +155,7 @@ def generate(traffic: Callable[..., Awaitable[T]], url: str, *arguments: Any, **
 
 
 @contextlib.asynccontextmanager
-async def _grpc_calls(url: str) -> AsyncIterator[Call]:
+async def _grpc_calls(url: str) -> AsyncIterator[Session]:
     """Yield a function that calls ModelInfer at grpc://HOST:PORT/MODEL."""
     import grpc  # comes with the extra `grpc`
 

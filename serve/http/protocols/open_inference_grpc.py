@@ -63,7 +63,8 @@ def messages() -> dict[str, Any]:
     return {name.removeprefix("inference."): each for name, each in found.items()}
 
 
-def _parsed(name: str, body: bytes) -> Any:
+def parsed(name: str, body: bytes) -> Any:
+    """Return a message of this name; raises InvalidRequest if the bytes are none."""
     try:
         return messages()[name].FromString(body)
     except DecodeError as error:
@@ -71,7 +72,7 @@ def _parsed(name: str, body: bytes) -> Any:
 
 
 async def _translate(method: str, handler: Handler, call: Call) -> Reply:
-    request = _parsed(f"{method}Request", call.body)
+    request = parsed(f"{method}Request", call.body)
     if method.startswith("Model"):
         _name_model(call, request.name, request.version)
     reply = await handler(call)  # not ready is an answer here, too, so its status does not matter
@@ -93,7 +94,7 @@ async def _infer(call: Call) -> Reply:
 
 def _read(body: bytes, max_inputs: int) -> tuple[tuple[str, str], InferRequest, bytes]:
     """Return name and version of the model, and the request as the other form of the protocol has it, in binary."""
-    message = _parsed("ModelInferRequest", body)
+    message = parsed("ModelInferRequest", body)
     tensors = list(itertools.islice(message.inputs, 3))  # of three, one has a wrong name or one that appears twice
     raw: Iterable[bytes] = message.raw_input_contents
     is_raw = bool(message.raw_input_contents)
