@@ -108,7 +108,7 @@ def _grpc_place(settings: ServeSettings) -> contextlib.AbstractContextManager[so
         importlib.import_module("serve.http.grpc_server")
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--grpc_port {settings.grpc_port}: {error.name} is not installed; "
+            f"--grpc_port {settings.grpc_port}: the module {error.name} is missing; "
             "pip install 'rawloop[cpu,server,grpc]' (for a GPU: gpu instead of cpu)"
         ) from error
     return _bound_socket(settings, "grpc_port")
