@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 from serve.contract.bundle import BUNDLE_FILE, DeviceName, VariantName
 from serve.contract.command import given_arguments, run_command
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, WorkStopped
 from serve.contract.files import sha256_of_file, write_json
 from serve.contract.json_text import json_text
@@ -65,7 +66,8 @@ def run(argv: Sequence[str]) -> None:
             fn_constructor_kwargs=options | {"num_threads": arguments.cpus_per_actor},
             batch_format="pyarrow",
             batch_size=BATCH_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            # Not a fixed number: where a node dies, those that are left must not take all CPUs.
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_actors),
             num_cpus=arguments.cpus_per_actor,
             num_gpus=int(arguments.device == "cuda"),
         )
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=get_args(DeviceName), default="cpu", help="cuda: a GPU for each actor (cpu)"
     )
     parser.add_argument("--address", default="local", help="local starts Ray here, auto joins what runs (local)")
-    parser.add_argument("--actors", type=int, help="models at work at once (as many as leave one CPU free)")
+    parser.add_argument("--actors", type=int, help="most models at work at once (by the number of CPUs)")
     parser.add_argument("--cpus_per_actor", type=int, default=1, help="threads of each (1)")
     parser.add_argument("--send_bundle", action="store_true", help="send the bundle to nodes that lack its path")
     return parser
@@ -185,12 +187,10 @@ def _ray(arguments: argparse.Namespace) -> Iterator[Any]:
         if sum(file.stat().st_size for file in arguments.bundle.iterdir()) > SENT_BYTES:
             raise InputError(f"--send_bundle: {arguments.bundle} has more than 400 MiB; copy it to a shared path")
         environment["working_dir"] = str(arguments.bundle)
+    # Here, reading and writing take CPUs that there are only for Ray: they need little, and the actors get all cores.
+    alone = {"num_cpus": num_usable_cores() + _num_free_cpus(arguments), "include_dashboard": False}
     try:
-        ray.init(
-            arguments.address,
-            runtime_env=environment,
-            include_dashboard=False if arguments.address == "local" else None,
-        )
+        ray.init(arguments.address, runtime_env=environment, **(alone if arguments.address == "local" else {}))
     except ConnectionError as error:
         raise InputError(f"--address {arguments.address}: {error}; start a cluster with: ray start --head") from error
     try:
@@ -205,22 +205,28 @@ def _ray(arguments: argparse.Namespace) -> Iterator[Any]:
 
 
 def _num_actors(arguments: argparse.Namespace, resources: dict[str, float]) -> int:
-    """Return the number of actors, which leave a CPU free for reading and writing: else Ray waits for ever.
+    """Return the largest number of actors, which leave CPUs for reading and writing: else Ray waits for ever.
 
     Raises:
         InputError: there are too few CPUs or GPUs.
     """
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    most = max(0, cpus - 1) // max(1, arguments.cpus_per_actor)
+    num_free = _num_free_cpus(arguments)
+    most = max(0, cpus - num_free) // max(1, arguments.cpus_per_actor)
     if arguments.device == "cuda":
         most = min(most, gpus)
     wanted: int = most if arguments.actors is None else arguments.actors
     if not 1 <= wanted <= most or arguments.cpus_per_actor < 1:
         raise InputError(
-            f"--actors {wanted}, --cpus_per_actor {arguments.cpus_per_actor}: Ray has {cpus} CPUs and {gpus} GPUs, and "
-            f"one CPU must stay free for reading and writing; at most {most} actors fit"
+            f"--actors {wanted}, --cpus_per_actor {arguments.cpus_per_actor}: Ray has {cpus} CPUs and {gpus} GPUs; "
+            f"{num_free} CPUs stay free for reading and writing, so at most {most} actors fit"
         )
     return wanted
+
+
+def _num_free_cpus(arguments: argparse.Namespace) -> int:
+    """Return the CPUs that Ray needs to read and write, and with ids to leave out what is done."""
+    return 1 if arguments.id_column is None else 2
 
 
 def _finish(output: Path, num_rows: int, seconds: float) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from bench.harness.arena import Entrant
 from bench.harness.hardware import num_gpus
 from bench.harness.options import CommonOptions
+from serve.batching.request_errors import InvalidRequest
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
 from serve.contract.field_limits import POSITIVE
@@ -31,7 +32,7 @@ class LoadOptions(CommonOptions):
     bundle: Path | None = None
     """Bundle to serve; null takes RUN/onnx, or none where --targets are named and there is no RUN/onnx."""
     targets: list[str] = dataclasses.field(default_factory=list)
-    """Servers that run already: NAME=FORMAT@URL; formats are native, tei, hf, infinity and litserve."""
+    """Servers that run already: NAME=FORMAT@URL; formats: native, tei, hf, infinity, litserve, open_inference, grpc."""
     litserve_python: Path | None = None
     """Python that has LitServe; null takes this one."""
     infinity_python: Path | None = None
@@ -46,25 +47,48 @@ class LoadOptions(CommonOptions):
 class WireFormat:
     """How a server is asked for the label of a text."""
 
-    path: str  # where such servers listen, for a URL that names none
-    body: Callable[[TextInput], Any]  # text, or pair -> JSON body of one request
-    label: Callable[[Any], str]  # JSON answer -> predicted label
+    path: str  # where such servers listen, for a URL that names none; empty: it must name one
+    body: Callable[[TextInput], Any]  # text, or pair -> body of one request
+    label: Callable[[Any], str]  # answer -> predicted label
     takes_pairs: bool = False
+    write: Callable[[Any], bytes] = lambda body: json.dumps(body).encode()
+    read: Callable[[bytes], Any] = json.loads
 
     def request_of(self, text: TextInput) -> bytes:
-        return json.dumps(self.body(text)).encode()
+        return self.write(self.body(text))
 
     def label_of(self, answer: bytes) -> str:
         """Return the label of an answer; raises ValueError if it has another format."""
         try:
-            return self.label(json.loads(answer))
-        except (ValueError, LookupError, TypeError) as error:
+            return self.label(self.read(answer))
+        except (ValueError, LookupError, TypeError, InvalidRequest) as error:
             start = answer[:80].decode(errors="replace")
             raise ValueError(f"its answers do not have the format it was named with, such as: {start}") from error
 
 
 def _best(scores: list[dict[str, Any]]) -> str:
     return str(max(scores, key=lambda entry: entry["score"])["label"])
+
+
+def _message(body: dict[str, Any]) -> bytes:
+    from serve.http.protocols import open_inference, open_inference_grpc  # needs the extra `grpc`
+
+    raw = [open_inference.joined(part.encode() for part in tensor.pop("data")) for tensor in body["inputs"]]
+    request = open_inference_grpc.messages()["ModelInferRequest"](**body, raw_input_contents=raw)
+    return bytes(request.SerializeToString())
+
+
+def _response(answer: bytes) -> Any:
+    from serve.http.protocols.open_inference_grpc import parsed
+
+    return parsed("ModelInferResponse", answer)
+
+
+def _infer_body(text: TextInput) -> dict[str, Any]:
+    texts = [text] if isinstance(text, str) else text
+    columns = zip(("text", "text_pair"), texts, strict=False)
+    tensors = [{"name": name, "shape": [1], "datatype": "BYTES", "data": [part]} for name, part in columns]
+    return {"inputs": tensors, "outputs": [{"name": "label"}]}
 
 
 FORMATS = {
@@ -85,6 +109,17 @@ FORMATS = {
         "/classify", lambda text: {"model": "m", "input": [text]}, lambda answer: _best(answer["data"][0])
     ),
     "litserve": WireFormat("/predict", lambda text: {"input": text}, lambda answer: str(answer["label"])),
+    "open_inference": WireFormat(
+        "", _infer_body, lambda answer: str(answer["outputs"][0]["data"][0]), takes_pairs=True
+    ),
+    "grpc": WireFormat(
+        "",
+        _infer_body,
+        lambda response: str(response.raw_output_contents[0][4:].decode()),  # after its length
+        takes_pairs=True,
+        write=_message,
+        read=_response,
+    ),
 }
 
 
@@ -132,11 +167,15 @@ def running_server(target: str) -> Entrant:
     name, _, rest = target.partition("=")
     kind, _, url = rest.partition("@")
     parts = urlsplit(url)
-    if not name or kind not in FORMATS or parts.scheme not in ("http", "https") or not parts.netloc:
+    schemes = ("grpc",) if kind == "grpc" else ("http", "https")
+    has_path = parts.path not in ("", "/")
+    is_known = kind in FORMATS and parts.scheme in schemes and (has_path or FORMATS[kind].path)
+    if not name or not is_known or not parts.netloc:
         raise InputError(
             f"--targets {target!r}: expected NAME=FORMAT@URL with one of {', '.join(FORMATS)}, such as "
-            "mine=tei@http://127.0.0.1:8080"
+            "mine=tei@http://127.0.0.1:8080, mine=open_inference@http://127.0.0.1:8000/v2/models/MODEL/infer or "
+            "mine=grpc@grpc://127.0.0.1:8001/MODEL"
         )
-    if parts.path in ("", "/"):
+    if not has_path:
         url = url.rstrip("/") + FORMATS[kind].path
     return Entrant(name=name, spec=ServerSpec(format=kind, url=url))

@@ -4,10 +4,11 @@ A closed loop shows capacity; an open one, at random times (Poisson), what users
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from bench.harness.samples import percentile
 
 T = TypeVar("T")
+Session = Any  # an aiohttp.ClientSession; for gRPC a function, of a body, that returns status and content
 
 REFUSED = (429, 503)  # statuses of an overloaded server
 OK = 200
@@ -73,7 +75,7 @@ def steady_lengths(seen_ms: Sequence[float]) -> tuple[float, float]:
 
 
 async def closed_loop(
-    http: aiohttp.ClientSession, url: str, bodies: Iterator[bytes], *, clients: int, warm_s: float, seconds: float
+    http: Session, url: str, bodies: Iterator[bytes], *, clients: int, warm_s: float, seconds: float
 ) -> Traffic:
     """Keep `clients` asking; count the answers that arrive in the `seconds` after `warm_s`.
 
@@ -100,7 +102,7 @@ async def closed_loop(
 
 
 async def open_loop(
-    http: aiohttp.ClientSession, url: str, bodies: Iterator[bytes], *, rate: float, seconds: float, seed: int
+    http: Session, url: str, bodies: Iterator[bytes], *, rate: float, seconds: float, seed: int
 ) -> Traffic:
     """Send requests at random times and wait for all answers; latency counts from when a request was due.
 
@@ -126,9 +128,7 @@ async def open_loop(
     return traffic
 
 
-async def ask(
-    http: aiohttp.ClientSession, url: str, bodies: Sequence[bytes], *, clients: int
-) -> list[tuple[int, bytes]]:
+async def ask(http: Session, url: str, bodies: Sequence[bytes], *, clients: int) -> list[tuple[int, bytes]]:
     """Return status and content of the answer to each request, in order; `FAILED` where there is none."""
     room = asyncio.Semaphore(clients)
 
@@ -139,20 +139,48 @@ async def ask(
     return await asyncio.gather(*map(answer_to, bodies))
 
 
-def generate(traffic: Callable[..., Awaitable[T]], *arguments: Any, **keywords: Any) -> T:
+def generate(traffic: Callable[..., Awaitable[T]], url: str, *arguments: Any, **keywords: Any) -> T:
     """Run one of the functions above over new connections: a server may have closed those of its last turn."""
 
     async def in_session() -> T:
+        if url.startswith("grpc://"):
+            async with _grpc_calls(url) as call:
+                return await traffic(call, url, *arguments, **keywords)
         connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as http:
-            return await traffic(http, *arguments, **keywords)
+            return await traffic(http, url, *arguments, **keywords)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(in_session())
 
 
-async def _post(http: aiohttp.ClientSession, url: str, body: bytes) -> tuple[int, bytes]:
+@contextlib.asynccontextmanager
+async def _grpc_calls(url: str) -> AsyncIterator[Session]:
+    """Yield a function that calls ModelInfer at grpc://HOST:PORT/MODEL."""
+    import grpc  # comes with the extra `grpc`
+
+    from serve.http.protocols.open_inference_grpc import SERVICE, messages
+
+    place, _, model = url.removeprefix("grpc://").partition("/")
+    name = messages()["ModelInferRequest"](model_name=model).SerializeToString()
+    async with grpc.aio.insecure_channel(place) as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+
+        async def call(body: bytes) -> tuple[int, bytes]:
+            try:
+                return OK, await infer(name + body, timeout=TIMEOUT_S)  # two messages in a row are one
+            except grpc.aio.AioRpcError as error:
+                is_refused = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                return REFUSED[0] if is_refused else FAILED, error.details().encode()
+
+        yield call
+
+
+async def _post(http: Session, url: str, body: bytes) -> tuple[int, bytes]:
     """Return status and content of the answer; `FAILED` where there is none."""
+    if url.startswith("grpc://"):
+        answer: tuple[int, bytes] = await http(body)
+        return answer
     try:
         async with http.post(url, data=body, headers={"content-type": "application/json"}) as response:
             return int(response.status), await response.read()

@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import errno
 import gc
+import importlib
 import logging
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import uvicorn
 import uvloop
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 CHECK_EVERY_S = 0.25
 BACKLOG = 4096  # connections that may wait to be accepted
 MAX_FILES = 65_536
+PortSetting = Literal["port", "grpc_port"]
 KEEP_ALIVE_S = 75  # how long an idle connection stays open; longer than load balancers do, so that they close first
 
 
@@ -60,19 +63,22 @@ def _allow_many_connections() -> None:
 async def _serve(settings: ServeSettings) -> int:
     metrics = Metrics()
     service = Service(settings, lambda folder: load_engine(folder, settings, metrics, service.worker_died), metrics)
-    with _bound_socket(settings) as listener:
+    with _bound_socket(settings) as listener, _grpc_place(settings) as grpc_place:
         is_forced = False
+        grpc_server = None
         try:
             await service.start()  # before the port listens: no one should connect to what cannot answer
             gc.collect()
             gc.freeze()  # else each full collection, of which long replies cause some, looks at every import: 40 ms
             server = uvicorn.Server(_uvicorn_config(build_app(service), settings))
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # see _handle_signals
+            if grpc_place is not None:
+                grpc_server = await _start_grpc_server(service, grpc_place)
             with _address_errors(settings):
                 listener.listen(BACKLOG)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            serving = asyncio.create_task(_serve_both(server, listener, grpc_server, settings.drain_timeout_s))
             must_stop, must_reload = _handle_signals(serving)
-            watcher = asyncio.create_task(_watch(server, service, must_stop, must_reload))
+            watcher = asyncio.create_task(_watch(server, grpc_server, service, must_stop, must_reload))
             _announce(service, listener)  # from here on, clients may connect and signals are handled
             await asyncio.wait([serving])
             watcher.cancel()
@@ -81,8 +87,42 @@ async def _serve(settings: ServeSettings) -> int:
                 serving.result()
             is_broken = service.is_broken
         finally:
+            if grpc_server is not None:
+                await grpc_server.stop(None)
             await service.stop(0.0 if is_forced else settings.drain_timeout_s)
     return 1 if is_broken else 0
+
+
+async def _serve_both(server: uvicorn.Server, listener: socket.socket, grpc_server: Any, drain_s: float) -> None:
+    """Serve HTTP, and gRPC if there is such a server, until both have answered what they accepted."""
+    await server.serve(sockets=[listener])
+    if grpc_server is not None:
+        await grpc_server.stop(drain_s)  # `_watch` has told it to stop; this waits
+
+
+def _grpc_place(settings: ServeSettings) -> contextlib.AbstractContextManager[socket.socket | None]:
+    """Return a socket that keeps the port for gRPC while the model is loaded; raises InputError as `run_server`."""
+    if settings.grpc_port is None:
+        return contextlib.nullcontext()
+    try:
+        importlib.import_module("serve.http.grpc_server")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--grpc_port {settings.grpc_port}: the module {error.name} is missing; "
+            "pip install 'rawloop[cpu,server,grpc]' (for a GPU: gpu instead of cpu)"
+        ) from error
+    return _bound_socket(settings, "grpc_port")
+
+
+async def _start_grpc_server(service: Service, place: socket.socket) -> Any:
+    from serve.http.grpc_server import start_grpc_server  # needs the extra `grpc`
+
+    host, port = place.getsockname()[:2]
+    place.close()  # gRPC binds by itself
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    server = await start_grpc_server(service, address)
+    logger.info("gRPC on %s", address, extra={"grpc_address": address})
+    return server
 
 
 def _uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
@@ -112,13 +152,13 @@ def _uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
     return config
 
 
-def _bound_socket(settings: ServeSettings) -> socket.socket:
+def _bound_socket(settings: ServeSettings, setting: PortSetting = "port") -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        with _address_errors(settings):
-            listener.bind((settings.host, settings.port))
+        with _address_errors(settings, setting):
+            listener.bind((settings.host, getattr(settings, setting)))
     except InputError:
         listener.close()
         raise
@@ -126,7 +166,7 @@ def _bound_socket(settings: ServeSettings) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _address_errors(settings: ServeSettings) -> Iterator[None]:
+def _address_errors(settings: ServeSettings, setting: PortSetting = "port") -> Iterator[None]:
     """Turn an OSError about the address into a message that says what to do."""
     try:
         yield
@@ -135,7 +175,9 @@ def _address_errors(settings: ServeSettings) -> Iterator[None]:
             way_out = "choose another port, or 0 for any"
         else:
             way_out = "choose an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all"
-        raise InputError(f"--host {settings.host} --port {settings.port}: {error.strerror}; {way_out}") from error
+        raise InputError(
+            f"--host {settings.host} --{setting} {getattr(settings, setting)}: {error.strerror}; {way_out}"
+        ) from error
 
 
 def _announce(service: Service, listener: socket.socket) -> None:
@@ -165,7 +207,7 @@ def _handle_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, async
 
 
 async def _watch(
-    server: uvicorn.Server, service: Service, must_stop: asyncio.Event, must_reload: asyncio.Event
+    server: uvicorn.Server, grpc_server: Any, service: Service, must_stop: asyncio.Event, must_reload: asyncio.Event
 ) -> None:
     """Act on signals, and end a server whose workers are gone."""
     reloads = asyncio.create_task(_reload_when(must_reload, service))
@@ -178,6 +220,8 @@ async def _watch(
         service.is_draining = True
         await asyncio.sleep(service.settings.drain_delay_s)
     server.should_exit = True
+    if grpc_server is not None:
+        await grpc_server.stop(service.settings.drain_timeout_s)
 
 
 async def _reload_when(must_reload: asyncio.Event, service: Service) -> None:

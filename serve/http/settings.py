@@ -67,6 +67,8 @@ class ServeSettings:
     """address to listen on; 0.0.0.0 for all"""
     port: Annotated[int, PORT] = 8000
     """port to listen on"""
+    grpc_port: Annotated[int | None, PORT] = None
+    """port of the Open Inference Protocol over gRPC; closed unless set"""
     tls_cert: Path | None = None
     """PEM file of the certificate chain: serve HTTPS"""
     tls_key: Path | None = None
@@ -135,6 +137,8 @@ class ServeSettings:
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 problems.append(f"--{name}: no such file: {path}")
+        if self.port and self.port == self.grpc_port:
+            problems.append(f"--grpc_port {self.grpc_port}: HTTP has this --port; choose another")
         if self.model_name and "/" in self.model_name:
             problems.append(
                 f"--model_name {self.model_name}: a name with a slash cannot be part of the path /v2/models/NAME; "

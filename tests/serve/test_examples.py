@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
 from places import ROOT
 
-from serve.http.settings import PREFIX, ServeSettings
+from serve.http.settings import PREFIX, ServeSettings, parse_settings
 
 FOLDER = ROOT / "examples" / "serving"
 
@@ -48,7 +49,7 @@ def test_triton_client(server: LiveServer) -> None:
     assert [line.split("  ")[2] for line in lines] == ["I loved it", "I want my money back"]
 
 
-@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda", "kubernetes.yaml"])
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.cuda", "kubernetes.yaml", "kserve.yaml"])
 def test_settings_in_containers_exist(name: str) -> None:
     text = (FOLDER / name).read_text()
     named = {word.partition("=")[0].strip("{,:") for word in text.split() if PREFIX in word and "/" not in word}
@@ -57,16 +58,33 @@ def test_settings_in_containers_exist(name: str) -> None:
     assert all(each.removeprefix("name:").removeprefix(PREFIX).lower() in fields for each in named), named
 
 
-def test_the_manifest_probes_paths_that_the_server_has(server: LiveServer) -> None:
-    documents = list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text()))
-    deployment = next(each for each in documents if each["kind"] == "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+def pod_of(name: str) -> Any:
+    """Return the specification of the pod in a manifest."""
+    documents = list(yaml.safe_load_all((FOLDER / name).read_text()))
+    if name == "kserve.yaml":
+        return documents[0]["spec"]["predictor"]
+    return next(each for each in documents if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "kserve.yaml"])
+def test_the_manifest_probes_paths_that_the_server_has(server: LiveServer, name: str) -> None:
+    pod = pod_of(name)
+    (container,) = pod["containers"]
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert server.get(container[probe]["httpGet"]["path"]).status_code == 200
-    assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False, "or RAWLOOP_PORT is an address"
+    assert pod["enableServiceLinks"] is False, "or RAWLOOP_PORT is an address"
     environment = {each["name"]: each.get("value") for each in container["env"]}
     drain_s = sum(float(environment[f"RAWLOOP_DRAIN_{part}_S"]) for part in ("DELAY", "TIMEOUT"))
-    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > drain_s
+    assert pod["terminationGracePeriodSeconds"] > drain_s
+
+
+def test_kserve_finds_http_and_grpc_on_the_ports_of_the_server() -> None:
+    (container,) = pod_of("kserve.yaml")["containers"]
+    variables = {each["name"]: each["value"] for each in container["env"] if each["name"].startswith(PREFIX)}
+    settings = parse_settings(["--bundle", "b"], variables)
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"http": settings.port, "h2c": settings.grpc_port}
+    assert settings.model_name == yaml.safe_load((FOLDER / "kserve.yaml").read_text())["metadata"]["name"]
 
 
 def test_prometheus_scrapes_with_a_key(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
+import tritonclient.grpc as triton
 from live_server import TIMEOUT_S, save_served_bundle
 
 from serve.contract.errors import InputError
@@ -53,6 +55,13 @@ def started(bundle: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[s
         process.stderr.close()
 
 
+@contextlib.contextmanager
+def taken_port() -> Iterator[str]:
+    """Yield a port on which someone listens until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield str(taken.getsockname()[1])
+
+
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "serve", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -80,6 +89,30 @@ def test_sigterm_under_load_loses_nothing_that_was_accepted(bundle: Path) -> Non
         assert process.wait(TIMEOUT_S) == 0
     assert len(statuses) > 10
     assert set(statuses) == {200}
+
+
+def test_sigterm_loses_nothing_that_was_accepted_over_grpc(bundle: Path) -> None:
+    with taken_port() as port:
+        flags = ("--grpc-port", port, "--drain_delay_s", "0", "--threads", "2")
+    many = 40_000  # takes seconds
+    limits = ("--max_inputs", str(many), "--max_queued_tokens", str(20 * many), "--stall_after_s", "60")
+    place = ("127.0.0.1", int(port))
+    with (
+        started(bundle, *flags, *limits) as (process, url),
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        texts = triton.InferInput("text", [many], "BYTES")
+        texts.set_data_from_numpy(np.array([b"w1 good"] * many, dtype=np.object_))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            accepted = pool.submit(client.infer, "tiny", [texts])
+            while "rawloop_queued_inputs 0.0" in requests.get(f"{url}/metrics", timeout=TIMEOUT_S).text:
+                assert not accepted.done()
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ConnectionRefusedError):
+                while True:
+                    socket.create_connection(place).close()
+            assert accepted.result(TIMEOUT_S).as_numpy("label").shape == (many,)
+        assert process.wait(TIMEOUT_S) == 0
 
 
 def test_sighup_reloads(bundle: Path, tmp_path: Path) -> None:
@@ -176,9 +209,25 @@ def test_bad_input_is_one_message_and_status_2(
 
 
 def test_a_port_that_is_taken_is_refused(bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ended = run("--bundle", str(bundle), "--port", str(taken.getsockname()[1]))
-    assert (ended.returncode, "choose another port" in ended.stderr) == (2, True)
+    with taken_port() as taken:
+        ended = run("--bundle", str(bundle), "--port", taken)
+        assert (ended.returncode, "choose another port" in ended.stderr) == (2, True)
+        ended = run("--bundle", str(bundle), "--port", "0", "--grpc_port", taken)
+    message = (
+        f"error: --host 127.0.0.1 --grpc_port {taken}: Address already in use; choose another port, or 0 for any\n"
+    )
+    assert (ended.returncode, ended.stderr) == (2, message)
+
+
+def test_grpc_without_its_packages_says_what_to_install(bundle: Path) -> None:
+    code = "import sys; sys.modules['grpc'] = None; from serve.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ("--bundle", str(bundle), "--port", "0", "--grpc_port", "0")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert ended.returncode == 2
+    assert "pip install 'rawloop[cpu,server,grpc]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_port_that_is_taken_while_the_model_loads_is_refused_too(bundle: Path) -> None:

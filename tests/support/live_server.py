@@ -21,6 +21,7 @@ from serve.http.connection import Connection
 from serve.http.lifecycle import Service
 from serve.http.loading import load_engine
 from serve.http.metrics import Metrics
+from serve.http.server import _bound_socket, _start_grpc_server
 from serve.http.settings import ServeSettings
 from serve.session import Session
 
@@ -48,6 +49,8 @@ class LiveServer:
     loop: asyncio.AbstractEventLoop
     connections: set[Any]
     """Those that are open."""
+    grpc_address: str = ""
+    """Where it speaks gRPC, if it was given a grpc_port."""
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=TIMEOUT_S, **options)
@@ -79,8 +82,13 @@ def live_server(
         service = Service(
             given, load or (lambda folder: load_engine(folder, given, metrics, service.worker_died)), metrics
         )
+        grpc_server, grpc_address = None, ""
         try:
             await service.start()
+            if given.grpc_port is not None:
+                with _bound_socket(given, "grpc_port") as place:
+                    grpc_address = f"127.0.0.1:{place.getsockname()[1]}"
+                    grpc_server = await _start_grpc_server(service, place)
             server = uvicorn.Server(
                 uvicorn.Config(
                     build_app(service),
@@ -102,12 +110,18 @@ def live_server(
             state.update(
                 server=server,
                 live=LiveServer(
-                    f"http://127.0.0.1:{port}", service, asyncio.get_running_loop(), server.server_state.connections
+                    f"http://127.0.0.1:{port}",
+                    service,
+                    asyncio.get_running_loop(),
+                    server.server_state.connections,
+                    grpc_address,
                 ),
             )
             started.set()
             await serving
         finally:
+            if grpc_server is not None:
+                await grpc_server.stop(5.0)
             await service.stop(timeout_s=5.0)
 
     def run() -> None:

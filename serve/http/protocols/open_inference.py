@@ -8,7 +8,7 @@ https://github.com/kserve/open-inference-protocol · Triton's binary tensor data
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -62,6 +62,10 @@ class InferRequest(BaseModel, strict=True):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
+Write = Callable[[Engine, Sequence[Answer], InferRequest, Mapping[str, bool]], Reply]
+"""Writes the reply; the last argument maps each output that is wanted to whether it is in binary form."""
+
+
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
     route = partial(Route, protocol=PROTOCOL, error_body=plain_error, invalid_status=400)
@@ -70,15 +74,15 @@ def routes() -> list[Route]:
         return route("GET", path, handler, summary, response={"type": "object"}, response_example=example, **options)
 
     found = [
-        get("/v2", _server_metadata, "The server", {"name": "rawloop", "version": "0.1.0", "extensions": []}),
-        get("/v2/health/live", _live, "Whether the process is alive", {"live": True}, is_public=True),
-        get("/v2/health/ready", _ready, "Whether to send traffic", {"ready": True}, is_public=True, statuses=(503,)),
+        get("/v2", server_metadata, "The server", {"name": "rawloop", "version": "0.1.0", "extensions": []}),
+        get("/v2/health/live", live, "Whether the process is alive", {"live": True}, is_public=True),
+        get("/v2/health/ready", ready, "Whether to send traffic", {"ready": True}, is_public=True, statuses=(503,)),
     ]
     texts = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["I loved it", "I want my money back"]}
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
-            get(prefix, _model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
-            get(f"{prefix}/ready", _model_ready, "Whether it answers", {"ready": True}, statuses=(404, 503)),
+            get(prefix, model_metadata, "The model", {"name": "tweet_sentiment"}, statuses=(404, 503)),
+            get(f"{prefix}/ready", model_ready, "Whether it answers", {"ready": True}, statuses=(404, 503)),
             route(
                 "POST",
                 f"{prefix}/infer",
@@ -99,27 +103,32 @@ def routes() -> list[Route]:
     return found
 
 
-async def _server_metadata(call: Call) -> Reply:
+async def server_metadata(call: Call) -> Reply:
+    """Return the metadata of the server."""
     return json_reply({"name": "rawloop", "version": version("rawloop"), "extensions": ["binary_tensor_data"]})
 
 
-async def _live(call: Call) -> Reply:
+async def live(call: Call) -> Reply:
+    """Return whether the process is alive."""
     return json_reply({"live": True})
 
 
-async def _ready(call: Call) -> Reply:
+async def ready(call: Call) -> Reply:
+    """Return whether to send traffic."""
     reason = call.service.not_ready_because
     return json_reply({"ready": reason is None}, 200 if reason is None else 503)
 
 
-async def _model_ready(call: Call) -> Reply:
-    _require_model(call)
+async def model_ready(call: Call) -> Reply:
+    """Return whether the model answers; raises NotFound if there is none of this name and version."""
+    require_model(call)
     reason = call.service.not_ready_because
     return json_reply({"name": call.path_values["name"], "ready": reason is None}, 200 if reason is None else 503)
 
 
-async def _model_metadata(call: Call) -> Reply:
-    facts = _require_model(call).facts
+async def model_metadata(call: Call) -> Reply:
+    """Return the metadata of the model; raises NotFound if there is none of this name and version."""
+    facts = require_model(call).facts
     return json_reply(
         {
             "name": facts.name,
@@ -143,22 +152,30 @@ async def _model_metadata(call: Call) -> Reply:
 
 
 async def _infer(call: Call) -> Reply:
-    _require_model(call)
+    require_model(call)
     header, binary = _split(call)
-    request: InferRequest = await call.read(InferRequest, header)
-    engine = _require_model(call)  # a reload may have replaced it meanwhile
+    return await answered(call, await call.read(InferRequest, header), binary, _reply)
+
+
+async def answered(call: Call, request: InferRequest, binary: bytes, write: Write) -> Reply:
+    """Return what `write` makes of the answers to a request; `binary` holds its binary tensors.
+
+    Raises:
+        RequestError: it gets none.
+    """
+    engine = require_model(call)  # while the body was read, a reload may have replaced it
     wanted = _wanted_outputs(request, OUTPUTS[engine.facts.classifier.problem_type])
     answers = await engine.answers(_inputs(request, binary, engine.limits.max_inputs), timeout_s=call.timeout_s)
-    return await call.write(partial(_reply, engine, answers, request, wanted), len(answers))
+    return await call.write(partial(write, engine, answers, request, wanted), len(answers))
 
 
 def _reply(engine: Engine, answers: Sequence[Answer], request: InferRequest, wanted: Mapping[str, bool]) -> Reply:
     outputs, tensors = [], []
     for name, is_binary in wanted.items():
-        shape, values = _output(name, engine, answers)
+        shape, values = output_values(name, engine, answers)
         output: dict[str, Any] = {"name": name, "shape": shape, "datatype": DATATYPES.get(name, "FP32")}
         if is_binary:
-            tensors.append(_packed(values))
+            tensors.append(packed(values))
             output["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
             output["data"] = values
@@ -173,7 +190,8 @@ def _reply(engine: Engine, answers: Sequence[Answer], request: InferRequest, wan
     return Reply(b"".join([reply.body, *tensors]), 200, "application/octet-stream", headers)
 
 
-def _require_model(call: Call) -> Engine:
+def require_model(call: Call) -> Engine:
+    """Return the current model; raises NotFound if the name or version in the path is not its own."""
     engine, name = call.engine, call.path_values["name"]
     if name != engine.facts.name:
         raise NotFound(f"no model {name!r:.200}; this server has {engine.facts.name!r}")
@@ -263,7 +281,7 @@ def _wanted_outputs(request: InferRequest, outputs: Sequence[str]) -> dict[str, 
     return {each.name: each.parameters.get("binary_data", default) is True for each in request.outputs}
 
 
-def _output(name: str, engine: Engine, answers: Sequence[Answer]) -> tuple[list[int], list[Any]]:
+def output_values(name: str, engine: Engine, answers: Sequence[Answer]) -> tuple[list[int], list[Any]]:
     """Return an output's shape and its values, flat."""
     if name in MATRICES:
         rows = [each.logits if name == "logits" else each.scores for each in answers]
@@ -277,8 +295,13 @@ def _output(name: str, engine: Engine, answers: Sequence[Answer]) -> tuple[list[
     return [len(best)], [labels[each.scores.index(top)] for each, top in zip(answers, best, strict=True)]
 
 
-def _packed(values: Sequence[Any]) -> bytes:
+def packed(values: Sequence[Any]) -> bytes:
+    """Return the values of an output in the binary form."""
     if isinstance(values[0], str):
-        encoded = [value.encode() for value in values]
-        return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
+        return joined(value.encode() for value in values)
     return np.asarray(values, dtype="?" if isinstance(values[0], bool) else "<f4").tobytes()
+
+
+def joined(strings: Iterable[bytes]) -> bytes:
+    """Return strings in the binary form."""
+    return b"".join(struct.pack("<I", len(each)) + each for each in strings)

@@ -46,6 +46,7 @@ def test_values_are_read_by_their_kind() -> None:
         ([], {}, "--bundle"),
         (["--bundle", "b", "--port", "many"], {}, "--port: Input should be a valid integer, .* found 'many'"),
         (["--bundle", "b", "--port", "70000"], {}, "from 0 "),
+        (["--bundle", "b", "--grpc_port", "8000"], {}, "--grpc_port 8000: HTTP has this --port; choose another"),
         (["--bundle", "b"], {"RAWLOOP_PORT": "x"}, "RAWLOOP_PORT"),
         (["--bundle", "b"], {"RAWLOOP_PROT": "1"}, "RAWLOOP_PROT: no such setting"),
         (["--bundle", "b"], {"RAWLOOP_LOG_JSON": "maybe"}, "RAWLOOP_LOG_JSON: Input should be a valid boolean"),
