@@ -138,7 +138,8 @@ def test_the_constraints_hold_what_is_required_in_exact_versions(name: str, vers
     assert pinned["transformers"] == version
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    for group in (project["dependencies"], *project["optional-dependencies"].values()):
+    extras = {name: group for name, group in project["optional-dependencies"].items() if name != "mlflow"}
+    for group in (project["dependencies"], *extras.values()):
         for requirement in map(Requirement, group):
             if requirement.name != "rawloop" and (has_optimum or not requirement.name.startswith("optimum")):
                 assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
