@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import kind_bundles
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -107,3 +108,10 @@ def test_pickled_it_loads_once_in_a_process(bundle: Path) -> None:
     assert again._pipeline is classify._pipeline
     with ProcessPoolExecutor(1, get_context("fork")) as pool:  # its threads stayed here, so it loads anew
         assert pool.submit(classify, table()).result(60).equals(classify(table()))
+
+
+def test_a_data_frame_of_pandas(bundle: Path) -> None:
+    frame = pd.DataFrame({"text": TEXTS}, index=[5, 6, 7, 8, 9, 10])
+    found = TableClassifier(bundle)(pa.Table.from_pandas(frame)).to_pandas()
+    assert found.index.tolist() == frame.index.tolist()
+    assert found["label"].notna().tolist() == [True, False, True, True, True, True]
