@@ -24,7 +24,7 @@ QUIET_WHEN_CUT_S = 10.0  # the same once a connection has failed, when only the 
 GRACE_S = 30.0  # for a process to end by itself, with an error of its own, after another has failed
 SAME_ERROR_S = 5.0  # for the main process to report the same error
 
-ENDED, QUIET = "ended with an error", "has not answered"
+ENDED, QUIET, CUT = "ended with an error", "has not answered", ", or its launcher, cannot be reached"
 
 
 class PeerLost(WorkStopped):
@@ -42,7 +42,14 @@ class Peers:
 
         state = connect()
         self.rank, self.local_rank = state.process_index, state.local_process_index
-        # torchrun keeps a store when it restarts the processes: a new name hides what the former ones left there.
+        restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+        if is_main_process() and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            print(
+                "--max-restarts: processes that torchrun restarts find the addresses of the former ones in its store, "
+                "and fail. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every machine.",
+                file=sys.stderr,
+            )
+        # A name of its own, in case the store was used before.
         found = all_gather_patiently((platform.node(), uuid.uuid4().hex))
         self.names = [f"rank {rank} on {host}" for rank, (host, _) in enumerate(found)]
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -68,14 +75,15 @@ class Peers:
     def stop(self) -> None:
         """End the threads; a beat that hangs in a dead connection is left to end with the process."""
         self._stopped.set()
+        if self.rank == 0 and self.failure is not None:
+            time.sleep(SAME_ERROR_S)  # the store ends with this process, and the others read there what happened
         self._beating.join(timeout=INTERVAL_S)
 
     def fail(self, reason: str) -> None:
-        """Tell all processes why the run cannot go on, unless one has; return once they had time to hear of it."""
+        """Tell all processes why the run cannot go on, unless one has."""
         if self.failure is None and not self.is_cut and time.monotonic() - self.heard[self.rank] < 3 * INTERVAL_S:
             with contextlib.suppress(RuntimeError):
                 self.store.compare_set("failure", "", reason)
-                self._stopped.wait(1.5 * INTERVAL_S)
         self.failure = self.failure or reason
 
     def verdict(self, quiet_s: float) -> str | None:
@@ -84,7 +92,7 @@ class Peers:
         if self.failure is not None:
             return self.failure
         if self.is_cut or now - self.heard[self.rank] > quiet_s:
-            return f"{self.names[0]}, or its launcher, cannot be reached"
+            return self.names[0] + CUT
         quiet = [name for name, heard in zip(self.names, self.heard, strict=True) if now - heard > quiet_s]
         gone = f"{QUIET} for {quiet_s:.0f} s: its process or machine, or the network to it, is gone"
         return f"{quiet[0]} {gone}" if quiet else None
@@ -96,9 +104,9 @@ class Peers:
     @property
     def speaks_of_peers(self) -> bool:
         """Whether this process reports what happened to another: the first one of each machine that is left does."""
-        first = self.names[self.rank - self.local_rank]
-        is_first_gone = (self.failure or "").startswith(f"{first} {QUIET}")
-        return bool(self.local_rank == is_first_gone)
+        first, reason = self.names[self.rank - self.local_rank], self.failure or ""
+        is_first_gone = reason.startswith((f"{first} {QUIET}", f"{first}{CUT}"))
+        return bool(self.local_rank == 0 or (self.local_rank == 1 and is_first_gone))
 
     def _beat(self) -> None:
         keys, count = [f"beat/{rank}" for rank in range(len(self.names))], 0
@@ -129,6 +137,7 @@ class Peers:
             if self.speaks_of_peers:
                 prefix = "" if is_main_process() else f"{self.names[self.rank]}: "
                 print(f"{prefix}error: {self.sentence(reason)}", file=sys.stderr, flush=True)
+            self.stop()
             os._exit(PeerLost.exit_status)
 
 
