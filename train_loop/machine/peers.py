@@ -22,6 +22,7 @@ INTERVAL_S = 2.0  # between beats
 QUIET_S = 75.0  # silence after which a process counts as gone; RAWLOOP_PEER_TIMEOUT_S is another
 QUIET_WHEN_CUT_S = 10.0  # the same once a connection has failed, when only the culprit is in question
 GRACE_S = 30.0  # for a process to end by itself, with an error of its own, after another has failed
+NOTE_S, CONNECT_S = 60.0, 300.0  # until a process that is not connected says so, and gives up
 SAME_ERROR_S = 5.0  # for the main process to report the same error
 
 ENDED, QUIET, CUT = "ended with an error", "has not answered", ", or its launcher, cannot be reached"
@@ -159,7 +160,8 @@ def connected_peers() -> Iterator[None]:
         return
     # torch logs a lost connection with pages of stack frames.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    peers = _peers = Peers()
+    with _speaking_while_it_connects():
+        peers = _peers = Peers()
     try:
         yield
     except BaseException as error:
@@ -170,6 +172,37 @@ def connected_peers() -> Iterator[None]:
             peers.fail(f"{peers.names[peers.rank]} {ENDED}: {first_line(error)}")
         raise
     peers.stop()
+
+
+@contextlib.contextmanager
+def _speaking_while_it_connects() -> Iterator[None]:
+    """Say what may be wrong if the processes do not find each other, and end this one after CONNECT_S.
+
+    Raises:
+        PeerLost: they do not.
+    """
+    connected = threading.Event()
+    who = f"rank {os.environ['RANK']} on {platform.node()}"
+    why = (
+        "Look at what the other processes print; each machine needs a host name of its own, which is not 127.0.0.1 to "
+        "any of them (getent hosts NAME), or GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) naming its network interface"
+    )
+
+    def speak() -> None:
+        if not connected.wait(NOTE_S):
+            print(f"{who}: still waiting for the other processes. {why}.", file=sys.stderr, flush=True)
+            if not connected.wait(CONNECT_S - NOTE_S):
+                minutes = CONNECT_S / 60
+                print(f"{who}: error: not connected to the other processes in {minutes:g} minutes.", file=sys.stderr)
+                os._exit(PeerLost.exit_status)
+
+    threading.Thread(target=speak, daemon=True).start()
+    try:
+        yield
+    except RuntimeError as error:  # of gloo, NCCL or the store
+        raise PeerLost(f"no connection to the other processes: {first_line(error)}. {why}") from error
+    finally:
+        connected.set()
 
 
 def _why_cut(peers: Peers, error: BaseException) -> str | None:
