@@ -56,8 +56,9 @@ def _train(argv: Sequence[str]) -> None:
     console = build_console(quiet=not accelerator.is_main_process)
     require_same_command(accelerator, config)
     resumed = resume_by_name(config, accelerator, console)
-    if resumed is None:
-        return  # finished before
+    if resumed is None:  # it is finished
+        accelerator.end_training()
+        return
     config = resumed
 
     tokenizer, max_length = load_tokenizer(config)

@@ -12,6 +12,7 @@ from train_loop import finish, loop
 from train_loop.findings import results
 from train_loop.machine import agreement, peers
 from train_loop.main import main
+from train_loop.run import trackers
 
 FAST = {"INTERVAL_S": 0.2, "QUIET_S": 4.0, "QUIET_WHEN_CUT_S": 2.0, "GRACE_S": 6.0, "SAME_ERROR_S": 2.0}
 
@@ -97,8 +98,16 @@ def silent_at_the_results() -> None:
     _at_the_results(lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
-def slow_at_the_results() -> None:
+def slow_at_the_end() -> None:
+    """Work for the other processes, which wait, and on after they have ended."""
+    end = trackers._end
+
+    def finish_slowly(*arguments: Any) -> None:
+        time.sleep(FAST["QUIET_S"] + 2)
+        end(*arguments)
+
     _at_the_results(lambda: time.sleep(FAST["QUIET_S"] + 2))
+    trackers._end = finish_slowly
 
 
 def has_another_torch() -> None:

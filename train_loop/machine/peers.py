@@ -23,8 +23,9 @@ QUIET_S = 75.0  # silence after which a process counts as gone; RAWLOOP_PEER_TIM
 QUIET_WHEN_CUT_S = 10.0  # the same once a connection has failed, when only the culprit is in question
 GRACE_S = 30.0  # for a process to end by itself, with an error of its own, after another has failed
 NOTE_S, CONNECT_S = 60.0, 300.0  # until a process that is not connected says so, and gives up
-SAME_ERROR_S = 5.0  # for the main process to report the same error
+SAME_ERROR_S = 3.0  # for the main process to report the same error
 
+DONE = "done"  # the last beat of a process that ends well
 ENDED, QUIET, CUT = "ended with an error", "has not answered", ", or its launcher, cannot be reached"
 
 
@@ -123,7 +124,7 @@ class Peers:
                 return
             now = time.monotonic()
             for rank, beat in enumerate(beats):
-                if beat != self.beats[rank]:
+                if beat != self.beats[rank] or beat == DONE.encode():
                     self.heard[rank] = now
             self.beats = beats
 
@@ -172,6 +173,8 @@ def connected_peers() -> Iterator[None]:
             peers.fail(f"{peers.names[peers.rank]} {ENDED}: {first_line(error)}")
         raise
     peers.stop()
+    with contextlib.suppress(RuntimeError):  # the store may have ended with the main process
+        peers.store.set(f"beat/{peers.rank}", DONE)  # that one may have work left: its trackers upload
 
 
 @contextlib.contextmanager

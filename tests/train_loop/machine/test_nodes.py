@@ -52,7 +52,7 @@ def test_each_machine_has_its_own_folders_and_only_the_main_process_writes(
 ) -> None:
     (tmp_path / "elsewhere.csv").write_bytes((tmp_path / "train.csv").read_bytes())
     elsewhere = [*argv, "--train_file", str(tmp_path / "elsewhere.csv"), "--output_dir", "other"]
-    found = nodes([*argv, "--run_name", "a"], [*elsewhere, "--run_name", "a"], rank_0="slow_at_the_results")
+    found = nodes([*argv, "--run_name", "a"], [*elsewhere, "--run_name", "a"], rank_0="slow_at_the_end")
     assert [each["status"] for each in found] == [0, 0], found
     assert not list((tmp_path / "node-1").iterdir())
     assert nodes([*argv, "--run_name", "one"])[0]["status"] == 0
