@@ -187,8 +187,8 @@ def _speaking_while_it_connects() -> Iterator[None]:
     connected = threading.Event()
     who = f"rank {os.environ['RANK']} on {platform.node()}"
     why = (
-        "Look at what the other processes print; each machine needs a host name of its own, which is not 127.0.0.1 to "
-        "any of them (getent hosts NAME), or GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME) naming its network interface"
+        "Look at what the other processes print. Each machine needs a host name of its own that is its address on all "
+        "of them, and not 127.0.0.1 (getent hosts NAME); or pass torchrun --local_addr ADDRESS_OF_THIS_MACHINE on each"
     )
 
     def speak() -> None:
