@@ -58,6 +58,14 @@ def no_fault() -> None:
     pass
 
 
+def never_comes() -> None:
+    raise SystemExit(3)
+
+
+def waits_briefly() -> None:
+    peers.NOTE_S, peers.CONNECT_S = 1.0, 2.0
+
+
 def _at_step(number: int, fault: Callable[[], None]) -> None:
     forward_and_backward = loop._forward_and_backward
 

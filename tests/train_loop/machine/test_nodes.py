@@ -118,6 +118,13 @@ def test_the_others_of_a_lost_process_end_with_one_sentence(
     assert survivor["seconds"] < 40
 
 
+def test_a_process_that_finds_no_other_says_so_and_ends(argv: list[str], nodes: Nodes) -> None:
+    main, _ = nodes(argv, argv, rank_0="waits_briefly", rank_1="never_comes")
+    assert main["status"] == 1
+    assert f"rank 0 on {HOST}: still waiting for the other processes" in main["said"]
+    assert f"rank 0 on {HOST}: error: not connected" in main["said"]
+
+
 def test_resume_auto_starts_goes_on_and_ends_by_one_command_line(argv: list[str], nodes: Nodes, tmp_path: Path) -> None:
     command, runs = [*argv, "--run_name", "kept", "--resume", "auto"], tmp_path / "node-0" / "runs"
     nodes(command, command, rank_1="killed_in_a_step")
