@@ -20,7 +20,7 @@ from yaml import BaseLoader, SafeLoader
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError
 from serve.contract.files import write_bytes
-from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.config import BY_NAME, CONFIG_FILE, TrainConfig
 
 RECIPES = next(
     folder for folder in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if folder.is_dir()
@@ -70,7 +70,8 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     """Return the configuration of a command line: flags over `--config` files over defaults.
 
     `--resume RUN` reads the run's own file and allows only RESUME_FLAGS and, if its learning rate is constant,
-    LENGTH_FLAGS. Exits with status 2 on an unknown flag or a value of another type, as argparse does.
+    LENGTH_FLAGS; `--resume auto` is decided later, by `run/directory.py`. Exits with status 2 on an unknown flag or a
+    value of another type, as argparse does.
 
     Raises:
         InputError: a file cannot be read, or fields contradict each other.
@@ -84,7 +85,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     argv = _with_lists(argv)
     given = _parser().parse_args(list(argv))
     files = [_recipe(name) for name in given.pop("config") or []]
-    if given["resume"] is not None:
+    if given["resume"] not in (None, BY_NAME):
         _require_resumable(flags, Path(given["resume"]))
         files = [Path(given["resume"]) / CONFIG_FILE]
     fields: dict[str, Any] = {}

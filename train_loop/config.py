@@ -40,6 +40,7 @@ LOWER_IS_BETTER = ("loss", "rmse", "mae")
 
 AT_LEAST_4_TOKENS = Limit(lambda value: value >= 4, "at least 4 tokens (special tokens included)")
 PACKAGED_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+BY_NAME = "auto"  # as --resume: the run of the name --run_name, if there is one, or a new one
 CONFIG_FILE = "config.yaml"
 """The resolved configuration in a run directory; it runs again with --config."""
 
@@ -195,7 +196,7 @@ class TrainConfig:
     run_name: str | None = None
     """Name of the run directory; null: built from time, model and data."""
     resume: str | None = None
-    """Run directory to continue from its newest valid checkpoint."""
+    """Run directory to continue from its newest valid checkpoint; auto: the one named run_name, or else a new run."""
     push_to_hub: str | None = None
     """Private Hub repository (name, or owner/name) to upload the finished model to; null: no upload."""
 
@@ -256,6 +257,8 @@ def _problems(config: TrainConfig) -> Iterator[str]:
         config.run_name in ("", ".", "..", "latest") or Path(config.run_name).name != config.run_name
     ):
         yield f"--run_name must be a plain folder name, found {config.run_name!r}"
+    if config.resume == BY_NAME and config.run_name is None:
+        yield "--resume auto looks for the run by its name; pass --run_name NAME too"
 
 
 def _problems_of_rows(config: TrainConfig) -> Iterator[str]:

@@ -23,6 +23,7 @@ from serve.contract.command import given_arguments, run_command, sigterm_as_inte
 from serve.contract.errors import InputError
 from train_loop import NEEDED
 from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.machine.peers import connected_peers, is_told
 from train_loop.machine.threads import limit_spinning
 from train_loop.model.flags import ModelFlags
 
@@ -56,6 +57,11 @@ def run(argv: Sequence[str]) -> None:
     """
     arguments = _parser().parse_args(argv)
     limit_spinning()  # before torch is imported
+    with connected_peers():
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help and the message about a missing extra come at once.
     from train_loop.machine.device import build_accelerator, precision_name
     from train_loop.model.pretrained import fitting_precision
@@ -306,7 +312,7 @@ def _plain(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit status."""
     with sigterm_as_interrupt():
-        return run_command(lambda: run(given_arguments(argv)), needs=NEEDED, extra="train")
+        return run_command(lambda: run(given_arguments(argv)), needs=NEEDED, extra="train", is_told=is_told)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from serve.contract.command import given_arguments, run_command
+from serve.contract.command import given_arguments, is_main_process, run_command
 from train_loop import NEEDED
+from train_loop.machine.peers import advise, connected_peers, is_told
 from train_loop.machine.threads import limit_spinning
 
 
@@ -23,6 +24,11 @@ def run(argv: Sequence[str]) -> None:
         NonFiniteLoss: the loss became NaN or infinite.
     """
     limit_spinning()  # before torch is imported
+    with connected_peers():
+        _train(argv)
+
+
+def _train(argv: Sequence[str]) -> None:
     # Imported here, so that --help and a missing extra are answered at once.
     from accelerate.utils import set_seed
 
@@ -30,6 +36,7 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.defaults import with_defaults
     from train_loop.finish import finish
     from train_loop.loop import train
+    from train_loop.machine.agreement import require_same_command, require_same_data
     from train_loop.machine.device import build_accelerator
     from train_loop.machine.processes import local_main_process_first
     from train_loop.model.padding import fit_to_tokenizer
@@ -37,15 +44,22 @@ def run(argv: Sequence[str]) -> None:
     from train_loop.model.weights import load_model
     from train_loop.rows.data import load_data
     from train_loop.rows.summary import print_data
-    from train_loop.run.directory import open_run, require_writable
+    from train_loop.run.directory import how_to_go_on, open_run, require_writable, resume_by_name
     from train_loop.run.progress import build_console
     from train_loop.run.trackers import running_trackers
     from train_loop.training import build_training, loss_weights, print_run, restore
 
     config = parse_config(argv)
-    require_writable(config.output_dir)
+    if is_main_process():
+        require_writable(config.output_dir)
     accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
     console = build_console(quiet=not accelerator.is_main_process)
+    require_same_command(accelerator, config)
+    resumed = resume_by_name(config, accelerator, console)
+    if resumed is None:  # it is finished
+        accelerator.end_training()
+        return
+    config = resumed
 
     tokenizer, max_length = load_tokenizer(config)
     with local_main_process_first(accelerator):  # the others find the tokens cached
@@ -58,10 +72,12 @@ def run(argv: Sequence[str]) -> None:
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
     model = load_model(config, data.labels, accelerator.device, report, start)
     fit_to_tokenizer(model, tokenizer, report)
+    require_same_data(accelerator, data, model)
     with (
         open_run(config, accelerator) as run_directory,
         running_trackers(config, accelerator, run_directory, console.print),
     ):
+        advise(how_to_go_on(config, run_directory))
         training = build_training(config, accelerator, model, tokenizer, data, weights, run_directory, console)
         print_run(console, training)
         state = restore(training)
@@ -78,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra="train",
         interrupted="Stopped; the newest checkpoint, if there is one yet, goes on by --resume.",
         after_os_error="free some disk space or fix the folder, then run again or --resume",
+        is_told=is_told,
     )
 
 

@@ -6,6 +6,7 @@ Exit statuses: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n.
 import contextlib
 import importlib.util
 import os
+import platform
 import re
 import signal
 import sys
@@ -40,24 +41,36 @@ def run_command(
     extra: str,
     interrupted: str = "Stopped.",
     after_os_error: str = "fix that, then run again",
+    is_told: Callable[[str], bool] = lambda message: not is_main_process(),
 ) -> int:
     """Do the work of a command and return its exit status; print an error as one message.
 
     The modules that it `needs` are installed by the `extra` of the distribution. `after_os_error` is the remedy for a
-    full disk or another failure of the system, but for missing permissions.
+    full disk or another failure of the system, but for missing permissions. `is_told` says of a message whether
+    another process prints it.
     """
+
+    def print_error(message: str) -> None:
+        if not is_told(message):
+            prefix = "" if is_main_process() else f"rank {os.environ['RANK']} on {platform.node()}: "
+            print(prefix + message, file=sys.stderr)
+
+    def fail(message: str, status: int) -> int:
+        print_error(message if status > 128 else f"error: {message}")
+        return status
+
     switch_off_telemetry()
     if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
         on_gpu = " (for a GPU: gpu instead of cpu)" if "cpu" in extra.split(",") else ""
-        return _fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'{on_gpu}", 2)
+        return fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'{on_gpu}", 2)
     try:
         return work() or 0
     except InputError as error:
-        return _fail(str(error), 2)
+        return fail(str(error), 2)
     except WorkStopped as stop:
-        return _fail(str(stop), stop.exit_status)
+        return fail(str(stop), stop.exit_status)
     except KeyboardInterrupt as stop:
-        _print_error(interrupted)
+        print_error(interrupted)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()  # or Python reports it again at exit
@@ -68,7 +81,7 @@ def run_command(
         where = "" if error.filename is None else f"{error.filename}: "
         is_forbidden = isinstance(error, PermissionError)
         remedy = "let your user read and write it (ls -l shows who may)" if is_forbidden else after_os_error
-        return _fail(f"{where}{error.strerror or error}; {remedy}", 1)
+        return fail(f"{where}{error.strerror or error}; {remedy}", 1)
 
 
 def given_arguments(argv: Sequence[str] | None) -> list[str]:
@@ -81,13 +94,3 @@ def given_arguments(argv: Sequence[str] | None) -> list[str]:
 def is_main_process() -> bool:
     """Return whether this is the main process, before there is an Accelerator to ask."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _fail(message: str, status: int) -> int:
-    _print_error(message if status > 128 else f"error: {message}")
-    return status
-
-
-def _print_error(message: str) -> None:
-    if is_main_process():
-        print(message, file=sys.stderr)

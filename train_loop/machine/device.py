@@ -43,9 +43,7 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
         # would leave the weights of all processes but one uninitialized.
         os.environ.pop("ACCELERATE_USE_FSDP", None)
     plugin = fsdp_plugin()
-    # Accelerate connects several CPU processes only if `cpu` is set.
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=STEP_TIMEOUT)
+    state = connect()
     if state.distributed_type == DistributedType.DEEPSPEED:
         raise InputError(
             "DeepSpeed runs its own accumulation, clipping and update, which this loop writes by hand; "
@@ -72,7 +70,7 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
             "--mixed_precision fp16: not with FSDP, on whose sharded gradients its scaler is untried; use bf16 or no"
         )
     return Accelerator(
-        cpu=on_cpu,
+        cpu=state.device.type == "cpu",
         mixed_precision=resolved,
         fsdp_plugin=plugin,
         log_with=config.trackers or None,
@@ -83,6 +81,26 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+
+
+def connect() -> PartialState:
+    """Connect the processes that a launcher started, and return where this one stands among them.
+
+    Raises:
+        InputError: `accelerate launch --cpu` was asked for several, and starts one on each machine, each on its own.
+    """
+    # Accelerate connects several CPU processes only if `cpu` is set.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu, timeout=STEP_TIMEOUT)
+    # What the launcher sets then: an address to meet at, but neither a rank nor how many will come.
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if state.num_processes == 1 and launched and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "accelerate launch --cpu with several machines or processes starts separate trainings, one on each "
+            "machine; for one training over all of them: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+            "--num_machines N --num_processes N --machine_rank I --main_process_ip ADDRESS --main_process_port PORT"
+        )
+    return state
 
 
 def _require_device(config: TrainConfig, state: PartialState) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import functools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed
 from accelerate import Accelerator
@@ -54,6 +54,13 @@ def _patient_group() -> torch.distributed.ProcessGroup:
     """Return the group of all processes in which a long wait is no fault: over gloo, as only the CPUs wait."""
     group: torch.distributed.ProcessGroup = torch.distributed.new_group(backend="gloo", timeout=WORK_TIMEOUT)
     return group
+
+
+def all_gather_patiently(value: T) -> list[T]:
+    """Return, on all processes, the values of all of them, in order of rank; each may take hours to get here."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value, group=_patient_group())
+    return values
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -1,6 +1,7 @@
 """The run directory: name, lock, files. Two runs never share one."""
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import os
@@ -14,14 +15,16 @@ from typing import Any
 
 import filelock
 from accelerate import Accelerator
+from rich.console import Console
 
 from serve.contract.errors import InputError
 from serve.contract.files import write_json
 from serve.contract.versions import installed_versions
-from train_loop.command_line import write_yaml
-from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, RESUME_FLAGS, read_config, write_yaml
+from train_loop.config import BY_NAME, CONFIG_FILE, TrainConfig
 from train_loop.machine.processes import on_main_process
 
+FILLED_IN = ("loss", "metric_for_best")  # fields that a run writes into its configuration where they are null
 RECORDED_PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "datasets", "tokenizers", "numpy")
 
 
@@ -88,6 +91,51 @@ def open_run(config: TrainConfig, accelerator: Accelerator) -> RunDirectory:
 
     path = on_main_process(accelerator, open_and_lock)
     return locked[0] if locked else RunDirectory(path)
+
+
+def resume_by_name(config: TrainConfig, accelerator: Accelerator, console: Console) -> TrainConfig | None:
+    """Return a configuration whose `--resume auto` is decided: a run directory, or None for a new run.
+
+    Return None if the run is finished. The main process looks for it; call on all processes.
+
+    Raises:
+        InputError: the run of that name is of another configuration.
+    """
+    if config.resume != BY_NAME:
+        return config
+    path, is_finished = on_main_process(accelerator, lambda: _find(config))
+    if not is_finished:
+        return dataclasses.replace(config, resume=path)
+    console.print(f"Finished already: {path}. For another run, choose another --run_name.", highlight=False)
+    return None
+
+
+def _find(config: TrainConfig) -> tuple[str | None, bool]:
+    """Return the run of the configured name, if there is one, and whether nothing is left to do in it."""
+    assert config.run_name is not None, "the configuration requires it"
+    run = RunDirectory(Path(config.output_dir).resolve() / config.run_name)
+    if not run.config.is_file():
+        return None, False
+    there = read_config(run.config)
+    changed = {field.name for field in dataclasses.fields(config)} - {"output_dir", "run_name", "resume"}
+    changed = {name for name in changed if getattr(config, name) != getattr(there, name)}
+    changed -= {name for name in FILLED_IN if getattr(config, name) is None}
+    fixed = RESUME_FLAGS | (LENGTH_FLAGS if there.lr_schedule == "constant" else set())
+    if names := sorted(changed - fixed):
+        listed = "; ".join(f"{name} is {getattr(there, name)} there, {getattr(config, name)} here" for name in names)
+        raise InputError(
+            f"--resume auto: {run.path} is of another configuration: {listed}. Pass the values there, or choose "
+            "another --run_name"
+        )
+    # The configuration is written again when a finished run is to go on.
+    is_finished = run.model.is_dir() and run.model.stat().st_mtime >= run.config.stat().st_mtime
+    return str(run.path), is_finished and not changed & (LENGTH_FLAGS | DECISION_FLAGS)
+
+
+def how_to_go_on(config: TrainConfig, run: RunDirectory) -> str:
+    """Return what to do when a process of the run is lost; it needs no folder that all machines share."""
+    flags = "" if config.resume is not None else f", with --run_name {run.path.name} --resume auto"
+    return f"start all processes again as before{flags}: they go on from the checkpoint that was saved last"
 
 
 def _create(config: TrainConfig) -> RunDirectory:
