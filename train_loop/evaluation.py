@@ -23,7 +23,7 @@ from serve.contract.command import given_arguments, run_command, sigterm_as_inte
 from serve.contract.errors import InputError
 from train_loop import NEEDED
 from train_loop.config import CONFIG_FILE, TrainConfig
-from train_loop.machine.peers import connected_peers, is_told
+from train_loop.machine.peers import connected_peers, is_reported_elsewhere
 from train_loop.machine.threads import limit_spinning
 from train_loop.model.flags import ModelFlags
 
@@ -312,7 +312,9 @@ def _plain(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit status."""
     with sigterm_as_interrupt():
-        return run_command(lambda: run(given_arguments(argv)), needs=NEEDED, extra="train", is_told=is_told)
+        return run_command(
+            lambda: run(given_arguments(argv)), needs=NEEDED, extra="train", is_reported_elsewhere=is_reported_elsewhere
+        )
 
 
 if __name__ == "__main__":

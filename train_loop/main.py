@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from serve.contract.command import given_arguments, is_main_process, run_command
 from train_loop import NEEDED
-from train_loop.machine.peers import advise, connected_peers, is_told
+from train_loop.machine.peers import advise, connected_peers, is_reported_elsewhere
 from train_loop.machine.threads import limit_spinning
 
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra="train",
         interrupted="Stopped; the newest checkpoint, if there is one yet, goes on by --resume.",
         after_os_error="free some disk space or fix the folder, then run again or --resume",
-        is_told=is_told,
+        is_reported_elsewhere=is_reported_elsewhere,
     )
 
 

@@ -41,17 +41,17 @@ def run_command(
     extra: str,
     interrupted: str = "Stopped.",
     after_os_error: str = "fix that, then run again",
-    is_told: Callable[[str], bool] = lambda message: not is_main_process(),
+    is_reported_elsewhere: Callable[[str], bool] = lambda message: not is_main_process(),
 ) -> int:
     """Do the work of a command and return its exit status; print an error as one message.
 
     The modules that it `needs` are installed by the `extra` of the distribution. `after_os_error` is the remedy for a
-    full disk or another failure of the system, but for missing permissions. `is_told` says of a message whether
-    another process prints it.
+    full disk or another failure of the system, but for missing permissions. `is_reported_elsewhere` says whether
+    another process prints a message.
     """
 
     def print_error(message: str) -> None:
-        if not is_told(message):
+        if not is_reported_elsewhere(message):
             prefix = "" if is_main_process() else f"rank {os.environ['RANK']} on {platform.node()}: "
             print(prefix + message, file=sys.stderr)
 

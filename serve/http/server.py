@@ -97,7 +97,7 @@ async def _serve_both(server: uvicorn.Server, listener: socket.socket, grpc_serv
     """Serve HTTP, and gRPC if there is such a server, until both have answered what they accepted."""
     await server.serve(sockets=[listener])
     if grpc_server is not None:
-        await grpc_server.stop(drain_s)  # `_watch` has told it to stop; this waits
+        await grpc_server.stop(drain_s)  # waits: `_watch` has asked it to stop
 
 
 def _grpc_place(settings: ServeSettings) -> contextlib.AbstractContextManager[socket.socket | None]:

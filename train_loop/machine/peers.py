@@ -227,13 +227,13 @@ def advise(text: str) -> None:
         _peers.advice = text
 
 
-def is_told(message: str) -> bool:
+def is_reported_elsewhere(message: str) -> bool:
     """Return whether another process reports this error; call it on all processes that have one."""
     if _peers is None:  # not connected: the processes of one machine have the same packages
         return os.environ.get("LOCAL_RANK", "0") != "0"
     if _peers.failure is not None and _peers.sentence(_peers.failure) in message:
         return not _peers.speaks_of_peers
-    with contextlib.suppress(RuntimeError):  # of the store: then nobody else is known to report it
+    with contextlib.suppress(RuntimeError):  # of the store: then no other process is known to report it
         if is_main_process():
             _peers.store.set("error", message)
         elif not _peers.is_cut:
