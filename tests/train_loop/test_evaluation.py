@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from tiny_models import save_tiny_model
 from serve.contract.classifier import read_classifier
 from train_loop.evaluation import main as evaluate
 from train_loop.main import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32() -> Iterator[None]:
+    """Evaluate in the precision of the run, also where the hardware has bf16: a process has one Accelerator state."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train_loop.machine.device._cpu_has_bf16", lambda: False)
+        yield
 
 
 def write(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("text", "label")) -> Path:
@@ -174,8 +183,6 @@ def test_a_model_that_was_trained_elsewhere_gets_the_report_that_a_run_gets(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Both in float32, also where the hardware has bf16.
-    monkeypatch.setattr("train_loop.machine.device._cpu_has_bf16", lambda: False)
     rows = write(tmp_path / "new rows.csv", labelled_rows(60), ("message", "team"))
     file = ["--file", str(rows), "--text_column", "message", "--label_column", "team"]
     assert evaluate(["--run", str(finished), *file]) == 0
