@@ -1,7 +1,12 @@
-"""Ray: rows, order and answers are those of `python -m serve.predict`, whatever dies on the way."""
+"""Ray and Spark: rows, order and answers are those of `python -m serve.predict`, whatever dies on the way.
 
+Spark is not among the packages of `test`, since it takes Java and 400 MB: pip install pyspark, then its test runs.
+"""
+
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +24,8 @@ from serve.cluster import main
 from serve.predict import main as predict
 
 Capture = pytest.CaptureFixture[str]
-NUM_FILES, NUM_ROWS = 3, 24_000
+NUM_FILES, NUM_ROWS, ROWS_PER_NULL = 3, 24_000, 1_000
+TIMEOUT_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +38,26 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
     for number in range(NUM_FILES):
         ids = [*range(number * NUM_ROWS // NUM_FILES, (number + 1) * NUM_ROWS // NUM_FILES)]
-        texts = [None if row % 1000 == 0 else f"w{row % 60} " * (row % 9) + ("good", "bad")[row % 2] for row in ids]
+        texts = [
+            None if row % ROWS_PER_NULL == 0 else f"w{row % 60} " * (row % 9) + ("good", "bad")[row % 2] for row in ids
+        ]
         pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"{number}.parquet")
     return folder
+
+
+def require_answers(bundle: Path, rows: Path, output: Path, *, is_in_order: bool) -> None:
+    """Check that the answers to the rows are complete, and those of a job over one file."""
+    found = pyarrow.dataset.dataset(output, format="parquet").to_table()
+    if not is_in_order:
+        found = found.sort_by("id")
+    assert found["id"].to_pylist() == [*range(NUM_ROWS)]
+    pq.write_table(pyarrow.dataset.dataset(rows).to_table(), output / "_rows.parquet")
+    words = ["--file", str(output / "_rows.parquet"), "--output", str(output / "_expected.parquet"), "--quiet"]
+    assert predict(["--bundle", str(bundle), *words, "--id_column", "id"]) == 0
+    answered = found.filter(pa.compute.is_null(found["reason"]))
+    expected = pq.read_table(output / "_expected.parquet")
+    assert answered.select(expected.column_names).to_pylist() == expected.to_pylist()
+    assert NUM_ROWS - len(answered) == NUM_ROWS // ROWS_PER_NULL
 
 
 def test_an_actor_and_then_the_command_are_killed(bundle: Path, rows: Path, tmp_path: Path) -> None:
@@ -48,23 +71,15 @@ def test_an_actor_and_then_the_command_are_killed(bundle: Path, rows: Path, tmp_
         while job.poll() is None and len([*output.glob("*.parquet")]) == num_files:
             time.sleep(0.02)
         job.kill()
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert not [*output.glob("_checkpoint/*")]
-    found = pyarrow.dataset.dataset(output, format="parquet").to_table()
-    assert found["id"].to_pylist() == [*range(NUM_ROWS)]
-
-    pq.write_table(pyarrow.dataset.dataset(rows).to_table(), tmp_path / "all.parquet")
-    expected = tmp_path / "expected.parquet"
-    files = ["--file", str(tmp_path / "all.parquet"), "--output", str(expected), "--id_column", "id", "--quiet"]
-    assert predict(["--bundle", str(bundle), *files]) == 0
-    answered = found.filter(pa.compute.is_null(found["reason"]))
-    assert answered.select(["id", "label", "score", "truncated"]).equals(pq.read_table(expected))
-
-    num_refused = NUM_ROWS // 1000
-    assert f"{num_refused} expected text, found null (see {output}/_rejects.jsonl)" in ended.stderr
+    require_answers(bundle, rows, output, is_in_order=True)
+    assert f"{NUM_ROWS // ROWS_PER_NULL} expected text, found null (see {output}/_rejects.jsonl)" in ended.stderr
     rejects = [json.loads(line) for line in (output / "_rejects.jsonl").read_text().splitlines()]
-    assert [reject["id"] for reject in rejects] == [*range(0, NUM_ROWS, 1000)]
+    assert [reject["id"] for reject in rejects] == [*range(0, NUM_ROWS, ROWS_PER_NULL)]
     assert json.loads((output / "_summary.json").read_text())["rows"] == NUM_ROWS
 
 
@@ -94,3 +109,29 @@ def test_what_would_fail_on_the_way_is_refused_at_the_start(
     assert main([*words, *(word.format(tmp=tmp_path) for word in more)]) == 2
     assert message.format(tmp=tmp_path) in capsys.readouterr().err
     assert not (tmp_path / "answers" / "_job.json").exists()
+
+
+def test_the_example_for_ray(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    words = [str(ROOT / "examples" / "ray_scoring.py"), str(bundle), str(rows), str(tmp_path / "answers")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    ended = subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    require_answers(bundle, rows, tmp_path / "answers", is_in_order=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyspark") is None or not shutil.which("java"), reason="needs pyspark")
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_example_for_spark(bundle: Path, rows: Path, tmp_path: Path, is_killed: bool) -> None:
+    output = tmp_path / "answers"
+    submit = str(Path(sys.executable).parent / "spark-submit")
+    master = ["--master", "local[2,4]", "--conf", "spark.sql.execution.arrow.maxRecordsPerBatch=200"]
+    words = [str(ROOT / "examples" / "spark_scoring.py"), str(bundle), str(rows), str(output)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable}
+    with subprocess.Popen([submit, *master, *words], env=environment, stderr=subprocess.PIPE, text=True) as job:
+        if is_killed:
+            assert kill_one(job, "pyspark.daemon", at_least=2)  # the daemon, and a worker that it forked
+        _, messages = job.communicate(timeout=TIMEOUT_S)
+    assert job.returncode == 0, messages
+    require_answers(bundle, rows, output, is_in_order=False)
