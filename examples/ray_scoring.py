@@ -1,6 +1,6 @@
 """Score a table of any size with Ray Data, in a pipeline of your own; `python -m serve.cluster` does all of a job.
 
-python examples/ray_scoring.py BUNDLE 'rows/*.parquet' ANSWERS
+python examples/ray_scoring.py BUNDLE FOLDER_OF_ROWS ANSWERS
 """
 
 import os

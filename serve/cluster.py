@@ -1,6 +1,6 @@
 """Classify parquet files with Ray Data, on one machine or a cluster.
 
-python -m serve.cluster --bundle runs/latest/onnx --input 'rows/*.parquet' --output answers --id_column id
+python -m serve.cluster --bundle runs/latest/onnx --input rows/ --output answers --id_column id
 python -m serve.cluster --address auto --send_bundle ...      # on a cluster that runs; it sends the bundle along
 
 Rows keep their order, and every row has its answer or a `reason`. Killed workers and nodes lose and double nothing.
@@ -25,11 +25,13 @@ from serve.contract.errors import InputError, WorkStopped
 from serve.contract.files import sha256_of_file, write_json
 from serve.contract.json_text import json_text
 from serve.contract.rows.columns import require_columns
+from serve.contract.rows.parquet import values_of
 from serve.encoder import Truncation
-from serve.files.same_job import require_same_job
+from serve.files.output import try_lock
+from serve.files.same_job import JOB_FILE, require_same_job
 from serve.files.table_classifier import TableClassifier
 
-CHECKPOINT, REJECTS, SUMMARY = "_checkpoint", "_rejects.jsonl", "_summary.json"
+CHECKPOINT, LOCK, REJECTS, SUMMARY = "_checkpoint", "_lock", "_rejects.jsonl", "_summary.json"
 BLOCKS_PER_ACTOR = 4
 """Ray reads few files as one block, which one actor works on while the others wait."""
 BATCH_ROWS = 2_048
@@ -49,35 +51,36 @@ def run(argv: Sequence[str]) -> None:
     ids = [name for name in [arguments.id_column] if name is not None]
     keep = None if arguments.keep_columns is None else [*dict.fromkeys([*ids, *arguments.keep_columns])]
     options = {name: getattr(arguments, name) for name in CLASSIFIER_OPTIONS} | {"keep_columns": keep}
-    # Only for its checks: it loads no model. A GPU need not be here.
+    # Only for its checks, as it loads no model. A GPU need not be here.
     checked = TableClassifier(arguments.bundle, **options | {"device": "cpu", "variant": "auto"})
-    files, columns, num_rows = _open_input(arguments.input, checked.columns, ids, keep)
+    if ids and ids[0] in checked.added:
+        raise InputError(f"--id_column {ids[0]}: the answers have a column of this name; rename the one of the rows")
+    files, schema, num_rows = _open_input(arguments.input, checked.columns, ids, keep)
     output = Path(arguments.output).absolute()
-    _open_output(output, arguments, options)
     bundle = "." if arguments.send_bundle else str(arguments.bundle.absolute())
     began = time.monotonic()
-    with _ray(arguments) as ray:
+    with _opened_output(output, arguments, options), _ray(arguments) as ray:
         num_actors = _num_actors(arguments, ray.cluster_resources())
         print(f"{num_rows:,} rows in {len(files):,} files, {num_actors} actors", file=sys.stderr)
-        rows = ray.data.read_parquet(files, columns=columns, override_num_blocks=num_actors * BLOCKS_PER_ACTOR)
-        answered = rows.map_batches(
-            TableClassifier,
-            fn_constructor_args=[bundle],
-            fn_constructor_kwargs=options | {"num_threads": arguments.cpus_per_actor},
-            batch_format="pyarrow",
-            batch_size=BATCH_ROWS,
-            # Not a fixed number: where a node dies, those that are left must not take all CPUs.
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_actors),
-            num_cpus=arguments.cpus_per_actor,
-            num_gpus=int(arguments.device == "cuda"),
-        )
         try:
-            # What is there is of this job: `_open_output` has checked.
+            rows = ray.data.read_parquet(files, columns=schema.names, override_num_blocks=num_actors * BLOCKS_PER_ACTOR)
+            answered = rows.map_batches(
+                TableClassifier,
+                fn_constructor_args=[bundle],
+                fn_constructor_kwargs=options | {"num_threads": arguments.cpus_per_actor},
+                batch_format="pyarrow",
+                batch_size=BATCH_ROWS,
+                # Not a fixed number: where a node dies, those that are left must not take all CPUs.
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_actors),
+                num_cpus=arguments.cpus_per_actor,
+                num_gpus=int(arguments.device == "cuda"),
+            )
+            # What is there is of this job: `_opened_output` has checked.
             answered.write_parquet(str(output), mode=ray.data.SaveMode.APPEND)
         except (ray.exceptions.RayError, OSError) as error:
             remedy = "the same command goes on" if ids else "start over in a new folder, with --id_column to go on"
             raise WorkStopped(f"Ray gave up; {remedy}. {str(error).strip()}") from error
-    _finish(output, num_rows, time.monotonic() - began)
+        _finish(output, checked.schema(schema), num_rows, time.monotonic() - began)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,15 +122,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _open_input(
     given: str, texts: Sequence[str], ids: Sequence[str], keep: Sequence[str] | None
-) -> tuple[list[str], list[str], int]:
-    """Return the files, the columns to read, and the number of rows.
+) -> tuple[list[str], Any, int]:
+    """Return the files, the Arrow schema of the columns to read, and the number of rows.
 
     Raises:
-        InputError: there are none; one is not parquet, lacks a column, or has another type.
+        InputError: there are none; one is not parquet, lacks a column, or has another type; or an id is null.
     """
     import pyarrow.parquet
 
-    files = sorted(glob.glob(f"{glob.escape(given)}/*.parquet" if Path(given).is_dir() else given))
+    found = glob.glob(f"{glob.escape(given)}/*.parquet" if given and Path(given).is_dir() else given)
+    files = sorted(os.path.abspath(file) for file in found if not os.path.isdir(file))
     if not files:
         way_out = "csv and jsonl: python -m serve.predict --file FOLDER --output FOLDER"
         raise InputError(f"--input {given}: no parquet files there; {way_out}")
@@ -147,26 +151,47 @@ def _open_input(
         for name in [name for name in schema.names if name in wanted]:
             kind = schema.field(name).type
             if kind != types.setdefault(name, kind):
-                problems.append(f"{name} is {types[name]} in {files[0]}, {kind} in {file}")
-    problems += [f"{name} is {types[name]}, not text" for name in texts if not str(types[name]).startswith(TEXT_TYPES)]
+                problems.append(f"{name} is {types[name]} in {files[0]}, {kind} in {file}: Ray needs one type")
+        if ids and _num_nulls(metadata, ids[0]):
+            problems.append(f"{file} has rows whose {ids[0]} is null: give them one")
+    problems += [
+        f"{name} is {types[name]}, not text: pass --text_column"
+        for name in texts
+        if not str(types[name]).startswith(TEXT_TYPES)
+    ]
     if problems:
-        raise InputError(f"--input {given}: {'; '.join(problems[:NAMED])}. Ray needs columns of one type")
-    return files, [*types], num_rows
+        raise InputError(f"--input {given}: {'; '.join(problems[:NAMED])}")
+    return files, pyarrow.schema([*types.items()]), num_rows
 
 
-def _open_output(output: Path, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
-    """Check that this job may write to a folder: it is empty, or holds what the same job left.
+def _num_nulls(metadata: Any, name: str) -> int:
+    """Return how many values of a column are null, as far as a file's statistics say."""
+    place = metadata.schema.names.index(name)
+    statistics = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
+    return sum(each.null_count for each in statistics if each is not None and each.has_null_count)
+
+
+@contextlib.contextmanager
+def _opened_output(output: Path, arguments: argparse.Namespace, options: dict[str, Any]) -> Iterator[None]:
+    """Keep others from writing to a folder, which is empty or holds what the same job left.
 
     Raises:
-        InputError: it may not.
+        InputError: it does not, or another command writes there.
     """
+    if not arguments.output:
+        raise InputError("--output: is empty; pass a folder")
     output.mkdir(parents=True, exist_ok=True)
-    if (output / SUMMARY).exists() or (arguments.id_column is None and any(output.iterdir())):
-        unless = "" if arguments.id_column else " (only with --id_column can a killed command go on)"
-        raise InputError(f"--output {arguments.output}: holds answers already{unless}; choose a new folder")
-    job = {"bundle": sha256_of_file(arguments.bundle / BUNDLE_FILE), "input": str(Path(arguments.input).absolute())}
-    job |= {name: str(value) for name, value in options.items()}
-    require_same_job(output, job, output.glob("*.parquet"))
+    with (output / LOCK).open("ab") as lock:
+        if not try_lock(lock):
+            raise InputError(f"--output {arguments.output}: another command is writing there; wait for it")
+        is_used = any(each.name not in (LOCK, JOB_FILE) for each in output.iterdir())
+        if (output / SUMMARY).exists() or (arguments.id_column is None and is_used):
+            unless = "" if arguments.id_column else " (only with --id_column can a killed command go on)"
+            raise InputError(f"--output {arguments.output}: holds answers already{unless}; choose a new folder")
+        job = {"bundle": sha256_of_file(arguments.bundle / BUNDLE_FILE), "input": os.path.abspath(arguments.input)}
+        job |= {name: str(value) for name, value in {**options, "id_column": arguments.id_column}.items()}
+        require_same_job(output, job, output.glob("*.parquet"))
+        yield
 
 
 @contextlib.contextmanager
@@ -189,6 +214,7 @@ def _ray(arguments: argparse.Namespace) -> Iterator[Any]:
         environment["working_dir"] = str(arguments.bundle)
     # Here, reading and writing take CPUs that there are only for Ray: they need little, and the actors get all cores.
     alone = {"num_cpus": num_usable_cores() + _num_free_cpus(arguments), "include_dashboard": False}
+    print(f"{'Starting' if arguments.address == 'local' else 'Joining'} Ray ({arguments.address}) ...", file=sys.stderr)
     try:
         ray.init(arguments.address, runtime_env=environment, **(alone if arguments.address == "local" else {}))
     except ConnectionError as error:
@@ -229,16 +255,19 @@ def _num_free_cpus(arguments: argparse.Namespace) -> int:
     return 1 if arguments.id_column is None else 2
 
 
-def _finish(output: Path, num_rows: int, seconds: float) -> None:
-    """Write the rows without an answer to a file, and what became of all."""
+def _finish(output: Path, schema: Any, num_rows: int, seconds: float) -> None:
+    """Write the rows without an answer to a file, and what became of all; `schema` is that of the answers."""
     import pyarrow.dataset
 
+    if num_rows == 0:
+        pyarrow.parquet.write_table(schema.empty_table(), output / "empty.parquet")
     answers = pyarrow.dataset.dataset(output, format="parquet")  # without names that begin with an underscore
     is_refused = pyarrow.dataset.field("reason").is_valid()
     reasons: Counter[str] = Counter()
     with (output / REJECTS).open("w", encoding="utf-8") as rejects:
         for batch in answers.to_batches(filter=is_refused):
-            for row in batch.to_pylist():
+            for values in zip(*map(values_of, batch.columns), strict=True):
+                row = dict(zip(batch.schema.names, values, strict=True))
                 reasons[row["reason"]] += 1
                 rejects.write(json_text(row) + "\n")
     if (found := int(answers.count_rows())) != num_rows:

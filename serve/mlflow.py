@@ -33,9 +33,11 @@ class PyfuncModel:
     def predict(self, rows: Any, params: dict[str, Any] | None = None) -> Any:
         """Return a `pandas.DataFrame` with the answers to the texts of one, with its index."""
         import pandas
-        import pyarrow
 
-        answers = self._classify(pyarrow.Table.from_pandas(rows[list(self.columns)], preserve_index=False))
+        texts = rows[list(self.columns)].astype(object)
+        answers = self._classify.answers(
+            *(texts[name].where(texts[name].notna(), None).tolist() for name in self.columns)
+        )
         columns = {name: _values(answers[name]) for name in answers.column_names}
         return pandas.DataFrame(columns, index=rows.index, dtype=object)  # else null becomes NaN, which is not JSON
 

@@ -7,6 +7,7 @@ python -m serve.predict --bundle runs/latest/onnx --file rows/ --output predicti
 
 import argparse
 import contextlib
+import errno
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from serve.predictor import Prediction, Predictor, open_pipeline
 
 DEFAULT_TOP_K = 3
 CONTINUED = "a job that writes a file continues with --resume, one that writes a folder when it is run again"
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of one file that the next would have, too
 TEXT_OPTIONS = ("text_pair", "top_k", "json")
 FILE_OPTIONS = [name for name in JobSettings.names() if name not in ("file", "format_is_assumed", "truncation")]
 MODEL_OPTIONS = (
@@ -61,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     _refuse_options(arguments, of="--text" if arguments.text is None else "--file")
     if arguments.file is None:
         return _predict_texts(arguments)
-    return _predict_folder(arguments) if Path(arguments.file).is_dir() else _predict_file(arguments)
+    return (_predict_folder if arguments.file and Path(arguments.file).is_dir() else _predict_file)(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,38 +231,44 @@ def _predict_file(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         raise InputError("--file needs --output: a file name, or - for standard output")
     with contextlib.closing(open_pipeline(arguments.bundle, **_model_options(arguments))) as pipeline:
-        _run_job(arguments, pipeline)
+        if reason := _run_job(arguments, pipeline):
+            raise InputError(reason)
     return 0
 
 
 def _predict_folder(arguments: argparse.Namespace) -> int:
     """Classify the files that no other worker has; a file that cannot be read does not keep the others waiting."""
-    source, target = Path(arguments.file), Path(arguments.output or "")
+    source, target = Path(arguments.file), Path(arguments.output or "/")
     if idle := [name for name in ("resume", "rejects", "input_format") if getattr(arguments, name)]:
         raise InputError(f"--{', --'.join(idle)}: not with a folder, whose files each have their own; leave that out")
     is_file = target.exists() or arguments.output == STDOUT or target.suffix.lower()[1:] in OUTPUT_FORMATS
-    if arguments.output is None or (is_file and not target.is_dir()):
+    if not arguments.output or (is_file and not target.is_dir()):
         raise InputError(f"--file {source}: is a folder; pass another folder as --output")
     answers = files_to_answer(source, target)
-    target.mkdir(parents=True, exist_ok=True)
     num_done, failed = 0, set()
     with contextlib.closing(open_pipeline(arguments.bundle, **_model_options(arguments))) as pipeline:
-        settings = _given(arguments, [name for name in FILE_OPTIONS if name not in ("output", "quiet")])
-        same = {name: str(value) for name, value in settings.items()} | {"truncation": str(arguments.truncation)}
+        target.mkdir(parents=True, exist_ok=True)
+        settings = _given(
+            arguments, [*(name for name in FILE_OPTIONS if name not in ("output", "quiet")), "truncation"]
+        )
+        same = {"input": str(source.resolve()), **{name: str(value) for name, value in settings.items()}}
         require_same_job(target, same | _model_identity(arguments, pipeline), answers.values())
         for number, (file, output) in enumerate(answers.items(), start=1):
-            with taken(output) as is_mine:
-                if not is_mine:
-                    continue
-                if not arguments.quiet:
-                    print(f"{number}/{len(answers)} {file.name}", file=sys.stderr)
-                one = {"file": str(file), "output": str(output), "resume": journal_path(output).exists()}
-                try:
-                    _run_job(argparse.Namespace(**vars(arguments) | one), pipeline)
+            try:
+                with taken(file, output) as is_mine:
+                    if not is_mine:
+                        continue
+                    if not arguments.quiet:
+                        print(f"{number}/{len(answers)} {file.name}", file=sys.stderr)
+                    one = {"file": str(file), "output": str(output), "resume": journal_path(output).exists()}
+                    if reason := _run_job(argparse.Namespace(**vars(arguments) | one), pipeline):
+                        print(f"note: {reason}", file=sys.stderr)
                     num_done += 1
-                except InputError as error:
-                    print(f"error: {error}", file=sys.stderr)
-                    failed.add(output)
+            except (InputError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                failed.add(output)
     num_open = sum(not is_answered(output) for output in {*answers.values()} - failed)
     if not arguments.quiet:
         others = f"; other workers are at {num_open:,}" if num_open > 0 else ""
@@ -270,7 +278,8 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_job(arguments: argparse.Namespace, pipeline: Pipeline) -> None:
+def _run_job(arguments: argparse.Namespace, pipeline: Pipeline) -> str | None:
+    """Classify a file; return what is wrong with all of its rows, if none could be classified."""
     settings = _job_settings(arguments, pipeline.encoder.classifier)
     standard_input = "standard input" if settings.file == STDIN else settings.file
     if settings.format_is_assumed and not arguments.quiet:
@@ -284,7 +293,8 @@ def _run_job(arguments: argparse.Namespace, pipeline: Pipeline) -> None:
         to = "" if arguments.output == STDOUT else f" · {arguments.output}"
         print(_summary(journal, progress.rows_per_s(journal.num_rows), rejects) + to, file=sys.stderr)
     if journal.num_rejected == journal.num_rows > 0:
-        raise InputError(f"--file {arguments.file}: no row could be classified; {rejects} says why")
+        return f"--file {arguments.file}: no row could be classified; {rejects} says why"
+    return None
 
 
 def _summary(journal: Journal, rows_per_s: float, rejects: str) -> str:

@@ -1,6 +1,5 @@
 """The job that a folder of answers belongs to: several processes, or one after another, may only do the same one."""
 
-import contextlib
 import json
 import os
 import platform
@@ -25,11 +24,19 @@ def require_same_job(folder: Path, job: Mapping[str, str], outputs: Iterable[Pat
         raise InputError(f"--output {folder}: holds {is_used.name} already, of something else; choose a new folder")
     staged = folder / f".{JOB_FILE}.{platform.node()}.{os.getpid()}.tmp"
     staged.write_text(json_text(dict(job)) + "\n", encoding="utf-8")
-    with contextlib.suppress(FileExistsError, FileNotFoundError):  # another was first, and may have removed this
+    try:
         os.link(staged, path)  # unlike a rename, it never replaces another's
+    except (FileExistsError, FileNotFoundError):
+        pass  # another was first, and may have removed this
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            staged.replace(path)
     for leftover in folder.glob(f".{JOB_FILE}.*.tmp"):
         leftover.unlink(missing_ok=True)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it if you know the job, or choose a new folder") from error
     changed = [
         f"{name} (was {found.get(name)}, is {job.get(name)})"
         for name in {**found, **job}

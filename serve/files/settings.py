@@ -10,6 +10,7 @@ from serve.encoder import Truncation
 from serve.files.output import STDOUT, staged_path
 
 STDIN = "-"
+REJECTS_SUFFIX = ".rejects.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ class JobSettings(AnswerOptions):
         """File of the rows without an answer; None for standard error."""
         if self.rejects is not None:
             return Path(self.rejects)
-        return None if self.output == STDOUT else Path(f"{self.output}.rejects.jsonl")
+        return None if self.output == STDOUT else Path(f"{self.output}{REJECTS_SUFFIX}")
 
 
 def is_standard_input(file: str) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from serve.contract.bundle import BUNDLE_FILE
 from serve.contract.errors import InputError
 from serve.contract.rows.columns import require_columns
-from serve.contract.rows.parquet import import_pyarrow
+from serve.contract.rows.parquet import import_pyarrow, values_of
 from serve.encoder import Truncation, num_characters
 from serve.files.answer_columns import answer_columns
 from serve.files.output import Parquet
@@ -63,8 +64,13 @@ class TableClassifier:
             "truncation": truncation,
             **options,
         }
-        self._pipeline = _pipeline(os.getpid(), self._bundle, tuple(sorted(options.items())))
-        self._truncation, self._keep_columns = truncation, keep_columns
+        manifest = self._bundle / BUNDLE_FILE
+        version = manifest.stat().st_mtime_ns if manifest.exists() else 0  # without one, `open_pipeline` says so
+        self._pipeline = _pipeline(os.getpid(), self._bundle, version, tuple(sorted(options.items())))
+        if isinstance(keep_columns, str):
+            raise InputError(f"keep_columns {keep_columns!r}: pass a list of names")
+        self._truncation = truncation
+        self._keep_columns = None if keep_columns is None else tuple(dict.fromkeys(keep_columns))
         classifier = self._pipeline.encoder.classifier
         if text_pair_column is not None and classifier.text_pair_column is None:
             raise InputError(f"text_pair_column {text_pair_column!r}: this classifier takes single texts; leave it out")
@@ -74,8 +80,9 @@ class TableClassifier:
         self._answer = answer_columns(classifier, AnswerOptions(all_scores=all_scores), holds_lists=True)
         self._has_windows = classifier.long_texts.strategy == "windows"
         read = [*["num_windows"] * self._has_windows, "truncated"]
-        self._names = [*self._answer.names, *read, "reason"]
-        self._form = Parquet(self._names, [*self._answer.types, *["int64"] * self._has_windows, "bool", None])
+        self.added = (*self._answer.names, *read, "reason")
+        """The columns that are added."""
+        self._form = Parquet(list(self.added), [*self._answer.types, *["int64"] * self._has_windows, "bool", None])
 
     def schema(self, schema: Any) -> Any:
         """Return the Arrow schema of what becomes of a table of this `schema`.
@@ -84,10 +91,12 @@ class TableClassifier:
             InputError: it lacks a column.
         """
         kept = self._kept(schema.names)
+        metadata = {key: value for key, value in (schema.metadata or {}).items() if key != b"pandas"}
         fields = [
-            schema.field(name).with_name(free) for name, free in zip(kept, free_names(self._names, kept), strict=True)
+            schema.field(name).with_name(free) for name, free in zip(kept, free_names(self.added, kept), strict=True)
         ]
-        return self._arrow.schema([*fields, *self._form.schema], schema.metadata)
+        has_new_names = [field.name for field in fields] != list(kept)  # those in the metadata of pandas are old
+        return self._arrow.schema([*fields, *self._form.schema], metadata if has_new_names else schema.metadata)
 
     def __call__(self, table: Any) -> Any:
         """Return a `pyarrow.Table` with the columns added.
@@ -96,18 +105,22 @@ class TableClassifier:
             InputError: it lacks a column.
         """
         schema = self.schema(table.schema)
-        values = [table[name].to_pylist() for name in self.columns]
+        added = self.answers(*(values_of(table[name]) for name in self.columns)).columns
+        kept = [table[name] for name in self._kept(table.column_names)]
+        return self._arrow.Table.from_arrays([*kept, *added], schema=schema)
+
+    def answers(self, *values: Sequence[Any]) -> Any:
+        """Return a `pyarrow.Table` of only the added columns, for the values of `columns`, which may be of any type."""
         inputs = values[0] if len(values) == 1 else [*zip(*values, strict=True)]
         chunks = [*cut_into_chunks(inputs, num_characters)]
         batches = [*map(self._batch, self._pipeline.answer_chunks(chunks, self._truncation))]
-        added = self._arrow.Table.from_batches(batches, self._form.schema).columns
-        kept = [table[name] for name in self._kept(table.column_names)]
-        return self._arrow.Table.from_arrays([*kept, *added], schema=schema)
+        return self._arrow.Table.from_batches(batches, self._form.schema)
 
     def _kept(self, names: Sequence[str]) -> Sequence[str]:
         """Return the columns that stay, of those that a table has."""
         kept = names if self._keep_columns is None else self._keep_columns
-        require_columns("the table", names, (*self.columns, *kept), "Choose them with text_column and text_pair_column")
+        way_out = "Choose them with text_column, text_pair_column and keep_columns"
+        require_columns("the table", names, (*self.columns, *kept), way_out)
         return kept
 
     def _batch(self, answers: Answers) -> Any:
@@ -124,13 +137,13 @@ class TableClassifier:
         rows = self._arrow.array([places.get(row) for row in range(num_rows)], self._arrow.int64())
         reasons = [answers.refused[row].reason if row in answers.refused else None for row in range(num_rows)]
         spread = self._form.batch(columns).take(rows)  # a null index gives a row of nulls
-        return spread.set_column(len(self._names) - 1, "reason", self._arrow.array(reasons, self._arrow.string()))
+        return spread.set_column(len(self.added) - 1, "reason", self._arrow.array(reasons, self._arrow.string()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(type(self), self._bundle, **self._arguments), ()
 
 
 @functools.cache
-def _pipeline(process: int, bundle: Path, options: tuple[tuple[str, Any], ...]) -> Pipeline:
-    """Return the pipeline of a process: its threads do not survive a fork."""
+def _pipeline(process: int, bundle: Path, version: int, options: tuple[tuple[str, Any], ...]) -> Pipeline:
+    """Return the pipeline of a process, as its threads do not survive a fork, and of a version of the bundle."""
     return open_pipeline(bundle, **dict(options))

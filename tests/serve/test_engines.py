@@ -23,6 +23,7 @@ from tiny_bundles import save_tiny_bundle
 from serve.cluster import main
 from serve.predict import main as predict
 
+pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of its own settings
 Capture = pytest.CaptureFixture[str]
 NUM_FILES, NUM_ROWS, ROWS_PER_NULL = 3, 24_000, 1_000
 TIMEOUT_S = 300
@@ -83,12 +84,49 @@ def test_an_actor_and_then_the_command_are_killed(bundle: Path, rows: Path, tmp_
     assert json.loads((output / "_summary.json").read_text())["rows"] == NUM_ROWS
 
 
+def test_odd_inputs_are_answered(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+    Path("rows").mkdir()
+    offsets = pa.array([0, 1, 2], pa.int32()).buffers()[1]
+    not_utf8 = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"\xffa")])
+    pq.write_table(pa.table({"id": ["a", "b"], "text": not_utf8}), "rows/a.parquet")
+    pq.write_table(pa.table({"id": ["c"], "text": ["good"]}), "rows/b.parquet")
+    words = ["--bundle", str(bundle), "--input", "rows", "--id_column", "id", "--keep_columns"]
+    assert main([*words, "--output", "answers", "--send_bundle"]) == 0  # relative paths, from where workers are not
+    found = pyarrow.dataset.dataset("answers", format="parquet").to_table().to_pylist()
+    assert [row["id"] for row in found] == ["a", "b", "c"]
+    assert [row["reason"] for row in found] == ["expected text, found b'\\xff' (bytes)", None, None]
+    assert main([*words, "--output", "answers"]) == 2  # they are complete
+
+
+def test_no_rows_have_no_answers(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), tmp_path / "a.parquet"
+    )
+    words = ["--bundle", str(bundle), "--input", str(tmp_path), "--output", str(tmp_path / "answers")]
+    assert main([*words, "--actors", "99"]) == 2
+    assert main(words) == 0  # what was refused has left nothing in the way
+    found = pyarrow.dataset.dataset(tmp_path / "answers", format="parquet").to_table()
+    assert found.column_names == ["id", "text", "label", "score", "truncated", "reason"]
+    assert len(found) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--input", "{tmp}/nothing"], "no parquet files there; csv and jsonl: python -m serve.predict --file FOLDER"),
         (["--text_column", "message"], "no column 'message'"),
-        (["--text_column", "id"], "id is int64, not text"),
+        (["--text_column", "id"], "id is int64, not text: pass --text_column"),
+        (["--text_column", "text", "--id_column", "nothing"], "no column 'nothing'"),
+        (["--input", "{tmp}/null", "--id_column", "id"], "{tmp}/null/a.parquet has rows whose id is null"),
+        (
+            ["--input", "{tmp}/named", "--id_column", "label"],
+            "--id_column label: the answers have a column of this name",
+        ),
+        (["--input", ""], "no parquet files there"),
+        (["--output", ""], "--output: is empty"),
         (["--input", "{tmp}/mixed"], "id is int64 in {tmp}/mixed/a.parquet, string in {tmp}/mixed/b.parquet"),
         (["--input", "{tmp}/more"], "{tmp}/more/b.parquet has lang, {tmp}/more/a.parquet has not: pass --keep_columns"),
         (["--output", "{tmp}/used"], "holds answers already (only with --id_column can a killed command go on)"),
@@ -98,8 +136,10 @@ def test_an_actor_and_then_the_command_are_killed(bundle: Path, rows: Path, tmp_
 def test_what_would_fail_on_the_way_is_refused_at_the_start(
     bundle: Path, rows: Path, tmp_path: Path, capsys: Capture, more: list[str], message: str
 ) -> None:
-    for folder in ("mixed", "more", "used"):
+    for folder in ("mixed", "more", "used", "null", "named"):
         (tmp_path / folder).mkdir()
+    pq.write_table(pa.table({"id": [1, None], "text": ["w1", "w2"]}), tmp_path / "null" / "a.parquet")
+    pq.write_table(pa.table({"label": [1], "text": ["w1"]}), tmp_path / "named" / "a.parquet")
     for folder in ("mixed", "more"):
         pq.write_table(pa.table({"id": [1], "text": ["w1"]}), tmp_path / folder / "a.parquet")
     pq.write_table(pa.table({"id": ["2"], "text": ["w1"]}), tmp_path / "mixed" / "b.parquet")

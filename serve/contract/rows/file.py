@@ -105,7 +105,8 @@ def stem_of(path: Path) -> str:
 
 def is_stream(path: Path) -> bool:
     """Whether a path can be read only once: a pipe, or what the shell has for `<(command)` and standard input."""
-    return path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file() and not path.is_dir())
+    is_standard = path.parts[:3] in (("/", "dev", "stdin"), ("/", "dev", "fd"))  # even if that is a file
+    return is_standard or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def require_file(path: Path, name: str) -> None:

@@ -54,6 +54,23 @@ def open_parquet(file: RowFile, needed: Sequence[str], kept: Sequence[str] | Non
     return OpenParquet(opened, file.choose(opened.schema_arrow.names, needed, kept), file.name)
 
 
+def values_of(column: Any) -> list[Any]:
+    """Return the values of an Arrow column; a text that is not UTF-8, which Arrow does not check, as its bytes."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        import pyarrow
+
+        return [_text_or_bytes(value) for value in column.cast(pyarrow.large_binary()).to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
 def import_pyarrow(what: str) -> Any:
     """Return pyarrow with its parquet module, which `what` needs; raises InputError if it is not installed."""
     try:

@@ -15,7 +15,7 @@ from serve.contract.rows.content import open_content
 from serve.contract.rows.delimited import JoinedLines, delimited_rows
 from serve.contract.rows.file import RowFile
 from serve.contract.rows.json_lines import Repair, json_rows
-from serve.contract.rows.parquet import open_parquet
+from serve.contract.rows.parquet import open_parquet, values_of
 from serve.contract.rows.row import Malformed, Row, is_not_utf8, not_utf8
 
 LINES_COLUMN = "text"  # name of the only column of plain lines
@@ -89,7 +89,7 @@ def _parquet_rows(file: RowFile, needed: Sequence[str], kept: Sequence[str] | No
     values = (
         Row(values, None)
         for batch in parquet.batches(PARQUET_ROWS)
-        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        for values in zip(*map(values_of, batch.columns), strict=True)
     )
     types = dict(zip(parquet.columns, parquet.schema.types, strict=True))
     return Rows(file, parquet.columns, values, parquet.share_read, types)

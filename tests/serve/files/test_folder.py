@@ -115,6 +115,57 @@ def test_what_a_folder_cannot_have(
     assert message in capsys.readouterr().err
 
 
+def test_only_files_of_rows_are_read(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    (rows / "sub.csv").mkdir()
+    os.mkfifo(rows / "pipe.csv")
+    for name in ("_job.json", ".hidden.csv", "a.csv.rejects.jsonl", "notes.md"):
+        (rows / name).write_text("no rows")
+    (rows / "lost.csv").symlink_to(rows / "nothing.csv")
+    assert [path.name for path in files_to_answer(rows, tmp_path)] == ["a.csv", "b.txt", "c.jsonl", "lost.csv"]
+    (rows / os.fsdecode(b"\xff.csv")).write_text("text\nw1\n")
+    with pytest.raises(InputError, match="is not UTF-8; rename it"):
+        files_to_answer(rows, tmp_path)
+
+
+def test_a_file_that_may_not_be_opened_does_not_stop_the_others(
+    bundle: Path, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (rows / "a.csv").rename(rows / f"{'a' * 245}.csv")  # too long with what a job appends to it
+    assert main(["--bundle", str(bundle), "--file", str(rows), "--output", str(tmp_path / "answers")]) == 2
+    assert "File name too long" in capsys.readouterr().err
+    assert {"b.jsonl", "c.jsonl"} < set(contents(tmp_path / "answers"))
+
+
+def test_answers_of_other_rows_are_not_taken_for_those_asked_for(
+    bundle: Path, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["--bundle", str(bundle), "--output", str(tmp_path / "answers"), "--file"]
+    assert main([*words, str(rows)]) == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.csv").write_text("text\nbad\n")
+    assert main([*words, str(tmp_path / "other")]) == 2
+    assert "holds answers of another job: input (was" in capsys.readouterr().err
+    later = (tmp_path / "answers" / "a.csv").stat().st_mtime + 1
+    os.utime(rows / "a.csv", (later, later))
+    assert main([*words, str(rows)]) == 2
+    assert "a.csv: was changed after" in (error := capsys.readouterr().err)
+    assert "remove that to classify it again" in error
+    (tmp_path / "answers" / "a.csv").unlink()
+    assert main([*words, str(rows)]) == 0
+    (tmp_path / "answers" / "_job.json").write_text("")
+    assert main([*words, str(rows)]) == 2
+    assert "_job.json: damaged" in capsys.readouterr().err
+
+
+def test_a_file_without_a_good_row_is_answered_with_a_note(
+    bundle: Path, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (rows / "c.jsonl").write_text('{"text": null}\n')
+    assert main(["--bundle", str(bundle), "--file", str(rows), "--output", str(tmp_path / "answers")]) == 0
+    assert "note: --file " in (error := capsys.readouterr().err)
+    assert "no row could be classified" in error
+
+
 def test_files_that_would_share_their_answers_are_named(rows: Path, tmp_path: Path) -> None:
     (rows / "b.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"the answers of b.jsonl and b.txt would both be b.jsonl"):
@@ -126,11 +177,12 @@ def test_files_that_would_share_their_answers_are_named(rows: Path, tmp_path: Pa
 
 def test_a_file_is_taken_by_one_worker(tmp_path: Path) -> None:
     output = tmp_path / "a.csv"
-    with taken(output) as first, taken(output) as second:
+    file = tmp_path / "rows" / "a.csv"
+    with taken(file, output) as first, taken(file, output) as second:
         assert (first, second) == (True, False)
         output.touch()
     assert is_answered(output)
-    with taken(output) as third:
+    with taken(file, output) as third:
         assert not third
     assert os.listdir(tmp_path) == ["a.csv"]
 

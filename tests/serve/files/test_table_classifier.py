@@ -1,6 +1,7 @@
 """Tables in, tables out: every row stays, with its answer or the reason why it has none."""
 
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -115,3 +116,25 @@ def test_a_data_frame_of_pandas(bundle: Path) -> None:
     found = TableClassifier(bundle)(pa.Table.from_pandas(frame)).to_pandas()
     assert found.index.tolist() == frame.index.tolist()
     assert found["label"].notna().tolist() == [True, False, True, True, True, True]
+
+
+def test_metadata_of_pandas_goes_with_the_names_that_it_knows(bundle: Path) -> None:
+    frame = pd.DataFrame({"text": TEXTS}, index=pd.Index([5, 3, 1, 0, 2, 4], name="label"))
+    found = TableClassifier(bundle)(pa.Table.from_pandas(frame)).to_pandas()
+    assert found["input_label"].tolist() == [5, 3, 1, 0, 2, 4]
+    assert found["label"][0] == "positive"
+
+
+def test_text_that_is_not_utf8_has_a_reason(bundle: Path) -> None:
+    offsets = pa.array([0, 1, 3], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"\xffw1")])
+    found = TableClassifier(bundle)(pa.table({"text": texts}))
+    assert found["reason"].to_pylist() == ["expected text, found b'\\xff' (bytes)", None]
+
+
+def test_a_bundle_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    found = []
+    for labels in (("a", "b", "c"), ("d", "e", "f")):
+        shutil.rmtree(tmp_path / "bundle", ignore_errors=True)
+        found.append(TableClassifier(save_tiny_bundle(tmp_path / "bundle", labels=labels))(table())["label"][0].as_py())
+    assert found == ["c", "f"]
