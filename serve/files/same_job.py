@@ -36,7 +36,7 @@ def require_same_job(folder: Path, job: Mapping[str, str], outputs: Iterable[Pat
     try:
         found = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it if you know the job, or choose a new folder") from error
+        raise InputError(f"{path}: damaged ({error}); choose a new folder") from error
     changed = [
         f"{name} (was {found.get(name)}, is {job.get(name)})"
         for name in {**found, **job}
