@@ -11,7 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on more threads
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,16 @@ from tiny_models import save_tiny_model
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tiny random BERT without dropout."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def without_bf16() -> Iterator[None]:
+    """Let the precision `auto` be float32 on any hardware: a process keeps the state of its first Accelerator."""
+    import torch  # not for the tests of serving
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        yield
 
 
 @pytest.fixture

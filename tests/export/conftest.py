@@ -10,6 +10,11 @@ from tiny_runs import save_tiny_run
 from serve.contract.bundle import Bundle, read_bundle
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32(without_bf16: None) -> None:
+    """Compare in one precision, whatever the hardware."""
+
+
 @pytest.fixture(autouse=True)
 def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a fused graph is kept must not depend on how busy the machine is; and a short timing will do."""

@@ -1,7 +1,6 @@
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,6 @@ from tiny_models import save_tiny_model
 from serve.contract.classifier import read_classifier
 from train_loop.evaluation import main as evaluate
 from train_loop.main import main
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float32() -> Iterator[None]:
-    """Evaluate in the precision of the run, also where the hardware has bf16: a process has one Accelerator state."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train_loop.machine.device._cpu_has_bf16", lambda: False)
-        yield
 
 
 def write(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("text", "label")) -> Path:
@@ -131,7 +122,6 @@ def test_an_unsupported_precision_is_replaced_and_reported(
     shutil.copytree(finished, run)
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("mixed_precision: 'no'", "mixed_precision: fp16"))
-    monkeypatch.setattr("train_loop.machine.device._cpu_has_bf16", lambda: False)
     assert evaluate(["--run", str(run), "--split", "test"]) == 0
     assert "This cpu does not support the run's precision, fp16: evaluating in float32." in capsys.readouterr().out
 
