@@ -35,7 +35,7 @@ DECISION_FLAGS = {"abstain", "threshold", "threshold_scope", "value_range"}
 RESUME_FLAGS = {
     *("resume", "gradient_accumulation_steps", "max_tokens_per_forward", "eval_max_tokens_per_forward"),
     *("mixed_precision", "tf32", "compile", "compile_mode", "cuda_graphs", "attn_implementation"),
-    *("keep_checkpoints", "log_every", "trackers", "push_to_hub"),
+    *("keep_checkpoints", "log_every", "trackers", "push_to_hub", "baselines"),
     *DECISION_FLAGS,
 }
 """Flags allowed with --resume: those another machine may need, and those that do not affect the weights."""

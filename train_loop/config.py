@@ -203,6 +203,8 @@ class TrainConfig:
     # Logging and the seed
     log_every: Annotated[int, AT_LEAST_1] = 10
     """Optimizer steps between entries in logs/metrics.jsonl and the trackers."""
+    baselines: bool = True
+    """Compare with simpler models (a constant answer; a linear model of TF-IDF features), in a minute at most."""
     trackers: list[str] = dataclasses.field(default_factory=list)
     """Accelerate trackers: tensorboard, wandb, mlflow, comet_ml, aim, clearml, dvclive, swanlab, trackio."""
     seed: Annotated[int, NOT_NEGATIVE] = 42

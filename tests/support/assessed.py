@@ -1,5 +1,7 @@
 """An assessment of random logits over hostile texts."""
 
+from typing import Any
+
 import numpy as np
 from held_out import split_of
 from tiny_models import tiny_tokenizer
@@ -17,7 +19,7 @@ HOSTILE = [
 
 
 def assessed(
-    num_rows: int = 60, seed: int = 0, classes: int = 3, names: tuple[str, ...] = ("validation", "test")
+    num_rows: int = 60, seed: int = 0, classes: int = 3, names: tuple[str, ...] = ("validation", "test"), **config: Any
 ) -> Assessment:
     """Return an assessment whose hostile texts are among mistakes, confused pairs and findings."""
     generator = np.random.default_rng(seed)
@@ -27,7 +29,7 @@ def assessed(
     logits = {name: generator.normal(0, 2, (num_rows, 3)).astype(np.float32) for name in splits}
     return assess(
         name="run <i>1</i>",
-        config=TrainConfig(train_file="rows.csv", text_column="text"),
+        config=TrainConfig(train_file="rows.csv", text_column="text", **config),
         best_step=7,
         data_fingerprint="f" * 64,
         classifier=Classifier(name="run", labels=LABELS, text_column="text", max_length=8, temperature=1.5),

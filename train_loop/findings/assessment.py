@@ -12,6 +12,7 @@ from serve.contract.classifier import Classifier
 from serve.contract.labels import ProblemType
 from train_loop.config import TrainConfig
 from train_loop.findings.audit import Finding, contradictions, duplicate_findings, label_findings, worst_first
+from train_loop.findings.baselines import Baseline, compare
 from train_loop.findings.decisions import decide
 from train_loop.findings.label_sets import LabelSetPredictions
 from train_loop.findings.mistakes import ConfusedPair, confused_pairs
@@ -50,6 +51,7 @@ class Assessment:
     slices: list[Slice]
     confused: list[ConfusedPair]
     findings: list[Finding]
+    baselines: list[Baseline]  # simpler models on the headline split, the best last; empty if they were not asked for
     compared_with_training: bool  # whether near duplicates of training rows were searched for
     warnings: list[str]
     footnotes: dict[str, str]  # split -> caveat about its metrics, if there is one
@@ -98,6 +100,10 @@ def assess(
     slices = analyse_slices(
         main.split, main.texts(), labels, main.is_correct, unk_id=-1 if unknown is None else int(unknown)
     )
+    baselines = []
+    if config.baselines and train is not None and main.split is not train:
+        notify("Fitting simpler models to compare with ...")
+        baselines = compare(main, splits, train, config.threshold_scope, kind, config.seed)
     footnotes = {name: FOOTNOTES[name] for name in splits if train is not None and name in FOOTNOTES}
     if headline in footnotes:
         warnings.append(f"The metrics are of the {headline} split: {footnotes[headline]}.")
@@ -125,6 +131,7 @@ def assess(
         slices=slices,
         confused=confused_pairs(main, metrics[headline].matrix),
         findings=worst_first(findings),
+        baselines=baselines,
         compared_with_training=train is not None,
         warnings=warnings,
         footnotes=footnotes,

@@ -66,6 +66,7 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     console.print(table, highlight=False)
     for name, note in assessment.footnotes.items():
         console.print(f"* {name}: {note}", style="dim", highlight=False)
+    _print_baselines(console, assessment)
     if worse := [kind for kind in assessment.slices if kind.is_worse][:5]:
         weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
         for column in ("slice", "rows", assessment.main.slice_metric, "all others"):
@@ -88,6 +89,25 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
     console.print(f"Report: {folder / 'report.html'}", highlight=False, markup=False)
 
 
+def _print_baselines(console: Console, assessment: Assessment) -> None:
+    if not (baselines := assessment.baselines):
+        return
+    title = f"Simpler models, {assessment.headline}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for metric in baselines[0].metrics:
+        table.add_column(metric.replace("_", " "), justify="right")
+        table.add_column("gain (95 % interval)", justify="right")
+    for each in baselines:
+        cells = []
+        for metric, value in each.metrics.items():
+            gain, (low, high) = each.gains[metric]
+            cells += [f"{value:.4f}", f"{gain:.4f} ({low:.3f} to {high:.3f})"]
+        table.add_row(each.name, *cells)
+    console.print(table, highlight=False)
+    console.print(baselines[-1].verdict, highlight=False)
+
+
 def finite_metrics(assessment: Assessment) -> dict[str, dict[str, float]]:
     """Return split -> metric -> value, without undefined ones."""
     return {
@@ -108,6 +128,7 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
         "temperature": main.classifier.temperature,
         "decision": dataclasses.asdict(main.classifier.decision),
         "headline_split": assessment.headline,
+        "baselines": [each.as_json() for each in assessment.baselines],
         "warnings": assessment.warnings,
         "splits": {
             name: {

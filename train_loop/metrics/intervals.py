@@ -46,7 +46,7 @@ def count_intervals(matrix: Matrix, seed: int) -> dict[str, Interval]:
             if name.startswith("macro_"):
                 values = values * (num_averaged(name, given) / np.maximum(num_averaged(name, drawn), 1))
             samples.setdefault(name, []).append(values)
-    return {name: _interval(np.concatenate(values)) for name, values in samples.items()}
+    return {name: percentiles(np.concatenate(values)) for name, values in samples.items()}
 
 
 def num_averaged(name: str, counts: Counts) -> NDArray[np.int64]:
@@ -84,10 +84,11 @@ def row_intervals(
         found |= of_resample(weights) | (mean_areas(rankings, weights) if with_ranks else {})
         for name, value in found.items():
             samples.setdefault(name, []).append(value)
-    return {name: _interval(np.array(values)) for name, values in samples.items()}
+    return {name: percentiles(np.array(values)) for name, values in samples.items()}
 
 
-def _interval(samples: NDArray[np.float64]) -> Interval:
+def percentiles(samples: NDArray[np.float64]) -> Interval:
+    """Return the ends between which 95 % of resampled values [K] lie; undefined ones are left out."""
     defined = samples[~np.isnan(samples)]
     low, high = np.percentile(defined, [2.5, 97.5]).tolist() if len(defined) else (np.nan, np.nan)
     return low, high

@@ -38,10 +38,11 @@ class SplitMetrics:
     def as_json(self) -> dict[str, Any]:
         """Return the content of metrics.json for the split; NaN becomes null."""
         return {
-            "metrics": {name: _finite(value) for name, value in self.values.items()},
-            "intervals": {name: [_finite(low), _finite(high)] for name, (low, high) in self.intervals.items()},
+            "metrics": {name: finite(value) for name, value in self.values.items()},
+            "intervals": {name: [finite(low), finite(high)] for name, (low, high) in self.intervals.items()},
         }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return a value, or None for NaN and infinities, which JSON lacks."""
     return value if math.isfinite(value) else None
