@@ -4,7 +4,6 @@ A transformer that hardly beats them costs more than it is worth, which nothing 
 """
 
 import dataclasses
-import time
 import warnings
 from typing import Any
 
@@ -43,7 +42,6 @@ class Baseline:
     name: str
     rows: int  # that were compared
     training_rows: int
-    seconds: float
     metrics: dict[str, float]
     gains: dict[str, tuple[float, Interval]]
     """Metric -> how much better the trained model is, with its 95 % interval (paired bootstrap over rows)."""
@@ -85,7 +83,6 @@ def compare(
     classifier = dataclasses.replace(main.classifier, temperature=1.0, decision=decision)
     baselines = []
     for name, fit in ((CONSTANT, _constant), (LINEAR, _linear)):
-        began = time.perf_counter()
         texts = [_texts(train, fitted, columns), *(_texts(held_out[each], rows[each], columns) for each in rows)]
         found = dict(zip(rows, fit(texts, known, classifier), strict=True))
         if "validation" in rows and classifier.problem_type == "multi_label_classification":
@@ -103,7 +100,6 @@ def compare(
                 name=name,
                 rows=len(compared),
                 training_rows=len(fitted),
-                seconds=time.perf_counter() - began,
                 metrics=values,
                 gains=gains,
             )

@@ -107,5 +107,5 @@ def test_texts_without_words_are_enough() -> None:
 def test_an_assessment_has_them_unless_they_are_not_wanted() -> None:
     assert [each.name for each in assessed().baselines]
     json = assessed().baselines[0].as_json()
-    assert set(json) == {"name", "rows", "training_rows", "seconds", "metrics", "gains"}
+    assert set(json) == {"name", "rows", "training_rows", "metrics", "gains"}
     assert assessed(baselines=False).baselines == []
