@@ -196,10 +196,11 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def exported(kind: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """All variants, with a gate for numbers that a tiny random model meets."""
-    lenient = {name: Gate(max_change=0.2) for name in ("int8", "fp16")}
+    """All variants, with gates that a tiny random model meets, whose scores are all near the cuts."""
+    lenient = {SEVERAL: Gate(min_label_agreement=0.95), NUMBERS: Gate(max_change=0.2)}
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(GATES, NUMBERS, GATES[NUMBERS] | lenient)
+        for problem_type, gate in lenient.items():
+            monkeypatch.setitem(GATES, problem_type, GATES[problem_type] | {"int8": gate, "fp16": gate})
         made = export_tiny_run(kind, tmp_path_factory.mktemp("bundles") / "b")
     assert made.left_out == {}
     return read_bundle(made.folder)
@@ -232,7 +233,7 @@ def test_a_bundle_of_each_kind_says_what_was_proved(exported: Bundle, capsys: py
         assert "angry 0.4, happy 0.5, sad 0.52." in card
         assert "| decisions as PyTorch | whole rows | accuracy |" in card
         assert record.label_agreement is not None
-        assert record.label_agreement >= 0.99
+        assert record.label_agreement >= 0.95
     else:
         assert "answers texts of up to 56 tokens with a number: stars." in card
         assert record.numbers is not None
