@@ -166,7 +166,8 @@ def _open_input(
 
 def _num_nulls(metadata: Any, name: str) -> int:
     """Return how many values of a column are null, as far as a file's statistics say."""
-    place = metadata.schema.names.index(name)
+    # By path: a field inside of a struct may have the same name.
+    place = next(leaf for leaf in range(metadata.num_columns) if metadata.schema.column(leaf).path == name)
     statistics = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
     return sum(each.null_count for each in statistics if each is not None and each.has_null_count)
 

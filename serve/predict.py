@@ -34,7 +34,7 @@ from serve.predictor import Prediction, Predictor, open_pipeline
 
 DEFAULT_TOP_K = 3
 CONTINUED = "a job that writes a file continues with --resume, one that writes a folder when it is run again"
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of one file that the next would have, too
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that would strike the next file too
 TEXT_OPTIONS = ("text_pair", "top_k", "json")
 FILE_OPTIONS = [name for name in JobSettings.names() if name not in ("file", "format_is_assumed", "truncation")]
 MODEL_OPTIONS = (
@@ -238,12 +238,14 @@ def _predict_file(arguments: argparse.Namespace) -> int:
 
 def _predict_folder(arguments: argparse.Namespace) -> int:
     """Classify the files that no other worker has; a file that cannot be read does not keep the others waiting."""
-    source, target = Path(arguments.file), Path(arguments.output or "/")
+    source = Path(arguments.file)
     if idle := [name for name in ("resume", "rejects", "input_format") if getattr(arguments, name)]:
         raise InputError(f"--{', --'.join(idle)}: not with a folder, whose files each have their own; leave that out")
-    is_file = target.exists() or arguments.output == STDOUT or target.suffix.lower()[1:] in OUTPUT_FORMATS
-    if not arguments.output or (is_file and not target.is_dir()):
+    if arguments.output in (None, "", STDOUT):
         raise InputError(f"--file {source}: is a folder; pass another folder as --output")
+    target = Path(arguments.output)
+    if not target.is_dir() and (target.exists() or target.suffix.lower()[1:] in OUTPUT_FORMATS):
+        raise InputError(f"--file {source}: is a folder, but --output {target} is a file; pass another folder")
     answers = files_to_answer(source, target)
     num_done, failed = 0, set()
     with contextlib.closing(open_pipeline(arguments.bundle, **_model_options(arguments))) as pipeline:

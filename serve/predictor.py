@@ -19,10 +19,10 @@ from serve.canary import require_canary
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
 from serve.contract.classifier import Classifier
 from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
+from serve.gpu.tensorrt import tensorrt_for
 from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
 from serve.providers import GpuOptions
 from serve.session import SessionPool, resolve_device
-from serve.tensorrt import tensorrt_for
 from serve.variants import choose_variant
 
 

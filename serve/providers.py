@@ -11,8 +11,8 @@ from typing import Any
 from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
 from serve.contract.telemetry import switch_off_telemetry
-from serve.tensorrt import PROVIDER as TENSORRT
-from serve.tensorrt import TensorRT
+from serve.gpu.tensorrt import PROVIDER as TENSORRT
+from serve.gpu.tensorrt import TensorRT
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class GpuOptions:
     gpu_memory_limit_mib: int | None = None
     """Most memory for weights and activations [MiB]; CUDA's own, a few hundred MiB, is not in it. None: no limit."""
     cuda_graphs: bool = False
-    """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.cuda_graphs`."""
+    """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.gpu.cuda_graphs`."""
     tensorrt: TensorRT | None = None  # run on TensorRT, with CUDA for what it leaves
     max_length: int = 512  # longest input [tokens]; CUDA graphs are recorded up to it
 

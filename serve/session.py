@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from serve.contract.bundle import DeviceName
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
-from serve.cuda_graphs import GATE, LENGTH_MULTIPLE, CudaGraphs
-from serve.device_buffers import DeviceBuffers
+from serve.gpu.cuda_graphs import GATE, LENGTH_MULTIPLE, CudaGraphs
+from serve.gpu.device_buffers import DeviceBuffers
 from serve.providers import ON_CPU, PROVIDERS, RELU, GpuOptions, import_onnxruntime, load_graph
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import Encoder
+from serve.gpu.tensorrt import tensorrt_for
 from serve.http.metrics import BatchMetrics, Metrics
 from serve.http.settings import ServeSettings
 from serve.pipeline import TOKENS_PER_BATCH
 from serve.providers import GpuOptions
 from serve.session import SessionPool, resolve_device
-from serve.tensorrt import tensorrt_for
 from serve.variants import choose_variant
 
 VERSION_DIGITS = 12

@@ -13,9 +13,9 @@ from export.exporters.choose import Exporter
 from export.mask_lengths import use_lengths
 from serve.contract.bundle import Bundle, read_bundle
 from serve.contract.errors import InputError
+from serve.gpu.tensorrt import tensorrt_for
 from serve.providers import ON_CPU, GpuOptions
 from serve.session import Session
-from serve.tensorrt import tensorrt_for
 
 # Tracing and Optimum warn about their own code.
 pytestmark = [pytest.mark.filterwarnings("ignore")]

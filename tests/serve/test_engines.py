@@ -138,7 +138,8 @@ def test_what_would_fail_on_the_way_is_refused_at_the_start(
 ) -> None:
     for folder in ("mixed", "more", "used", "null", "named"):
         (tmp_path / folder).mkdir()
-    pq.write_table(pa.table({"id": [1, None], "text": ["w1", "w2"]}), tmp_path / "null" / "a.parquet")
+    inner = [{"id": 1}, {"id": 2}]
+    pq.write_table(pa.table({"in": inner, "id": [1, None], "text": ["w1", "w2"]}), tmp_path / "null" / "a.parquet")
     pq.write_table(pa.table({"label": [1], "text": ["w1"]}), tmp_path / "named" / "a.parquet")
     for folder in ("mixed", "more"):
         pq.write_table(pa.table({"id": [1], "text": ["w1"]}), tmp_path / folder / "a.parquet")

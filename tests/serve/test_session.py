@@ -15,11 +15,11 @@ from tiny_bundles import INPUT_NAMES, VOCABULARY, save_tiny_bundle, token_weight
 
 from serve.contract.bundle import DeviceName, read_bundle
 from serve.contract.errors import InputError
-from serve.cuda_graphs import MAX_GRAPH_TOKENS, MAX_GRAPHS, RecordingGate, RunThread, graph_shapes
-from serve.device_buffers import MAX_KEPT, DeviceBuffers
+from serve.gpu.cuda_graphs import MAX_GRAPH_TOKENS, MAX_GRAPHS, RecordingGate, RunThread, graph_shapes
+from serve.gpu.device_buffers import MAX_KEPT, DeviceBuffers
+from serve.gpu.tensorrt import PROVIDER, tensorrt_for
 from serve.providers import RELU, GpuOptions, cuda_libraries, preload_cuda_libraries
 from serve.session import Session, SessionPool, resolve_device
-from serve.tensorrt import PROVIDER, tensorrt_for
 
 PAD = VOCABULARY["[PAD]"]
 

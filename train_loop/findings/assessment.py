@@ -103,7 +103,7 @@ def assess(
     baselines = []
     if config.baselines and train is not None and main.split is not train:
         notify("Fitting simpler models to compare with ...")
-        baselines = compare(main, splits, train, config.threshold_scope, kind, config.seed)
+        baselines = compare(main, splits.get("validation"), train, config.threshold_scope, config.seed)
     footnotes = {name: FOOTNOTES[name] for name in splits if train is not None and name in FOOTNOTES}
     if headline in footnotes:
         warnings.append(f"The metrics are of the {headline} split: {footnotes[headline]}.")

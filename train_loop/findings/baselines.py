@@ -5,7 +5,7 @@ A transformer that hardly beats them costs more than it is worth, which nothing 
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ MAX_CHARACTERS = 10_000_000  # of the training rows, and of the rows that are co
 MAX_TARGETS = 1_500_000  # training rows x labels
 MAX_FEATURES = 200_000  # words and their pairs, and as many pieces of words
 NUM_RESAMPLES = 500
+ALL = slice(None)
 CONSTANT, LINEAR = "constant answer", "linear model of TF-IDF features"
 
 
@@ -67,54 +68,46 @@ class Baseline:
 
 
 def compare(
-    main: Predictions, splits: dict[str, Split], train: Split, scope: Any, kind: type[Predictions], seed: int
+    main: Predictions, validation: Split | None, train: Split, scope: Literal["label", "global"], seed: int
 ) -> list[Baseline]:
     """Return the baselines of a model's predictions, fitted on its training rows; the better one last.
 
     Thresholds of several labels, of the `scope`, are chosen on validation rows if there are any.
     """
-    generator = np.random.default_rng(seed)
-    columns, labels = main.text_columns, len(main.labels)
-    held_out = {"main": main.split} | ({"validation": splits["validation"]} if "validation" in splits else {})
-    rows = {name: _sample(split, columns, MAX_CHARACTERS, len(split), generator) for name, split in held_out.items()}
-    fitted = _sample(train, columns, MAX_CHARACTERS, max(1_000, MAX_TARGETS // labels), generator)
-    known = train.labels[fitted]
+    generator, kind, columns = np.random.default_rng(seed), type(main), main.text_columns
+    fitted = _sample(train, columns, max(1_000, MAX_TARGETS // len(main.labels)), generator)
+    rows = _sample(main.split, columns, len(main.split), generator)
+    split = main.split.take(rows, name=main.split.name, origin=main.split.origin)
+    mine = kind(split, main.classifier, columns, main.logits[rows])
+    texts, known = [_texts(train, fitted, columns), _texts(main.split, rows, columns)], train.labels[fitted]
     decision = dataclasses.replace(main.classifier.decision, thresholds=())  # the model's are of its own scores
     classifier = dataclasses.replace(main.classifier, temperature=1.0, decision=decision)
-    baselines = []
+    chosen_on = None
+    if validation is not None and classifier.problem_type == "multi_label_classification":
+        drawn = _sample(validation, columns, len(validation), generator)
+        chosen_on = validation.labels[drawn]
+        texts.append(_texts(validation, drawn, columns))
+    theirs = {}
     for name, fit in ((CONSTANT, _constant), (LINEAR, _linear)):
-        texts = [_texts(train, fitted, columns), *(_texts(held_out[each], rows[each], columns) for each in rows)]
-        found = dict(zip(rows, fit(texts, known, classifier), strict=True))
-        if "validation" in rows and classifier.problem_type == "multi_label_classification":
-            cuts, _ = decide(
-                classifier, found["validation"], splits["validation"].labels[rows["validation"]], scope=scope
+        logits = fit(texts, known, classifier)
+        if chosen_on is not None:
+            classifier = dataclasses.replace(
+                classifier, decision=decide(classifier, logits[1], chosen_on, scope=scope)[0]
             )
-            classifier = dataclasses.replace(classifier, decision=cuts)
-        compared = main.split.take(rows["main"], name=main.split.name, origin="")
-        theirs = kind(compared, classifier, columns, found["main"])
-        mine = kind(compared, main.classifier, columns, main.logits[rows["main"]])
-        values = _metrics(theirs, every := np.arange(len(compared)))
-        gains = _gains(mine, theirs, _metrics(mine, every), values, generator)
-        baselines.append(
-            Baseline(
-                name=name,
-                rows=len(compared),
-                training_rows=len(fitted),
-                metrics=values,
-                gains=gains,
-            )
-        )
-    first = COMPARED[classifier.problem_type][0]
-    return sorted(baselines, key=lambda each: each.metrics[first])
+        theirs[name] = kind(split, classifier, columns, logits[0])
+    gains = _gains(mine, theirs, generator)
+    baselines = [
+        Baseline(name=name, rows=len(rows), training_rows=len(fitted), metrics=_metrics(found), gains=gains[name])
+        for name, found in theirs.items()
+    ]
+    return sorted(baselines, key=lambda each: each.metrics[COMPARED[classifier.problem_type][0]])
 
 
-def _sample(
-    split: Split, columns: tuple[str, ...], max_characters: int, max_rows: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
+def _sample(split: Split, columns: tuple[str, ...], max_rows: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Return rows drawn at random, in order, of bounded number and length in all."""
     lengths = np.array([sum(map(len, texts)) for texts in split.texts(columns)], np.int64)
     drawn = generator.permutation(len(split))[:max_rows]
-    return np.sort(drawn[: max(1, int((lengths[drawn].cumsum() <= max_characters).sum()))])
+    return np.sort(drawn[: max(1, int((lengths[drawn].cumsum() <= MAX_CHARACTERS).sum()))])
 
 
 def _texts(split: Split, rows: NDArray[np.int64], columns: tuple[str, ...]) -> list[str]:
@@ -172,7 +165,7 @@ def _linear(texts: list[list[str]], known: NDArray[Any], classifier: Classifier)
     return logits
 
 
-def _metrics(found: Predictions, rows: NDArray[np.int64]) -> dict[str, float]:
+def _metrics(found: Predictions, rows: NDArray[np.int64] | slice = ALL) -> dict[str, float]:
     """Return the compared metrics on rows, which may be there several times."""
     kind = found.classifier.problem_type
     predicted, true = found.predicted[rows], found.split.labels[rows]
@@ -188,17 +181,22 @@ def _metrics(found: Predictions, rows: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _gains(
-    mine: Predictions,
-    theirs: Predictions,
-    my_values: dict[str, float],
-    their_values: dict[str, float],
-    generator: np.random.Generator,
-) -> dict[str, tuple[float, Interval]]:
-    def gain(my: dict[str, float], their: dict[str, float]) -> list[float]:
-        return [(their[name] - my[name]) if name in LOWER_IS_BETTER else (my[name] - their[name]) for name in my]
+    mine: Predictions, theirs: dict[str, Predictions], generator: np.random.Generator
+) -> dict[str, dict[str, tuple[float, Interval]]]:
+    """Return the gains of the trained model over each baseline, all on the same resamples of rows."""
 
-    num_rows = len(mine.split)
-    draws = (generator.integers(0, num_rows, num_rows) for _ in range(NUM_RESAMPLES))
-    samples = np.array([gain(_metrics(mine, rows), _metrics(theirs, rows)) for rows in draws])
-    found = gain(my_values, their_values)
-    return {name: (found[place], percentiles(samples[:, place])) for place, name in enumerate(my_values)}
+    def gains(rows: NDArray[np.int64] | slice) -> NDArray[np.float64]:  # [baselines, metrics]
+        own = _metrics(mine, rows)
+        others = [_metrics(found, rows) for found in theirs.values()]
+        signs = {name: -1.0 if name in LOWER_IS_BETTER else 1.0 for name in own}
+        return np.array([[signs[name] * (own[name] - other[name]) for name in own] for other in others])
+
+    num_rows, names = len(mine.split), COMPARED[mine.classifier.problem_type]
+    samples = np.array([gains(generator.integers(0, num_rows, num_rows)) for _ in range(NUM_RESAMPLES)])
+    found = gains(ALL)
+    return {
+        baseline: {
+            name: (float(found[row, column]), percentiles(samples[:, row, column])) for column, name in enumerate(names)
+        }
+        for row, baseline in enumerate(theirs)
+    }

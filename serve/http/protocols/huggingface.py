@@ -17,8 +17,8 @@ from serve.batching.ticket import Answer
 from serve.contract.labels import ProblemType, scores_from_logits
 from serve.encoder import Truncation
 from serve.http.protocols.native import TextOrPair, as_input
+from serve.http.protocols.schemas import LABEL_SCORE, array
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one, plain_error
-from serve.http.schemas import LABEL_SCORE, array
 
 PROTOCOL = "huggingface"
 FUNCTIONS: dict[str, ProblemType] = {

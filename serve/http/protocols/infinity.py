@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 from serve.batching.engine import Engine
 from serve.batching.request_errors import NotFound, RequestError
 from serve.batching.ticket import Answer
+from serve.http.protocols.schemas import INTEGER, LABEL_SCORE, TEXT, array, record, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
-from serve.http.schemas import INTEGER, LABEL_SCORE, TEXT, array, record, value
 
 PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"

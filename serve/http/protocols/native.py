@@ -13,8 +13,8 @@ from serve.batching.ticket import Answer, Outcome
 from serve.contract.errors import InputError
 from serve.encoder import TextInput
 from serve.http.explanation import explain
+from serve.http.protocols.schemas import BOOLEAN, INTEGER, LABEL_SCORE, NUMBER, TEXT, array, record, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
-from serve.http.schemas import BOOLEAN, INTEGER, LABEL_SCORE, NUMBER, TEXT, array, record, value
 
 PROTOCOL = "native"
 

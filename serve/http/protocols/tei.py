@@ -16,8 +16,8 @@ from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer
 from serve.batching.token_listing import Token, as_rows
 from serve.encoder import TextInput, Truncation, num_characters
+from serve.http.protocols.schemas import LABEL_SCORE, array, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
-from serve.http.schemas import LABEL_SCORE, array, value
 
 PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")

@@ -104,7 +104,7 @@ def test_a_folder_holds_the_answers_of_one_job(bundle: Path, rows: Path, tmp_pat
         (["--resume"], "--resume: not with a folder"),
         (["--rejects", "r.jsonl", "--input_format", "csv"], "--rejects, --input_format: not with a folder"),
         (["--output", "{rows}"], "pass another folder for the answers"),
-        (["--output", "{rows}/a.csv"], "is a folder; pass another folder as --output"),
+        (["--output", "{rows}/a.csv"], "a.csv is a file; pass another folder"),
     ],
 )
 def test_what_a_folder_cannot_have(

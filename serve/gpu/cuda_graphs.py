@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.errors import InputError
-from serve.device_buffers import Buffers, allocate
+from serve.gpu.device_buffers import Buffers, allocate
 
 T = TypeVar("T")
 

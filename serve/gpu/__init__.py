@@ -1,0 +1,1 @@
+"""What only a GPU has: recorded kernels, buffers on the device, TensorRT."""
