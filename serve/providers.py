@@ -39,7 +39,7 @@ class GpuOptions:
     gpu_memory_limit_mib: int | None = None
     """Most memory for weights and activations [MiB]; CUDA's own, a few hundred MiB, is not in it. None: no limit."""
     cuda_graphs: bool = False
-    """Record the kernels of the shapes in use before anything is answered, and replay them; see `serve.gpu.cuda_graphs`."""
+    """Record the kernels of the shapes in use before anything is answered; replay them (`serve.gpu.cuda_graphs`)."""
     tensorrt: TensorRT | None = None  # run on TensorRT, with CUDA for what it leaves
     max_length: int = 512  # longest input [tokens]; CUDA graphs are recorded up to it
 
