@@ -27,7 +27,7 @@ RECIPES = next(
 )
 """Recipes: next to this file in an installed package, next to the package in a clone."""
 QUICKSTART = "quickstart"
-FILE_FIELDS = ("train_file", "validation_file", "test_file")
+FILE_FIELDS = ("train_file", "validation_file", "test_file", "teacher_rows")
 SOURCE_FIELDS = ("dataset_name", "dataset_config", "dataset_revision", "delimiter", *FILE_FIELDS)
 LIST_FLAGS = ("--label_columns", "--label_names")  # those that also take names with commas between them
 DECISION_FLAGS = {"abstain", "threshold", "threshold_scope", "value_range"}

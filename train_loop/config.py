@@ -10,6 +10,7 @@ from serve.contract.decision import parse_abstain, parse_threshold
 from serve.contract.errors import InputError
 from serve.contract.field_limits import (
     AT_LEAST_1,
+    FRACTION,
     FRACTION_BELOW_1,
     NOT_NEGATIVE,
     POSITIVE,
@@ -25,17 +26,19 @@ from serve.contract.text import CleaningMode
 ClassWeights = Literal["none", "balanced", "sqrt", "effective"] | dict[str, float]
 LengthGrouping = Literal["window", "batch", "none"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+LossName = Literal["cross_entropy", "focal", "mse", "huber"]
 LabelMetric = Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"]
 SetMetric = Literal["micro_f1", "samples_f1", "subset_accuracy", "average_precision", "label_ranking_average_precision"]
 NumberMetric = Literal["spearman", "pearson", "r2", "rmse", "mae"]
 MetricName = Literal[LabelMetric, SetMetric, NumberMetric, "loss"]
-OF_STRATEGY: dict[str, LongTextStrategy] = {
-    "head_tokens": "head_tail",
-    "window_stride": "windows",
-    "max_windows": "windows",
-    "window_pooling": "windows",
+NEEDS = {
+    "head_tokens": "long_texts head_tail",
+    **dict.fromkeys(("window_stride", "max_windows", "window_pooling"), "long_texts windows"),
+    **dict.fromkeys(("teacher_rows", "distil_weight", "distil_temperature"), "teacher"),
+    "student_layer_choice": "student_layers",
+    "compile_mode": "compile true",
 }
-"""Field -> the strategy for long texts that it belongs to."""
+"""Field -> another, and perhaps its value, without which it has no effect."""
 LOWER_IS_BETTER = ("loss", "rmse", "mae")
 
 AT_LEAST_4_TOKENS = Limit(lambda value: value >= 4, "at least 4 tokens (special tokens included)")
@@ -141,7 +144,7 @@ class TrainConfig:
     """Gradients are clipped to this global 2-norm; null: no clipping."""
 
     # The loss
-    loss: Literal["cross_entropy", "focal", "mse", "huber"] | None = None
+    loss: LossName | None = None
     """focal multiplies each row's loss by (1 - p)^focal_gamma; mse and huber (delta 1) are of numbers, scaled to a
     standard deviation of 1; null: cross_entropy, of each label on its own if there are several, or mse."""
     focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0
@@ -153,6 +156,23 @@ class TrainConfig:
     """Fraction of the target spread over all classes, in [0, 1)."""
     dropout: Annotated[float | None, FRACTION_BELOW_1] = None
     """Every dropout probability of the model; null: the model's own."""
+
+    # A teacher, and a student made from the model
+    teacher: str | None = None
+    """Run directory, folder or Hub id of a classifier of the same labels, whose logits are learned too."""
+    teacher_rows: str | None = None
+    """File with texts, in the same columns, that only the teacher labels; training, validation and test texts in it are
+    left out."""
+    distil_weight: Annotated[float, FRACTION] = 0.5
+    """The teacher's share of the loss of a row that has a label."""
+    distil_temperature: Annotated[float, POSITIVE] = 2.0
+    """The logits of both are divided by it when they are compared."""
+    student_layers: Annotated[int | None, AT_LEAST_1] = None
+    """Layers of the model to keep; null: all."""
+    student_layer_choice: Literal["even", "importance"] = "even"
+    """even: evenly spaced, the last among them; importance: whose removal hurts least on validation rows."""
+    student_ffn: Annotated[int | None, AT_LEAST_1] = None
+    """Feed-forward units to keep in each layer, the most active ones; null: all."""
 
     # Answers
     abstain: str = "none"
@@ -244,6 +264,12 @@ class TrainConfig:
 def _problems(config: TrainConfig) -> Iterator[str]:
     """Yield everything that is wrong with a configuration, each with its remedy."""
     yield from out_of_range(config)
+    for field in dataclasses.fields(config):
+        needed, _, value = NEEDS.get(field.name, "").partition(" ")
+        if needed and getattr(config, field.name) != field.default:
+            found = getattr(config, needed)
+            if found is None or (value and str(found).lower() != value):
+                yield f"--{field.name} needs --{NEEDS[field.name]}"
     for check in (
         lambda: given_delimiter(config.delimiter),
         lambda: parse_abstain(config.abstain),
@@ -266,10 +292,6 @@ def _problems(config: TrainConfig) -> Iterator[str]:
 def _problems_of_rows(config: TrainConfig) -> Iterator[str]:
     if config.validation_fraction + config.test_fraction >= 1:
         yield "--validation_fraction and --test_fraction leave no rows to train on; their sum must be below 1"
-    usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name, strategy in OF_STRATEGY.items():
-        if getattr(config, name) != usual[name] and config.long_texts != strategy:
-            yield f"--{name} needs --long_texts {strategy}"
     for name in ("head_tokens", "window_stride"):
         tokens = getattr(config, name)
         if tokens is not None and config.max_length is not None and tokens >= config.max_length:
@@ -311,8 +333,6 @@ def _problems_of_steps(config: TrainConfig) -> Iterator[str]:
     is_of_numbers = config.loss in ("mse", "huber")
     if config.loss is not None and is_of_numbers != (config.problem_type == "regression"):
         yield f"--loss {config.loss} is for {'numbers; pass --problem_type regression' if is_of_numbers else 'labels'}"
-    if not config.compile and config.compile_mode != "default":
-        yield f"--compile_mode {config.compile_mode} needs --compile true"
     if config.compile and config.cuda_graphs:
         yield "--cuda_graphs records what --compile would replace; pass one (--compile_mode reduce-overhead has both)"
     if config.tf32 and (precision := config.mixed_precision) != "no":

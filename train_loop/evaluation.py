@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +27,7 @@ from train_loop.machine.threads import limit_spinning
 from train_loop.model.flags import ModelFlags
 
 if TYPE_CHECKING:
-    import numpy as np
     from accelerate import Accelerator
-    from numpy.typing import NDArray
     from rich.console import Console
     from transformers import PreTrainedTokenizerFast
 
@@ -130,22 +127,14 @@ def _model_folder(
     subject: _Subject, arguments: argparse.Namespace, accelerator: Accelerator, console: Console
 ) -> Iterator[Path]:
     """Yield the run's `model/`, or a folder like it that one process of each machine writes, and removes in the end."""
-    from train_loop.machine.processes import from_all_processes, local_main_process_first
-    from train_loop.model.existing import write_existing_model
+    from train_loop.model.existing import existing_model_folder
 
     if subject.run is not None:
         yield subject.run / "model"
         return
     console.print(f"Reading {subject.config.model_name} ...", highlight=False, markup=False)
-    with contextlib.ExitStack() as stack:
-        folder = ""
-        with local_main_process_first(accelerator):
-            if accelerator.is_local_main_process:
-                room = next(parent for parent in subject.results.parents if parent.is_dir())
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".model.", dir=room))
-                write_existing_model(Path(folder) / "model", subject.config, arguments.padding_side)
-        writer = accelerator.process_index - accelerator.local_process_index
-        yield Path(from_all_processes(accelerator, folder)[writer]) / "model"
+    with existing_model_folder(accelerator, subject.config, subject.results.parent, arguments.padding_side) as folder:
+        yield folder
 
 
 def _evaluate(
@@ -154,17 +143,14 @@ def _evaluate(
     from train_loop.findings.assessment import assess
     from train_loop.findings.results import print_results, write_results
     from train_loop.machine.processes import local_main_process_first, on_main_process
+    from train_loop.model.existing import as_read_by
     from train_loop.model.pretrained import read_served_tokenizer
+    from train_loop.steps.scoring import predict_splits
 
     classifier = read_classifier(model_folder)
     config = subject.config
     if subject.run is None:
-        labels, limit = list(classifier.labels), classifier.max_length
-        rule = dataclasses.asdict(classifier.long_texts)
-        rule |= {"long_texts": rule.pop("strategy"), "window_pooling": rule.pop("pooling")}
-        for name in ("head_tokens", "window_stride"):  # more than fits is the same as what fits
-            rule[name] = None if rule[name] is None else min(rule[name], limit - 1)
-        config = dataclasses.replace(config, cleaning=classifier.cleaning, label_names=labels, max_length=limit, **rule)
+        config = dataclasses.replace(as_read_by(classifier, config), label_names=list(classifier.labels))
     tokenizer = read_served_tokenizer(model_folder, classifier)
     with local_main_process_first(accelerator):  # the others find the tokens cached
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
@@ -173,7 +159,12 @@ def _evaluate(
             f"The run's data has changed since training ({fingerprint[:12]}, was {classifier.data_fingerprint[:12]}).",
             style="yellow",
         )
-    logits = _logits(accelerator, model_folder, config, classifier, tokenizer, splits, console)
+    console.print(
+        f"Running the model over {' and '.join(f'{len(each):,} rows of {name}' for name, each in splits.items())} ..."
+    )
+    limit = config.eval_max_tokens_per_forward
+    found = predict_splits(accelerator, model_folder, classifier, tokenizer, splits.values(), limit)
+    logits = dict(zip(splits, found, strict=True))
 
     def examine() -> None:
         assessment = assess(
@@ -262,37 +253,6 @@ def _rows(
     if missing:
         raise InputError(f"--split {missing[0]}: the run has no such split; choose one of {', '.join(data.splits)}")
     return {name: data.splits[name] for name in names}, data.train, data.fingerprint
-
-
-def _logits(
-    accelerator: Accelerator,
-    model_folder: Path,
-    config: TrainConfig,
-    classifier: Classifier,
-    tokenizer: PreTrainedTokenizerFast,
-    splits: dict[str, Split],
-    console: Console,
-) -> dict[str, NDArray[np.float32]]:
-    from transformers import AutoConfig
-
-    from serve.contract.long_texts import pool
-    from train_loop.model.masks import take_masks_as_given
-    from train_loop.model.weights import attention_on, load_finished_model
-    from train_loop.steps.feed import Collator
-    from train_loop.steps.scoring import predict_logits
-
-    attention = attention_on(accelerator.device, AutoConfig.from_pretrained(model_folder))
-    model = load_finished_model(model_folder, attention)
-    on_cuda = accelerator.device.type == "cuda"
-    omit_masks = on_cuda and take_masks_as_given(model, int(tokenizer.pad_token_id))  # before the model moves there
-    prepared = accelerator.prepare_model(model, evaluation_mode=True)
-    found, num_classes, limit = {}, len(classifier.labels), config.eval_max_tokens_per_forward
-    for name, split in splits.items():
-        console.print(f"Running the model over {name}, {len(split):,} rows ...", highlight=False)
-        collate = Collator(split, tokenizer, classifier.max_length, pinned=on_cuda, omit_masks=omit_masks)
-        of_windows = predict_logits(accelerator, prepared, num_classes, collate, limit)
-        found[name] = pool(of_windows, split.num_windows, classifier.long_texts.pooling)
-    return found
 
 
 def _results_folder(given: Path | None, default: Path) -> Path:

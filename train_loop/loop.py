@@ -220,6 +220,9 @@ def _one_pass(training: Training, batch: MicroBatch, denominator: Tensor) -> Ten
                 label_smoothing=config.label_smoothing,
                 focal_gamma=config.focal_gamma,
                 num_windows=batch.num_windows,
+                teacher_logits=batch.teacher_logits,
+                teacher_weights=batch.teacher_weights,
+                temperature=config.distil_temperature,
             )
             / denominator
         )
@@ -323,11 +326,11 @@ def _non_finite_message(training: Training, step: int, own_loss: float, loss: fl
     is_fine = math.isfinite(own_loss) and not math.isfinite(loss)
     mine = [] if is_fine else training.collate.rows_of(np.concatenate(rows)).tolist()
     suspects = sorted(set(itertools.chain.from_iterable(from_all_processes(training.accelerator, mine))))
-    numbers = [training.data.train.row_number(row) for row in suspects]
+    numbers = [training.learned.row_number(row) for row in suspects]
     what = "loss" if not math.isfinite(loss) else "gradient"
     return (
         f"step {step + 1}: the {what} is not finite (loss {loss}), so training stops before the update. Rows of "
-        f"the step in {training.data.train.origin}, counted from 1: {', '.join(map(str, numbers[:64]))}"
+        f"the step in {training.learned.origin}, counted from 1: {', '.join(map(str, numbers[:64]))}"
         f"{' ...' if len(numbers) > 64 else ''}. Look at those texts; then lower --learning_rate, set --max_grad_norm, "
         "or use --mixed_precision bf16 or no in a new run. The last checkpoint is unaffected"
     )

@@ -34,6 +34,8 @@ def _train(argv: Sequence[str]) -> None:
 
     from train_loop.command_line import parse_config
     from train_loop.defaults import with_defaults
+    from train_loop.distillation.student import as_student
+    from train_loop.distillation.teacher import with_teacher
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.machine.agreement import require_same_command, require_same_data
@@ -66,12 +68,14 @@ def _train(argv: Sequence[str]) -> None:
         data = load_data(config, tokenizer, max_length)
     print_data(console, data)
     config = with_defaults(config, data.problem_type)
+    data = with_teacher(config, accelerator, tokenizer, data, console)
     weights, start = loss_weights(config.class_weights, data)
 
     set_seed(config.seed)  # the new head is drawn from it, alike on every process
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
     model = load_model(config, data.labels, accelerator.device, report, start)
     fit_to_tokenizer(model, tokenizer, report)
+    model = as_student(model, config, accelerator, tokenizer, data, report)
     require_same_data(accelerator, data, model)
     with (
         open_run(config, accelerator) as run_directory,

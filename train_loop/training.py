@@ -23,7 +23,7 @@ from train_loop.machine.processes import on_main_process
 from train_loop.model.masks import take_masks_as_given
 from train_loop.model.weights import HeadStart, freeze_unused_parameters
 from train_loop.rows.data import Data, class_counts
-from train_loop.rows.split import Split
+from train_loop.rows.split import SoftTargets, Split
 from train_loop.run.checkpoint import CheckpointStore, Identity, TrainState
 from train_loop.run.directory import RunDirectory
 from train_loop.run.progress import Progress
@@ -60,11 +60,12 @@ class Training:
     """(rows, tokens of a row) of micro-batches that fitted into memory on every process along with AdamW's state."""
 
     def __post_init__(self) -> None:
-        self.collate = self.collator(self.data.train)
+        self.learned = self.data.learned
+        self.collate = self.collator(self.learned, self.data.teacher)
         weights = self.class_weights.cpu().double().numpy()  # MPS has no float64
-        self.row_weights = row_weights(weights, self.data.train.labels)  # [N]
+        self.row_weights = row_weights(weights, self.learned.labels)  # [N]
 
-    def collator(self, split: Split) -> Collator:
+    def collator(self, split: Split, teacher: SoftTargets | None = None) -> Collator:
         """Return the collator of a split, with standardized numbers."""
         if self.data.problem_type == "regression":
             split = dataclasses.replace(split, labels=(split.labels - self.data.offset) / self.data.scale)
@@ -75,6 +76,7 @@ class Training:
             self.pad_to_multiple_of,
             pinned=self.accelerator.device.type == "cuda",
             omit_masks=self.omit_masks,
+            teacher=teacher,
         )
 
     def zero_grad(self) -> None:
@@ -84,7 +86,7 @@ class Training:
     def plan(self, epoch: int) -> BatchPlan:
         """Return the optimizer steps of an epoch."""
         return BatchPlan(
-            self.data.train.lengths,
+            self.learned.lengths,
             self.row_weights,
             batch_size=self.config.batch_size,
             num_processes=self.accelerator.num_processes,
@@ -138,13 +140,13 @@ def build_training(
     console: Console,
 ) -> Training:
     """Return everything the loop needs; `weights` are of the classes [C]; call on all processes."""
-    num_steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
+    num_steps = config.epochs * math.ceil(len(data.learned) / config.batch_size)
     if config.max_steps is not None:
         num_steps = min(num_steps, config.max_steps)
     identity = Identity(
         parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
         labels=data.labels,
-        data_fingerprint=data.fingerprint,
+        data_fingerprint=data.fingerprint_of_learned,
         num_steps=num_steps,
     )
     dtype = next(model.parameters()).dtype

@@ -123,6 +123,8 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
 
     from train_loop.command_line import parse_config
     from train_loop.defaults import with_defaults
+    from train_loop.distillation.student import as_student
+    from train_loop.distillation.teacher import with_teacher
     from train_loop.machine.device import build_accelerator, fsdp_plugin
     from train_loop.machine.processes import local_main_process_first
     from train_loop.model.pretrained import load_tokenizer
@@ -141,8 +143,10 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
         data = load_data(config, tokenizer, max_length)
     set_seed(config.seed)
     config = with_defaults(config, data.problem_type)
+    data = with_teacher(config, accelerator, tokenizer, data, build_console(quiet=True))
     weights, start = loss_weights(config.class_weights, data)
-    model = load_model(config, data.labels, accelerator.device, start=start).to(dtype)
+    model = load_model(config, data.labels, accelerator.device, start=start)
+    model = as_student(model, config, accelerator, tokenizer, data, print).to(dtype)
     console = build_console(quiet=True)
     run = open_run(config, accelerator)
     return build_training(config, accelerator, model, tokenizer, data, weights, run, console)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from distributed import on_processes
 from labelled_rows import labelled_rows
+from teachers import save_teacher
 from tiny_models import save_tiny_model
 
 from train_loop.machine import processes
@@ -101,6 +102,13 @@ def test_neither_do_long_texts_in_windows(argv: list[str], tmp_path: Path, more:
         (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     in_windows = ["--long_texts=windows", "--max_length=7", *more]
     require_the_same_however_cut([*argv, *in_windows])
+
+
+def test_neither_does_a_teacher_with_rows_of_its_own(argv: list[str], tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", ["bad", "good"])
+    new = tmp_path / "new.csv"
+    new.write_text("\n".join(["text", *(" ".join(["w1 w2"] * (1 + number)) for number in range(3))]) + "\n")
+    require_the_same_however_cut([*argv, f"--teacher={teacher}", f"--teacher_rows={new}"])
 
 
 def test_gradients_agree_in_float32(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ from train_loop.config import BY_NAME, TrainConfig
 from train_loop.machine.processes import all_gather_patiently
 from train_loop.rows.data import Data
 
-OWN_FIELDS = {*SOURCE_FIELDS, "model_name", "model_revision", "output_dir", "resume"}
+OWN_FIELDS = {*SOURCE_FIELDS, "model_name", "model_revision", "teacher", "output_dir", "resume"}
 """Fields with places, which may differ over machines: what is found there is compared."""
 PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "tokenizers", "numpy")
 
@@ -42,7 +42,7 @@ def require_same_data(accelerator: Accelerator, data: Data, model: PreTrainedMod
     lengths = hashlib.sha256(b"".join(split.lengths.tobytes() for split in data.splits.values()))
     places = ("_name_or_path", "transformers_version")
     facts: dict[str, Any] = {f"{name} rows": len(split) for name, split in data.splits.items()}
-    facts |= {"data fingerprint": data.fingerprint[:12], "lengths in tokens": lengths.hexdigest()[:12]}
+    facts |= {"data fingerprint": data.fingerprint_of_learned[:12], "lengths in tokens": lengths.hexdigest()[:12]}
     facts |= {f"model's {name}": value for name, value in model.config.to_dict().items() if name not in places}
     _require_same(accelerator, facts, "Copy the rows, in one order, and the model from one machine to the others")
 

@@ -1,9 +1,13 @@
 """A classifier that was trained elsewhere, written as a run's `model/`: weights, tokenizer and contract."""
 
+import contextlib
 import dataclasses
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from accelerate import Accelerator
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Tokenizer
@@ -13,6 +17,7 @@ from serve.contract.bundle import BUNDLE_FILE, TOKENIZER_FILE
 from serve.contract.classifier import CLASSIFIER_FILE, Classifier, Side, read_classifier
 from serve.contract.errors import InputError
 from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.machine.processes import from_all_processes, local_main_process_first
 from train_loop.model.folder import write_model
 from train_loop.model.padding import fitting_padding_side, pad_on
 from train_loop.model.pretrained import load_model_config, load_tokenizer, resolve_model, stated_limits
@@ -69,6 +74,31 @@ def write_existing_model(folder: Path, config: TrainConfig, padding_side: Side |
         backend.enable_truncation(contract.max_length, direction=contract.truncation_side)
         backend.save(str(folder / TOKENIZER_FILE))
     return contract
+
+
+@contextlib.contextmanager
+def existing_model_folder(
+    accelerator: Accelerator, config: TrainConfig, room: Path, padding_side: Side | None = None
+) -> Iterator[Path]:
+    """Yield a folder like a run's `model/`, which one process of each machine writes below `room`, and removes."""
+    with contextlib.ExitStack() as stack:
+        folder = ""
+        with local_main_process_first(accelerator):
+            if accelerator.is_local_main_process:
+                there = next(parent for parent in (room, *room.parents) if parent.is_dir())
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".model.", dir=there))
+                write_existing_model(Path(folder) / "model", config, padding_side)
+        writer = accelerator.process_index - accelerator.local_process_index
+        yield Path(from_all_processes(accelerator, folder)[writer]) / "model"
+
+
+def as_read_by(classifier: Classifier, config: TrainConfig) -> TrainConfig:
+    """Return a configuration whose texts are cleaned and cut as a classifier wants them."""
+    limit, rule = classifier.max_length, dataclasses.asdict(classifier.long_texts)
+    rule |= {"long_texts": rule.pop("strategy"), "window_pooling": rule.pop("pooling")}
+    for name in ("head_tokens", "window_stride"):  # more than fits is the same as what fits
+        rule[name] = None if rule[name] is None else min(rule[name], limit - 1)
+    return dataclasses.replace(config, cleaning=classifier.cleaning, max_length=limit, **rule)
 
 
 def read_existing_model(config: TrainConfig) -> tuple[PretrainedConfig, Classifier | None]:

@@ -83,7 +83,7 @@ def load_model(
         elif not is_kept and start.log_odds is not None and layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(start.log_odds))
             report("It begins at the log-odds of the labels in the training rows.")
-    _keep_logits_precise(model)
+    keep_logits_precise(model)
     return model
 
 
@@ -166,7 +166,7 @@ def load_finished_model(folder: Path, attention: str | None) -> PreTrainedModel:
             "or train again from this folder: --model_name"
         )
     assert isinstance(model, PreTrainedModel)
-    _keep_logits_precise(model)
+    keep_logits_precise(model)
     return model
 
 
@@ -179,7 +179,7 @@ class FullPrecisionLinear(nn.Linear):
             return functional.linear(values.to(self.weight.dtype), self.weight, self.bias)
 
 
-def _keep_logits_precise(model: PreTrainedModel) -> None:
+def keep_logits_precise(model: PreTrainedModel) -> None:
     """Compute the logits in float32 under autocast.
 
     Half precision would round logits to 3 digits (bf16): rows tie, and calibration is coarse.

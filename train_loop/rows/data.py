@@ -25,7 +25,7 @@ from train_loop.rows.label_codes import OTHER_COLUMN, encode_known_labels, encod
 from train_loop.rows.label_sets import encode_known_label_sets, encode_label_sets, is_list
 from train_loop.rows.numbers import encode_numbers
 from train_loop.rows.sources import read_sources
-from train_loop.rows.split import Labels, Split
+from train_loop.rows.split import Labels, SoftTargets, Split
 from train_loop.rows.tokens import tokenize
 
 
@@ -41,10 +41,25 @@ class Data:
     offset: float = 0.0
     scale: float = 1.0
     """Numbers: mean and standard deviation of the training rows; the model learns (number - offset) / scale."""
+    teacher: SoftTargets | None = None  # what a teacher answers to the rows of `learned`
+    taught: Split | None = None  # rows that only the teacher labels
 
     @property
     def train(self) -> Split:
         return self.splits["train"]
+
+    @property
+    def learned(self) -> Split:
+        """The rows that the model learns from: the training rows, and those that only the teacher labels."""
+        return self.train if self.taught is None else self.train.with_rows(self.taught)
+
+    @property
+    def fingerprint_of_learned(self) -> str:
+        """Hash of the data, and of what a teacher adds to it."""
+        if self.teacher is None:
+            return self.fingerprint
+        more = b"" if self.taught is None else self.taught.text_hashes.tobytes()
+        return hashlib.sha256(f"{self.fingerprint} {self.teacher.fingerprint} ".encode() + more).hexdigest()
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_length: int) -> Data:
@@ -56,7 +71,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
     """
     sources = read_sources(config)
     for split, rows in sources.items():
-        _check_texts(rows, config, f"{split} split", origin_of(config, split))
+        check_texts(rows, config, f"{split} split", origin_of(config, split))
     problem_type = problem_type_of(config, sources["train"])
     codes: Mapping[str, Labels]
     if problem_type == "single_label_classification":
@@ -67,7 +82,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, max_lengt
         labels = (config.label_column,)
         codes = {split: encode_numbers(rows, config, f"{split} split") for split, rows in sources.items()}
     splits = {
-        split: _build_split(rows, codes[split], split, origin_of(config, split), config, tokenizer, max_length)
+        split: build_split(rows, codes[split], split, origin_of(config, split), config, tokenizer, max_length)
         for split, rows in sources.items()
     }
     splits = complete_splits(splits, labels, config)
@@ -114,7 +129,7 @@ def load_labelled_file(
         InputError: see `sources.py`; also a null or non-text value, or a label unknown to the model.
     """
     rows = read_file(path, config.columns, config.delimiter)
-    _check_texts(rows, config, str(path), str(path))
+    check_texts(rows, config, str(path), str(path))
     codes: Labels
     if problem_type == "single_label_classification":
         codes = encode_known_labels(rows, config, labels, str(path), remedies)
@@ -122,10 +137,10 @@ def load_labelled_file(
         codes = encode_known_label_sets(rows, config, labels, str(path), remedies)
     else:
         codes = encode_numbers(rows, config, str(path))
-    return _build_split(rows, codes, stem_of(path), str(path), config, tokenizer, max_length)
+    return build_split(rows, codes, stem_of(path), str(path), config, tokenizer, max_length)
 
 
-def _build_split(
+def build_split(
     rows: datasets.Dataset,
     codes: Labels,
     name: str,
@@ -134,6 +149,7 @@ def _build_split(
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
 ) -> Split:
+    """Return rows as a split; `codes` is what is known of them, as in `Split.labels`."""
     tokens = tokenize(rows, config, tokenizer, max_length)
     return Split(
         name=name,
@@ -156,7 +172,8 @@ def _num_windows(tokens: datasets.Dataset) -> NDArray[np.int32]:
     return counts
 
 
-def _check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin: str) -> None:
+def check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin: str) -> None:
+    """Check that there are rows, and that all of them have their texts; raises InputError."""
     if len(rows) == 0:
         raise InputError(f"{where}: no rows in {origin}")
     for name in config.text_columns:

@@ -19,6 +19,24 @@ def names_of(given: NDArray[np.bool_], labels: Sequence[str]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SoftTargets:
+    """What a teacher answers to the rows of a split, in their order."""
+
+    fingerprint: str  # hash of the teacher
+    stored: NDArray[np.float32]  # its logits of some texts [S, C], memory-mapped
+    places: NDArray[np.int64]  # of each row in `stored` [N]
+    order: NDArray[np.int64]  # column of each of the run's labels [C]
+    offset: float  # the run learns from (logit - offset) / scale: the teacher's temperature,
+    scale: float  # or how numbers are standardized
+    weights: NDArray[np.float32]  # the teacher's share of each row's loss [N]: 1 for a row without a label
+
+    def logits_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the teacher's logits of rows [B, C]."""
+        found: NDArray[np.float32] = (self.stored[self.places[rows]][:, self.order] - self.offset) / self.scale
+        return found.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
     """The rows of one split; every array is [N], in the same order."""
 
@@ -60,6 +78,22 @@ class Split:
         """Return the texts of some rows, in the order of the columns."""
         batch = self.rows[np.asarray(rows, np.int64)]
         return list(zip(*(batch[column] for column in columns), strict=True))
+
+    def with_rows(self, other: Self) -> Self:
+        """Return these rows and then another split's; their numbers in the source go on."""
+        arrays = ("num_windows", "labels", "lengths", "truncated", "text_hashes")
+        joined: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
+        more = self.source_rows.max(initial=-1) + 1 + other.source_rows
+        shared = [name for name in self.rows.column_names if name in other.rows.column_names]
+        first, second = self.rows.select_columns(shared), other.rows.select_columns(shared)
+        return dataclasses.replace(
+            self,
+            origin=f"{self.origin} and, after them, {other.origin}",
+            rows=datasets.concatenate_datasets([first, second.cast(first.features)]),
+            tokens=datasets.concatenate_datasets([self.tokens, other.tokens]),
+            source_rows=np.concatenate([self.source_rows, more]),
+            **joined,
+        )
 
     def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> Self:
         """Return the rows at `indices` as a split called `name`."""

@@ -189,9 +189,9 @@ class CheckpointStore:
             )
         if found["data_fingerprint"] != expected["data_fingerprint"]:
             raise InputError(
-                f"{path}: the checkpoint is of other rows (data_fingerprint {found['data_fingerprint']} there, "
-                f"{expected['data_fingerprint']} here), so its next rows are unknown; restore the data, or start a new "
-                "run"
+                f"{path}: the checkpoint is of other rows or another teacher (data_fingerprint "
+                f"{found['data_fingerprint']} there, {expected['data_fingerprint']} here), so its next rows are "
+                "unknown; restore them, or start a new run"
             )
         before, now = found["num_steps"], expected["num_steps"]
         if now < before or (now > before and (self.extends_after is None or num_updates < self.extends_after)):

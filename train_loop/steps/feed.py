@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from train_loop.rows.flat_tokens import FlatTokens, within
-from train_loop.rows.split import Split
+from train_loop.rows.split import SoftTargets, Split
 from train_loop.steps.plan import Rows, StepPlan
 
 
@@ -23,13 +23,12 @@ class MicroBatch:
 
     rows: Rows  # indices of the rows in the split, or of its windows [B]
     packed: Tensor
-    """All numbers of the micro-batch: one input after the other, the labels, and perhaps numbers of windows; int64. A
-    single copy moves them."""
+    """All numbers of the micro-batch: one input after the other, then what belongs to its rows; int64, where a float
+    leaves the bits of a float32. A single copy moves them."""
     names: tuple[str, ...]  # names of the inputs, in that order
-    labels_per_row: int = 1
-    """Places that the labels of a row take; 0 for a number, whose place holds the bits of a float32."""
+    own: tuple[tuple[str, int], ...] = (("labels", 1),)  # (name, numbers per row) of what belongs to the rows
+    labels_are_numbers: bool = False  # floats to predict
     is_filler: bool = False  # true if the pass only keeps the processes in sync; its loss counts 0
-    has_windows: bool = False  # whether texts may have several windows, which share the weight of their text
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -39,21 +38,45 @@ class MicroBatch:
     @property
     def labels(self) -> Tensor:
         """Class numbers [B] int64, which labels each row has [B, C] int64, or numbers [B] float32."""
-        labels = self._parts[len(self.names)]
-        if self.labels_per_row == 0:
-            return labels.to(torch.int32).view(torch.float32)
-        return labels if self.labels_per_row == 1 else labels.view(len(self.rows), -1)
+        labels = self._own["labels"]
+        if self.labels_are_numbers:
+            return _floats(labels)
+        return labels if dict(self.own)["labels"] == 1 else labels.view(len(self.rows), -1)
 
     @property
     def num_windows(self) -> Tensor | None:
         """Windows of the text that each window is of [B] int64; None where every text has one."""
-        return self._parts[-1] if self.has_windows else None
+        return self._own.get("num_windows")
+
+    @property
+    def teacher_logits(self) -> Tensor | None:
+        """What the teacher answers [B, C] float32; None without one."""
+        logits = self._own.get("teacher_logits")
+        return None if logits is None else _floats(logits).view(len(self.rows), -1)
+
+    @property
+    def teacher_weights(self) -> Tensor | None:
+        """The teacher's share of each row's loss [B] float32, in [0, 1]; None without one."""
+        weights = self._own.get("teacher_weights")
+        return None if weights is None else _floats(weights)
+
+    @property
+    def _own(self) -> dict[str, Tensor]:
+        return dict(zip(dict(self.own), self._parts[len(self.names) :], strict=True))
 
     @functools.cached_property
     def _parts(self) -> tuple[Tensor, ...]:
-        others = [len(self.rows) * max(1, self.labels_per_row), *[len(self.rows)] * self.has_windows]
-        size = (self.packed.numel() - sum(others)) // len(self.names)
-        return self.packed.split_with_sizes([*[size] * len(self.names), *others])
+        sizes = [len(self.rows) * each for _, each in self.own]
+        size = (self.packed.numel() - sum(sizes)) // len(self.names)
+        return self.packed.split_with_sizes([*[size] * len(self.names), *sizes])
+
+
+def _floats(bits: Tensor) -> Tensor:
+    return bits.to(torch.int32).view(torch.float32)
+
+
+def _bits(numbers: NDArray[np.floating]) -> NDArray[np.int32]:
+    return np.ascontiguousarray(numbers, np.float32).view(np.int32)
 
 
 class Collator:
@@ -66,6 +89,7 @@ class Collator:
         pad_to_multiple_of: round lengths up; 8 suits tensor cores in half precision.
         pinned: build micro-batches in pinned memory, from which CUDA copies while the CPU goes on.
         omit_masks: give no attention mask to micro-batches without padding (see `model/masks.py`).
+        teacher: what a teacher answers to the rows.
     """
 
     def __init__(
@@ -77,12 +101,12 @@ class Collator:
         *,
         pinned: bool = False,
         omit_masks: bool = False,
+        teacher: SoftTargets | None = None,
     ) -> None:
-        labels = split.labels
-        self._labels_per_row = int(labels.dtype.kind != "f") if labels.ndim == 1 else labels.shape[1]
-        if not self._labels_per_row:
-            labels = labels.astype(np.float32).view(np.int32)
+        self._labels_are_numbers = split.labels.dtype.kind == "f"
+        labels = _bits(split.labels) if self._labels_are_numbers else split.labels
         self._labels: NDArray[Any] = labels.reshape(len(labels), -1)
+        self._teacher = teacher
         self._tokens = FlatTokens(split.tokens)
         self.lengths = self._tokens.lengths.astype(np.int32)  # tokens of each window [M]
         rounded = -(-self.lengths // pad_to_multiple_of) * pad_to_multiple_of
@@ -117,23 +141,32 @@ class Collator:
         names = self._tokens.names
         with_mask = is_padded or not self._omit_masks
         # torch's allocator keeps pinned memory for reuse, and not before a copy from it is done.
-        own = [self._labels[self.rows_of(rows)].ravel()]
-        if self.num_windows is not None:
-            own.append(self.num_windows[self.rows_of(rows)])
-        num_labels = sum(map(len, own))
-        num_values = (len(names) + with_mask) * len(rows) * width + num_labels
+        own = self._own_of(self.rows_of(rows))
+        num_own = sum(each.size for each in own.values())
+        num_values = (len(names) + with_mask) * len(rows) * width + num_own
         packed = torch.empty(num_values, dtype=torch.int64, pin_memory=self._pinned)
         flat = packed.numpy()
-        inputs = flat[: num_values - num_labels].reshape(-1, len(rows), width)
+        inputs = flat[: num_values - num_own].reshape(-1, len(rows), width)
         for name, padded in zip(names, inputs, strict=False):
             padded[...] = self._tokens.gather(name, rows, places)
             if is_padded:
                 np.copyto(padded, self._padding[name], where=is_padding)
         if with_mask:
             inputs[-1] = ~is_padding if is_padded else 1
-        np.concatenate(own, out=flat[num_values - num_labels :], casting="same_kind")
+        np.concatenate([each.ravel() for each in own.values()], out=flat[num_values - num_own :], casting="same_kind")
         names = (*names, "attention_mask") if with_mask else names
-        return MicroBatch(rows, packed, names, self._labels_per_row, is_filler, self.num_windows is not None)
+        sizes = tuple((name, each.size // len(rows)) for name, each in own.items())
+        return MicroBatch(rows, packed, names, sizes, self._labels_are_numbers, is_filler)
+
+    def _own_of(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """Return what belongs to rows [B] besides their tokens: name -> [B] or [B, numbers per row]."""
+        own: dict[str, NDArray[Any]] = {"labels": self._labels[rows]}
+        if self.num_windows is not None:
+            own["num_windows"] = self.num_windows[rows]
+        if self._teacher is not None:
+            own["teacher_logits"] = _bits(self._teacher.logits_of(rows))
+            own["teacher_weights"] = _bits(self._teacher.weights[rows])
+        return own
 
 
 class StepFeed:

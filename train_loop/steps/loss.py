@@ -13,7 +13,6 @@ of a long text share its loss and weight: however long it is, it counts once.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from serve.contract.errors import InputError
-from train_loop.config import ClassWeights
+from train_loop.config import ClassWeights, LossName
 from train_loop.rows.split import Labels
 
 EFFECTIVE_BETA = 0.9999
@@ -85,10 +84,13 @@ def loss_sum(
     labels: Tensor,
     weights: Tensor,
     *,
-    kind: Literal["cross_entropy", "focal", "mse", "huber"] | None = "cross_entropy",
+    kind: LossName | None = "cross_entropy",
     label_smoothing: float = 0.0,
     focal_gamma: float = 2.0,
     num_windows: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+    teacher_weights: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return the numerator of the step's loss over these rows: a scalar, at least float32.
 
@@ -101,12 +103,15 @@ def loss_sum(
             target moves towards one half.
         focal_gamma: exponent of the focal loss.
         num_windows: how many windows share the loss of each row's text [B]; None: one.
+        teacher_logits: what a teacher answers [B, C]; None: there is none.
+        teacher_weights: its share of each row's loss [B]: (1 - share) * loss + share * divergence from the teacher.
+        temperature: both's logits are divided by it in the divergence, whose gradient is kept as large.
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    if kind in ("mse", "huber"):
-        error = functional.mse_loss if kind == "mse" else functional.huber_loss
-        losses = error(logits.squeeze(1), labels.to(logits.dtype), reduction="none")  # [B]
+    is_of_numbers = kind in ("mse", "huber")
+    if is_of_numbers:
+        losses = _errors(logits, labels.to(logits.dtype), kind)
     elif labels.ndim == 2:
         has_label = labels.to(logits.dtype)
         losses = functional.binary_cross_entropy_with_logits(
@@ -127,6 +132,34 @@ def loss_sum(
         # 1 - p, not rounded to 0 for p close to 1: at 0 itself, a gamma below 1 has no gradient.
         p_others = (-torch.expm1(log_p_true)).clamp(min=torch.finfo(logits.dtype).tiny)
         losses = losses * p_others.pow(focal_gamma)
+    if teacher_logits is not None and teacher_weights is not None:
+        shares = teacher_weights.to(logits.dtype).reshape(-1, *[1] * (losses.ndim - 1))
+        row_weight = weights.to(logits.dtype)[labels] if labels.ndim == 1 and not is_of_numbers else 1.0
+        soft = row_weight * _divergences(logits, teacher_logits.to(logits.dtype), labels, kind, temperature)
+        losses = torch.lerp(losses, soft, shares)
     if num_windows is not None:
         losses = losses / num_windows.reshape(-1, *[1] * (losses.ndim - 1))
     return losses.sum()
+
+
+def _errors(logits: Tensor, numbers: Tensor, kind: LossName | None) -> Tensor:
+    """Return each row's error [B]."""
+    error = functional.mse_loss if kind == "mse" else functional.huber_loss
+    return error(logits.squeeze(1), numbers, reduction="none")
+
+
+def _divergences(logits: Tensor, teacher: Tensor, labels: Tensor, kind: LossName | None, temperature: float) -> Tensor:
+    """Return how far a model's answers are from a teacher's: [B], or [B, C] for several labels.
+
+    The Kullback-Leibler divergence, times the square of the temperature (Hinton et al. 2015, arXiv 1503.02531); for
+    numbers the usual loss.
+    """
+    if kind in ("mse", "huber"):
+        return _errors(logits, teacher.squeeze(1), kind)
+    own, given = logits / temperature, teacher / temperature
+    if labels.ndim == 2:
+        p_given = given.sigmoid()
+        cross = functional.binary_cross_entropy_with_logits(own, p_given, reduction="none")
+        return temperature**2 * (cross - functional.binary_cross_entropy_with_logits(given, p_given, reduction="none"))
+    own, given = own.log_softmax(-1), given.log_softmax(-1)
+    return temperature**2 * functional.kl_div(own, given, reduction="none", log_target=True).sum(-1)

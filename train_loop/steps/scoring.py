@@ -1,6 +1,8 @@
 """Logits and metrics of a split: every row exactly once on any number of processes, or an error (promise T2)."""
 
 from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,15 +11,20 @@ from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from serve.contract.classifier import Classifier
 from serve.contract.labels import scores_from_logits
+from serve.contract.long_texts import pool
 from train_loop.machine.device import is_out_of_memory
 from train_loop.machine.processes import from_all_processes
 from train_loop.metrics.classes import ClassificationMetrics
 from train_loop.metrics.label_sets import label_set_metrics
 from train_loop.metrics.numbers import number_metrics
 from train_loop.metrics.probabilities import log_loss
-from train_loop.rows.split import Labels
+from train_loop.model.masks import take_masks_as_given
+from train_loop.model.weights import attention_on, load_finished_model
+from train_loop.rows.split import Labels, Split
 from train_loop.steps.feed import Collator, MicroBatch, StepFeed, to_device
 from train_loop.steps.outcome import HostCopy
 from train_loop.steps.plan import Rows, evaluation_plan
@@ -83,6 +90,30 @@ def predict_logits(
     empty = (np.empty(0, np.int64), np.empty((0, num_classes), np.float32))
     mine = (np.concatenate(rows), np.concatenate(outputs)) if rows else empty
     return _in_row_order(from_all_processes(accelerator, mine), len(collate.widths), num_classes)
+
+
+def predict_splits(
+    accelerator: Accelerator,
+    folder: Path,
+    classifier: Classifier,
+    tokenizer: PreTrainedTokenizerFast,
+    splits: Iterable[Split],
+    max_tokens: int,
+) -> Iterator[NDArray[np.float32]]:
+    """Load a finished `model/`, and yield its logits of the rows of each split [N, C], on every process.
+
+    Raises:
+        InputError: the folder has other weights than a run left there.
+    """
+    attention = attention_on(accelerator.device, AutoConfig.from_pretrained(folder))
+    model = load_finished_model(folder, attention)
+    on_cuda = accelerator.device.type == "cuda"
+    omit_masks = on_cuda and take_masks_as_given(model, int(tokenizer.pad_token_id))  # before the model moves there
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    for split in splits:
+        collate = Collator(split, tokenizer, classifier.max_length, pinned=on_cuda, omit_masks=omit_masks)
+        of_windows = predict_logits(accelerator, prepared, len(classifier.labels), collate, max_tokens)
+        yield pool(of_windows, split.num_windows, classifier.long_texts.pooling)
 
 
 def _forward(

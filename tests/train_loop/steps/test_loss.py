@@ -231,3 +231,48 @@ def test_the_weight_of_a_text_does_not_depend_on_its_length(kind: str) -> None:
     windows = [each.repeat_interleave(num_windows, dim=0) for each in (logits, labels)]
     found = loss_sum(*windows, weights, num_windows=num_windows.repeat_interleave(num_windows), **options)
     torch.testing.assert_close(found, loss_sum(logits, labels, weights, **options), rtol=1e-12, atol=0)
+
+
+# A teacher
+
+
+def test_the_divergence_from_a_teacher_is_kl_at_the_temperature() -> None:
+    logits, labels, weights = random_rows()
+    teacher, shares = logits.flip(0), torch.linspace(0, 1, 13, dtype=torch.float64)
+    found = loss_sum(
+        logits, labels, weights, teacher_logits=teacher, teacher_weights=shares, temperature=2.0, label_smoothing=0.1
+    )
+    expected = 0.0
+    for row in range(13):
+        p, q = (values[row].div(2).softmax(0).numpy() for values in (teacher, logits))
+        divergence = 4 * float((p * np.log(p / q)).sum())
+        hard = float(loss_sum(logits[row : row + 1], labels[row : row + 1], weights, label_smoothing=0.1))
+        share, weight = float(shares[row]), float(weights[labels[row]])
+        expected += (1 - share) * hard + share * weight * divergence
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_divergence_of_several_labels_is_that_of_each() -> None:
+    logits, _, weights = random_rows()
+    teacher, shares, labels = logits.flip(0), torch.ones(13, dtype=torch.float64), (logits > 1).long()
+    found = loss_sum(logits, labels, weights, teacher_logits=teacher, teacher_weights=shares, temperature=3.0)
+    p, q = teacher.div(3).sigmoid().numpy(), logits.div(3).sigmoid().numpy()
+    assert float(found) == pytest.approx(9 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["mse", "huber"])
+def test_a_teacher_of_numbers_is_learned_like_a_number(kind: Any) -> None:
+    logits = random_rows()[0][:, :1]
+    teacher, ones = logits.flip(0), torch.ones(13, dtype=torch.float64)
+    arguments: dict[str, Any] = {"weights": torch.ones(1), "kind": kind}
+    found = loss_sum(logits, torch.zeros(13), **arguments, teacher_logits=teacher, teacher_weights=ones)
+    assert torch.equal(found, loss_sum(logits, teacher[:, 0], **arguments))
+
+
+def test_a_student_that_answers_as_its_teacher_has_no_loss_and_no_gradient() -> None:
+    logits, labels, weights = random_rows()
+    own = logits.clone().requires_grad_()
+    loss = loss_sum(own, labels, weights, teacher_logits=logits, teacher_weights=torch.ones(13), temperature=2.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-12)
+    assert float(own.grad.abs().max()) < 1e-12  # type: ignore[union-attr]
