@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,14 @@ def test_the_hub_reads_the_card() -> None:
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 7
     assert "\n".join(table) in card.text, "a blank line would end the table"
+
+
+def test_the_card_says_what_a_student_learned_from() -> None:
+    assessment = assessed()
+    assert "taught by" not in render_model_card(assessment, 128, 7)
+    config = dataclasses.replace(assessment.config, teacher="runs/big", distil_weight=0.9, student_layers=3)
+    card = render_model_card(dataclasses.replace(assessment, config=config), 128, 7)
+    assert "taught by `runs/big` (0.9 of the loss, temperature 2.0), 3 layers of that model; the best" in card
 
 
 class Hub:
