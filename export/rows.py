@@ -14,7 +14,8 @@ from serve.contract.labels import match_labels
 from serve.contract.rows.file import RowFile, given_delimiter, row_format
 from serve.contract.rows.reader import open_rows
 from serve.encoder import TextInput
-from train_loop.rows.export_samples import NUM_ROWS, strata, stratified_sample
+from train_loop.rows.cuts import strata, stratified_sample
+from train_loop.rows.export_samples import NUM_ROWS
 from train_loop.rows.numbers import as_number
 
 NUM_CALIBRATION, NUM_PROOF = NUM_ROWS["train"], NUM_ROWS["validation"]

@@ -75,6 +75,8 @@ class TrainConfig:
     """Fraction of the training rows to hold out, stratified by label, if there is no validation split."""
     test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """The same for a missing test split; 0: no test split."""
+    max_train_rows: Annotated[int | None, AT_LEAST_1] = None
+    """Training rows to use, drawn by label; null: all. More of them hold those that fewer do."""
     delimiter: str | None = None
     """Character between the fields of csv files, such as ";"; null: a comma, and a tab in tsv."""
     text_column: str = "text"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
 from train_loop.rows.sources import SPLITS
-from train_loop.rows.split import Split
+from train_loop.rows.split import Labels, Split
 
 MAX_RANGES = 10  # ranges of numbers, with as many rows each, that held-out rows are cut from alike
 
@@ -21,7 +21,7 @@ def origin_of(config: TrainConfig, split: str) -> str:
 
 
 def complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: TrainConfig) -> dict[str, Split]:
-    """Cut the splits that the source lacks from the training rows."""
+    """Cut the splits that the source lacks from the training rows, and draw those to train on."""
     given = splits
     splits = dict(splits)
     total = len(splits["train"])
@@ -37,6 +37,10 @@ def complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: T
         origin = f"{fraction:.0%} of {origin_of(config, 'train')}, stratified, seed {config.seed}"
         splits[name] = train.take(cut, name=name, origin=origin)
         splits["train"] = train.take(kept, name="train", origin=train.origin)
+    if config.max_train_rows is not None:
+        train = splits["train"]
+        chosen = stratified_sample(strata(train.labels), config.max_train_rows, config.seed)
+        splits["train"] = train.take(chosen, name="train", origin=f"{len(chosen):,} rows of {train.origin}")
     return {name: splits[name] for name in SPLITS if name in splits}
 
 
@@ -118,6 +122,35 @@ def spread_alike(matrix: NDArray[np.bool_], num_cut: int, random: np.random.Gene
     unlabelled = random.permutation(np.flatnonzero(is_free))
     is_cut[unlabelled[: max(0, num_cut - int(is_cut.sum()))]] = True
     return is_cut
+
+
+def strata(labels: Labels) -> NDArray[np.int64]:
+    """Return what a sample keeps the shares of, for each row [N]."""
+    if labels.ndim == 2:
+        counts = labels.sum(axis=0)
+        rarest = np.where(labels, counts, len(labels) + 1).argmin(axis=1)
+        labels = np.where(labels.any(axis=1), rarest, labels.shape[1])
+    elif labels.dtype.kind == "f":
+        labels = np.searchsorted(np.quantile(labels, np.linspace(0.1, 0.9, 9)), labels)
+    return labels
+
+
+def stratified_sample(labels: NDArray[np.int64], num_rows: int, seed: int) -> NDArray[np.int64]:
+    """Return the sorted indices of `num_rows` of the labels [N], or of all; each keeps its share to within one row.
+
+    Rows are shuffled within their label, then taken from the label whose share is furthest behind.
+    """
+    if len(labels) <= num_rows:
+        return np.arange(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
+    codes = labels[order]
+    by_label = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes)
+    place_in_label = np.empty(len(labels), np.int64)
+    place_in_label[by_label] = np.concatenate([np.arange(count) for count in counts])
+    progress = (place_in_label + 0.5) / counts[codes]  # 0 to 1 through the label
+    chosen: NDArray[np.int64] = np.sort(order[np.argsort(progress, kind="stable")[:num_rows]])
+    return chosen
 
 
 def _way_out(given: dict[str, Split], config: TrainConfig) -> str:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from serve.contract.files import write_bytes
 from train_loop.config import TrainConfig
+from train_loop.rows.cuts import strata, stratified_sample
 from train_loop.rows.data import Data
-from train_loop.rows.split import Labels, Split, names_of
+from train_loop.rows.split import Split, names_of
 
 NUM_ROWS = {"train": 512, "validation": 2_000}  # most rows of each sample
 
@@ -41,32 +42,3 @@ def _written(split: Split, chosen: NDArray[np.int64], labels: tuple[str, ...]) -
     if known.ndim == 2:
         return pa.array([names_of(row, labels) for row in known], pa.list_(pa.string()))
     return pa.array(known if known.dtype.kind == "f" else [labels[code] for code in known])
-
-
-def strata(labels: Labels) -> NDArray[np.int64]:
-    """Return what a sample keeps the shares of, for each row [N]."""
-    if labels.ndim == 2:
-        counts = labels.sum(axis=0)
-        rarest = np.where(labels, counts, len(labels) + 1).argmin(axis=1)
-        labels = np.where(labels.any(axis=1), rarest, labels.shape[1])
-    elif labels.dtype.kind == "f":
-        labels = np.searchsorted(np.quantile(labels, np.linspace(0.1, 0.9, 9)), labels)
-    return labels
-
-
-def stratified_sample(labels: NDArray[np.int64], num_rows: int, seed: int) -> NDArray[np.int64]:
-    """Return the sorted indices of `num_rows` of the labels [N], or of all; each keeps its share to within one row.
-
-    Rows are shuffled within their label, then taken from the label whose share is furthest behind.
-    """
-    if len(labels) <= num_rows:
-        return np.arange(len(labels))
-    order = np.random.default_rng(seed).permutation(len(labels))
-    codes = labels[order]
-    by_label = np.argsort(codes, kind="stable")
-    counts = np.bincount(codes)
-    place_in_label = np.empty(len(labels), np.int64)
-    place_in_label[by_label] = np.concatenate([np.arange(count) for count in counts])
-    progress = (place_in_label + 0.5) / counts[codes]  # 0 to 1 through the label
-    chosen: NDArray[np.int64] = np.sort(order[np.argsort(progress, kind="stable")[:num_rows]])
-    return chosen

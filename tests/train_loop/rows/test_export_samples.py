@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_loop.config import TrainConfig
+from train_loop.rows.cuts import stratified_sample
 from train_loop.rows.data import Data
-from train_loop.rows.export_samples import stratified_sample, write_samples
+from train_loop.rows.export_samples import write_samples
 from train_loop.rows.split import Split
 
 
