@@ -30,26 +30,21 @@ def run(argv: Sequence[str]) -> None:
 
 def _train(argv: Sequence[str]) -> None:
     # Imported here, so that --help and a missing extra are answered at once.
-    from accelerate.utils import set_seed
-
     from train_loop.command_line import parse_config
     from train_loop.defaults import with_defaults
-    from train_loop.distillation.student import as_student
     from train_loop.distillation.teacher import with_teacher
     from train_loop.finish import finish
     from train_loop.loop import train
     from train_loop.machine.agreement import require_same_command, require_same_data
     from train_loop.machine.device import build_accelerator
     from train_loop.machine.processes import local_main_process_first
-    from train_loop.model.padding import fit_to_tokenizer
     from train_loop.model.pretrained import fitting_precision, load_tokenizer
-    from train_loop.model.weights import load_model
     from train_loop.rows.data import load_data
     from train_loop.rows.summary import print_data
     from train_loop.run.directory import how_to_go_on, open_run, require_writable, resume_by_name
     from train_loop.run.progress import build_console
     from train_loop.run.trackers import running_trackers
-    from train_loop.training import build_training, loss_weights, print_run, restore
+    from train_loop.training import build_training, initial_model, print_run, restore
 
     config = parse_config(argv)
     if is_main_process():
@@ -69,13 +64,8 @@ def _train(argv: Sequence[str]) -> None:
     print_data(console, data)
     config = with_defaults(config, data.problem_type)
     data = with_teacher(config, accelerator, tokenizer, data, console)
-    weights, start = loss_weights(config.class_weights, data)
-
-    set_seed(config.seed)  # the new head is drawn from it, alike on every process
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
-    model = load_model(config, data.labels, accelerator.device, report, start)
-    fit_to_tokenizer(model, tokenizer, report)
-    model = as_student(model, config, accelerator, tokenizer, data, report)
+    model, weights = initial_model(config, accelerator, tokenizer, data, report)
     require_same_data(accelerator, data, model)
     with (
         open_run(config, accelerator) as run_directory,

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, set_seed
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -18,10 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from serve.contract.long_texts import pool
 from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, read_config, write_yaml
 from train_loop.config import CONFIG_FILE, ClassWeights, TrainConfig
+from train_loop.distillation.student import as_student
 from train_loop.machine.device import precision_name, shard_by_layer
 from train_loop.machine.processes import on_main_process
 from train_loop.model.masks import take_masks_as_given
-from train_loop.model.weights import HeadStart, freeze_unused_parameters
+from train_loop.model.padding import fit_to_tokenizer
+from train_loop.model.weights import HeadStart, Report, freeze_unused_parameters, load_model
 from train_loop.rows.data import Data, class_counts
 from train_loop.rows.split import SoftTargets, Split
 from train_loop.run.checkpoint import CheckpointStore, Identity, TrainState
@@ -116,7 +118,7 @@ class Training:
         )
 
 
-def loss_weights(kind: ClassWeights, data: Data) -> tuple[NDArray[np.float64], HeadStart]:
+def _loss_weights(kind: ClassWeights, data: Data) -> tuple[NDArray[np.float64], HeadStart]:
     """Return the weights of the classes, or of the rows with each label [C], and how the head begins."""
     start = HeadStart(problem_type=data.problem_type, offset=data.offset, scale=data.scale)
     if data.problem_type == "regression":
@@ -127,6 +129,24 @@ def loss_weights(kind: ClassWeights, data: Data) -> tuple[NDArray[np.float64], H
     weights = positive_weights(kind, counts, data.labels, num_rows)
     odds = np.maximum(counts, 0.5) / np.maximum(num_rows - counts, 0.5)
     return weights, dataclasses.replace(start, log_odds=np.log(weights * odds))
+
+
+def initial_model(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    report: Report = lambda line: None,
+) -> tuple[PreTrainedModel, NDArray[np.float64]]:
+    """Return the model as training begins, on the CPU in float32, and the weights of the classes [C].
+
+    Call on all processes. `report` gets what happened to the model's head, vocabulary and layers.
+    """
+    weights, start = _loss_weights(config.class_weights, data)
+    set_seed(config.seed)  # the new head is drawn from it, alike on every process
+    model = load_model(config, data.labels, accelerator.device, report, start)
+    fit_to_tokenizer(model, tokenizer, report)
+    return as_student(model, config, accelerator, tokenizer, data, report), weights
 
 
 def build_training(

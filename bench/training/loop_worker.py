@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 
-from accelerate.utils import set_seed
 from rich.console import Console
 
 from bench.harness.worker import Message
@@ -14,12 +13,11 @@ from train_loop.loop import train
 from train_loop.machine.device import build_accelerator
 from train_loop.machine.processes import local_main_process_first, on_main_process
 from train_loop.model.pretrained import load_tokenizer
-from train_loop.model.weights import load_model
 from train_loop.rows.data import load_data
 from train_loop.run.checkpoint import TrainState
 from train_loop.run.directory import open_run
 from train_loop.steps.feed import StepFeed
-from train_loop.training import build_training, loss_weights
+from train_loop.training import build_training, initial_model
 
 NEVER = 10**9  # steps that are never reached: no evaluation and no checkpoint falls into a timed stretch
 
@@ -38,9 +36,7 @@ class OurLoop(PacedTraining):
         with local_main_process_first(accelerator):
             data = load_data(config, tokenizer, max_length)
         config = with_defaults(config, data.problem_type)
-        weights, start = loss_weights(config.class_weights, data)
-        set_seed(config.seed)
-        model = load_model(config, data.labels, accelerator.device, start=start)
+        model, weights = initial_model(config, accelerator, tokenizer, data)
         with open_run(config, accelerator) as run:
             console = Console(quiet=True)
             training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)

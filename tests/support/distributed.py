@@ -119,20 +119,18 @@ def _serve() -> None:
 
 def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     """Return the `Training` that `main.py` would build for a command line, with weights of `dtype`."""
-    from accelerate.utils import DistributedType, parse_flag_from_env, set_seed
+    from accelerate.utils import DistributedType, parse_flag_from_env
 
     from train_loop.command_line import parse_config
     from train_loop.defaults import with_defaults
-    from train_loop.distillation.student import as_student
     from train_loop.distillation.teacher import with_teacher
     from train_loop.machine.device import build_accelerator, fsdp_plugin
     from train_loop.machine.processes import local_main_process_first
     from train_loop.model.pretrained import load_tokenizer
-    from train_loop.model.weights import load_model
     from train_loop.rows.data import load_data
     from train_loop.run.directory import open_run
     from train_loop.run.progress import build_console
-    from train_loop.training import build_training, loss_weights
+    from train_loop.training import build_training, initial_model
 
     config = parse_config(["--mixed_precision", "no", *argv] if "--resume" not in argv else argv)
     accelerator = build_accelerator(config)
@@ -141,15 +139,12 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     tokenizer, max_length = load_tokenizer(config)
     with local_main_process_first(accelerator):
         data = load_data(config, tokenizer, max_length)
-    set_seed(config.seed)
     config = with_defaults(config, data.problem_type)
     data = with_teacher(config, accelerator, tokenizer, data, build_console(quiet=True))
-    weights, start = loss_weights(config.class_weights, data)
-    model = load_model(config, data.labels, accelerator.device, start=start)
-    model = as_student(model, config, accelerator, tokenizer, data, print).to(dtype)
+    model, weights = initial_model(config, accelerator, tokenizer, data, print)
     console = build_console(quiet=True)
     run = open_run(config, accelerator)
-    return build_training(config, accelerator, model, tokenizer, data, weights, run, console)
+    return build_training(config, accelerator, model.to(dtype), tokenizer, data, weights, run, console)
 
 
 def weights_of(training: Any) -> dict[str, torch.Tensor]:
