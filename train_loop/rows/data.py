@@ -4,6 +4,7 @@ Rows and tokens stay memory-mapped Arrow; only a few numbers per row are in memo
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ class Data:
     def train(self) -> Split:
         return self.splits["train"]
 
-    @property
+    @functools.cached_property
     def learned(self) -> Split:
         """The rows that the model learns from: the training rows, and those that only the teacher labels."""
         return self.train if self.taught is None else self.train.with_rows(self.taught)

@@ -86,10 +86,12 @@ class Split:
         more = self.source_rows.max(initial=-1) + 1 + other.source_rows
         shared = [name for name in self.rows.column_names if name in other.rows.column_names]
         first, second = self.rows.select_columns(shared), other.rows.select_columns(shared)
+        if second.features != first.features:  # string and large_string
+            second = second.cast(first.features)
         return dataclasses.replace(
             self,
             origin=f"{self.origin} and, after them, {other.origin}",
-            rows=datasets.concatenate_datasets([first, second.cast(first.features)]),
+            rows=datasets.concatenate_datasets([first, second]),
             tokens=datasets.concatenate_datasets([self.tokens, other.tokens]),
             source_rows=np.concatenate([self.source_rows, more]),
             **joined,
