@@ -1,0 +1,86 @@
+"""A trial: one run of the ordinary loop in the study's folder, cut short if it does worse than the others did."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache
+from optuna import TrialPruned
+from optuna.trial import FrozenTrial, Trial, TrialState
+from rich.console import Console
+from transformers import PreTrainedTokenizerFast
+
+from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.loop import NonFiniteLoss, train
+from train_loop.machine.device import build_accelerator
+from train_loop.model.padding import fit_to_tokenizer
+from train_loop.model.pretrained import fitting_precision, load_tokenizer
+from train_loop.model.weights import load_model
+from train_loop.rows.data import Data, load_data
+from train_loop.run.checkpoint import TrainState
+from train_loop.run.directory import open_run
+from train_loop.run.interrupt import Interrupted
+from train_loop.search.study import Study
+from train_loop.training import Training, build_training, loss_weights, restore
+
+Rows = tuple[PreTrainedTokenizerFast, Data]
+
+
+def without_test(config: TrainConfig) -> TrainConfig:
+    """Return a configuration that opens no file of test rows, with the same training and validation rows."""
+    return config if config.test_file is None else dataclasses.replace(config, test_file=None, test_fraction=0.0)
+
+
+def load_rows(config: TrainConfig, *, with_test: bool = False) -> Rows:
+    """Return the tokenizer and the rows; test rows that are cut off, or come along in a folder, are dropped."""
+    tokenizer, max_length = load_tokenizer(config)
+    data = load_data(config, tokenizer, max_length)
+    kept = {name: split for name, split in data.splits.items() if with_test or name != "test"}
+    return tokenizer, dataclasses.replace(data, splits=kept)
+
+
+def run_trial(study: Study, trial: Trial, config: TrainConfig) -> FrozenTrial:
+    """Train a trial to its end, or until it is pruned, and return how it ended."""
+
+    def judge(epoch: float, score: float, is_last: bool) -> None:
+        percent = round(100 * epoch)  # by epoch, as trials have batches of different sizes
+        if percent not in study.optuna.trials[trial.number].intermediate_values:  # it is there after a kill
+            trial.report(score, percent)
+        if trial.number and not is_last and trial.should_prune():  # the configuration itself is what others are held to
+            raise TrialPruned
+
+    config = dataclasses.replace(config, run_name=study.folder_of(trial.number).name, **trial.params)
+    try:
+        _, state = train_run(config, load_rows(config), judge)
+    except TrialPruned:
+        return study.end(trial, TrialState.PRUNED)
+    except NonFiniteLoss:
+        return study.end(trial, TrialState.FAIL)
+    except Interrupted as stop:
+        stop.args = (f"Stopped; trial {trial.number} is saved, and the same command goes on with it.",)
+        raise
+    return study.end(trial, TrialState.COMPLETE, state.best_score)
+
+
+def train_run(config: TrainConfig, rows: Rows, after_evaluation: Any = None) -> tuple[Training, TrainState]:
+    """Train the run that the configuration names, or go on with it where it was killed."""
+    (tokenizer, data), folder = rows, Path(config.output_dir, str(config.run_name))
+    if (folder / CONFIG_FILE).is_file():
+        config = dataclasses.replace(config, resume=str(folder))
+    else:  # killed before anything was written
+        shutil.rmtree(folder, ignore_errors=True)
+    clear_device_cache(garbage_collection=True)  # of the run before
+    accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
+    weights, start = loss_weights(config.class_weights, data)
+    set_seed(config.seed)
+    model = load_model(config, data.labels, accelerator.device, lambda line: None, start)
+    fit_to_tokenizer(model, tokenizer, lambda line: None)
+    with open_run(config, accelerator) as run:
+        console = Console(quiet=True)  # the run directory has its log
+        training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)
+        training.after_evaluation = after_evaluation
+        state = restore(training)
+        train(training, state)
+    return training, state
