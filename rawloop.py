@@ -17,6 +17,7 @@ from pathlib import Path
 MODULES = {
     "train": "train_loop.main",
     "evaluate": "train_loop.evaluation",
+    "search": "train_loop.search.__main__",
     "export": "export.__main__",
     "predict": "serve.predict",
     "serve": "serve.__main__",
@@ -27,6 +28,7 @@ USAGE = """usage: rawloop COMMAND [--FLAG VALUE ...]
   quickstart  train, export and answer a text, on rows that come with it: minutes on a CPU
   train       labelled rows -> a run directory, on one process
   evaluate    a finished run, or any classifier, measured on labelled rows
+  search      many runs -> better values of the configuration's fields
   export      a run, or any classifier -> a verified ONNX bundle
   predict     texts or files -> answers of a bundle
   serve       a bundle over HTTP

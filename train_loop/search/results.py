@@ -85,13 +85,17 @@ def _draw(study: Study) -> Figure:
     figure = Figure(figsize=(13, 3.4 * num_lines), layout="constrained")
     history, bars, *slices = figure.subplots(num_lines, 3).flat
     for name, axes in {"trial": history, **dict(zip(study.space, slices, strict=False))}.items():
-        by_name = "choices" in study.space.get(name, {})
+        choices = study.space.get(name, {}).get("choices", [])
         for trials, label, marker, colour in ((pruned, "pruned", "x", "0.6"), (whole, "whole", "o", COLOURS[0])):
             values = [trial.params.get(name, trial.number) for trial in trials]
+            places = [choices.index(value) for value in values] if choices else values
             scores = [study.sign * (trial.value or 0.0) for trial in trials]
-            axes.plot(list(map(str, values)) if by_name else values, scores, marker, color=colour, label=label)
+            axes.plot(places, scores, marker, color=colour, label=label, alpha=0.6)
         axes.set(xlabel=name.replace("_", " "), ylabel=f"validation {study.metric.replace('_', ' ')}")
-        axes.set_xscale("log" if study.space.get(name, {}).get("log") else "linear")
+        if choices:
+            axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+        elif study.space.get(name, {}).get("log"):
+            axes.set_xscale("log")
     whole.sort(key=lambda trial: trial.number)
     numbers, best = [trial.number for trial in whole], np.maximum.accumulate([trial.values[0] for trial in whole])
     history.step(numbers, study.sign * best, where="post", color=COLOURS[5], label="best so far")
@@ -101,7 +105,7 @@ def _draw(study: Study) -> Figure:
     with warnings.catch_warnings(action="ignore"):  # of scores that are all alike: then every field matters as much
         shares = optuna.importance.get_param_importances(study.optuna) if len(whole) > 1 else {}
     bars.barh([name.replace("_", " ") for name in shares][::-1], [*shares.values()][::-1], color=COLOURS[0])
-    bars.set(xlabel="share of what matters")
+    bars.set(xlabel="importance (PED-ANOVA)")
     for axes in slices[len(study.space) :]:
         axes.axis("off")
     return figure

@@ -62,12 +62,13 @@ def _checked(name: str, given: Any, config: TrainConfig, where: str) -> dict[str
     own, where = typed_fields({name: getattr(config, name, None)}, where)[name], f"{where}{name}: "
     if name not in SEARCHABLE:
         raise InputError(f"{where}not searched; leave it out. What can be: {', '.join(SEARCHABLE)}")
-    ends: list[Any] = []
     match given:
         case {"low": low, "high": high, **rest} if rest in ({}, {"log": True}, {"log": False}):
             ends = [low, high]
-        case {"choices": [*ends], **rest} if not rest:
-            pass
+        case {"choices": [*choices], **rest} if not rest:
+            ends = choices
+        case _:
+            ends = []
     values = [typed_fields({name: value}, where)[name] for value in ends]
     is_valid = len(set(map(repr, values))) == len(values) > 1 and not any(isinstance(value, dict) for value in values)
     if is_valid and "low" in given:
