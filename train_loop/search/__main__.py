@@ -4,7 +4,6 @@ python -m train_loop.search --config recipe.yaml --trials 40 --minutes 120 --con
 """
 
 import argparse
-import dataclasses
 import math
 import os
 import sys
@@ -27,18 +26,14 @@ def run(argv: Sequence[str]) -> None:
         Interrupted: a signal stopped a trial, after saving.
     """
     usage = "%(prog)s --trials N [--space FILE] [--minutes M] [--confirm SEEDS] [--FIELD VALUE ...]"
-    fields = (
-        "Other flags are training's: python -m train_loop.main --help. The study is in --output_dir, as --run_name."
+    others = (
+        "Other flags are training's, see python -m train_loop.main --help. The study is --run_name in --output_dir."
     )
-    parser = argparse.ArgumentParser(prog="python -m train_loop.search", usage=usage, epilog=fields, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m train_loop.search", usage=usage, epilog=others, allow_abbrev=False)
     parser.add_argument("--trials", type=int, required=True, help="trials in all, over all starts and processes")
-    parser.add_argument(
-        "--space", type=Path, help="YAML: field: {low: 1e-5, high: 1e-3, log: true} or {choices: [a, b]}"
-    )
+    parser.add_argument("--space", type=Path, help="YAML: field: {low: 1, high: 9, log: true} or {choices: [a, b]}")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no trial is started")
-    parser.add_argument(
-        "--confirm", type=int, default=0, metavar="SEEDS", help="train winner and default on so many more"
-    )
+    parser.add_argument("--confirm", type=int, default=0, help="seeds with which winner and default are trained again")
     given, rest = parser.parse_known_args(argv)
     if given.trials < 1 or not given.minutes > 0 or given.confirm < 0 or given.confirm == 1:
         raise InputError("--trials must be at least 1, --minutes above 0, and --confirm at least 2 seeds (or 0: none)")
@@ -51,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _search(given: argparse.Namespace, rest: list[str]) -> None:
     # Imported here, so that --help and a missing extra are answered at once.
-    import filelock
+    from filelock import FileLock, Timeout
     from optuna.trial import TrialState
 
     from train_loop.command_line import parse_config
@@ -62,41 +57,36 @@ def _search(given: argparse.Namespace, rest: list[str]) -> None:
     from train_loop.search.results import report
     from train_loop.search.space import read_space, shown
     from train_loop.search.study import ENDED, Study
-    from train_loop.search.trial import load_rows, run_trial, without_test
+    from train_loop.search.trial import load_rows, run_trial
 
     began, console, config = time.monotonic(), build_console(), parse_config(rest)
     if config.resume is not None:
         raise InputError("--resume: leave it out; the same command goes on with its study")
     folder = Path(config.output_dir, config.run_name or "search")
     require_writable(str(folder))
-    _, data = load_rows(without_test(config))
+    _, data = load_rows(config)
     print_data(console, data)
     config = with_defaults(config, data.problem_type)
-    blind = dataclasses.replace(without_test(config), output_dir=str(folder), keep_checkpoints=1, trackers=[])
-    study, num_run = Study(folder, blind, read_space(given.space, blind, data), data.fingerprint), 0
+    study, num_run = Study(folder, config, read_space(given.space, config, data), data.fingerprint), 0
     while (minutes := (time.monotonic() - began) / 60) < given.minutes:
         with study.claimed(given.trials) as trial:
             if trial is None:
                 break
-            ended, num_run = run_trial(study, trial, blind), num_run + 1
-        num_left = given.trials - len(study.trials(*ENDED))
-        minutes = (time.monotonic() - began) / 60
-        soon = min(num_left * minutes / num_run, given.minutes - minutes)
+            ended, num_run = run_trial(study, trial, config), num_run + 1
+        num_left, minutes = given.trials - len(study.trials(*ENDED)), (time.monotonic() - began) / 60
+        soon = max(0.0, min(num_left * minutes / num_run, given.minutes - minutes))
         result = "loss not finite" if ended.value is None else f"{study.metric} {study.sign * ended.value:.4f}"
-        console.print(
-            f"trial {ended.number} {ended.state.name.lower()}: {result}, {shown(ended.params)} · {num_left} of "
-            f"{given.trials} trials left, about {max(soon, 0):.0f} min",
-            highlight=False,
-        )
+        line = f"trial {ended.number} {ended.state.name.lower()}: {result}, {shown(ended.params)}"
+        console.print(f"{line} · {num_left} of {given.trials} trials left, about {soon:.0f} min", highlight=False)
     else:
         console.print(f"{given.minutes:g} minutes are over; the same command goes on.", highlight=False)
-    if trial is None and study.trials(TrialState.RUNNING):
-        console.print("Other processes are at the last trials; the one that ends last writes the results.")
+    if minutes < given.minutes and study.trials(TrialState.RUNNING):
+        console.print("Other processes are at the last trials; the last of them writes the results.")
         return
     try:
-        with filelock.FileLock(study.locks / "results", timeout=0):
+        with FileLock(study.locks / "results", timeout=0):
             report(study, config, given.confirm, console)
-    except filelock.Timeout:
+    except Timeout:
         console.print("Another process writes the results.")
 
 

@@ -1,6 +1,7 @@
 """What a study found: a table, best.yaml, a picture, and whether the winner's gain is more than luck."""
 
 import dataclasses
+import math
 import shutil
 import warnings
 from typing import Any
@@ -29,7 +30,9 @@ NUM_SHOWN = 10  # trials in the table
 def report(study: Study, config: TrainConfig, num_seeds: int, console: Console) -> None:
     """Print and draw what was found, write best.yaml, and compare it with the configuration on other seeds."""
     if not (best := study.trials(TrialState.COMPLETE)):
-        raise InputError("no trial came to its end; if their losses were not finite, pass a lower --learning_rate")
+        raise InputError(
+            "no trial came to its end: pass more --minutes or, where no loss was finite, a lower --learning_rate"
+        )
     table = Table("trial", f"validation {study.metric}", "values", title="Best trials", title_justify="left", box=None)
     for trial in best[:NUM_SHOWN]:
         name = f"{trial.number}{'' if trial.number else ' (as configured)'}"
@@ -64,9 +67,8 @@ def _confirming_run(study: Study, number: int, config: TrainConfig, seed: int) -
     """Train with a seed that no trial had, on the study's rows; return the score on test rows, or validation rows."""
     folder = study.folder / f"{study.folder_of(number).name}_seed_{seed}"
     if not (folder / "score.json").is_file():
-        places: dict[str, Any] = {"output_dir": str(study.folder), "run_name": folder.name}
         rows = load_rows(config, with_test=True)  # before the seed changes, by which they may have been cut
-        training, state = train_run(dataclasses.replace(config, seed=seed, **places), rows)
+        training, state = train_run(study, folder.name, dataclasses.replace(config, seed=seed), rows)
         score, test = state.best_score, rows[1].splits.get("test")
         if test is not None and state.best_step is not None:
             best = training.checkpoints.path_of(state.best_step) / MODEL_FILE
@@ -80,23 +82,22 @@ def _confirming_run(study: Study, number: int, config: TrainConfig, seed: int) -
 
 def _draw(study: Study) -> Figure:
     """Draw the scores by trial and by each field's value, and how much each field matters (PED-ANOVA, whole trials)."""
-    whole, pruned = study.trials(TrialState.COMPLETE), study.trials(TrialState.PRUNED)
-    num_lines = -(-(2 + len(study.space)) // 3)
+    whole = sorted(study.trials(TrialState.COMPLETE), key=lambda trial: trial.number)
+    groups = (study.trials(TrialState.PRUNED), "pruned", "x", "0.6"), (whole, "whole", "o", COLOURS[0])
+    num_lines = math.ceil((2 + len(study.space)) / 3)
     figure = Figure(figsize=(13, 3.4 * num_lines), layout="constrained")
     history, bars, *slices = figure.subplots(num_lines, 3).flat
-    for name, axes in {"trial": history, **dict(zip(study.space, slices, strict=False))}.items():
+    for name, axes in zip(["trial", *study.space], [history, *slices], strict=False):
         choices = study.space.get(name, {}).get("choices", [])
-        for trials, label, marker, colour in ((pruned, "pruned", "x", "0.6"), (whole, "whole", "o", COLOURS[0])):
+        for trials, label, marker, colour in groups:
             values = [trial.params.get(name, trial.number) for trial in trials]
             places = [choices.index(value) for value in values] if choices else values
             scores = [study.sign * (trial.value or 0.0) for trial in trials]
             axes.plot(places, scores, marker, color=colour, label=label, alpha=0.6)
         axes.set(xlabel=name.replace("_", " "), ylabel=f"validation {study.metric.replace('_', ' ')}")
+        axes.set(xscale="log" if study.space.get(name, {}).get("log") else "linear")
         if choices:
             axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
-        elif study.space.get(name, {}).get("log"):
-            axes.set_xscale("log")
-    whole.sort(key=lambda trial: trial.number)
     numbers, best = [trial.number for trial in whole], np.maximum.accumulate([trial.values[0] for trial in whole])
     history.step(numbers, study.sign * best, where="post", color=COLOURS[5], label="best so far")
     if numbers[0] == 0:
@@ -105,7 +106,7 @@ def _draw(study: Study) -> Figure:
     with warnings.catch_warnings(action="ignore"):  # of scores that are all alike: then every field matters as much
         shares = optuna.importance.get_param_importances(study.optuna) if len(whole) > 1 else {}
     bars.barh([name.replace("_", " ") for name in shares][::-1], [*shares.values()][::-1], color=COLOURS[0])
-    bars.set(xlabel="importance (PED-ANOVA)")
+    bars.set(xlabel="importance")
     for axes in slices[len(study.space) :]:
         axes.axis("off")
     return figure

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -28,13 +27,10 @@ from train_loop.training import Training, build_training, loss_weights, restore
 Rows = tuple[PreTrainedTokenizerFast, Data]
 
 
-def without_test(config: TrainConfig) -> TrainConfig:
-    """Return a configuration that opens no file of test rows, with the same training and validation rows."""
-    return config if config.test_file is None else dataclasses.replace(config, test_file=None, test_fraction=0.0)
-
-
 def load_rows(config: TrainConfig, *, with_test: bool = False) -> Rows:
-    """Return the tokenizer and the rows; test rows that are cut off, or come along in a folder, are dropped."""
+    """Return the tokenizer and the rows; a file of test rows stays closed, and test rows from elsewhere are dropped."""
+    if not with_test and config.test_file is not None:
+        config = dataclasses.replace(config, test_file=None, test_fraction=0.0)
     tokenizer, max_length = load_tokenizer(config)
     data = load_data(config, tokenizer, max_length)
     kept = {name: split for name, split in data.splits.items() if with_test or name != "test"}
@@ -51,9 +47,9 @@ def run_trial(study: Study, trial: Trial, config: TrainConfig) -> FrozenTrial:
         if trial.number and not is_last and trial.should_prune():  # the configuration itself is what others are held to
             raise TrialPruned
 
-    config = dataclasses.replace(config, run_name=study.folder_of(trial.number).name, **trial.params)
+    config = dataclasses.replace(config, **trial.params)
     try:
-        _, state = train_run(config, load_rows(config), judge)
+        _, state = train_run(study, study.folder_of(trial.number).name, config, load_rows(config), judge)
     except TrialPruned:
         return study.end(trial, TrialState.PRUNED)
     except NonFiniteLoss:
@@ -64,13 +60,17 @@ def run_trial(study: Study, trial: Trial, config: TrainConfig) -> FrozenTrial:
     return study.end(trial, TrialState.COMPLETE, state.best_score)
 
 
-def train_run(config: TrainConfig, rows: Rows, after_evaluation: Any = None) -> tuple[Training, TrainState]:
-    """Train the run that the configuration names, or go on with it where it was killed."""
-    (tokenizer, data), folder = rows, Path(config.output_dir, str(config.run_name))
+def train_run(
+    study: Study, name: str, config: TrainConfig, rows: Rows, after_evaluation: Any = None
+) -> tuple[Training, TrainState]:
+    """Train a run of the study, or go on with it where it was killed."""
+    (tokenizer, data), folder = rows, study.folder / name
+    own: dict[str, Any] = {"output_dir": str(study.folder), "run_name": name, "keep_checkpoints": 1, "trackers": []}
     if (folder / CONFIG_FILE).is_file():
-        config = dataclasses.replace(config, resume=str(folder))
+        own["resume"] = str(folder)
     else:  # killed before anything was written
         shutil.rmtree(folder, ignore_errors=True)
+    config = dataclasses.replace(config, **own)
     clear_device_cache(garbage_collection=True)  # of the run before
     accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
     weights, start = loss_weights(config.class_weights, data)

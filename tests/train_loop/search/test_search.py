@@ -64,9 +64,9 @@ def test_test_rows_are_never_scored(
         scored.add(split.name)
         return evaluate(self, split)
 
-    def without_test_rows(config: Any, rows: Any, *arguments: Any) -> Any:
+    def without_test_rows(study: Any, name: str, config: Any, rows: Any, judge: Any) -> Any:
         assert set(rows[1].splits) == {"train", "validation"}
-        return train_run(config, rows, *arguments)
+        return train_run(study, name, config, rows, judge)
 
     monkeypatch.setattr(trial.Training, "evaluate", watched)
     monkeypatch.setattr(trial, "train_run", without_test_rows)
@@ -124,10 +124,10 @@ def test_a_trial_whose_loss_is_not_finite_failed_and_the_others_go_on(
 ) -> None:
     train_run = trial.train_run
 
-    def diverging(config: Any, *arguments: Any) -> Any:
-        if config.run_name == "trial_0001":
+    def diverging(study: Any, name: str, *arguments: Any) -> Any:
+        if name == "trial_0001":
             raise trial.NonFiniteLoss("the loss is not finite")
-        return train_run(config, *arguments)
+        return train_run(study, name, *arguments)
 
     monkeypatch.setattr(trial, "train_run", diverging)
     assert main(argv("--trials=3", "--epochs=1")) == 0
