@@ -47,7 +47,6 @@ def run(argv: Sequence[str]) -> None:
 def _search(given: argparse.Namespace, rest: list[str]) -> None:
     # Imported here, so that --help and a missing extra are answered at once.
     from filelock import FileLock, Timeout
-    from optuna.trial import TrialState
 
     from train_loop.command_line import parse_config
     from train_loop.defaults import with_defaults
@@ -76,12 +75,13 @@ def _search(given: argparse.Namespace, rest: list[str]) -> None:
         num_left, minutes = given.trials - len(study.trials(*ENDED)), (time.monotonic() - began) / 60
         soon = max(0.0, min(num_left * minutes / num_run, given.minutes - minutes))
         result = "loss not finite" if ended.value is None else f"{study.metric} {study.sign * ended.value:.4f}"
-        line = f"trial {ended.number} {ended.state.name.lower()}: {result}, {shown(ended.params)}"
+        state = ended.state.name.lower().replace("fail", "failed")
+        line = f"trial {ended.number} {state}: {result}, {shown(ended.params)}"
         console.print(f"{line} · {num_left} of {given.trials} trials left, about {soon:.0f} min", highlight=False)
     else:
         console.print(f"{given.minutes:g} minutes are over; the same command goes on.", highlight=False)
-    if minutes < given.minutes and study.trials(TrialState.RUNNING):
-        console.print("Other processes are at the last trials; the last of them writes the results.")
+    if study.is_shared():
+        console.print("Other processes are at work; the one that ends last writes the results.")
         return
     try:
         with FileLock(study.locks / "results", timeout=0):

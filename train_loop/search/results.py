@@ -104,7 +104,8 @@ def _draw(study: Study) -> Figure:
         history.axhline(study.sign * best[0], **REFERENCE, label="as configured")
     history.legend(fontsize=8)
     with warnings.catch_warnings(action="ignore"):  # of scores that are all alike: then every field matters as much
-        shares = optuna.importance.get_param_importances(study.optuna) if len(whole) > 1 else {}
+        method = optuna.importance.PedAnovaImportanceEvaluator()  # which Optuna 4 calls experimental
+        shares = optuna.importance.get_param_importances(study.optuna, evaluator=method) if len(whole) > 1 else {}
     bars.barh([name.replace("_", " ") for name in shares][::-1], [*shares.values()][::-1], color=COLOURS[0])
     bars.set(xlabel="importance")
     for axes in slices[len(study.space) :]:

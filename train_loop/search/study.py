@@ -92,6 +92,16 @@ class Study:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         self.optuna.sampler = optuna.samplers.TPESampler(seed=seed)
 
+    def is_shared(self) -> bool:
+        """Return whether another process is at work on a trial."""
+        with self._lock, contextlib.ExitStack() as held:
+            try:
+                for trial in self.trials(TrialState.RUNNING):
+                    self._hold(trial.number, held)
+            except Timeout:
+                return True
+        return False
+
     def end(self, trial: Trial, state: TrialState, score: float | None = None) -> FrozenTrial:
         """Record how a trial ended, and remove the checkpoints of all that ended but the best."""
         with self._lock:

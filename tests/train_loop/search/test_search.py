@@ -132,7 +132,7 @@ def test_a_trial_whose_loss_is_not_finite_failed_and_the_others_go_on(
     monkeypatch.setattr(trial, "train_run", diverging)
     assert main(argv("--trials=3", "--epochs=1")) == 0
     assert [each.state.name for each in trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert "trial 1 fail: loss not finite" in capsys.readouterr().out
+    assert "trial 1 failed: loss not finite" in capsys.readouterr().out
 
 
 def test_no_trial_starts_when_the_minutes_are_over_and_the_same_command_goes_on(

@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from filelock import FileLock
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from places import SUPPORT
 
 from train_loop.search.__main__ import main
@@ -50,6 +54,25 @@ def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(tmp_path: Pa
     assert len(ended) >= 8
     assert all(" trials left" in log for log in logs)
     assert sum("Next: accelerate launch" in log for log in logs) >= 1
+
+
+@pytest.mark.parametrize("minutes", ["100", "0.00001"])
+def test_what_another_process_holds_is_left_to_it_and_taken_over_once_it_is_gone(
+    tmp_path: Path, argv: Any, trials: Any, minutes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv("--trials=1", "--epochs=1")) == 0
+    folder = tmp_path / "runs" / "s"
+    (folder / "best.yaml").unlink()
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal")))
+    optuna.load_study(study_name="search", storage=storage).ask()  # killed before its values were drawn
+    with FileLock(folder / "locks" / "trial_0001"):
+        assert main(argv("--trials=2", "--epochs=1", f"--minutes={minutes}")) == 0
+        assert "Other processes are at work" in capsys.readouterr().out
+        assert not (folder / "best.yaml").exists()
+    assert main(argv("--trials=2", "--epochs=1")) == 0
+    assert [each.state.name for each in trials()] == ["COMPLETE"] * 2
+    assert set(trials()[1].params) == {"learning_rate", "batch_size"}
+    assert (folder / "best.yaml").exists()
 
 
 def test_the_same_seed_suggests_the_same_and_another_one_others(tmp_path: Path, argv: Any, trials: Any) -> None:
