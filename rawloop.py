@@ -18,6 +18,7 @@ MODULES = {
     "train": "train_loop.main",
     "evaluate": "train_loop.evaluation",
     "curve": "train_loop.curve",
+    "search": "train_loop.search.__main__",
     "export": "export.__main__",
     "predict": "serve.predict",
     "serve": "serve.__main__",
@@ -29,6 +30,7 @@ USAGE = """usage: rawloop COMMAND [--FLAG VALUE ...]
   train       labelled rows -> a run directory, on one process
   evaluate    a finished run, or any classifier, measured on labelled rows
   curve       what more labels would bring: trained on some of the rows, then more
+  search      many runs -> better values of the configuration's fields
   export      a run, or any classifier -> a verified ONNX bundle
   predict     texts or files -> answers of a bundle
   serve       a bundle over HTTP

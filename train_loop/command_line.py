@@ -149,21 +149,31 @@ def _as_config(given: Any) -> TrainConfig:
 
 def _fields_of(path: Path) -> dict[str, Any]:
     """Return the fields that a file gives, checked; a path of rows may be relative to the file."""
-    import jsonargparse
-
     fields = read_yaml(path)
-    _require_known(fields, "", where=f"{path}: ")
     if isinstance(fields.get("label_names"), list):
         _require_strings(path.read_text(encoding="utf-8"), f"{path}: ")
-    try:
-        _parser(exit_on_error=False).parse_object(fields)
-    except jsonargparse.ArgumentError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+    typed_fields(fields, f"{path}: ")
     for name in FILE_FIELDS:
         file = fields.get(name)
         if file is not None and not Path(file).exists() and (path.parent / file).exists():
             fields[name] = str(path.parent / file)
     return fields
+
+
+def typed_fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return fields with their values as the configuration takes them: 3e-5, which YAML reads as a string, is a number.
+
+    Raises:
+        InputError: there is no such field, or it has another type; the message begins with `where`.
+    """
+    import jsonargparse
+
+    _require_known(fields, "", where=where)
+    try:
+        typed = _parser(exit_on_error=False).parse_object(fields)
+    except jsonargparse.ArgumentError as error:
+        raise InputError(f"{where}{' '.join(str(error).split())}") from error
+    return {name: typed[name] for name in fields}
 
 
 def _recipe(name: str) -> Path:

@@ -318,6 +318,8 @@ def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
     state.evaluations_since_best = 0 if improved else state.evaluations_since_best + 1
     state.evaluations.append({"step": state.step, "epoch": epoch, **metrics})
     training.progress.after_evaluation(state.step, epoch, metrics, is_best=state.best_step == state.step)
+    if training.after_evaluation is not None:
+        training.after_evaluation(epoch, score, state.step == training.num_steps)
 
 
 def _non_finite_message(training: Training, step: int, own_loss: float, loss: float) -> str:

@@ -2,9 +2,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from train_loop.metrics.classes import Counts, confusion_matrix, count_metrics
-from train_loop.metrics.intervals import count_intervals, row_intervals
+from train_loop.metrics.intervals import count_intervals, mean_interval, row_intervals
 from train_loop.metrics.probabilities import Ranking, rankings, row_log_losses
 
 
@@ -105,3 +106,11 @@ def test_many_small_rankings_count_with_what_each_costs(monkeypatch: pytest.Monk
     labels = np.array([0, 1])
     row_intervals({"log_loss": row_log_losses(probabilities, labels)}, rankings(probabilities, labels), seed=0)
     assert len(ranked) <= 200_000
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    mean, interval = mean_interval([0.01, 0.03, 0.02, -0.01])
+    assert mean == pytest.approx(0.0125)
+    assert interval == pytest.approx(
+        scipy.stats.t.interval(0.95, 3, 0.0125, scipy.stats.sem([0.01, 0.03, 0.02, -0.01]))
+    )
