@@ -76,9 +76,7 @@ def describe_machine(*, cores: tuple[int, ...], num_threads: int, pythons: Itera
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         gpu=gpus[0] if gpus else None,
         system=f"{platform.system()} {platform.release()}",
-        versions=own
-        | dict(pair for each in pythons for pair in _installed_in(each))
-        | own,  # own first, and they count
+        versions=own | dict(pair for each in pythons for pair in _installed_in(each)) | own,  # own first, unchanged
         commit=_output_of("git", "-C", here, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"),
     )
 

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +23,7 @@ ROWS_OF_REQUEST = 8  # at most, in throughput mode
 
 def imported(package: str) -> Any:
     """Return a module of OpenVINO's environment; where it is absent, the error says how to make one."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # else both report each use to their makers
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -33,7 +34,6 @@ class NncfInt8(OnnxGraph):
     """Not timed: quantizes `graph` into the file `target` by NNCF, with its defaults for transformers, on its rows."""
 
     def load_session(self) -> Any:
-        os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF reports each use to its makers
         nncf, openvino = imported("nncf"), imported("openvino")
         graph = openvino.Core().read_model(self.settings["graph"])
         rows = nncf.Dataset([self.encode([row]) for row in self.rows])
@@ -51,9 +51,9 @@ class OpenVino(OnnxGraph):
     hint = "LATENCY"
 
     def load_session(self) -> Any:
-        properties = {"PERFORMANCE_HINT": self.hint, "INFERENCE_NUM_THREADS": self.num_threads}
-        properties |= self.settings.get("properties", {})
-        return imported("openvino").Core().compile_model(self.settings["graph"], "CPU", properties)
+        how = {"PERFORMANCE_HINT": self.hint, "INFERENCE_NUM_THREADS": self.num_threads}
+        how |= self.settings.get("properties", {})
+        return imported("openvino").Core().compile_model(self.settings["graph"], "CPU", how)
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
         return np.asarray(self._session(arrays)[0])
