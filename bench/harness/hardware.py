@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from serve.contract.versions import installed_versions
 
 PACKAGES = (
     "rawloop", "torch", "transformers", "accelerate", "datasets", "tokenizers", "onnxruntime", "onnxruntime-gpu",
-    "optimum", "optimum-onnx", "numpy", "aiohttp", "litserve", "infinity-emb",
+    "optimum", "optimum-onnx", "numpy", "aiohttp", "litserve", "infinity-emb", "openvino", "nncf",
 )  # fmt: skip
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp")
 
@@ -59,10 +60,11 @@ def first_gpus(count: int) -> str:
     return ",".join(names[:count])
 
 
-def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
-    """Return what the benchmark runs on."""
+def describe_machine(*, cores: tuple[int, ...], num_threads: int, pythons: Iterable[Path] = ()) -> Machine:
+    """Return what the benchmark runs on; `pythons` have peers in environments of their own."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
     processor = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    own = installed_versions(PACKAGES)
     # nvidia-smi and not torch: torch would open a CUDA context in the process that only orchestrates.
     gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
     here = str(Path(__file__).parent)
@@ -74,9 +76,16 @@ def describe_machine(*, cores: tuple[int, ...], num_threads: int) -> Machine:
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         gpu=gpus[0] if gpus else None,
         system=f"{platform.system()} {platform.release()}",
-        versions=installed_versions(PACKAGES),
+        versions=own | dict(pair for each in pythons for pair in _installed_in(each)) | own,  # own first, unchanged
         commit=_output_of("git", "-C", here, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"),
     )
+
+
+def _installed_in(python: Path) -> list[tuple[str, str]]:
+    """Return packages and their versions that another Python has."""
+    code = "from importlib.metadata import *; print(*(each.name + ' ' + each.version for each in distributions()))"
+    words = _output_of(str(python), "-c", code).lower().replace("_", "-").split()
+    return [(name, version) for name, version in zip(words[::2], words[1::2], strict=False) if name in PACKAGES]
 
 
 def _output_of(*command: str) -> str:

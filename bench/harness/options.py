@@ -99,6 +99,7 @@ def results_of(
 ) -> Results:
     """Return results as of now, with the machine; the first contender replaces a headline that was not measured."""
     contenders = [record for arena in arenas for record in arena.records]
+    pythons = [python for name, python in vars(options).items() if name.endswith("_python") and python is not None]
     measured = [measurement.contender for measurement in measurements]
     if not measured:
         raise InputError(f"nothing was measured: {'; '.join(f'{each.name}: {each.reason}' for each in contenders)}")
@@ -106,7 +107,7 @@ def results_of(
         benchmark=options.benchmark,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
-        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads),
+        machine=describe_machine(cores=options.used_cores, num_threads=options.num_threads, pythons=pythons),
         work=work,
         headline=headline if headline in measured else measured[0],
         contenders=tuple(contenders),

@@ -37,6 +37,7 @@ class WorkerSpec:
     """How to run a contender."""
 
     worker: str  # `module:Class` of a `ContenderWorker`
+    python: str = sys.executable  # the one that has its packages
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of the class; JSON
     num_processes: int = 1
     """More than one are started by torchrun and share the threads; each has a GPU of its own where there are any."""
@@ -57,7 +58,7 @@ class Running:
     def launch(
         self, command: Sequence[str], *, cores: Sequence[int], num_threads: int, num_gpus: int = 1, **environment: str
     ) -> None:
-        """Start the process on some cores, with its threads set by the environment; OSError without its program.
+        """Start the process on some cores, with its threads set by the environment.
 
         It sees no more GPUs than it is to use: transformers' Trainer would spread a batch over all it sees.
         """
@@ -70,15 +71,18 @@ class Running:
             "PYTHONPATH": os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH")])),
         }
         with (self.folder / "log.txt").open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=inherited | own | environment,
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
-                start_new_session=True,  # some start children of their own: all of them end together
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=inherited | own | environment,
+                    preexec_fn=lambda: os.sched_setaffinity(0, cores),
+                    start_new_session=True,  # some start children of their own: all of them end together
+                )
+            except OSError as error:  # there is no such program
+                raise ContenderFailed(str(error), "not installed") from error
 
     def start(self) -> dict[str, float]:
         """Wait until it has done its first piece of work; return facts such as `cold_start_s`."""
@@ -110,14 +114,18 @@ class ContenderProcess(Running):
         super().__init__()
         address, file = str(self.folder / "socket"), self.folder / "spec.json"
         file.write_text(json.dumps({"address": address} | dataclasses.asdict(spec)), encoding="utf-8")
-        command = [sys.executable, "-m"]
+        command = [spec.python, "-m"]
         if spec.num_processes > 1:
             command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(spec.num_processes), "-m"]
         command += ["bench.harness.worker", str(file)]
-        with Listener(address, "AF_UNIX") as listener:
-            threads = num_threads // spec.num_processes or 1
-            self.launch(command, cores=cores, num_threads=threads, num_gpus=spec.num_processes)
-            self._connection = self._accept(listener)
+        try:
+            with Listener(address, "AF_UNIX") as listener:
+                threads = num_threads // spec.num_processes or 1
+                self.launch(command, cores=cores, num_threads=threads, num_gpus=spec.num_processes)
+                self._connection = self._accept(listener)
+        except ContenderFailed:
+            super().close()  # only now: the listener removes its socket itself
+            raise
 
     def start(self) -> dict[str, float]:
         return self.call("start") | {"cold_start_s": time.perf_counter() - self.began}
@@ -147,9 +155,7 @@ class ContenderProcess(Running):
             with contextlib.suppress(TimeoutError):
                 return listener.accept()
         self.process.kill()
-        words = self.last_words()
-        super().close()
-        raise ContenderFailed(f"did not start: {words}")
+        raise ContenderFailed(f"did not start: {self.last_words()}")
 
 
 def cpu_seconds_of_others() -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,11 @@ from rich.console import Console
 from bench.harness.arena import TWIN, Answer, Arena
 from bench.harness.options import CommonOptions, results_of
 from bench.harness.pictures import draw_lines, number_in
-from bench.harness.processes import ContenderProcess, WorkerSpec
 from bench.harness.report import build_console, publish
 from bench.harness.results import Measurement, Results, Work
 from bench.harness.samples import median_rate, percentile
 from bench.harness.workload import Workload, rows_of_run, workload_of
-from bench.inference.contenders import REFERENCE, export_for_optimum, ours, peers
+from bench.inference.contenders import NUM_CALIBRATION_ROWS, REFERENCE, THROUGHPUT, Graphs, ours, peers, worker_settings
 from serve.contract.bundle import Bundle, read_bundle
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
@@ -50,6 +50,8 @@ class InferenceOptions(CommonOptions, ModelFlags):
     """Rows to classify, drawn by the seed."""
     batch_sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
     """Rows of a call, end to end; 1 and 32 are always included."""
+    openvino_python: Path | None = None
+    """Python that has OpenVINO and NNCF; null takes this one."""
     hourly_price: Annotated[float | None, POSITIVE] = None
     """Price of an hour of this machine, for the cost of a million texts; null leaves it out."""
 
@@ -71,21 +73,15 @@ def run(options: InferenceOptions, command: str) -> None:
     console.print("reading the rows", style="dim")
     with (
         tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder,
-        subject(options, Path(folder), console) as (model, bundle, rows),
+        subject(options, Path(folder), console) as (graphs, rows),
     ):
-        optimum = Path(folder) / "optimum"
-
-        def launch(spec: WorkerSpec) -> ContenderProcess:
-            if spec.settings.get("model") == str(optimum) and not optimum.exists():
-                export_for_optimum(model, optimum)
-            return options.launch(spec)
-
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
+        bundle = graphs.bundle
+        config = json.loads((graphs.model / "config.json").read_text(encoding="utf-8"))  # without a limit: any length
         limit = 0 if options.quick else config.get("max_position_embeddings", max(LENGTHS))
         headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
         settings = worker_settings(Path(folder), rows, bundle.classifier)
-        chosen = options.choose([*peers(model, optimum, settings), *ours(bundle, settings)], headline)
-        with Arena(chosen, launch, console) as arena:
+        chosen = options.choose([*peers(graphs, settings), *ours(bundle, settings)], headline)
+        with Arena(chosen, functools.partial(graphs.launch, launch=options.launch), console) as arena:
             arena.start()
             measurements = measure(arena, options, [length for length in LENGTHS if length <= limit])
             judge(arena, answers_of(arena, "labels"), rows)
@@ -108,8 +104,8 @@ def run(options: InferenceOptions, command: str) -> None:
 
 
 @contextlib.contextmanager
-def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator[tuple[Path, Bundle, Workload]]:
-    """Yield a model's folder, its bundle and held-out rows: the run's, or those of an export into `work`.
+def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator[tuple[Graphs, Workload]]:
+    """Yield what peers' graphs are made from, and held-out rows: the run's, or those of an export into `work`.
 
     Raises:
         InputError: they cannot be read, the model cannot be exported, or there are too few rows.
@@ -122,7 +118,9 @@ def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator
     if options.run is not None:
         model = options.run / "model"
         bundle = read_own_bundle(options.bundle or options.run / "onnx", read_classifier(model))
-        yield model, bundle, drawn(rows_of_run(options.run, "validation"))
+        calibration = rows_of_run(options.run, "train").sample(NUM_CALIBRATION_ROWS, options.seed)
+        rows = drawn(rows_of_run(options.run, "validation"))
+        yield Graphs(model, bundle, calibration, work, options.openvino_python), rows
         return
     from export.build import Settings, export_bundle
     from export.console import Progress
@@ -135,7 +133,9 @@ def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator
     with source_of_existing_model(config, options.padding_side, files, work, progress) as source:
         rows = drawn(workload_of(source.held_out, source.classifier))  # too few are reported before the export
         exported = export_bundle(source, work / "onnx", Settings(), console)
-        yield source.model_folder, read_bundle(exported.folder), rows
+        bundle = read_bundle(exported.folder)
+        calibration = workload_of(source.calibration, source.classifier).sample(NUM_CALIBRATION_ROWS, options.seed)
+        yield Graphs(source.model_folder, bundle, calibration, work, options.openvino_python), rows
 
 
 def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
@@ -147,20 +147,14 @@ def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
     return bundle
 
 
-def worker_settings(folder: Path, rows: Workload, classifier: Classifier) -> Answer:
-    """Write the rows for the contenders' processes; return the settings of every `ClassifierWorker`."""
-    path = folder / "rows.json"
-    path.write_text(json.dumps(rows.inputs), encoding="utf-8")
-    return {"rows_file": str(path), "max_length": classifier.max_length}
-
-
 def measure(arena: Arena, options: InferenceOptions, lengths: Sequence[int]) -> list[Measurement]:
     """Measure texts end to end, then only the model: on the same rows, and at fixed lengths."""
     measurements: list[Measurement] = []
     for size in options.used_batch_sizes:
         seconds = 0.0 if options.quick else 1.0 if size in (1, 32) else 0.3
         measurements += measure_rows(arena, options, f"batch {size}", size, seconds, model_only=False)
-    only_model = [name for name in arena.alive if name.removesuffix(TWIN) != "pipeline"]  # whose model is PyTorch fp32
+    no_other_model = ("pipeline", THROUGHPUT)  # their model alone is that of PyTorch fp32 and of OpenVINO int8
+    only_model = [name for name in arena.alive if name.removesuffix(TWIN) not in no_other_model]
     seconds = 0.0 if options.quick else 0.3
     measurements += measure_rows(arena, options, "model alone, batch 32", 32, seconds, only=only_model)
     for length in lengths:

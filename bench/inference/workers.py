@@ -183,10 +183,14 @@ class OnnxGraph(ClassifierWorker):
 
     def load(self) -> None:
         from serve.contract.bundle import read_bundle
-        from serve.session import Session
 
         self._encoder = Encoder.from_bundle(read_bundle(Path(self.settings["bundle"]), verify=False))
-        self._session: Any = Session(Path(self.settings["graph"]), num_threads=self.num_threads, spinning=True)
+        self._session = self.load_session()
+
+    def load_session(self) -> Any:
+        from serve.session import Session
+
+        return Session(Path(self.settings["graph"]), num_threads=self.num_threads, spinning=True)
 
     def encode(self, rows: Sequence[TextInput]) -> Arrays:
         truncated_as_by_others = self._encoder.classifier.truncation_side

@@ -38,9 +38,9 @@ class Server(Running):
             command = [port if word == "PORT" else word for word in spec.command]
             try:
                 self.launch(command, cores=cores, num_threads=num_threads, DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
-            except OSError as error:
+            except ContenderFailed:
                 self.close()
-                raise ContenderFailed(str(error), "not installed") from error
+                raise
 
     def start(self) -> dict[str, float]:
         """Wait until it answers a first request."""

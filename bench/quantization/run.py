@@ -4,9 +4,8 @@ Only the model is timed, in order of arrival; every row's label is compared with
 """
 
 import dataclasses
-import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +18,8 @@ from bench.harness.processes import ContenderFailed, ContenderProcess, WorkerSpe
 from bench.harness.report import build_console, publish
 from bench.harness.results import Results, Work
 from bench.harness.workload import rows_of_run
-from bench.inference.contenders import REFERENCE, entrant, export_for_optimum
-from bench.inference.run import answers_of, draw_trade_off, judge, measure_rows, read_own_bundle, worker_settings
+from bench.inference.contenders import NUM_CALIBRATION_ROWS, REFERENCE, Graphs, by_openvino, entrant, worker_settings
+from bench.inference.run import answers_of, draw_trade_off, judge, measure_rows, read_own_bundle
 from export.graphs import quiet
 from export.int8.dynamic import quantize_dynamically
 from serve.contract.bundle import Bundle
@@ -33,7 +32,6 @@ from serve.encoder import Encoder
 FP32, OURS = "fp32, fused", "ours: static, smoothed"
 BATCH_SIZES = (1, 8, 32)
 BLOCK = 32  # weights that share a scale in MatMulNBits
-NUM_CALIBRATION_ROWS = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,8 @@ class QuantizationOptions(CommonOptions):
     """Bundle of the run, with fp32 and static int8; null takes RUN/onnx."""
     rows: Annotated[int, AT_LEAST_1] = 2000
     """Held-out rows to classify, drawn by the seed."""
+    openvino_python: Path | None = None
+    """Python that has OpenVINO and NNCF; null takes this one."""
 
 
 def run(options: QuantizationOptions, command: str) -> None:
@@ -60,7 +60,8 @@ def run(options: QuantizationOptions, command: str) -> None:
     rows = rows_of_run(options.run, "validation").sample(num_rows, options.seed, at_least=max(BATCH_SIZES))
     with tempfile.TemporaryDirectory(prefix="rawloop-bench-") as folder:
         settings = worker_settings(Path(folder), rows, classifier)
-        sources = Sources(options.run, options.seed, bundle, Path(folder))
+        calibration = rows_of_run(options.run, "train").sample(NUM_CALIBRATION_ROWS, options.seed)
+        sources = Graphs(model, bundle, calibration, Path(folder), options.openvino_python)
         graphs = place_graphs(bundle, Path(folder))
 
         def launch(spec: WorkerSpec) -> ContenderProcess:
@@ -68,13 +69,13 @@ def run(options: QuantizationOptions, command: str) -> None:
                 if spec.settings.get("graph") == str(graph) and not graph.exists():
                     console.print(f"making {name}", style="dim", highlight=False)
                     make_graph(name, sources, graph)
-            return options.launch(spec)
+            return sources.launch(spec, options.launch)
 
         entrants = [entrant(REFERENCE, "PyTorchEager", settings, model=str(model.resolve()), precision="fp32")]
         for name, graph in graphs.items():
             how = {"graph": str(graph), "bundle": str(bundle.folder.resolve())}
             entrants.append(entrant(name, "OnnxGraph", settings, is_ours=name in (FP32, OURS), **how))
-        chosen = options.choose(entrants, OURS)
+        chosen = options.choose([*entrants, *by_openvino(sources, settings)], OURS)
         with Arena(chosen, launch, console) as arena:
             arena.start()
             logits = answers_of(arena, "logits")
@@ -84,7 +85,9 @@ def run(options: QuantizationOptions, command: str) -> None:
                 arena.add_facts(name, {"largest_change": float(np.abs(alone - batched).max())})
             for each in chosen:
                 if each.name in arena.alive and each.name != REFERENCE:
-                    arena.add_facts(each.name, {"size_mb": Path(each.spec.settings["graph"]).stat().st_size / 1e6})
+                    graph = Path(each.spec.settings["graph"])  # OpenVINO's has its weights next to it
+                    files = graph, *graph.parent.glob(f"{graph.stem}.bin")
+                    arena.add_facts(each.name, {"size_mb": sum(file.stat().st_size for file in files) / 1e6})
             seconds = 0.1 if options.quick else 0.5
             measurements = [
                 m for size in BATCH_SIZES for m in measure_rows(arena, options, f"batch {size}", size, seconds)
@@ -102,33 +105,7 @@ def place_graphs(bundle: Bundle, folder: Path) -> dict[str, Path]:
     return {FP32: bundle.graph("fp32"), OURS: bundle.graph("int8")} | made
 
 
-@dataclasses.dataclass(frozen=True)
-class Sources:
-    """What the graphs are made from."""
-
-    run: Path
-    seed: int
-    bundle: Bundle
-    folder: Path
-
-    @property
-    def fused(self) -> Path:
-        return self.bundle.graph("fp32")
-
-    @functools.cached_property
-    def raw(self) -> Path:
-        """Optimum's float32 graph, as exported."""
-        return export_for_optimum(self.run / "model", self.folder / "raw") / "model.onnx"
-
-    @property
-    def calibration(self) -> Iterator[dict[str, NDArray[np.int64]]]:
-        """Arrays [1, T] of some training rows."""
-        encoder = Encoder.from_bundle(self.bundle)
-        rows = rows_of_run(self.run, "train").sample(NUM_CALIBRATION_ROWS, self.seed)
-        return (encoder.pad([encoding]) for encoding in encoder.encode(rows.inputs))
-
-
-def make_graph(name: str, sources: Sources, target: Path) -> None:
+def make_graph(name: str, sources: Graphs, target: Path) -> None:
     """Make one of the `WAYS`; raises ContenderFailed if it cannot be made."""
     try:
         with quiet():  # advice to run a preparation that these graphs have had
@@ -137,7 +114,7 @@ def make_graph(name: str, sources: Sources, target: Path) -> None:
         raise ContenderFailed(f"could not be made: {first_line(error)}") from error
 
 
-def weights_in_blocks(sources: Sources, target: Path) -> None:
+def weights_in_blocks(sources: Graphs, target: Path) -> None:
     """Quantize only weights, to 8 bits in blocks; products stay in float32 or as the kernel chooses."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -148,13 +125,14 @@ def weights_in_blocks(sources: Sources, target: Path) -> None:
     quantizer.model.save_model_to_file(str(target))
 
 
-def static_qdq(sources: Sources, target: Path) -> None:
+def static_qdq(sources: Graphs, target: Path) -> None:
     """Quantize statically with QuantizeLinear and DequantizeLinear nodes, by ONNX Runtime's `quantize_static`."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Rows(CalibrationDataReader):  # type: ignore[misc]  # published without types
         def __init__(self) -> None:
-            self._arrays = sources.calibration
+            encoder = Encoder.from_bundle(sources.bundle)
+            self._arrays = (encoder.pad([encoding]) for encoding in encoder.encode(sources.calibration.inputs))
 
         def get_next(self) -> dict[str, NDArray[np.int64]] | None:
             return next(self._arrays, None)
@@ -178,7 +156,7 @@ def dynamic(source: Path, target: Path, **options: Any) -> None:
     quantize_dynamic(source, target, per_channel=False, weight_type=QuantType.QInt8, extra_options=options)
 
 
-WAYS: dict[str, Callable[[Sources, Path], object]] = {
+WAYS: dict[str, Callable[[Graphs, Path], object]] = {
     "dynamic, unfused (Optimum's default)": lambda sources, target: dynamic(sources.raw, target),
     "dynamic, fused, per tensor": lambda sources, target: dynamic(sources.fused, target, DefaultTensorType=1),  # FLOAT
     "dynamic, fused, per channel": lambda sources, target: quantize_dynamically(sources.fused, target),

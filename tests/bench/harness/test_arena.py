@@ -133,6 +133,22 @@ def test_a_worker_that_dies_is_reported_with_its_last_words() -> None:
     assert "these were its last words" in record.reason
 
 
+@pytest.mark.parametrize(
+    ("python", "status", "reason"),
+    [
+        ("/bin/false", "failed", "did not start: it printed nothing"),
+        ("/no/such/python", "not installed", "No such file"),
+    ],
+)
+def test_a_python_that_cannot_run_a_worker_is_reported(python: str, status: str, reason: str) -> None:
+    absent = Entrant(name="absent", spec=WorkerSpec(worker="bench_fakes:FakeWorker", python=python))
+    with Arena([absent, fake("one", speed=1.0)], start, Console(file=io.StringIO())) as arena:
+        arena.start()
+        record, _ = arena.records
+    assert record.status == status
+    assert reason in record.reason
+
+
 def test_closing_ends_every_process() -> None:
     with Arena([fake("one", speed=1.0)], start, Console(file=io.StringIO())) as arena:
         arena.start()

@@ -13,7 +13,7 @@ from bench.__main__ import main as bench
 from bench.harness.arena import Entrant
 from bench.harness.results import Measurement, read_results
 from bench.harness.workload import Workload, rows_of_run
-from bench.inference.contenders import REFERENCE, ours, peers
+from bench.inference.contenders import REFERENCE, THROUGHPUT, Graphs, ours, peers
 from bench.inference.run import InferenceOptions, answers_of, judge, measure, read_own_bundle, run
 from bench.inference.workers import ClassifierWorker
 from export.__main__ import main as export
@@ -154,12 +154,13 @@ def test_contenders_for_a_gpu_appear_where_cuda_can_be_used(tmp_path: Path, monk
     def offered(num_gpus: int, device: str) -> dict[str, Entrant]:
         monkeypatch.setattr("bench.inference.contenders.num_gpus", lambda: num_gpus)
         monkeypatch.setattr("bench.inference.contenders.resolve_device", lambda _: device)
-        return {entrant.name: entrant for entrant in [*peers(tmp_path, tmp_path, {}), *ours(bundle, {})]}
+        return {entrant.name: entrant for entrant in [*peers(graphs, {}), *ours(bundle, {})]}
 
     bundle = read_bundle(save_tiny_bundle(tmp_path / "bundle"))
     fp16 = dataclasses.replace(bundle.manifest.variants["fp32"], method="converted")
     manifest = dataclasses.replace(bundle.manifest, variants=bundle.manifest.variants | {"fp16": fp16})
     bundle = dataclasses.replace(bundle, manifest=manifest)
+    graphs = Graphs(tmp_path, bundle, ROWS, tmp_path, None)
     on_cpu, on_gpu = offered(0, "cpu"), offered(1, "cuda")
     assert on_cpu.keys() - on_gpu.keys() == {"torch.compile fp32"}
     assert on_gpu.keys() - on_cpu.keys() == {
@@ -169,9 +170,9 @@ def test_contenders_for_a_gpu_appear_where_cuda_can_be_used(tmp_path: Path, monk
     assert "cuda_graphs" not in on_gpu["rawloop fp16"].spec.settings
 
 
-def test_a_pipeline_and_its_twin_have_no_model_alone() -> None:
+def test_a_pipeline_its_twin_and_a_queue_have_no_model_alone() -> None:
     class Asked:
-        alive = ("pipeline", "pipeline (again)", "rawloop fp32")
+        alive = ("pipeline", "pipeline (again)", THROUGHPUT, "rawloop fp32")
 
         def measure(self, case: str, *_: object, only: list[str] | None = None, **__: object) -> list[Measurement]:
             assert case.startswith("batch") or only == ["rawloop fp32"]

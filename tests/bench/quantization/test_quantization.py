@@ -7,6 +7,7 @@ from tiny_runs import save_tiny_run
 
 from bench.harness.processes import ContenderFailed
 from bench.harness.results import read_results
+from bench.inference import contenders
 from bench.quantization import run as quantization
 from bench.quantization.run import FP32, OURS, WAYS, QuantizationOptions, run
 from export.__main__ import main as export
@@ -30,7 +31,7 @@ def test_the_graphs_that_were_chosen_are_made_and_measured_and_no_others(
     def cannot(*_: object) -> Path:
         raise ContenderFailed("Optimum cannot export this model: xlnet")
 
-    monkeypatch.setattr(quantization, "export_for_optimum", cannot)
+    monkeypatch.setattr(contenders, "export_for_optimum", cannot)
     unfused, _, per_channel, *_ = WAYS
     options = QuantizationOptions(
         run=tiny_run, quick=True, contenders=["PyTorch fp32", OURS, per_channel, unfused], self_check=True,
