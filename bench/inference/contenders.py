@@ -44,20 +44,21 @@ def by_openvino(graphs: "Graphs", settings: Answer) -> Iterator[Entrant]:
     yield Entrant(name="OpenVINO int8", spec=graphs.openvino("OpenVino", settings, graph=str(graphs.nncf)))
 
 
-def ours(bundle: Bundle, settings: Answer) -> Iterator[Entrant]:
+def ours(bundle: Bundle, settings: Answer, *, is_student: bool = False) -> Iterator[Entrant]:
     """Yield our variants; float16 runs only on CUDA, and there by CUDA graphs too."""
     settings = settings | {"bundle": str(bundle.folder.resolve())}
     has_cuda = resolve_device("auto") == "cuda"
     classifier = bundle.classifier
+    of = f" of {classifier.name}" * is_student
     for variant in bundle.manifest.variants:
         if variant != "fp16" or has_cuda:
-            yield entrant(f"rawloop {variant}", "RawloopPredictor", settings, is_ours=True, variant=variant)
+            yield entrant(f"rawloop {variant}{of}", "RawloopPredictor", settings, is_ours=True, variant=variant)
             if not classifier.long_texts.cuts_off:  # as others read long texts
                 how = {"variant": variant, "truncation": classifier.truncation_side}
-                yield entrant(f"rawloop {variant}, truncated", "RawloopPredictor", settings, is_ours=True, **how)
+                yield entrant(f"rawloop {variant}{of}, truncated", "RawloopPredictor", settings, is_ours=True, **how)
     if "fp16" in bundle.manifest.variants and has_cuda:
         settings |= {"variant": "fp16", "cuda_graphs": True}
-        yield entrant("rawloop fp16, CUDA graphs", "RawloopPredictor", settings, is_ours=True)
+        yield entrant(f"rawloop fp16{of}, CUDA graphs", "RawloopPredictor", settings, is_ours=True)
 
 
 def entrant(name: str, worker: str, settings: Answer, *, is_ours: bool = False, **more: Any) -> Entrant:

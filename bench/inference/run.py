@@ -46,6 +46,8 @@ class InferenceOptions(CommonOptions, ModelFlags):
     """Labelled rows for --model: half of them calibrate its export, and it is measured on others."""
     bundle: Path | None = None
     """Bundle of the run; null takes RUN/onnx."""
+    students: list[Path] = dataclasses.field(default_factory=list)
+    """Further bundles of the same labels to measure, such as smaller students'."""
     rows: Annotated[int, AT_LEAST_1] = 2000
     """Rows to classify, drawn by the seed."""
     batch_sizes: list[int] = dataclasses.field(default_factory=lambda: [1, 8, 32, 128])
@@ -80,7 +82,10 @@ def run(options: InferenceOptions, command: str) -> None:
         limit = 0 if options.quick else config.get("max_position_embeddings", max(LENGTHS))
         headline = f"rawloop {bundle.default_variant(resolve_device('auto'))}"
         settings = worker_settings(Path(folder), rows, bundle.classifier)
-        chosen = options.choose([*peers(graphs, settings), *ours(bundle, settings)], headline)
+        entrants = [*peers(graphs, settings), *ours(bundle, settings)]
+        for student in options.students:
+            entrants += ours(read_student(student, bundle.classifier), settings, is_student=True)
+        chosen = options.choose(entrants, headline)
         with Arena(chosen, functools.partial(graphs.launch, launch=options.launch), console) as arena:
             arena.start()
             measurements = measure(arena, options, [length for length in LENGTHS if length <= limit])
@@ -144,6 +149,15 @@ def read_own_bundle(folder: Path, classifier: Classifier) -> Bundle:
     fields = ("name", "labels", "data_fingerprint", "max_length")
     if any(getattr(bundle.classifier, field) != getattr(classifier, field) for field in fields):
         raise InputError(f"{folder}: the bundle of another run; name the run's own (python -m export --run RUN)")
+    return bundle
+
+
+def read_student(folder: Path, classifier: Classifier) -> Bundle:
+    """Return a bundle of the same inputs and labels; raises InputError if it is not there, damaged, or of others."""
+    bundle = read_bundle(folder)
+    for field in ("labels", "problem_type", "text_pair_column"):
+        if (own := getattr(bundle.classifier, field)) != (expected := getattr(classifier, field)):
+            raise InputError(f"--students {folder}: {field} {own}, and the model's is {expected}; name another bundle")
     return bundle
 
 

@@ -14,7 +14,7 @@ from bench.harness.arena import Entrant
 from bench.harness.results import Measurement, read_results
 from bench.harness.workload import Workload, rows_of_run
 from bench.inference.contenders import REFERENCE, THROUGHPUT, Graphs, ours, peers
-from bench.inference.run import InferenceOptions, answers_of, judge, measure, read_own_bundle, run
+from bench.inference.run import InferenceOptions, answers_of, judge, measure, read_own_bundle, read_student, run
 from bench.inference.workers import ClassifierWorker
 from export.__main__ import main as export
 from serve.contract.bundle import read_bundle
@@ -110,6 +110,13 @@ def test_the_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
         read_own_bundle(other, own)
 
 
+def test_the_bundle_of_a_student_needs_the_same_labels(tmp_path: Path) -> None:
+    own = read_classifier(save_tiny_bundle(tmp_path / "bundle"))
+    assert read_student(tmp_path / "bundle", own).classifier == own
+    with pytest.raises(InputError, match=r"--students .*other: labels \('no', 'yes'\), and the model's is .*; name another"):
+        read_student(save_tiny_bundle(tmp_path / "other", labels=("no", "yes")), own)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -189,15 +196,16 @@ def test_an_error_without_a_message_is_reported_by_its_class() -> None:
 def test_ours_and_pytorch_are_measured_on_the_same_rows_and_agree(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    of_student = f"rawloop fp32 of {read_classifier(tiny_run / 'model').name}"
     options = InferenceOptions(
-        run=tiny_run, quick=True, contenders=["PyTorch fp32", "rawloop fp32"], self_check=True, threads=1,
-        hourly_price=1.0, output=tmp_path,
+        run=tiny_run, quick=True, contenders=["PyTorch fp32", "rawloop fp32", of_student], self_check=True, threads=1,
+        hourly_price=1.0, output=tmp_path, students=[tiny_run / "onnx"],
     )  # fmt: skip
     run(options, "python -m bench inference")
     results = read_results(tmp_path)
     facts = {contender.name: contender.facts for contender in results.contenders}
-    assert [c.status for c in results.contenders] == ["measured"] * 3, [c.reason for c in results.contenders]
-    for name in ("PyTorch fp32", "rawloop fp32", "rawloop fp32 (again)"):
+    assert [c.status for c in results.contenders] == ["measured"] * 4, [c.reason for c in results.contenders]
+    for name in ("PyTorch fp32", "rawloop fp32", "rawloop fp32 (again)", of_student):
         assert facts[name]["agreement"] == 1.0
         assert facts[name]["flips"] == 0
         assert facts[name]["cost_of_a_million"] > 0
