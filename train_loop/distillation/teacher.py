@@ -152,10 +152,10 @@ class _Teacher:
         contract = dataclasses.replace(classifier, name="", versions={}, metrics={})
         files = [sha256_of_file(path) for path in sorted(folder.glob("*.safetensors"))]
         parts = (*files, sha256_of_file(folder / "tokenizer.json"), repr(contract), config.text_columns)
-        own = f"{parts} {config.cleaning} {accelerator.mixed_precision}"  # hashes are of texts that the student cleaned
+        own = f"{parts} {config.cleaning}"  # hashes are of texts that the student cleaned
         self._fingerprint = hashlib.sha256(own.encode()).hexdigest()
-        cache = Path(datasets.config.HF_DATASETS_CACHE) / "rawloop"
-        self._stored = StoredLogits(cache / f"teacher-{self._fingerprint[:32]}.logits", len(classifier.labels))
+        name = f"teacher-{self._fingerprint[:32]}-{accelerator.mixed_precision}.logits"
+        self._stored = StoredLogits(Path(datasets.config.HF_DATASETS_CACHE) / "rawloop" / name, len(classifier.labels))
 
     def soft_targets(self, splits: list[Split], data: Data) -> SoftTargets:
         """Return what the teacher answers to the rows of splits, in that order; only those of the first have labels."""

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from distributed import build
 from labelled_rows import labelled_rows
 from places import SUPPORT
@@ -105,6 +106,12 @@ def test_logits_are_computed_once(argv: list[str], tmp_path: Path, monkeypatch: 
     )
     build([*argv, *with_new_texts(tmp_path)])  # only the new texts
     assert asked == [9]
+    asked.clear()
+    AcceleratorState._reset_state()
+    other = build([*argv, "--mixed_precision=bf16"])  # whose answers differ, but a run may go on with them
+    AcceleratorState._reset_state()
+    assert asked == [25, 25, 10, 23]
+    assert other.data.fingerprint_of_learned == first.data.fingerprint_of_learned
 
 
 @pytest.mark.parametrize("kind", ["several labels", "numbers"])
