@@ -113,7 +113,7 @@ def test_the_bundle_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_the_bundle_of_a_student_needs_the_same_labels(tmp_path: Path) -> None:
     own = read_classifier(save_tiny_bundle(tmp_path / "bundle"))
     assert read_student(tmp_path / "bundle", own).classifier == own
-    with pytest.raises(InputError, match=r"--students .*other: labels \('no', 'yes'\), and the model's is .*; name another"):
+    with pytest.raises(InputError, match=r"--students .*: labels \('no', 'yes'\), and the model's is .*; name"):
         read_student(save_tiny_bundle(tmp_path / "other", labels=("no", "yes")), own)
 
 
