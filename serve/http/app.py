@@ -1,5 +1,6 @@
 """Build the ASGI application: the gateway answers all routes, FastAPI documents them (`/docs`, `/openapi.json`)."""
 
+import re
 from functools import cache, partial
 from http import HTTPStatus
 from importlib.metadata import version
@@ -13,11 +14,12 @@ from serve.batching import request_errors as errors
 from serve.http import operations
 from serve.http.gateway import App, Gateway
 from serve.http.lifecycle import Service
-from serve.http.protocols import huggingface, infinity, native, open_inference, tei
+from serve.http.protocols import hosts, huggingface, infinity, native, open_inference, tei
 from serve.http.routes import JSON, Route, json_reply
 
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
-the Open Inference Protocol v2, infinity, and rawloop's own, which is the clearest. `/ui` is a page to try it.
+the Open Inference Protocol v2, infinity, KServe V1, Amazon SageMaker, Vertex AI, and rawloop's own, the clearest. `/ui`
+is a page to try it.
 
 Every answer carries `X-Request-Id`, the request's own if it has one. `X-Request-Timeout-Ms` limits the time for an
 answer; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
@@ -54,7 +56,7 @@ def build_app(service: Service) -> App:
     )
     routes = [
         route for each in (native, tei, huggingface, open_inference, infinity, operations) for route in each.routes()
-    ]
+    ] + hosts.routes(service.settings)
     for route in routes:
         api.add_api_route(route.path, _not_reached, methods=[route.method])
     served = {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION}
@@ -105,8 +107,7 @@ def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
         "operationId": f"{route.method.lower()}_{route.path}",
         "parameters": [
             {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}, "example": served[part]}
-            for part in route.path.split("/")
-            if part.startswith("{")
+            for part in re.findall(r"{\w+}", route.path)
         ],
         "responses": _responses(route),
     }

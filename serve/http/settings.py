@@ -28,6 +28,10 @@ GROUPS = {
 }
 """First field of a group -> title of the group in --help."""
 
+OF_VERTEX_AI = {"AIP_HTTP_PORT": "port", "AIP_PREDICT_ROUTE": "predict_route", "AIP_HEALTH_ROUTE": "health_route"}
+"""Variables that Vertex AI sets; ours win."""
+
+ROUTE = Limit(lambda path: path.startswith("/") and "{" not in path, "a path, such as /predict")
 PORT = Limit(lambda port: 0 <= port <= 65_535, "from 0 (any free one) to 65535")
 
 
@@ -69,6 +73,10 @@ class ServeSettings:
     """port to listen on"""
     grpc_port: Annotated[int | None, PORT] = None
     """port of the Open Inference Protocol over gRPC; closed unless set"""
+    predict_route: Annotated[str | None, ROUTE] = None
+    """further path that takes `instances`, as Vertex AI wants it (also AIP_PREDICT_ROUTE)"""
+    health_route: Annotated[str | None, ROUTE] = None
+    """further path that says whether to send traffic (also AIP_HEALTH_ROUTE)"""
     tls_cert: Path | None = None
     """PEM file of the certificate chain: serve HTTPS"""
     tls_key: Path | None = None
@@ -173,8 +181,10 @@ def parse_settings(argv: Sequence[str], environment: Mapping[str, str] | None = 
     fields = TypeAdapter(ServeSettings).json_schema()["properties"]
     of_variable = {PREFIX + name.upper(): name for name in fields}
     flags = vars(_parser(fields).parse_args(argv))
-    variables = {of_variable[name]: text for name, text in environment.items() if name in of_variable}
-    sources = {name: PREFIX + name.upper() for name in variables} | {name: f"--{name}" for name in flags}
+    of_variable = OF_VERTEX_AI | of_variable
+    set_in = {of_variable[name]: name for name in of_variable if name in environment}
+    variables = {field: environment[name] for field, name in set_in.items()}
+    sources = set_in | {name: f"--{name}" for name in flags}
     given = {name: text for name, text in (variables | flags).items() if text or name in KEYS}
     problems = [
         f"{name}: no such setting; --help lists them"
