@@ -14,7 +14,7 @@ from serve.batching import request_errors as errors
 from serve.http import operations
 from serve.http.gateway import App, Gateway
 from serve.http.lifecycle import Service
-from serve.http.protocols import hosts, huggingface, infinity, native, open_inference, tei
+from serve.http.protocols import hosts, huggingface, infinity, native, open_inference, tei, triton
 from serve.http.routes import JSON, Route, json_reply
 
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
@@ -55,7 +55,9 @@ def build_app(service: Service) -> App:
         redirect_slashes=False,  # it would send clients to whatever host their request names
     )
     routes = [
-        route for each in (native, tei, huggingface, open_inference, infinity, operations) for route in each.routes()
+        route
+        for each in (native, tei, huggingface, open_inference, triton, infinity, operations)
+        for route in each.routes()
     ] + hosts.routes(service.settings)
     for route in routes:
         api.add_api_route(route.path, _not_reached, methods=[route.method])

@@ -259,6 +259,29 @@ def test_triton_client_with_pairs(pair_server: LiveServer, pair_bundle: Path) ->
         np.testing.assert_allclose(result.as_numpy("scores"), true_scores(pair_bundle, list(PAIRS)), atol=1e-6)
 
 
+def test_triton_client_reads_configuration_statistics_and_the_models(bundle: Path) -> None:
+    import tritonclient.http as triton
+
+    with live_server(bundle) as live, triton.InferenceServerClient(live.url.removeprefix("http://")) as client:
+        (before,) = client.get_inference_statistics("tiny", "1")["model_stats"]
+        tensor = triton.InferInput("text", [2], "BYTES")
+        tensor.set_data_from_numpy(np.array([b"w1", b"w2 good"], dtype=np.object_))
+        client.infer("tiny", [tensor])
+        (after,) = client.get_inference_statistics("tiny")["model_stats"]
+        assert after["inference_count"] - before["inference_count"] == 2
+        assert after["execution_count"] > before["execution_count"]
+        spent, success = (after["inference_stats"][name] for name in ("compute_infer", "success"))
+        assert success["ns"] >= spent["ns"] > before["inference_stats"]["compute_infer"]["ns"]
+        config = client.get_model_config("tiny")
+        assert config["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [-1]}]
+        assert {"name": "scores", "data_type": "TYPE_FP32", "dims": [-1, 3]} in config["output"]
+        listed = [{"name": "tiny", "version": "1", "state": "READY", "reason": ""}]
+        assert client.get_model_repository_index() == listed
+        assert live.post("/v2/repository/index", {"ready": True}).json() == listed
+        with pytest.raises(triton.InferenceServerException, match="no model 'other'"):
+            client.get_model_config("other")
+
+
 def test_triton_client_gets_the_reason(server: LiveServer) -> None:
     import tritonclient.http as triton
     from tritonclient.utils import InferenceServerException
