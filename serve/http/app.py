@@ -154,7 +154,6 @@ def _add_refusals(api: FastAPI) -> None:
             refusal = errors.WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
         else:
             refusal = errors.NotFound("no such path; /docs lists them")
-        reply = json_reply(tei.error_body(refusal))
-        return Response(reply.body, refusal.status, refusal.headers, JSON)
+        return json_reply(tei.error_body(refusal), refusal.status, refusal.headers)
 
     api.add_exception_handler(Refusal, refuse)

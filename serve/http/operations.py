@@ -85,9 +85,9 @@ async def _live(call: Call) -> Reply:
 async def _metrics(call: Call) -> Reply:
     call.service.metrics.ready.set(call.service.not_ready_because is None)
     text = await asyncio.to_thread(call.service.metrics.text)
-    return Reply(text, 200, "text/plain; version=0.0.4; charset=utf-8")
+    return Reply(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _page(call: Call) -> Reply:
     html = files("serve.http").joinpath("ui.html").read_bytes()
-    return Reply(html, 200, "text/html; charset=utf-8", {"content-security-policy": CONTENT_POLICY})
+    return Reply(html, 200, {"content-security-policy": CONTENT_POLICY}, "text/html; charset=utf-8")

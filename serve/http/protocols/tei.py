@@ -140,7 +140,7 @@ async def _tokenize(call: Call) -> Reply:
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     engine = call.engine
     engine.require_within_limits(texts)
-    num_chars, most = num_characters(tuple(texts)), engine.limits.max_text_chars
+    num_chars, most = num_characters(tuple(texts)), engine.max_text_chars
     if num_chars > most:
         raise TooLarge(f"{num_chars:,} characters in all, but this route takes {most:,}; send fewer texts at a time")
     special = request.add_special_tokens
@@ -169,7 +169,7 @@ async def _info(call: Call) -> Reply:
             "max_input_length": facts.max_length,
             "max_batch_tokens": limits.max_batch_tokens,
             "max_batch_requests": limits.max_batch_rows,
-            "max_client_batch_size": engine.limits.max_inputs,
+            "max_client_batch_size": engine.max_inputs,
             "auto_truncate": True,
             "tokenization_workers": 2,
             "version": version("rawloop"),
