@@ -33,6 +33,7 @@ from serve.files.output import (
 from serve.files.progress import Progress
 from serve.files.rejects import Rejects, publish_rejects
 from serve.files.row_chunk import RowChunk, RowInputs, num_row_characters
+from serve.files.same_job import changes
 from serve.files.settings import STDIN, JobSettings, journal_path
 from serve.files.table import Table
 from serve.pipeline import Answers, Pipeline, cut_into_chunks
@@ -114,12 +115,7 @@ class Job:
                 f"--output {self._output}: a job was interrupted after {found.num_rows:,} rows; "
                 f"continue with --resume, or {start_over}"
             )
-        changed = [
-            f"{name} (was {found.job.get(name)}, is {self._identity.get(name)})"
-            for name in {**found.job, **self._identity}
-            if found.job.get(name) != self._identity.get(name)
-        ]
-        if changed:
+        if changed := changes(found.job, self._identity):
             raise InputError(f"--resume: not the job that was interrupted: {'; '.join(changed)}. Or {start_over}")
         return found
 
