@@ -121,22 +121,14 @@ class Encoder:
                 f"truncation {truncation!r:.80}: expected 'right', 'left' or 'error'; leave it out to truncate as in "
                 "training"
             )
-        outcomes: list[Encoding | ItemError | None] = [None] * len(inputs)
-        good: list[int] = []
-        texts: list[TextInput] = []
-        for index, item in enumerate(inputs):
-            if self._is_expected(item):
-                good.append(index)
-                texts.append(self.cleaned(item))
-            else:
-                outcomes[index] = ItemError(index, self._expectation(item))
         long_texts = self.classifier.long_texts
         cuts = truncation is None and not long_texts.cuts_off
         cuts = cuts or (truncation == "error" and long_texts.strategy == "windows")
         how = truncation or self.classifier.truncation_side
-        for index, outcome in zip(good, self._tokenize(texts, how, cuts=cuts), strict=True):
-            outcomes[index] = ItemError(index, outcome) if isinstance(outcome, str) else outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        texts = [self.cleaned(item) for item in inputs if self._is_expected(item)]
+        encoded = iter(self._tokenize(texts, how, cuts=cuts))
+        found = (next(encoded) if self._is_expected(item) else self._expectation(item) for item in inputs)
+        return [ItemError(index, each) if isinstance(each, str) else each for index, each in enumerate(found)]
 
     def pad(
         self,
