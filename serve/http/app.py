@@ -8,10 +8,11 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.exceptions import HTTPException as Refusal
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from serve.batching import request_errors as errors
 from serve.http import operations
-from serve.http.gateway import App, Gateway
+from serve.http.gateway import Gateway
 from serve.http.lifecycle import Service
 from serve.http.protocols import huggingface, infinity, native, open_inference, tei
 from serve.http.routes import JSON, Route, json_reply
@@ -46,7 +47,7 @@ EXAMPLES = {
 """Status -> an error of that status; its message is the description in `/docs`."""
 
 
-def build_app(service: Service) -> App:
+def build_app(service: Service) -> ASGIApp:
     """Return the ASGI application of a service that was started."""
     api = FastAPI(
         title="rawloop",

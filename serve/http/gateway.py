@@ -12,10 +12,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
 
 from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.batching import request_errors as errors
 from serve.http.body import inflated
@@ -24,12 +24,6 @@ from serve.http.routes import Call, Reply, Route, json_reply
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("serve.access")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 ENCODINGS = (b"identity", b"gzip", b"x-gzip")
@@ -43,7 +37,7 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class Gateway:
     """Answers requests to `routes`; `fallback` gets all others."""
 
-    def __init__(self, service: Service, routes: Sequence[Route], fallback: App) -> None:
+    def __init__(self, service: Service, routes: Sequence[Route], fallback: ASGIApp) -> None:
         self._service, self._fallback = service, fallback
         self._routes = {(route.method, route.path): route for route in routes}
         self._patterns = [(compile_path(route.path)[0], route) for route in routes if "{" in route.path]

@@ -23,7 +23,6 @@ from serve.contract.labels import ProblemType
 from serve.encoder import TextInput
 from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
-PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
 VERSION = "1"  # the only version of the model
 OUTPUTS: dict[ProblemType, tuple[str, ...]] = {
@@ -68,7 +67,7 @@ Write = Callable[[Engine, Sequence[Answer], InferRequest, Mapping[str, bool]], R
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=plain_error, invalid_status=400)
+    route = partial(Route, protocol="open_inference", error_body=plain_error, invalid_status=400)
 
     def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
         return route("GET", path, handler, summary, response={"type": "object"}, response_example=example, **options)

@@ -19,7 +19,6 @@ from serve.encoder import TextInput, Truncation, num_characters
 from serve.http.protocols.schemas import LABEL_SCORE, array, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
-PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
 
 TextOrPair = Annotated[list[str], Field(min_length=1, fail_fast=True, json_schema_extra={"maxItems": 2})]
@@ -48,7 +47,7 @@ class TokenizeRequest(BaseModel, strict=True):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol; its /health and /metrics are in `serve.http.operations`."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol="tei", error_body=error_body)
     return [
         route(
             "POST",
