@@ -42,12 +42,10 @@ class ModelFacts:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label of each score, in order."""
         return self.classifier.labels
 
     @property
     def takes_pairs(self) -> bool:
-        """Whether inputs are pairs of texts."""
         return self.classifier.text_pair_column is not None
 
 

@@ -125,7 +125,6 @@ class Ticket:
             self.future.set_exception(error)
 
     def fail_from_thread(self, error: RequestError) -> None:
-        """Do `fail` in the event loop's thread."""
         in_loop(self.loop, self.fail, error)
 
 

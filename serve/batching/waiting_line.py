@@ -133,7 +133,6 @@ class WaitingLines:
 
     @property
     def tokens(self) -> int:
-        """Tokens that wait."""
         return self.short.tokens + self.long.tokens
 
     def add(self, item: Item) -> None:

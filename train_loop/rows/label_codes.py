@@ -119,7 +119,6 @@ def _numbers(column: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.i
 
 
 def _class_names(rows: datasets.Dataset, column: str) -> list[str] | None:
-    """Return the names of a ClassLabel."""
     feature = rows.features[column]
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 

@@ -168,7 +168,6 @@ def _refuse_rows(flags: pa.ChunkedArray, where: str, problem: str) -> None:
 
 
 def _class_names(rows: datasets.Dataset, config: TrainConfig) -> list[str] | None:
-    """Return the names of a list of ClassLabel."""
     feature = getattr(rows.features.get(config.label_column), "feature", None)
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 

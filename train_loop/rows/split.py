@@ -96,7 +96,6 @@ class Split:
         )
 
     def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> Self:
-        """Return the rows at `indices` as a split called `name`."""
         tables = {table: getattr(self, table).select(indices, keep_in_memory=True) for table in ("rows", "tokens")}
         arrays = {array: getattr(self, array)[indices] for array in (*ARRAYS, "source_rows")}
         return dataclasses.replace(self, name=name, origin=origin, **tables, **arrays)
