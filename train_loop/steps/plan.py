@@ -160,16 +160,12 @@ def cut_step(
     `max_tokens`, there are as few as possible within it; a longer row gets its own.
     """
     row_widths = RowWidths((lengths if widths is None else widths)[rows].astype(np.int64))
-    count = num_micro_batches or 1
-    if max_tokens is None:
-        bounds = _cut_evenly(row_widths, num_processes * count)
-    else:
-        longest = _greedy_runs(row_widths, max_tokens)
-        count = max(count, math.ceil(len(longest) / num_processes))
-        bounds = _cut_evenly(row_widths, num_processes * count)
-        if any(row_widths.cost(*run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
-            # A single row exceeds the budget, and an even cut lets the other runs grow to its size.
-            bounds = longest + [(len(rows), len(rows))] * (num_processes * count - len(longest))
+    longest = [] if max_tokens is None else _greedy_runs(row_widths, max_tokens)
+    count = max(num_micro_batches or 1, math.ceil(len(longest) / num_processes))
+    bounds = _cut_evenly(row_widths, num_processes * count)
+    if max_tokens and any(row_widths.cost(*run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
+        # A single row exceeds the budget, and an even cut lets the other runs grow to its size.
+        bounds = longest + [(len(rows), len(rows))] * (num_processes * count - len(longest))
 
     runs = [rows[start:end] for start, end in bounds]
     costs = [row_widths.cost(start, end) for start, end in bounds]
