@@ -251,13 +251,8 @@ class Predictor:
         first = 0
         for answers in chunks:
             scores = self.classifier.scores(answers.logits)  # [N, C]
-            rows = zip(
-                answers.logits.tolist(),
-                scores.tolist(),
-                answers.truncated.tolist(),
-                answers.num_tokens.tolist(),
-                strict=True,
-            )
+            columns: list[NDArray[Any]] = [answers.logits, scores, answers.truncated, answers.num_tokens]
+            rows = zip(*(column.tolist() for column in columns), strict=True)
             for index, (row_logits, row_scores, truncated, num_tokens) in enumerate(rows):
                 if index in answers.refused:
                     yield ItemError(first + index, answers.refused[index].reason)
