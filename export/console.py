@@ -63,10 +63,6 @@ class Progress:
             yield lambda done: bars.advance(task, done)
 
 
-def ignore(_: int) -> None:
-    """No-op callback."""
-
-
 def print_summary(console: Console, exported: Exported, triton: Path | None) -> None:
     """Print a table of the variants, the reasons for those left out, and the next commands."""
     record = next(iter(exported.variants.values())).verification

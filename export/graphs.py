@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 RAW_GRAPH = "model.onnx"
 FUSED_DOMAIN = "com.microsoft"
@@ -52,14 +53,8 @@ def input_names(graph: Path) -> tuple[str, ...]:
 def external_files(graph: Path) -> tuple[str, ...]:
     """Return the separate files that hold a graph's weights, relative to its folder."""
     model = onnx.load(graph, load_external_data=False)
-    files = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return tuple(sorted(files))
+    separate = filter(uses_external_data, model.graph.initializer)
+    return tuple(sorted({ExternalDataInfo(tensor).location for tensor in separate}))
 
 
 def fused_operators(graph: Path) -> dict[str, int]:

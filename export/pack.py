@@ -61,7 +61,21 @@ def write_bundle_records(
     exporter: str,
 ) -> None:
     """Write README.md and bundle.json into a folder that holds all other files."""
-    (staged / "README.md").write_text(_bundle_card(classifier, variants, staged, exporter), encoding="utf-8")
+    versions = installed_versions(RECORDED_PACKAGES)
+    card = _rendered(
+        "bundle_card.md",
+        classifier=classifier,
+        pair=classifier.text_pair_column is not None,
+        metrics=METRICS[classifier.problem_type],
+        pytorch=pytorch_figures(variants["fp32"].verification),
+        figures=figures,
+        variants=variants,
+        exporter=exporter,
+        versions=versions,
+        record=variants["fp32"].verification,
+        sizes={name: (staged / variant.file).stat().st_size for name, variant in variants.items()},
+    )
+    (staged / "README.md").write_text(card, encoding="utf-8")
     manifest = Manifest(
         name=classifier.name,
         input_names=input_names(staged / variants["fp32"].file),
@@ -75,26 +89,9 @@ def write_bundle_records(
         },
         files=record_files(staged),
         exporter=exporter,
-        versions=installed_versions(RECORDED_PACKAGES),
+        versions=versions,
     )
     write_manifest(staged, manifest)
-
-
-def _bundle_card(classifier: Classifier, variants: dict[str, Variant], folder: Path, exporter: str) -> str:
-    """Return the bundle's README.md: what it is, what was measured, how to load it."""
-    return _rendered(
-        "bundle_card.md",
-        classifier=classifier,
-        pair=classifier.text_pair_column is not None,
-        metrics=METRICS[classifier.problem_type],
-        pytorch=pytorch_figures(variants["fp32"].verification),
-        figures=figures,
-        variants=variants,
-        exporter=exporter,
-        versions=installed_versions(RECORDED_PACKAGES),
-        record=variants["fp32"].verification,
-        sizes={name: (folder / variant.file).stat().st_size for name, variant in variants.items()},
-    )
 
 
 def write_triton(folder: Path, bundle: Path, classifier: Classifier, variants: dict[str, Variant]) -> None:

@@ -226,7 +226,7 @@ def split_layer_norms(model: onnx.ModelProto) -> None:
                 value = f"{node.name}/biased"
         has_sum = len(node.output) > SUM_OUTPUT and node.output[SUM_OUTPUT]
         total_name = node.output[SUM_OUTPUT] if has_sum else f"{node.name}/sum"
-        epsilon = next(helper.get_attribute_value(each) for each in node.attribute if each.name == "epsilon")
+        epsilon = helper.get_node_attr_value(node, "epsilon")
         nodes += [
             helper.make_node("Add", [value, residual], [total_name], name=f"{node.name}/add"),
             helper.make_node(

@@ -54,7 +54,6 @@ class Rows:
         return len(self.inputs)
 
     def pick(self, chosen: NDArray[np.int64]) -> "Rows":
-        """Return the rows with these indices."""
         labels = None if self.labels is None else self.labels[chosen]
         return Rows(self.name, [self.inputs[index] for index in chosen], labels)
 

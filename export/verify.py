@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.agreement import agreement, rounding
-from export.console import Advance, ignore
+from export.console import Advance
 from export.graphs import Candidate
 from export.odd_shapes import LONG, TIE, OddShape, odd_shapes
 from export.reference import Reference
@@ -95,7 +95,7 @@ class Judge:
     canary: tuple[str, ...]
 
     def verify(
-        self, session: Session, gate: Gate, advance: Advance = ignore, *, right_padding_only: bool = False
+        self, session: Session, gate: Gate, advance: Advance = lambda done: None, *, right_padding_only: bool = False
     ) -> Verdict:
         """Compare a graph with PyTorch, and its answers to lone rows with those in batches.
 
@@ -163,7 +163,7 @@ class Judge:
         return odd_shapes(self.encoder, self._windows, self.reference)
 
     def _logits(
-        self, session: Session, batches: Sequence[NDArray[np.int64]], advance: Advance = ignore
+        self, session: Session, batches: Sequence[NDArray[np.int64]], advance: Advance = lambda done: None
     ) -> NDArray[np.float32]:
         """Return the logits of the rows [N, C] from batches of their windows."""
         classifier = self.encoder.classifier

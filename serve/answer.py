@@ -47,18 +47,12 @@ def window_fields(
     if classifier.long_texts.strategy != "windows":
         return {}
     fields: dict[str, Any] = {"num_windows": max(1, len(windows))}
-    if windows:
-        fields["windows"] = [
-            {"sequence": sequence, "start": start, "stop": stop, **_window_answer(classifier, scores, top_k)}
-            for sequence, start, stop, scores in windows
-        ]
+    for sequence, start, stop, scores in windows:
+        is_number = classifier.problem_type == "regression"
+        answer = {"value": scores[0]} if is_number else {"scores": ranked(classifier.labels, scores, top_k)}
+        place = {"sequence": sequence, "start": start, "stop": stop}
+        fields.setdefault("windows", []).append(place | answer)
     return fields
-
-
-def _window_answer(classifier: Classifier, scores: Sequence[float], top_k: int | None) -> dict[str, Any]:
-    if classifier.problem_type == "regression":
-        return {"value": scores[0]}
-    return {"scores": ranked(classifier.labels, scores, top_k)}
 
 
 def ranked(labels: Sequence[str], values: Sequence[float], top_k: int | None = None) -> list[dict[str, Any]]:

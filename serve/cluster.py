@@ -42,11 +42,7 @@ CLASSIFIER_OPTIONS = ("text_column", "text_pair_column", "all_scores", "truncati
 
 
 def run(argv: Sequence[str]) -> None:
-    """Classify what the command line names.
-
-    Raises:
-        InputError: something the user gave is wrong.
-    """
+    """Classify what the command line names; raises InputError if something the user gave is wrong."""
     arguments = _parser().parse_args(argv)
     ids = [name for name in [arguments.id_column] if name is not None]
     keep = None if arguments.keep_columns is None else [*dict.fromkeys([*ids, *arguments.keep_columns])]
@@ -174,11 +170,7 @@ def _num_nulls(metadata: Any, name: str) -> int:
 
 @contextlib.contextmanager
 def _opened_output(output: Path, arguments: argparse.Namespace, options: dict[str, Any]) -> Iterator[None]:
-    """Keep others from writing to a folder, which is empty or holds what the same job left.
-
-    Raises:
-        InputError: it does not, or another command writes there.
-    """
+    """Keep others from writing to a folder; raises InputError unless it is empty or holds what the same job left."""
     if not arguments.output:
         raise InputError("--output: is empty; pass a folder")
     output.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ only. What an input may be:
 import dataclasses
 import threading
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
@@ -32,6 +33,7 @@ TextInput = str | tuple[str, str]  # a text, or a pair of texts
 Truncation = Literal["right", "left", "error"]
 """The side on which an input that is too long loses tokens; or refuse what would not be read whole."""
 
+NUMBERS_OF = {"input_ids": attrgetter("ids"), "token_type_ids": attrgetter("type_ids")}
 SHORT_TEXT = 1_000
 """Up to this many characters, a lone input is tokenized in the calling thread: faster than handing it to the library's
 threads, but it blocks all other threads of the process."""
@@ -121,22 +123,14 @@ class Encoder:
                 f"truncation {truncation!r:.80}: expected 'right', 'left' or 'error'; leave it out to truncate as in "
                 "training"
             )
-        outcomes: list[Encoding | ItemError | None] = [None] * len(inputs)
-        good: list[int] = []
-        texts: list[TextInput] = []
-        for index, item in enumerate(inputs):
-            if self._is_expected(item):
-                good.append(index)
-                texts.append(self.cleaned(item))
-            else:
-                outcomes[index] = ItemError(index, self._expectation(item))
         long_texts = self.classifier.long_texts
         cuts = truncation is None and not long_texts.cuts_off
         cuts = cuts or (truncation == "error" and long_texts.strategy == "windows")
         how = truncation or self.classifier.truncation_side
-        for index, outcome in zip(good, self._tokenize(texts, how, cuts=cuts), strict=True):
-            outcomes[index] = ItemError(index, outcome) if isinstance(outcome, str) else outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        texts = [self.cleaned(item) for item in inputs if self._is_expected(item)]
+        encoded = iter(self._tokenize(texts, how, cuts=cuts))
+        found = (next(encoded) if self._is_expected(item) else self._expectation(item) for item in inputs)
+        return [ItemError(index, each) if isinstance(each, str) else each for index, each in enumerate(found)]
 
     def pad(
         self,
@@ -166,7 +160,7 @@ class Encoder:
             if name == "attention_mask":
                 arrays[name][is_token] = 1
             else:
-                arrays[name][is_token] = np.concatenate([_tokens(encoding, name) for encoding in encodings])
+                arrays[name][is_token] = np.concatenate([*map(NUMBERS_OF[name], encodings)])
         return arrays
 
     def _tokenize(self, texts: list[TextInput], truncation: Truncation, *, cuts: bool) -> list[Encoding | str]:
@@ -273,13 +267,6 @@ class Encoder:
                 f"max_length {self.max_length}: expected from {least} (special tokens and one of text) to "
                 f"{self.classifier.max_length}, the length that the model was trained for"
             )
-
-
-def _tokens(encoding: Encoding, name: str) -> NDArray[np.int32]:
-    if name == "input_ids":
-        return encoding.ids
-    assert encoding.type_ids is not None
-    return encoding.type_ids
 
 
 def _encode(tokenizer: Tokenizer, texts: list[TextInput], *, with_offsets: bool) -> Sequence[Any]:

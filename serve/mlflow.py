@@ -57,11 +57,7 @@ def _load_pyfunc(path: str) -> PyfuncModel:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Log the bundle that the command line names, and print where it is.
-
-    Raises:
-        InputError: something the user gave is wrong.
-    """
+    """Log the bundle that the command line names, and print where it is; raises InputError if it is none."""
     import mlflow
     import pandas
     from mlflow.models import infer_signature

@@ -49,11 +49,7 @@ HEADERS: dict[ProblemType, tuple[str, ...]] = {
 
 
 def run(argv: Sequence[str]) -> int:
-    """Classify what the command line names; return the exit status.
-
-    Raises:
-        InputError: something the user gave is wrong.
-    """
+    """Classify what the command line names; return the exit status, or raise InputError for bad input."""
     arguments = _parser().parse_args(argv)
     if (arguments.text is None) == (arguments.file is None):
         raise InputError(

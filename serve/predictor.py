@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import numpy as np
@@ -240,9 +239,7 @@ class Predictor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _answers(self, inputs: Sequence[TextInput], truncation: Truncation | None) -> Iterable[Answers]:
@@ -254,13 +251,8 @@ class Predictor:
         first = 0
         for answers in chunks:
             scores = self.classifier.scores(answers.logits)  # [N, C]
-            rows = zip(
-                answers.logits.tolist(),
-                scores.tolist(),
-                answers.truncated.tolist(),
-                answers.num_tokens.tolist(),
-                strict=True,
-            )
+            columns: list[NDArray[Any]] = [answers.logits, scores, answers.truncated, answers.num_tokens]
+            rows = zip(*(column.tolist() for column in columns), strict=True)
             for index, (row_logits, row_scores, truncated, num_tokens) in enumerate(rows):
                 if index in answers.refused:
                     yield ItemError(first + index, answers.refused[index].reason)

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
 from serve.contract.telemetry import switch_off_telemetry
+from serve.gpu.tensorrt import CACHE_OPTION
 from serve.gpu.tensorrt import PROVIDER as TENSORRT
-from serve.gpu.tensorrt import TensorRT
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class GpuOptions:
     """Most memory for weights and activations [MiB]; CUDA's own, a few hundred MiB, is not in it. None: no limit."""
     cuda_graphs: bool = False
     """Record the kernels of the shapes in use before anything is answered; replay them (`serve.gpu.cuda_graphs`)."""
-    tensorrt: TensorRT | None = None  # run on TensorRT, with CUDA for what it leaves
+    tensorrt: Mapping[str, str] | None = None  # options of TensorRT, to run there, with CUDA for what it leaves
     max_length: int = 512  # longest input [tokens]; CUDA graphs are recorded up to it
 
     def __post_init__(self) -> None:
@@ -95,8 +96,8 @@ def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, sp
         preload_cuda_libraries(onnxruntime)
         providers = [(PROVIDERS[device], _cuda_options(gpu))]
     if gpu.tensorrt:
-        gpu.tensorrt.cache.mkdir(parents=True, exist_ok=True)
-        providers.insert(0, (provider, {"device_id": str(gpu.device_id), **gpu.tensorrt.options()}))
+        Path(gpu.tensorrt[CACHE_OPTION]).mkdir(parents=True, exist_ok=True)
+        providers.insert(0, (provider, {"device_id": str(gpu.device_id), **gpu.tensorrt}))
     source = graph if isinstance(graph, bytes) else str(graph)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=providers)

@@ -38,11 +38,7 @@ ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
 
 
 def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig:
-    """Return a configuration with the loss and the metric that suit what is learned.
-
-    Raises:
-        InputError: it has a metric or an option of something else.
-    """
+    """Return a configuration with loss and metric that suit what is learned; raises InputError if its own do not."""
     usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, kinds in ONLY_FOR.items():
         if problem_type not in kinds and getattr(config, name) != usual[name]:

@@ -47,11 +47,7 @@ class _Subject:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Evaluate as the command line says and write a results folder.
-
-    Raises:
-        InputError: any of the user's input is wrong.
-    """
+    """Evaluate as the command line says and write a results folder; raises InputError if any of the input is wrong."""
     arguments = _parser().parse_args(argv)
     limit_spinning()  # before torch is imported
     with connected_peers():

@@ -26,14 +26,6 @@ class CanaryFailed(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RequestLimits:
-    """Limits of one request."""
-
-    max_inputs: int = 256  # most texts or pairs
-    max_text_chars: int = 100_000  # most characters of one text, or of the two of a pair
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """Model metadata."""
 
@@ -50,20 +42,24 @@ class ModelFacts:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label of each score, in order."""
         return self.classifier.labels
 
     @property
     def takes_pairs(self) -> bool:
-        """Whether inputs are pairs of texts."""
         return self.classifier.text_pair_column is not None
 
 
 class Engine:
-    """One loaded model. Everything but its constructor belongs to the event loop."""
+    """One loaded model. Everything but its constructor belongs to the event loop.
 
-    def __init__(self, facts: ModelFacts, batcher: Batcher, encoder: Any, limits: RequestLimits) -> None:
-        self.facts, self.batcher, self.limits = facts, batcher, limits
+    A request has at most `max_inputs` texts or pairs, each of at most `max_text_chars`.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, batcher: Batcher, encoder: Any, *, max_inputs: int, max_text_chars: int
+    ) -> None:
+        self.facts, self.batcher = facts, batcher
+        self.max_inputs, self.max_text_chars = max_inputs, max_text_chars
         self.lister = TokenLister(encoder)
         self.loaded_at = time.time()
 
@@ -95,11 +91,7 @@ class Engine:
     async def answers(
         self, inputs: Sequence[TextInput], *, timeout_s: float, truncation: Truncation | None = None
     ) -> list[Answer]:
-        """Return the answer to each input, in order.
-
-        Raises:
-            RequestError: one of them gets none.
-        """
+        """Return the answer to each input, in order; raises RequestError if one of them gets none."""
         outcomes = await self.classify(inputs, timeout_s=timeout_s, truncation=truncation)
         return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
 
@@ -153,13 +145,11 @@ class Engine:
         """
         if not inputs:
             raise InvalidRequest("no inputs; send at least one text")
-        if len(inputs) > self.limits.max_inputs:
-            raise TooLarge(
-                f"{len(inputs)} inputs, but a request may have {self.limits.max_inputs}; send fewer at a time"
-            )
+        if len(inputs) > self.max_inputs:
+            raise TooLarge(f"{len(inputs)} inputs, but a request may have {self.max_inputs}; send fewer at a time")
         for index, text in enumerate(inputs):
-            if (num_chars := num_characters(text)) > self.limits.max_text_chars:
+            if (num_chars := num_characters(text)) > self.max_text_chars:
                 raise TooLarge(
-                    f"input {index}: {num_chars:,} characters, but this server takes {self.limits.max_text_chars:,}; "
+                    f"input {index}: {num_chars:,} characters, but this server takes {self.max_text_chars:,}; "
                     "shorten it"
                 )

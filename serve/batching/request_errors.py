@@ -10,74 +10,52 @@ class RequestError(Exception):
     kind = "Backend"  # name of the kind; Text Embeddings Inference's if it has one
     headers: Mapping[str, str] = {}  # HTTP headers of the answer
 
+    def __init_subclass__(cls, *, status: int, kind: str | None = None) -> None:
+        cls.status, cls.kind = status, kind or cls.kind
 
-class InvalidRequest(RequestError):
+
+class InvalidRequest(RequestError, status=422, kind="Validation"):
     """The request is malformed, or not what the model takes."""
 
-    status = 422
-    kind = "Validation"
 
-
-class TooLarge(RequestError):
+class TooLarge(RequestError, status=413, kind="Validation"):
     """More bytes, inputs, characters or tokens than this server takes in one request."""
 
-    status = 413
-    kind = "Validation"
 
-
-class UnsupportedEncoding(RequestError):
+class UnsupportedEncoding(RequestError, status=415, kind="Validation"):
     """A body that is compressed, but not by gzip."""
 
-    status = 415
-    kind = "Validation"
     headers: Mapping[str, str] = {"accept-encoding": "gzip, identity"}
 
 
-class NotFound(RequestError):
+class NotFound(RequestError, status=404, kind="NotFound"):
     """No such route or model."""
 
-    status = 404
-    kind = "NotFound"
 
-
-class WrongMethod(RequestError):
+class WrongMethod(RequestError, status=405, kind="Validation"):
     """The route exists, but not for this method."""
-
-    status = 405
-    kind = "Validation"
 
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
         self.headers = {"allow": allowed}
 
 
-class Unauthorized(RequestError):
+class Unauthorized(RequestError, status=401, kind="Unauthorized"):
     """No key, or a wrong one."""
 
-    status = 401
-    kind = "Unauthorized"
     headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
 
 
-class Forbidden(RequestError):
+class Forbidden(RequestError, status=403, kind="Unauthorized"):
     """Closed to everyone in the configuration of this server."""
 
-    status = 403
-    kind = "Unauthorized"
 
-
-class Conflict(RequestError):
+class Conflict(RequestError, status=409, kind="Conflict"):
     """The same operation is already in progress."""
 
-    status = 409
-    kind = "Conflict"
 
-
-class Overloaded(RequestError):
+class Overloaded(RequestError, status=429, kind="Overloaded"):
     """Refused at once: waiting for an answer would take longer than the request allows."""
-
-    status = 429
-    kind = "Overloaded"
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -85,34 +63,21 @@ class Overloaded(RequestError):
         self.headers = {"retry-after": str(self.retry_after_s)}
 
 
-class InferenceFailed(RequestError):
+class InferenceFailed(RequestError, status=424):
     """The model raised on this input, or returned no finite numbers."""
 
-    status = 424
 
-
-class Unavailable(RequestError):
+class Unavailable(RequestError, status=503, kind="Unhealthy"):
     """The server is starting, stopping or broken."""
 
-    status = 503
-    kind = "Unhealthy"
 
-
-class DeadlineExceeded(RequestError):
+class DeadlineExceeded(RequestError, status=504, kind="Timeout"):
     """The time of the request was over before it was answered."""
 
-    status = 504
-    kind = "Timeout"
 
-
-class OwnDeadlineExceeded(DeadlineExceeded):
+class OwnDeadlineExceeded(DeadlineExceeded, status=408):
     """The same, if the client itself set the time or was too slow to send."""
 
-    status = 408
 
-
-class ClientGone(RequestError):
+class ClientGone(RequestError, status=499, kind="Disconnected"):
     """The client hung up. Counted as 499, as by nginx."""
-
-    status = 499
-    kind = "Disconnected"

@@ -125,7 +125,6 @@ class Ticket:
             self.future.set_exception(error)
 
     def fail_from_thread(self, error: RequestError) -> None:
-        """Do `fail` in the event loop's thread."""
         in_loop(self.loop, self.fail, error)
 
 
@@ -135,23 +134,20 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *argumen
         loop.call_soon_threadsafe(call, *arguments)
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Item:
     """One encoded input that waits for its batch, or a window of a long one."""
 
-    __slots__ = ("encoding", "length", "num_windows", "position", "queued_at", "rank", "sequence", "ticket", "window")
+    ticket: Ticket
+    position: int
+    encoding: Any
+    queued_at: float
+    window: int = 0
+    num_windows: int = 1
+    length: int = dataclasses.field(init=False)
+    sequence: int = dataclasses.field(default=0, init=False)  # order of arrival in the waiting line, which sets it
+    rank: int = dataclasses.field(default=0, init=False)
+    """Order in which inputs go into batches: that of arrival, but privileged ones first."""
 
-    def __init__(
-        self, ticket: Ticket, position: int, encoding: Any, queued_at: float, window: int = 0, num_windows: int = 1
-    ) -> None:
-        self.ticket = ticket
-        self.position = position
-        self.encoding = encoding
-        self.window, self.num_windows = window, num_windows
-        self.length: int = encoding.num_tokens
-        self.sequence = 0  # order of arrival in the waiting line, which sets it
-        self.rank = 0  # order in which inputs go into batches: that of arrival, but privileged ones first
-        self.queued_at = queued_at
-
-    def is_wanted(self, now: float) -> bool:
-        """Return whether its request is still waiting for it."""
-        return not self.ticket.closed and now < self.ticket.deadline
+    def __post_init__(self) -> None:
+        self.length = self.encoding.num_tokens

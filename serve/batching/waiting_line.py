@@ -53,7 +53,7 @@ class WaitingLine:
         if not item.ticket.is_privileged and (self._backlog or len(self._window) >= self._window_size):
             self._backlog.append(item)
         else:
-            self._insert(item)
+            bisect.insort(self._window, item, key=LENGTH)
 
     def take(self, max_rows: int, max_tokens: int, now: float) -> list[Item]:
         """Remove and return the next batch, shortest first; empty if no input is wanted any more.
@@ -66,26 +66,16 @@ class WaitingLine:
             return []
         first = window.index(min(window, key=RANK))
         last = first
-        longest = self._padded(window[first])
-        while (rows := last - first + 1) < max_rows:
-            shorter = self._padded(window[first - 1]) if first > 0 else None
-            longer = self._padded(window[last + 1]) if last + 1 < len(window) else None
-            padding_if_shorter = None if shorter is None else longest - shorter
-            padding_if_longer = None if longer is None else (longer - longest) * rows
-            if padding_if_shorter is not None and (
-                padding_if_longer is None or padding_if_shorter <= padding_if_longer
-            ):
-                assert shorter is not None
-                if padding_if_shorter > shorter + self._run_cost_tokens or (rows + 1) * longest > max_tokens:
-                    break
-                first -= 1
-            elif padding_if_longer is not None:
-                assert longer is not None
-                if padding_if_longer > longer + self._run_cost_tokens or (rows + 1) * longer > max_tokens:
-                    break
-                last, longest = last + 1, longer
-            else:
+        longest: float = self._padded(window[first])
+        while (rows := last - first + 1) < min(max_rows, len(window)):
+            shorter = self._padded(window[first - 1]) if first > 0 else -math.inf
+            longer = self._padded(window[last + 1]) if last + 1 < len(window) else math.inf
+            takes_shorter = longest - shorter <= (longer - longest) * rows
+            length, padding = (shorter, longest - shorter) if takes_shorter else (longer, (longer - longest) * rows)
+            longest = max(longest, length)
+            if padding > length + self._run_cost_tokens or (rows + 1) * longest > max_tokens:
                 break
+            first, last = (first - 1, last) if takes_shorter else (first, last + 1)
         batch = window[first : last + 1]
         del window[first : last + 1]
         self.tokens -= sum(item.length for item in batch)
@@ -122,7 +112,7 @@ class WaitingLine:
         self._window = kept
 
     def _is_wanted(self, item: Item, now: float) -> bool:
-        if item.is_wanted(now):
+        if not item.ticket.closed and now < item.ticket.deadline:
             return True
         self.tokens -= item.length
         return False
@@ -130,9 +120,6 @@ class WaitingLine:
     def _padded(self, item: Item) -> int:
         """Return the length of a batch in which this input is the longest."""
         return -(-item.length // self._length_multiple) * self._length_multiple
-
-    def _insert(self, item: Item) -> None:
-        bisect.insort(self._window, item, key=LENGTH)
 
 
 class WaitingLines:
@@ -146,7 +133,6 @@ class WaitingLines:
 
     @property
     def tokens(self) -> int:
-        """Tokens that wait."""
         return self.short.tokens + self.long.tokens
 
     def add(self, item: Item) -> None:

@@ -159,15 +159,10 @@ class Bundle:
         Raises:
             InputError: files are damaged; all of them are named.
         """
-        others = {
-            file
-            for name, each in self.manifest.variants.items()
-            if name != variant
-            for file in (each.file, *each.external_files)
-        }
-        own = self.manifest.variants[variant]
-        needed = self.manifest.files.keys() - (others - {own.file, *own.external_files})
-        _require_whole(self.folder, {name: self.manifest.files[name] for name in sorted(needed)}, verify=True)
+        graphs = {name: {each.file, *each.external_files} for name, each in self.manifest.variants.items()}
+        needless = set().union(*graphs.values()) - graphs[variant]
+        needed = {name: record for name, record in sorted(self.manifest.files.items()) if name not in needless}
+        _require_whole(self.folder, needed, verify=True)
 
     def default_variant(self, device: DeviceName) -> str:
         """Return the variant that serves a device best: its default, else the first."""

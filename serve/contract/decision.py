@@ -40,11 +40,7 @@ class Decision:
 
 
 def parse_abstain(rule: str) -> tuple[str, float]:
-    """Return a rule's kind (none, score< or accuracy>=) and its number.
-
-    Raises:
-        InputError: it is no such rule.
-    """
+    """Return a rule's kind (none, score< or accuracy>=) and its number; raises InputError if it is no such rule."""
     kind, value = _parsed(
         "--abstain", rule, ABSTAIN_RULE, "none, 'accuracy>=0.95' or 'score<0.6', a number between 0 and 1"
     )
@@ -52,11 +48,7 @@ def parse_abstain(rule: str) -> tuple[str, float]:
 
 
 def parse_threshold(rule: str) -> tuple[str, float]:
-    """Return a rule's kind (fixed, f1, precision>= or recall>=) and its number.
-
-    Raises:
-        InputError: it is no such rule.
-    """
+    """Return a rule's kind (fixed, f1, precision>= or recall>=) and its number; raises InputError for other rules."""
     expected = "a number between 0 and 1 such as 0.5, f1, 'precision>=0.9' or 'recall>=0.9'"
     kind, value = _parsed("--threshold", rule, THRESHOLD_RULE, expected)
     return ("f1", 0.0) if value is None else (kind or "fixed", value)

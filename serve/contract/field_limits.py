@@ -38,9 +38,9 @@ def limits_of(record: type) -> dict[str, Limit]:
     }
 
 
-def out_of_range(record: Any, prefix: str = "--") -> Iterator[str]:
+def out_of_range(record: Any) -> Iterator[str]:
     """Yield one line for each field of a dataclass whose value breaks the limit in its annotation."""
     for name, limit in limits_of(type(record)).items():
         value = getattr(record, name)
         if value is not None and not limit.holds(value):
-            yield f"{prefix}{name} must be {limit.expected}, found {value}"
+            yield f"--{name} must be {limit.expected}, found {value}"

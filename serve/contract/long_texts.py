@@ -6,6 +6,7 @@ shorter text. The logits of a text are the mean of its windows'.
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -94,10 +95,7 @@ def cut(encoding: Any, max_length: int, how: LongTexts, side: Literal["left", "r
         pieces = [np.r_[long.start : long.start + head, long.stop - (room - head) : long.stop]]
         is_whole = False
     else:
-
-        def word_start(place: int) -> int:
-            return _word_start(encoding, long, place, int(LONGEST_WORD * room))
-
+        word_start = functools.partial(_word_start, encoding, long, furthest=int(LONGEST_WORD * room))
         ranges, covers = window_ranges(len(long), room, how.window_stride, how.max_windows, word_start)
         pieces = [np.arange(long.start + start, long.start + stop) for start, stop in ranges]
         is_whole &= covers

@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import itertools
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,20 +25,22 @@ from serve.encoder import TextInput, without_surrogates
 from serve.files.output import (
     STDOUT,
     StagedFile,
-    StandardOutput,
+    StandardStream,
     errors_name,
     output_format,
     require_unwritten,
     staged_path,
 )
 from serve.files.progress import Progress
-from serve.files.rejects import Rejects, publish_rejects
+from serve.files.rejects import publish_rejects, reject_line
 from serve.files.row_chunk import RowChunk, RowInputs, num_row_characters
+from serve.files.same_job import changes
 from serve.files.settings import STDIN, JobSettings, journal_path
 from serve.files.table import Table
 from serve.pipeline import Answers, Pipeline, cut_into_chunks
 
 JOURNAL_VERSION = 3
+Appendable = StagedFile | StandardStream
 SAVE_EVERY_S = 2.0  # about this much work [s] is repeated after a kill
 
 
@@ -114,12 +117,7 @@ class Job:
                 f"--output {self._output}: a job was interrupted after {found.num_rows:,} rows; "
                 f"continue with --resume, or {start_over}"
             )
-        changed = [
-            f"{name} (was {found.job.get(name)}, is {self._identity.get(name)})"
-            for name in {**found.job, **self._identity}
-            if found.job.get(name) != self._identity.get(name)
-        ]
-        if changed:
+        if changed := changes(found.job, self._identity):
             raise InputError(f"--resume: not the job that was interrupted: {'; '.join(changed)}. Or {start_over}")
         return found
 
@@ -138,9 +136,13 @@ class Job:
         table = Table(rows, classifier, self._settings)
         form = table.format(output_format(self._settings.output))
         with contextlib.ExitStack() as files:
-            output = StandardOutput() if self._to_stdout else StagedFile(self._output, journal.output_bytes)
+            output: Appendable = StandardStream(sys.stdout, "standard output")
+            if not self._to_stdout:
+                output = StagedFile(self._output, journal.output_bytes)
             files.callback(output.close)
-            rejects = Rejects(self._settings.rejects_path, rows.columns, journal.rejects_bytes)
+            rejects: Appendable = StandardStream(sys.stderr, "standard error")
+            if self._settings.rejects_path is not None:
+                rejects = StagedFile(self._settings.rejects_path, journal.rejects_bytes)
             files.callback(rejects.close)
             files.callback(progress.end)
             self._announce(journal, progress)
@@ -150,7 +152,8 @@ class Job:
             for chunk, answers in self._answered_chunks(rows, journal.num_rows):
                 answered, refused = chunk.sort_out(answers, classifier)
                 output.append(form.rows(table.columns(answered)))
-                rejects.append(refused)
+                if refused:
+                    rejects.append("".join(reject_line(each, rows.columns) for each in refused).encode())
                 journal = dataclasses.replace(
                     journal,
                     num_rows=journal.num_rows + len(chunk),
@@ -198,7 +201,7 @@ class Job:
         for leftover in self._output.parent.glob(staged):
             leftover.unlink(missing_ok=True)
 
-    def _save(self, journal: Journal, output: StagedFile | StandardOutput, rejects: Rejects) -> None:
+    def _save(self, journal: Journal, output: Appendable, rejects: Appendable) -> None:
         if not self._to_stdout:
             output.flush()
             rejects.flush()

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 from serve.contract.errors import InputError
 from serve.contract.files import flush_to_disk
@@ -72,15 +72,18 @@ class StagedFile:
             self._file.close()
 
 
-class StandardOutput:
-    """Standard output as a file to append to; every chunk is flushed."""
+class StandardStream:
+    """Standard output or error as a file to append to; every chunk is flushed."""
 
     size = 0
 
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
+
     def append(self, content: bytes) -> None:
-        with errors_name("standard output"):
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
+        with errors_name(self._name):
+            self._stream.buffer.write(content)
+            self._stream.buffer.flush()
 
     def flush(self) -> None:
         pass
@@ -95,11 +98,7 @@ def staged_path(path: Path) -> Path:
 
 
 def require_unwritten(path: Path) -> None:
-    """Check that no other process is writing a staged file.
-
-    Raises:
-        InputError: one is.
-    """
+    """Raise InputError if another process is writing a staged file."""
     if staged_path(path).exists():
         with staged_path(path).open("ab") as file:  # some network file systems only lock files open for writing
             _lock(file, path)
@@ -245,11 +244,7 @@ class Parquet(TableFormat):
 
 
 def output_format(path: str) -> OutputFormat:
-    """Return the format that a path's suffix names; jsonl for standard output.
-
-    Raises:
-        InputError: it names none.
-    """
+    """Return the format that a path's suffix names, jsonl for standard output; raises InputError if it names none."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if path == STDOUT:
         return "jsonl"

@@ -4,58 +4,27 @@
 may take several lines. `input` holds the row's values, or the raw text of a row that could not be read.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from serve.contract.json_text import json_text
-from serve.files.output import StagedFile, publish, staged_path
+from serve.files.output import publish, staged_path
 from serve.files.row_chunk import Refusal
 
 
-class Rejects:
-    """A file of refused rows (`.rejects.jsonl`), or standard error.
-
-    `path` is None for standard error; `size` bytes are kept of what an interrupted job left.
-    """
-
-    def __init__(self, path: Path | None, columns: Sequence[str], size: int) -> None:
-        self._columns = columns
-        self._file = None if path is None else StagedFile(path, size)
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return 0 if self._file is None else self._file.size
-
-    def append(self, refusals: Sequence[Refusal]) -> None:
-        lines = "".join(self._line(refusal) for refusal in refusals)
-        if self._file is not None:
-            self._file.append(lines.encode())
-        elif lines:
-            sys.stderr.write(lines)
-
-    def flush(self) -> None:
-        """Wait until everything is on the disk."""
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def _line(self, refusal: Refusal) -> str:
-        values = refusal.values
-        first, last = refusal.lines or (None, None)
-        content = {
-            "row": refusal.row,
-            "line": first,
-            "last_line": last,
-            "id": refusal.id,
-            "reason": refusal.reason,
-            "input": values if isinstance(values, str) else dict(zip(self._columns, values, strict=True)),
-        }
-        return json_text(content) + "\n"
+def reject_line(refusal: Refusal, columns: Sequence[str]) -> str:
+    """Return a refused row, whose values are of these columns, as a line of a file of rejects."""
+    values = refusal.values
+    first, last = refusal.lines or (None, None)
+    content = {
+        "row": refusal.row,
+        "line": first,
+        "last_line": last,
+        "id": refusal.id,
+        "reason": refusal.reason,
+        "input": values if isinstance(values, str) else dict(zip(columns, values, strict=True)),
+    }
+    return json_text(content) + "\n"
 
 
 def publish_rejects(path: Path | None) -> None:

@@ -12,6 +12,12 @@ from serve.contract.json_text import json_text
 JOB_FILE = "_job.json"  # what reads a folder of parquet files skips names with an underscore in front
 
 
+def changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return where two descriptions of a job differ."""
+    different = (name for name in {**was, **now} if was.get(name) != now.get(name))
+    return [f"{name} (was {was.get(name)}, is {now.get(name)})" for name in different]
+
+
 def require_same_job(folder: Path, job: Mapping[str, str], outputs: Iterable[Path]) -> None:
     """Record what determines the answers in a folder; of several processes, the first one does.
 
@@ -37,12 +43,7 @@ def require_same_job(folder: Path, job: Mapping[str, str], outputs: Iterable[Pat
         found = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); choose a new folder") from error
-    changed = [
-        f"{name} (was {found.get(name)}, is {job.get(name)})"
-        for name in {**found, **job}
-        if found.get(name) != job.get(name)
-    ]
-    if changed:
+    if changed := changes(found, job):
         raise InputError(
             f"--output {folder}: holds answers of another job: {'; '.join(changed)}. Choose a new folder, or remove it"
         )

@@ -115,11 +115,7 @@ def journal_path(output: Path) -> Path:
 
 
 def input_format(file: str) -> RowFormat:
-    """Return the format that a path's suffix names; plain lines for standard input and pipes.
-
-    Raises:
-        InputError: it names none.
-    """
+    """Return the format that a suffix names, plain lines for a stream; raises InputError if it names none."""
     if is_standard_input(file):
         return "lines"
     return row_format(Path(file), f"--file {file}", SUFFIXES, otherwise="; or pass --input_format")

@@ -85,11 +85,7 @@ class TableClassifier:
         self._form = Parquet(list(self.added), [*self._answer.types, *["int64"] * self._has_windows, "bool", None])
 
     def schema(self, schema: Any) -> Any:
-        """Return the Arrow schema of what becomes of a table of this `schema`.
-
-        Raises:
-            InputError: it lacks a column.
-        """
+        """Return the Arrow schema of what becomes of a table of this one; raises InputError if it lacks a column."""
         kept = self._kept(schema.names)
         metadata = {key: value for key, value in (schema.metadata or {}).items() if key != b"pandas"}
         fields = [
@@ -99,11 +95,7 @@ class TableClassifier:
         return self._arrow.schema([*fields, *self._form.schema], metadata if has_new_names else schema.metadata)
 
     def __call__(self, table: Any) -> Any:
-        """Return a `pyarrow.Table` with the columns added.
-
-        Raises:
-            InputError: it lacks a column.
-        """
+        """Return a `pyarrow.Table` with the columns added; raises InputError if it lacks a column."""
         schema = self.schema(table.schema)
         added = self.answers(*(values_of(table[name]) for name in self.columns)).columns
         kept = [table[name] for name in self._kept(table.column_names)]

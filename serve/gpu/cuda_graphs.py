@@ -50,15 +50,14 @@ class RecordingGate:
     """Any number of threads may use CUDA, or one may record."""
 
     def __init__(self) -> None:
+        self._entrance = threading.Lock()
         self._changed = threading.Condition()
         self._num_using = 0
-        self._is_recording = False
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
         """Hold off recording."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_recording)
+        with self._entrance, self._changed:
             self._num_using += 1
         try:
             yield
@@ -70,16 +69,9 @@ class RecordingGate:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Be the only one that uses CUDA."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._is_recording)
-            self._is_recording = True  # from here on no other may begin
+        with self._entrance, self._changed:  # from here on no other may begin
             self._changed.wait_for(lambda: not self._num_using)
-        try:
             yield
-        finally:
-            with self._changed:
-                self._is_recording = False
-                self._changed.notify_all()
 
 
 GATE = RecordingGate()  # the process's: recording excludes all other sessions

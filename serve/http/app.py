@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.exceptions import HTTPException as Refusal
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from serve.batching import request_errors as errors
 from serve.http import operations
-from serve.http.gateway import App, Gateway
+from serve.http.gateway import Gateway
 from serve.http.lifecycle import Service
 from serve.http.protocols import hosts, huggingface, infinity, native, open_inference, tei, triton
 from serve.http.routes import JSON, Route, json_reply
@@ -48,12 +49,10 @@ EXAMPLES = {
 """Status -> an error of that status; its message is the description in `/docs`."""
 
 
-def build_app(service: Service) -> App:
+def build_app(service: Service) -> ASGIApp:
     """Return the ASGI application of a service that was started."""
-    api = FastAPI(
-        title="rawloop",
-        redirect_slashes=False,  # it would send clients to whatever host their request names
-    )
+    # Redirects would send clients to whatever host their request names.
+    api = FastAPI(title="rawloop", redirect_slashes=False)
     routes = [
         route
         for each in (native, tei, huggingface, open_inference, triton, infinity, operations)
@@ -63,7 +62,7 @@ def build_app(service: Service) -> App:
         api.add_api_route(route.path, _not_reached, methods=[route.method])
     served = {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION}
     api.openapi = cache(partial(_document, routes, served))  # type: ignore[method-assign]  # FastAPI: extend it so
-    _add_refusals(api)
+    api.add_exception_handler(Refusal, _refuse)
     gateway = Gateway(service, routes, fallback=api)
     if not service.settings.cors_origins:
         return gateway
@@ -145,19 +144,12 @@ def _responses(route: Route) -> dict[str, Any]:
     return responses
 
 
-def _add_refusals(api: FastAPI) -> None:
+async def _refuse(request: Request, error: Exception) -> Response:
     """Answer unknown paths and wrong methods in the form of our other errors."""
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal)
-        refusal: errors.RequestError
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "")
-            allowed = {"GET": "GET, HEAD"}.get(allowed, allowed)  # the gateway answers HEAD like GET
-            refusal = errors.WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
-        else:
-            refusal = errors.NotFound("no such path; /docs lists them")
-        reply = json_reply(tei.error_body(refusal))
-        return Response(reply.body, refusal.status, refusal.headers, JSON)
-
-    api.add_exception_handler(Refusal, refuse)
+    assert isinstance(error, Refusal)
+    refusal: errors.RequestError = errors.NotFound("no such path; /docs lists them")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        allowed = {"GET": "GET, HEAD"}.get(allowed, allowed)  # the gateway answers HEAD like GET
+        refusal = errors.WrongMethod(f"{request.method} is not allowed here; use {allowed}", allowed)
+    return json_reply(tei.error_body(refusal), refusal.status, refusal.headers)

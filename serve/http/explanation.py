@@ -65,9 +65,7 @@ async def explain(engine: Engine, given: TextInput, *, label: str | None, timeou
         "words": [
             {
                 "text": texts[part.sequence][part.start : part.stop],
-                "sequence": part.sequence,
-                "start": part.start,
-                "stop": part.stop,
+                **dataclasses.asdict(part),
                 "drop": score - each.scores[index],
             }
             for part, each in zip(parts, occluded, strict=True)

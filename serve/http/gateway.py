@@ -12,10 +12,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Mapping, Sequence
 
 from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.batching import request_errors as errors
 from serve.http.body import inflated
@@ -24,12 +24,6 @@ from serve.http.routes import Call, Reply, Route, json_reply
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("serve.access")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 ENCODINGS = (b"identity", b"gzip", b"x-gzip")
@@ -43,7 +37,7 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class Gateway:
     """Answers requests to `routes`; `fallback` gets all others."""
 
-    def __init__(self, service: Service, routes: Sequence[Route], fallback: App) -> None:
+    def __init__(self, service: Service, routes: Sequence[Route], fallback: ASGIApp) -> None:
         self._service, self._fallback = service, fallback
         self._routes = {(route.method, route.path): route for route in routes}
         self._patterns = [(compile_path(route.path)[0], route) for route in routes if "{" in route.path]
@@ -56,7 +50,8 @@ class Gateway:
         if route is None:
             await self._fallback(scope, receive, send)
         else:
-            await _send(await self._answer(route, path_values, scope, receive), send)
+            reply = await self._answer(route, path_values, scope, receive)
+            await reply(scope, receive, send)
 
     def _find(self, method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
         """Return the route of a request, and the values of the {names} in its path."""
@@ -94,19 +89,17 @@ class Gateway:
             logger.exception("request %s failed", request_id)
             reply = json_reply(route.error_body(errors.RequestError(f"internal error ({type(error).__name__})")), 500)
         seconds = time.perf_counter() - began
-        self._service.metrics.request_ended(route.protocol, reply.status, seconds)
+        self._service.metrics.request_ended(route.protocol, reply.status_code, seconds)
         if self._service.settings.access_log:
             path = scope["raw_path"].decode("ascii", "backslashreplace")  # undecoded: a decoded one may hold a newline
-            facts = {"request_id": request_id, "protocol": route.protocol, "status": reply.status}
-            facts["latency_ms"] = round(1e3 * seconds, 3)
-            access_logger.info("%s %s %d in %.1f ms", scope["method"], path, reply.status, 1e3 * seconds, extra=facts)
-        return self._stamped(reply, request_id)
-
-    def _stamped(self, reply: Reply, request_id: str) -> Reply:
-        headers = {**reply.headers, "x-request-id": request_id}
-        if self._service.is_draining or reply.status in (408, 413):  # go to another server; stop sending
-            headers["connection"] = "close"
-        return Reply(reply.body, reply.status, reply.content_type, headers)
+            status, latency_ms = reply.status_code, 1e3 * seconds
+            facts = {"request_id": request_id, "protocol": route.protocol, "status": status}
+            facts["latency_ms"] = round(latency_ms, 3)
+            access_logger.info("%s %s %d in %.1f ms", scope["method"], path, status, latency_ms, extra=facts)
+        reply.headers["x-request-id"] = request_id
+        if self._service.is_draining or reply.status_code in (408, 413):  # go to another server; stop sending
+            reply.headers["connection"] = "close"
+        return reply
 
     def _request_id(self, headers: Mapping[bytes, bytes]) -> str:
         given = headers.get(b"x-request-id")
@@ -182,13 +175,3 @@ async def _while_connected(work: Awaitable[Reply], receive: Receive) -> Reply:
         raise
     finally:
         watcher.cancel()
-
-
-async def _send(reply: Reply, send: Send) -> None:
-    headers = [
-        (b"content-type", reply.content_type.encode("latin-1")),
-        (b"content-length", str(len(reply.body)).encode("ascii")),
-        *((name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()),
-    ]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})

@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 import orjson
+from starlette.types import Message, Receive, Scope, Send
 
 from serve.contract.errors import InputError, first_line
-from serve.http.gateway import TIMEOUT_HEADER, Gateway, Message, Receive, Scope, Send
+from serve.http.gateway import TIMEOUT_HEADER, Gateway
 from serve.http.lifecycle import Service
 from serve.http.protocols import open_inference_grpc
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from serve.batching.batcher import Batcher, BatchLimits
-from serve.batching.engine import CANARY_TOLERANCE, Engine, ModelFacts, RequestLimits
+from serve.batching.engine import CANARY_TOLERANCE, Engine, ModelFacts
 from serve.canary import canary_input, require_canary, spread_of
 from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.errors import InputError
@@ -90,8 +90,7 @@ def load_engine(
         on_close=partial(_close, pools),
         pooling=bundle.classifier.long_texts.pooling,
     )
-    request_limits = RequestLimits(max_inputs=settings.max_inputs, max_text_chars=settings.max_text_chars)
-    return Engine(facts, batcher, encoder, request_limits)
+    return Engine(facts, batcher, encoder, max_inputs=settings.max_inputs, max_text_chars=settings.max_text_chars)
 
 
 def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:

@@ -14,7 +14,6 @@ from serve.contract.errors import InputError
 from serve.http.protocols.tei import error_body  # /health is one of its routes
 from serve.http.routes import Call, Reply, Route, json_reply
 
-PROTOCOL = "operations"
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 )
@@ -34,7 +33,7 @@ class ReloadRequest(BaseModel, strict=True, extra="forbid"):
 
 def routes() -> list[Route]:
     """Return the routes."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol="operations", error_body=error_body)
     status: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"status": "ok"}}
     return [
         route("GET", "/health", _ready, "Whether to send traffic", is_public=True, statuses=(503,), **status),
@@ -85,9 +84,9 @@ async def _live(call: Call) -> Reply:
 async def _metrics(call: Call) -> Reply:
     call.service.metrics.ready.set(call.service.not_ready_because is None)
     text = await asyncio.to_thread(call.service.metrics.text)
-    return Reply(text, 200, "text/plain; version=0.0.4; charset=utf-8")
+    return Reply(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _page(call: Call) -> Reply:
     html = files("serve.http").joinpath("ui.html").read_bytes()
-    return Reply(html, 200, "text/html; charset=utf-8", {"content-security-policy": CONTENT_POLICY})
+    return Reply(html, 200, {"content-security-policy": CONTENT_POLICY}, "text/html; charset=utf-8")

@@ -7,12 +7,14 @@ from typing import Any
 
 import orjson
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from serve.batching.engine import Engine
 from serve.batching.request_errors import RequestError
 from serve.http.body import read_json
 from serve.http.lifecycle import Service
 
+Reply = Response  # one HTTP answer
 JSON = "application/json"
 SMALL_BYTES = 65_536
 """Bodies up to this size are read on the event loop, in a millisecond or two; longer ones in a thread."""
@@ -42,7 +44,7 @@ class Call:
             return read_json(model, body, max_inputs)
         return await asyncio.to_thread(read_json, model, body, max_inputs)
 
-    async def write(self, reply: Callable[[], "Reply"], num_answers: int) -> "Reply":
+    async def write(self, reply: Callable[[], Reply], num_answers: int) -> Reply:
         """Return what `reply` makes of this many answers, each with a value for every label."""
         if num_answers * len(self.engine.facts.labels) <= FEW_VALUES:
             return reply()
@@ -52,16 +54,6 @@ class Call:
     def engine(self) -> Engine:
         """Return the current model; raises Unavailable while it is still being loaded."""
         return self.service.engine
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
-    """One HTTP answer."""
-
-    body: bytes
-    status: int = 200
-    content_type: str = JSON
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -104,4 +96,4 @@ def one_by_one(values: Iterable[Any]) -> list[Any]:
 
 def json_reply(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     """Return a JSON reply."""
-    return Reply(orjson.dumps(value), status, JSON, headers or {})
+    return Reply(orjson.dumps(value), status, headers, JSON)

@@ -444,7 +444,7 @@ def test_recording_excludes_every_other_use_of_cuda() -> None:
         threads.submit(use)
         assert in_use.wait(30)
         recording = threads.submit(record)
-        until(lambda: gate._is_recording)
+        until(gate._entrance.locked)
         again = threads.submit(use_again)
         assert not events
         done.set()

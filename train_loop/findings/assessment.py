@@ -140,21 +140,16 @@ def assess(
 
 def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Finding]:
     """Compare all held-out splits with the training rows, in one pass over the latter."""
-    names = list(predictions)
-    starts = np.cumsum([0, *(len(predictions[name].split) for name in names)])
     any_split = next(iter(predictions.values()))
     if len(train) > MAX_TRAINING_ROWS:
         train = train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
-    found = near_duplicates(
-        lambda: (text for name in names for text in predictions[name].texts()),
-        lambda: train.texts(any_split.text_columns),
-    )
-    findings = []
-    for place, name in enumerate(names):
-        mine = [
-            dataclasses.replace(duplicate, row=duplicate.row - int(starts[place]))
-            for duplicate in found
-            if starts[place] <= duplicate.row < starts[place + 1]
-        ]
-        findings += duplicate_findings(mine, predictions[name].split, train, any_split.labels, any_split.text_columns)
+    texts = (text for held_out in predictions.values() for text in held_out.texts())
+    found = near_duplicates(texts, train.texts(any_split.text_columns))
+    findings: list[Finding] = []
+    first = 0  # of the split's rows, among those of all
+    for held_out in (each.split for each in predictions.values()):
+        rows = range(first, first + len(held_out))
+        mine = [dataclasses.replace(each, row=each.row - first) for each in found if each.row in rows]
+        findings += duplicate_findings(mine, held_out, train, any_split.labels, any_split.text_columns)
+        first = rows.stop
     return findings

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 THRESHOLD = 0.7  # least Jaccard similarity of the n-gram sets of near duplicates
 NGRAM = 5
@@ -17,8 +17,6 @@ BANDS = (16, 4)
 """Bands x rows of the index: it finds texts of similarity 0.7 with probability 99 %, of 0.8 with 99.99 %."""
 MAX_COMPARED = 100
 """Training rows that a held-out row is compared with: rows made from one template are near duplicates of thousands."""
-
-Texts = Callable[[], Iterable[tuple[str, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +28,7 @@ class NearDuplicate:
     similarity: float  # Jaccard similarity of their n-grams, THRESHOLD to 1
 
 
-def near_duplicates(held_out: Texts, train: Texts) -> list[NearDuplicate]:
+def near_duplicates(held_out: Iterable[tuple[str, ...]], train: Iterable[tuple[str, ...]]) -> list[NearDuplicate]:
     """Return the held-out rows that are near duplicates of a training row, the most similar first.
 
     Case and the amount of white space are ignored.
@@ -40,12 +38,12 @@ def near_duplicates(held_out: Texts, train: Texts) -> list[NearDuplicate]:
 
     index = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=BANDS)
     known: list[frozenset[bytes]] = []
-    for grams, signature in _signed(held_out()):
+    for grams, signature in _signed(held_out):
         index.insert(len(known), signature, check_duplication=False)
         known.append(grams)
     best: dict[int, NearDuplicate] = {}
     num_compared: Counter[int] = Counter()
-    for train_row, (grams, signature) in enumerate(_signed(train())):
+    for train_row, (grams, signature) in enumerate(_signed(train)):
         for row in index.query(signature):
             num_shared = len(grams & known[row])
             similarity = num_shared / (len(grams) + len(known[row]) - num_shared)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from serve.contract.files import staged_folder, write_bytes, write_json
@@ -16,6 +15,7 @@ from train_loop.findings.audit import write_audit, write_table
 from train_loop.findings.mistakes import write_misclassified, write_predictions
 from train_loop.findings.pictures import draw_all
 from train_loop.findings.report import render_report
+from train_loop.rows.summary import figures_table
 
 DECISION_METRICS = ("answered", "accuracy_answered", "label_set_90_coverage", "label_set_90_size")
 CLASS_METRICS = ("precision", "recall", "f1", "support", "roc_auc", "average_precision")
@@ -49,10 +49,8 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
 
 def print_results(console: Console, assessment: Assessment, folder: Path) -> None:
     """Print the main metrics with intervals, where the model fails most, and the data audit."""
-    table = Table(title="Results", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for name in assessment.metrics:
-        table.add_column(f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)", justify="right")
+    headers = (f"{name}{' *' * (name in assessment.footnotes)} (95 % interval)" for name in assessment.metrics)
+    table = figures_table("Results", "", headers)
     splits = assessment.metrics.values()
     calibrated, uncalibrated = "expected_calibration_error", "expected_calibration_error_uncalibrated"
     for metric in (*assessment.main.shown, calibrated, *DECISION_METRICS):
@@ -68,9 +66,8 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
         console.print(f"* {name}: {note}", style="dim", highlight=False)
     _print_baselines(console, assessment)
     if worse := [kind for kind in assessment.slices if kind.is_worse][:5]:
-        weak = Table(title="Significantly worse than the rest", title_justify="left", box=None, pad_edge=False)
-        for column in ("slice", "rows", assessment.main.slice_metric, "all others"):
-            weak.add_column(column, justify="left" if column == "slice" else "right")
+        columns = ("rows", assessment.main.slice_metric, "all others")
+        weak = figures_table("Significantly worse than the rest", "slice", columns)
         for kind in worse:
             weak.add_row(Text(kind.name), f"{kind.rows:,}", f"{kind.accuracy:.3f}", f"{kind.rest_accuracy:.3f}")
         console.print(weak, highlight=False)
@@ -92,12 +89,9 @@ def print_results(console: Console, assessment: Assessment, folder: Path) -> Non
 def _print_baselines(console: Console, assessment: Assessment) -> None:
     if not (baselines := assessment.baselines):
         return
-    title = f"Simpler models, {assessment.headline}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for metric in baselines[0].metrics:
-        table.add_column(metric.replace("_", " "), justify="right")
-        table.add_column("gain (95 % interval)", justify="right")
+    metrics = (metric.replace("_", " ") for metric in baselines[0].metrics)
+    headers = (header for metric in metrics for header in (metric, "gain (95 % interval)"))
+    table = figures_table(f"Simpler models, {assessment.headline}", "", headers)
     for each in baselines:
         cells = []
         for metric, value in each.metrics.items():

@@ -21,11 +21,7 @@ PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "tokenizers", "num
 
 
 def require_same_command(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Check that all processes run the same configuration with the same packages; call on all processes.
-
-    Raises:
-        InputError: something differs.
-    """
+    """Raise InputError unless all processes run the same configuration with the same packages; call on all of them."""
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in OWN_FIELDS}
     fields["resume"] = config.resume if config.resume in (None, BY_NAME) else "a run directory"
     packages = {f"version of {name}": version for name, version in installed_versions(PACKAGES).items()}
@@ -34,11 +30,7 @@ def require_same_command(accelerator: Accelerator, config: TrainConfig) -> None:
 
 
 def require_same_data(accelerator: Accelerator, data: Data, model: PreTrainedModel) -> None:
-    """Check that all processes have the same rows in the same order, tokens and model; call on all processes.
-
-    Raises:
-        InputError: something differs.
-    """
+    """Raise InputError unless all processes have the same rows in one order, tokens and model; call on all of them."""
     lengths = hashlib.sha256(b"".join(split.lengths.tobytes() for split in data.splits.values()))
     places = ("_name_or_path", "transformers_version")
     facts: dict[str, Any] = {f"{name} rows": len(split) for name, split in data.splits.items()}

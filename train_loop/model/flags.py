@@ -48,11 +48,7 @@ class ModelFlags:
 
     @staticmethod
     def refuse_for_run(flags: Any) -> None:
-        """Refuse the flags of a model where a run is named.
-
-        Raises:
-            InputError: one of them is given.
-        """
+        """Raise InputError for flags of a model that are given where a run is named."""
         if given := [f"--{name}" for name in OF_THE_MODEL if getattr(flags, name) is not None]:
             raise InputError(f"{', '.join(given)}: for --model only; a run's are in its model/classifier.json")
 

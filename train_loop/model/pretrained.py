@@ -168,11 +168,7 @@ def _shared_inputs(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast)
 
 
 def load_model_config(config: TrainConfig, flag: str = "--model_name") -> PretrainedConfig:
-    """Return the configuration of the model.
-
-    Raises:
-        InputError: the model cannot be found.
-    """
+    """Return the configuration of the model; raises InputError if it cannot be found."""
     source, revision = resolve_model(config.model_name, config.model_revision, flag)
     try:
         return AutoConfig.from_pretrained(source, revision=revision)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError
-from serve.contract.files import write_bytes
+from serve.contract.files import sha256_of_file, write_bytes
 from serve.contract.rows.content import open_content
 from serve.contract.rows.delimited import DELIMITERS
 from serve.contract.rows.file import RowFile, given_delimiter, is_stream, require_file, row_format
@@ -60,11 +60,7 @@ def read_file(path: Path, columns: Sequence[str], delimiter: str | None = None) 
 
 
 def row_file(path: Path, delimiter: str | None) -> RowFile:
-    """Return a file of rows to train or evaluate on.
-
-    Raises:
-        InputError: it is a stream, or of an unknown type.
-    """
+    """Return a file of rows to train or evaluate on; raises InputError if it is a stream, or of an unknown type."""
     if is_stream(path):
         raise InputError(
             f"{path}: is a stream, which can be read only once; write the rows to a file first: COMMAND > rows.csv"
@@ -97,15 +93,12 @@ def _one_hot_columns(file: RowFile, columns: Sequence[str]) -> str | None:
 
 def _digest(file: RowFile) -> str:
     """Return the SHA-256 of a file's content, unpacked; check that it is not empty and, if text, decodes."""
-    digest = hashlib.sha256()
     if file.form == "parquet":
         assert file.path is not None
-        with file.path.open("rb") as binary:
-            while block := binary.read(1 << 20):
-                digest.update(block)
         if file.path.stat().st_size == 0:
             raise InputError(f"{file.name}: the file is empty")
-        return digest.hexdigest()
+        return sha256_of_file(file.path)
+    digest = hashlib.sha256()
     with open_content(file) as content:
         encoding = content.encoding.removesuffix("-sig")
         decoder = codecs.getincrementaldecoder(encoding)()

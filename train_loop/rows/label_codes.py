@@ -56,7 +56,7 @@ def encode_labels(
                 f"training rows ({row_numbers(rows)}), whose labels are {', '.join(names[:20])}; fix the labels, or "
                 "move such rows to the training split"
             )
-        codes[split] = _numbers(column, {value: numbers[meant[value]] for value in distinct[split]})
+        codes[split] = class_numbers(column, {value: numbers[meant[value]] for value in distinct[split]})
     if len(trained) < 2:
         raise InputError(
             f"column {config.label_column!r}: a single class, {known[trained[0]]!r}, in all training rows; "
@@ -108,10 +108,10 @@ def encode_known_labels(
             f"{where}, column {config.label_column!r}: labels {unknown[:5]} ({row_numbers(first)}) are not among the "
             f"model's: {', '.join(labels[:20])}; fix them, or {remedies}"
         )
-    return _numbers(column, numbers)
+    return class_numbers(column, numbers)
 
 
-def _numbers(column: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.int64]:
+def class_numbers(column: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.int64]:
     """Return the class number of each label [N]."""
     numbers = np.array([*number_of.values()], np.int64)
     found: NDArray[np.int64] = numbers[pc.index_in(column, value_set=pa.array([*number_of], pa.string())).to_numpy()]
@@ -119,7 +119,6 @@ def _numbers(column: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.i
 
 
 def _class_names(rows: datasets.Dataset, column: str) -> list[str] | None:
-    """Return the names of a ClassLabel."""
     feature = rows.features[column]
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from serve.contract.errors import InputError
 from serve.contract.labels import match_labels, order_labels
 from train_loop.config import TrainConfig
-from train_loop.rows.label_codes import row_numbers
+from train_loop.rows.label_codes import class_numbers, row_numbers
 from train_loop.rows.unsuitable_labels import NO, YES, several_labels
 
 OTHER_SEPARATORS = ",;|"
@@ -99,8 +99,7 @@ def _matrix(
             f"{where}: labels {unknown[:5]} ({row_numbers(wrong)}) are not among {', '.join(labels[:20])}; {remedy}"
         )
     matrix = np.zeros((len(counts), len(labels)), np.bool_)
-    numbers = np.array([*number_of.values()], np.int64)
-    matrix[rows, numbers[pc.index_in(names, value_set=pa.array([*number_of], pa.string())).to_numpy()]] = True
+    matrix[rows, class_numbers(names, number_of)] = True
     return matrix
 
 
@@ -168,7 +167,6 @@ def _refuse_rows(flags: pa.ChunkedArray, where: str, problem: str) -> None:
 
 
 def _class_names(rows: datasets.Dataset, config: TrainConfig) -> list[str] | None:
-    """Return the names of a list of ClassLabel."""
     feature = getattr(rows.features.get(config.label_column), "feature", None)
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 

@@ -15,11 +15,7 @@ from train_loop.rows.label_codes import row_numbers
 
 
 def encode_numbers(rows: datasets.Dataset, config: TrainConfig, where: str) -> NDArray[np.float64]:
-    """Return the numbers [N] of a split or file.
-
-    Raises:
-        InputError: nulls, NaN, infinities, or what is no number.
-    """
+    """Return the numbers [N] of a split or file; raises InputError for nulls, NaN, infinities and what is no number."""
     where = f"{where}, column {config.label_column!r}"
     column = rows.data.column(config.label_column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

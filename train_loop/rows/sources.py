@@ -13,7 +13,6 @@ from serve.contract.command import is_main_process
 from serve.contract.errors import InputError, first_line
 from serve.contract.rows.columns import require_columns
 from serve.contract.rows.file import TABLE_SUFFIXES, stem_of, suffix_of
-from serve.contract.rows.parquet import open_parquet
 from serve.contract.rows.reader import open_rows
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import COLUMNS_HELP, read_file, row_file
@@ -110,10 +109,7 @@ def _joined(parts: Sequence[datasets.Dataset], paths: Sequence[Path]) -> dataset
 
 
 def _has_label(path: Path, config: TrainConfig) -> bool:
-    file = row_file(path, config.delimiter)
-    if file.form == "parquet":
-        return {*config.answer_columns} <= {*open_parquet(file, [], None).columns}
-    with open_rows(file, [], None) as rows:
+    with open_rows(row_file(path, config.delimiter), [], None) as rows:
         return {*config.answer_columns} <= {*rows.columns}
 
 

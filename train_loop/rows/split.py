@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROWS_PER_BATCH = 10_000
+ARRAYS = ("num_windows", "labels", "lengths", "truncated", "text_hashes")  # of a split, but for where rows come from
 Labels = NDArray[Any]
 """What is to be learned: class numbers [N] int64, which labels each row has [N, C] bool, or numbers [N] float64."""
 
@@ -81,8 +82,7 @@ class Split:
 
     def with_rows(self, other: Self) -> Self:
         """Return these rows and then another split's; their numbers in the source go on."""
-        arrays = ("num_windows", "labels", "lengths", "truncated", "text_hashes")
-        joined: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
+        joined: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ARRAYS}
         more = self.source_rows.max(initial=-1) + 1 + other.source_rows
         shared = [name for name in self.rows.column_names if name in other.rows.column_names]
         first, second = self.rows.select_columns(shared), other.rows.select_columns(shared)
@@ -98,16 +98,6 @@ class Split:
         )
 
     def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> Self:
-        """Return the rows at `indices` as a split called `name`."""
-        return type(self)(
-            name=name,
-            origin=origin,
-            rows=self.rows.select(indices, keep_in_memory=True),
-            tokens=self.tokens.select(indices, keep_in_memory=True),
-            num_windows=self.num_windows[indices],
-            labels=self.labels[indices],
-            lengths=self.lengths[indices],
-            truncated=self.truncated[indices],
-            text_hashes=self.text_hashes[indices],
-            source_rows=self.source_rows[indices],
-        )
+        tables = {table: getattr(self, table).select(indices, keep_in_memory=True) for table in ("rows", "tokens")}
+        arrays = {array: getattr(self, array)[indices] for array in (*ARRAYS, "source_rows")}
+        return dataclasses.replace(self, name=name, origin=origin, **tables, **arrays)

@@ -1,8 +1,10 @@
 """The summary of the rows printed before training: balance, lengths, duplicates, contradictions."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from train_loop.rows.data import Data, class_counts
@@ -13,12 +15,15 @@ from train_loop.rows.unsuitable_labels import MAX_FRACTIONS, are_fractions
 MAX_CLASSES_SHOWN = 12
 
 
+def figures_table(title: str, first: str, others: Iterable[str]) -> Table:
+    """Return an empty table with a first column of words, the others of figures, by their headers."""
+    figures = (Column(name, justify="right") for name in others)
+    return Table(Column(first), *figures, title=title, title_justify="left", box=None, pad_edge=False)
+
+
 def print_data(console: Console, data: Data) -> None:
     """Print rows, class balance, lengths, truncation, duplicates, overlaps and contradictory labels."""
-    table = Table(title="Rows", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for name in data.splits:
-        table.add_column(name, justify="right")
+    table = figures_table("Rows", "", data.splits)
     splits = list(data.splits.values())
     table.add_row("rows", *(f"{len(split):,}" for split in splits))
     percentiles = [np.percentile(split.lengths, [50, 90, 99, 100]) for split in splits]
@@ -48,10 +53,7 @@ def print_data(console: Console, data: Data) -> None:
 
 def _print_numbers(console: Console, data: Data) -> None:
     splits = list(data.splits.values())
-    numbers = Table(title=data.labels[0], title_justify="left", box=None, pad_edge=False)
-    numbers.add_column("")
-    for split in splits:
-        numbers.add_column(split.name, justify="right")
+    numbers = figures_table(data.labels[0], "", data.splits)
     for name, share in (("lowest", 0.0), ("5 %", 0.05), ("median", 0.5), ("95 %", 0.95), ("highest", 1.0)):
         numbers.add_row(name, *(f"{np.quantile(split.labels, share):.6g}" for split in splits))
     console.print(numbers, highlight=False)
@@ -61,10 +63,7 @@ def _print_labels(console: Console, data: Data) -> None:
     splits = list(data.splits.values())
     counts = {split.name: class_counts(split, data.labels) for split in splits}
     order = np.argsort(-counts["train"], kind="stable")
-    classes = Table(title=f"{len(data.labels)} classes", title_justify="left", box=None, pad_edge=False)
-    classes.add_column("label")
-    for split in splits:
-        classes.add_column(split.name, justify="right")
+    classes = figures_table(f"{len(data.labels)} classes", "label", data.splits)
     half = MAX_CLASSES_SHOWN // 2
     for place, index in enumerate(order):
         if len(order) > MAX_CLASSES_SHOWN and half <= place < len(order) - half:

@@ -89,8 +89,7 @@ def tokenize(
 
     tokenizer.backend_tokenizer.no_truncation()  # the settings of an earlier call must not change the key below
     tokenizer.backend_tokenizer.no_padding()
-    key = hashlib.sha256()
-    for part in (
+    parts = (
         TOKENS_FORMAT_VERSION,
         rows._fingerprint,  # datasets has no public name for it
         tokenizer.backend_tokenizer.to_str(),
@@ -101,8 +100,8 @@ def tokenize(
         config.text_column,
         str(config.text_pair_column),
         *([] if long_texts.cuts_off else [repr(long_texts)]),
-    ):
-        key.update(part.encode() + b"\0")
+    )
+    key = hashlib.sha256("".join(f"{part}\0" for part in parts).encode())
     return rows.map(
         encode_rows,
         batched=True,

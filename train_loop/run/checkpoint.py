@@ -30,8 +30,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from serve.contract.bundle import record_files
 from serve.contract.errors import InputError
-from serve.contract.files import damage_of, sha256_of_file, staged_folder, write_json
+from serve.contract.files import damage_of, staged_folder, write_json
 from train_loop.machine.processes import on_main_process
 
 MODEL_FILE = "model.safetensors"
@@ -144,10 +145,7 @@ class CheckpointStore:
                     save_file(content, staged / name, metadata={"format": "pt"})
                 facts = {"state": dataclasses.asdict(state), "identity": dataclasses.asdict(self.identity)}
                 write_json(staged / STATE_FILE, facts)
-                files = {
-                    name: {"bytes": (staged / name).stat().st_size, "sha256": sha256_of_file(staged / name)}
-                    for name in (*tensors, STATE_FILE)
-                }
+                files = {name: dataclasses.asdict(record) for name, record in record_files(staged).items()}
                 write_json(staged / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "files": files})
         except (OSError, SafetensorError) as error:
             newest, _ = self.newest_valid()

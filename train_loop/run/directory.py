@@ -159,11 +159,7 @@ def _reopen(name: str) -> RunDirectory:
 
 
 def require_writable(folder: str) -> None:
-    """Check that the folder for runs is writable, before anything slow.
-
-    Raises:
-        InputError: it cannot be created or written to.
-    """
+    """Raise InputError, before anything slow, if the folder for runs cannot be created or written to."""
     with _refusing_unwritable(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -160,16 +160,12 @@ def cut_step(
     `max_tokens`, there are as few as possible within it; a longer row gets its own.
     """
     row_widths = RowWidths((lengths if widths is None else widths)[rows].astype(np.int64))
-    count = num_micro_batches or 1
-    if max_tokens is None:
-        bounds = _cut_evenly(row_widths, num_processes * count)
-    else:
-        longest = _greedy_runs(row_widths, max_tokens)
-        count = max(count, math.ceil(len(longest) / num_processes))
-        bounds = _cut_evenly(row_widths, num_processes * count)
-        if any(row_widths.cost(*run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
-            # A single row exceeds the budget, and an even cut lets the other runs grow to its size.
-            bounds = longest + [(len(rows), len(rows))] * (num_processes * count - len(longest))
+    longest = [] if max_tokens is None else _greedy_runs(row_widths, max_tokens)
+    count = max(num_micro_batches or 1, math.ceil(len(longest) / num_processes))
+    bounds = _cut_evenly(row_widths, num_processes * count)
+    if max_tokens and any(row_widths.cost(*run) > max_tokens and run[1] - run[0] > 1 for run in bounds):
+        # A single row exceeds the budget, and an even cut lets the other runs grow to its size.
+        bounds = longest + [(len(rows), len(rows))] * (num_processes * count - len(longest))
 
     runs = [rows[start:end] for start, end in bounds]
     costs = [row_widths.cost(start, end) for start, end in bounds]
@@ -200,18 +196,11 @@ def _draw_order(
 
 
 class RowWidths:
-    """The padded lengths of a step's rows [N], in order; finds the ends of runs without visiting each row."""
+    """The padded lengths of a step's rows [N], in order, and what runs of them cost."""
 
     def __init__(self, values: NDArray[np.int64]) -> None:
         self.values = values
         self._is_sorted = not (values[1:] > values[:-1]).any()
-        levels = [values]
-        while not self._is_sorted and 2 ** len(levels) <= len(values):
-            half, reach = levels[-1], 2 ** (len(levels) - 1)
-            levels.append(np.maximum(half[:-reach], half[reach:]))
-        # As they are read one by one, memoryviews: faster than numpy.
-        self._stretches = [(2**k, level.data) for k, level in enumerate(levels)][::-1]
-        """(2**k, [i]: the widest of 2**k rows from row i on), the longest first; sorted rows need only 2**0."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -225,18 +214,15 @@ class RowWidths:
     def end_of_run(self, start: int, size: int) -> int:
         """Return the end of the longest run from a row on whose padded size is at most `size`; it has one row at least.
 
-        If the widest row comes first, that is one division. Otherwise the run is built up from stretches of
-        2**k rows, the longest first: what does not fit now will not fit a longer run.
+        If all rows were as wide as the first it would end at `most`, and where they are sorted it does.
         """
-        num_rows, widest = 1, self._stretches[-1][1][start]
+        first = int(self.values[start])
+        most = min(len(self), start + max(1, size // first)) if first else len(self)
         if self._is_sorted:
-            return min(len(self), start + max(1, size // widest)) if widest else len(self)
-        for reach, stretch in self._stretches:
-            if (num_rows + reach) * widest <= size and start + num_rows < len(stretch):
-                width = max(widest, stretch[start + num_rows])
-                if (num_rows + reach) * width <= size:
-                    num_rows, widest = num_rows + reach, width
-        return start + num_rows
+            return most
+        widest = np.maximum.accumulate(self.values[start:most])
+        sizes = widest * np.arange(1, len(widest) + 1)  # of the runs of 1, 2, 3 ... rows
+        return start + max(1, int(sizes.searchsorted(size, side="right")))
 
 
 def _cut_evenly(row_widths: RowWidths, num_runs: int) -> list[Run]:

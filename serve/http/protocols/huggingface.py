@@ -20,7 +20,6 @@ from serve.http.protocols.native import TextOrPair, as_input
 from serve.http.protocols.schemas import LABEL_SCORE, array
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one, plain_error
 
-PROTOCOL = "huggingface"
 FUNCTIONS: dict[str, ProblemType] = {
     "softmax": "single_label_classification",
     "sigmoid": "multi_label_classification",
@@ -58,7 +57,7 @@ class InferenceRequest(BaseModel, strict=True):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=plain_error)
+    route = partial(Route, protocol="huggingface", error_body=plain_error)
     return [
         route(
             "POST",

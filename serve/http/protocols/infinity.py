@@ -17,7 +17,6 @@ from serve.batching.ticket import Answer
 from serve.http.protocols.schemas import INTEGER, LABEL_SCORE, TEXT, array, record, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
-PROTOCOL = "infinity"
 ANY_MODEL = "default/not-specified"
 
 
@@ -31,7 +30,7 @@ class ClassifyRequest(BaseModel, strict=True):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol="infinity", error_body=error_body)
     return [
         route(
             "POST",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from serve.answer import answer_fields, decision_facts, window_fields
 from serve.batching.engine import Engine, ModelFacts
@@ -16,22 +16,16 @@ from serve.http.explanation import explain
 from serve.http.protocols.schemas import BOOLEAN, INTEGER, LABEL_SCORE, NUMBER, TEXT, array, record, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
-PROTOCOL = "native"
 
-
-class TextOrPair(BaseModel):
+class TextOrPair(BaseModel, strict=True, extra="forbid"):
     """One input: a text, or a pair of texts."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     text: str
     text_pair: str | None = Field(default=None, description="Second text, for a model of pairs.")
 
 
-class ClassifyRequest(BaseModel):
+class ClassifyRequest(BaseModel, strict=True, extra="forbid"):
     """One or more inputs."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     inputs: list[str | TextOrPair] = Field(
         min_length=1, fail_fast=True, description="Each is a text, or an object with a text or a pair."
@@ -58,7 +52,7 @@ class ExplainRequest(TextOrPair):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol="native", error_body=error_body)
     return [
         route(
             "POST",

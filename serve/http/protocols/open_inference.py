@@ -23,7 +23,6 @@ from serve.contract.labels import ProblemType
 from serve.encoder import TextInput
 from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
-PROTOCOL = "open_inference"
 HEADER_LENGTH = b"inference-header-content-length"
 VERSION = "1"  # the only version of the model
 OUTPUTS: dict[ProblemType, tuple[str, ...]] = {
@@ -68,7 +67,7 @@ Write = Callable[[Engine, Sequence[Answer], InferRequest, Mapping[str, bool]], R
 
 def routes() -> list[Route]:
     """Return the routes of this protocol."""
-    route = partial(Route, protocol=PROTOCOL, error_body=plain_error, invalid_status=400)
+    route = partial(Route, protocol="open_inference", error_body=plain_error, invalid_status=400)
 
     def get(path: str, handler: Any, summary: str, example: Any, **options: Any) -> Route:
         return route("GET", path, handler, summary, response={"type": "object"}, response_example=example, **options)
@@ -158,14 +157,10 @@ async def _infer(call: Call) -> Reply:
 
 
 async def answered(call: Call, request: InferRequest, binary: bytes, write: Write) -> Reply:
-    """Return what `write` makes of the answers to a request; `binary` holds its binary tensors.
-
-    Raises:
-        RequestError: it gets none.
-    """
+    """Return what `write` makes of the answers, or raise RequestError; `binary` holds the request's binary tensors."""
     engine = require_model(call)  # while the body was read, a reload may have replaced it
     wanted = _wanted_outputs(request, OUTPUTS[engine.facts.classifier.problem_type])
-    answers = await engine.answers(_inputs(request, binary, engine.limits.max_inputs), timeout_s=call.timeout_s)
+    answers = await engine.answers(_inputs(request, binary, engine.max_inputs), timeout_s=call.timeout_s)
     return await call.write(partial(write, engine, answers, request, wanted), len(answers))
 
 
@@ -187,7 +182,7 @@ def _reply(engine: Engine, answers: Sequence[Answer], request: InferRequest, wan
     if not tensors:
         return reply
     headers = {HEADER_LENGTH.decode(): str(len(reply.body))}
-    return Reply(b"".join([reply.body, *tensors]), 200, "application/octet-stream", headers)
+    return Reply(b"".join([reply.body, *tensors]), 200, headers, "application/octet-stream")
 
 
 def require_model(call: Call) -> Engine:

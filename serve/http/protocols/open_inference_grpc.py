@@ -24,7 +24,6 @@ from serve.http.protocols import open_inference as over_http
 from serve.http.protocols.open_inference import InferRequest, InputTensor, RequestedOutput, joined
 from serve.http.routes import SMALL_BYTES, Call, Handler, Reply, Route
 
-PROTOCOL = "open_inference_grpc"
 SERVICE = "inference.GRPCInferenceService"
 CONTENTS = {"BYTES": "bytes_contents", "BOOL": "bool_contents", "FP32": "fp32_contents"}
 
@@ -41,7 +40,11 @@ PUBLIC = ("ServerLive", "ServerReady")
 
 def routes() -> list[Route]:
     """Return a route for each method, with the path that gRPC gives it."""
-    about: dict[str, Any] = {"summary": "Open Inference Protocol over gRPC", "protocol": PROTOCOL, "error_body": str}
+    about: dict[str, Any] = {
+        "summary": "Open Inference Protocol over gRPC",
+        "protocol": "open_inference_grpc",
+        "error_body": str,
+    }
     route: Callable[..., Route] = partial(Route, "POST", **about, invalid_status=400)
     translated = [
         route(path=f"/{SERVICE}/{method}", handler=partial(_translate, method, handler), is_public=method in PUBLIC)
@@ -86,7 +89,7 @@ def _name_model(call: Call, name: str, version: str) -> None:
 
 async def _infer(call: Call) -> Reply:
     body, call.body = call.body, b""  # not kept while the request waits
-    read = partial(_read, body, call.engine.limits.max_inputs)
+    read = partial(_read, body, call.engine.max_inputs)
     named, request, binary = read() if len(body) <= SMALL_BYTES else await asyncio.to_thread(read)
     _name_model(call, *named)
     return await over_http.answered(call, request, binary, _write)

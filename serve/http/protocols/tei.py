@@ -19,7 +19,6 @@ from serve.encoder import TextInput, Truncation, num_characters
 from serve.http.protocols.schemas import LABEL_SCORE, array, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
 
-PROTOCOL = "tei"
 TOKEN_FIELDS = ("id", "text", "special", "start", "stop")
 
 TextOrPair = Annotated[list[str], Field(min_length=1, fail_fast=True, json_schema_extra={"maxItems": 2})]
@@ -48,7 +47,7 @@ class TokenizeRequest(BaseModel, strict=True):
 
 def routes() -> list[Route]:
     """Return the routes of this protocol; its /health and /metrics are in `serve.http.operations`."""
-    route = partial(Route, protocol=PROTOCOL, error_body=error_body)
+    route = partial(Route, protocol="tei", error_body=error_body)
     return [
         route(
             "POST",
@@ -140,7 +139,7 @@ async def _tokenize(call: Call) -> Reply:
     texts = [request.inputs] if isinstance(request.inputs, str) else request.inputs
     engine = call.engine
     engine.require_within_limits(texts)
-    num_chars, most = num_characters(tuple(texts)), engine.limits.max_text_chars
+    num_chars, most = num_characters(tuple(texts)), engine.max_text_chars
     if num_chars > most:
         raise TooLarge(f"{num_chars:,} characters in all, but this route takes {most:,}; send fewer texts at a time")
     special = request.add_special_tokens
@@ -169,7 +168,7 @@ async def _info(call: Call) -> Reply:
             "max_input_length": facts.max_length,
             "max_batch_tokens": limits.max_batch_tokens,
             "max_batch_requests": limits.max_batch_rows,
-            "max_client_batch_size": engine.limits.max_inputs,
+            "max_client_batch_size": engine.max_inputs,
             "auto_truncate": True,
             "tokenization_workers": 2,
             "version": version("rawloop"),

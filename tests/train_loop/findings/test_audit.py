@@ -69,7 +69,7 @@ def sentences(count: int, seed: int) -> list[str]:
 
 
 def found_rows(held_out: list[str], train: list[str]) -> dict[int, int]:
-    found = near_duplicates(lambda: ((text,) for text in held_out), lambda: ((text,) for text in train))
+    found = near_duplicates(((text,) for text in held_out), ((text,) for text in train))
     assert all(THRESHOLD <= duplicate.similarity <= 1 for duplicate in found)
     return {duplicate.row: duplicate.train_row for duplicate in found}
 
@@ -97,8 +97,8 @@ def test_every_text_is_its_own_duplicate(texts: list[str]) -> None:
 def test_pairs_in_the_opposite_order_are_not_duplicates() -> None:
     pairs = [("a dog sleeps in the sun", "no one is awake in the yard")]
     swapped = [(second, first) for first, second in pairs]
-    assert near_duplicates(lambda: pairs, lambda: swapped) == []
-    assert len(near_duplicates(lambda: pairs, lambda: pairs)) == 1
+    assert near_duplicates(pairs, swapped) == []
+    assert len(near_duplicates(pairs, pairs)) == 1
 
 
 def test_rows_made_from_one_template_are_compared_with_a_bounded_number_of_training_rows(
@@ -114,7 +114,7 @@ def test_rows_made_from_one_template_are_compared_with_a_bounded_number_of_train
 
     monkeypatch.setattr(datasketch, "MinHashLSH", Index)
     texts = [(f"please look into order {number} as soon as you can, thank you very much",) for number in range(600)]
-    found = near_duplicates(lambda: texts[:20], lambda: texts[20:])
+    found = near_duplicates(texts[:20], texts[20:])
     assert len(found) == 20
     assert max(compared.values()) <= MAX_COMPARED
 
@@ -130,7 +130,7 @@ def test_the_audit_is_written_worst_first_and_reads_back(tmp_path: Path) -> None
     labels = [0, 0, 1, 1]
     found = predictions_of(texts, labels, np.array([[0.1, 0.9], [0.9, 0.1], [0.1, 0.9], [0.35, 0.65]]))
     train = split_of(["unrelated words here", 'A "quoted"  line 🙂'], [0, 1], "train")
-    duplicates = near_duplicates(found.texts, lambda: ((row["text"],) for row in train.rows))
+    duplicates = near_duplicates(found.texts(), ((row["text"],) for row in train.rows))
     findings = worst_first(
         [*label_findings(found), *duplicate_findings(duplicates, found.split, train, found.labels, ("text",))]
     )

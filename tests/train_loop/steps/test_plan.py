@@ -114,7 +114,7 @@ def smallest_cut(widths: list[int], num_runs: int) -> list[tuple[int, int]]:
 )
 @settings(deadline=None, max_examples=300)
 def test_a_step_is_cut_like_row_by_row(lengths, is_sorted, num_processes, max_tokens):
-    """Finding the ends of runs without visiting each row gives the cuts of the slow and obvious way."""
+    """Finding the ends of runs at once gives the cuts of the slow and obvious way."""
     lengths = sorted(lengths, reverse=True) if is_sorted else lengths
     count = 1 if max_tokens is None else math.ceil(len(greedy_cut(lengths, max_tokens)) / num_processes)
     bounds = smallest_cut(lengths, num_processes * count)
