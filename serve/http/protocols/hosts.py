@@ -156,7 +156,7 @@ def _as_json(predictions: list[dict[str, Any]]) -> Reply:
 
 
 def _as_lines(kind: str, predictions: list[dict[str, Any]]) -> Reply:
-    return Reply(b"".join(orjson.dumps(each) + b"\n" for each in predictions), content_type=kind)
+    return Reply(b"".join(orjson.dumps(each) + b"\n" for each in predictions), media_type=kind)
 
 
 def _as_csv(predictions: list[dict[str, Any]]) -> Reply:
@@ -166,4 +166,4 @@ def _as_csv(predictions: list[dict[str, Any]]) -> Reply:
     for each in predictions:
         label = ";".join(each["labels"]) if "labels" in each else each.get("label")
         rows.writerow([each["value"]] if "value" in each else [label, each["score"]])
-    return Reply(text.getvalue().encode(), content_type=f"{CSV}; charset=utf-8")
+    return Reply(text.getvalue().encode(), media_type=f"{CSV}; charset=utf-8")
