@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve.http.protocols.open_inference import DATATYPES, MATRICES, OUTPUTS, PROTOCOL, VERSION, require_model
+from serve.http.protocols.open_inference import DATATYPES, MATRICES, OUTPUTS, VERSION, require_model
 from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
 TYPES = {"BYTES": "TYPE_STRING", "BOOL": "TYPE_BOOL", "FP32": "TYPE_FP32"}
@@ -23,7 +23,7 @@ class IndexRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of these extensions."""
-    route = partial(Route, protocol=PROTOCOL, error_body=plain_error, invalid_status=400, statuses=(404, 503))
+    route = partial(Route, protocol="open_inference", error_body=plain_error, invalid_status=400, statuses=(404, 503))
     an_object: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"name": "tweet_sentiment"}}
     found = []
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
