@@ -19,8 +19,12 @@ def draw_lines(
     y_label: str,
     log_y: bool = True,
     limit: tuple[float, str] | None = None,
+    least_span: float = 0.0,
 ) -> Path:
-    """Draw one line a contender, one point a measurement, and the `limit` by its name; all of these return `path`."""
+    """Draw one line a contender, one point a measurement, and the `limit` by its name; all of these return `path`.
+
+    The y axis spans `least_span` at least, so that a difference of a row or two does not look large.
+    """
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = _figure(title, x_label, y_label)
@@ -33,6 +37,9 @@ def draw_lines(
     if limit is not None:
         axes.axhline(limit[0], color="red", linestyle=":", label=limit[1])
     axes.set(xscale="log", yscale="log" if log_y else "linear")
+    low, high = axes.get_ylim()
+    if high - low < least_span:
+        axes.set_ylim((low + high - least_span) / 2, (low + high + least_span) / 2)
     for axis in [axes.xaxis, axes.yaxis] if log_y else [axes.xaxis]:  # 1, 2, 5, 10, ... instead of powers of ten
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_minor_locator(NullLocator())

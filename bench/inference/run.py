@@ -220,7 +220,9 @@ def judge(arena: Arena, labels: Mapping[str, Sequence[NDArray[Any]]], rows: Work
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
-    """Draw latency and throughput by batch size, speed against agreement, and speed at fixed lengths."""
+    """Draw latency and throughput by batch size, accuracy and agreement against speed, and speed at fixed lengths."""
+    accuracy = {each.name: each.facts["accuracy"] for each in results.contenders if "accuracy" in each.facts}
+    single = [m for m in results.of_case("batch 1").values() if m.contender in accuracy]
     calls = [m for m in results.measurements if m.case.startswith("batch ")]
     fixed = [m for m in results.measurements if m.case.endswith(" tokens")]
     latency = "latency of a call, p50 [ms]"
@@ -234,6 +236,11 @@ def draw(results: Results, folder: Path) -> list[Path]:
             lambda m: (percentile(m.latencies_ms, 50), median_rate(m.samples)), x_label=latency, y_label="rows/s",
         ),
         draw_trade_off(results, folder / "trade_off.png", "Speed against agreement, batches of 32"),
+        draw_lines(
+            folder / "frontier.png", "Accuracy against the latency of one text", results.ours, single,
+            lambda m: (percentile(m.latencies_ms, 50), accuracy[m.contender]), x_label=latency, y_label="accuracy",
+            log_y=False, least_span=0.05,
+        ),
         draw_lines(
             folder / "lengths.png", "Model alone at fixed lengths, batches of 8", results.ours, fixed,
             lambda m: (number_in(m.case), median_rate(m.samples)), x_label="tokens of a row", y_label="rows/s",

@@ -213,7 +213,7 @@ def test_ours_and_pytorch_are_measured_on_the_same_rows_and_agree(
     assert facts["PyTorch fp32"]["accuracy"] == facts["rawloop fp32"]["accuracy"]
     assert results.cases == ["batch 1", "batch 32", "model alone, batch 32"]
     assert results.headline == "rawloop fp32"
-    for picture in ("latency_batch.png", "throughput_latency.png", "trade_off.png"):
+    for picture in ("latency_batch.png", "throughput_latency.png", "trade_off.png", "frontier.png"):
         assert (tmp_path / picture).is_file()
     assert "cost of a million" in (tmp_path / "results.md").read_text(encoding="utf-8")
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
