@@ -58,8 +58,9 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--seeds must be at least 1, found {arguments.seeds}")
     limit_spinning()  # before torch is imported
     # Imported here, so that --help comes at once.
-    from train_loop.command_line import parse_config
+    from train_loop.command_line import QUICKSTART, parse_config
 
+    rest = rest or ["--config", QUICKSTART]
     config = parse_config(rest)
     usual = {field.name: field.default for field in dataclasses.fields(config)}
     if given := [name for name in FIXED if getattr(config, name) != usual[name]]:

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from labelled_rows import labelled_rows
 
+from serve.contract.errors import InputError
 from train_loop import curve
 from train_loop.command_line import parse_config
 from train_loop.curve import Point, continued
@@ -33,6 +35,20 @@ def test_a_curve_is_trained_drawn_and_found_again(
     assert curve.main(argv) == 0  # all runs are finished
     assert json.loads((folder / "curve.json").read_text()) == found
     assert "optimizer steps" not in capfd.readouterr().out
+
+
+def test_without_arguments_it_is_the_quickstart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands: list[list[str]] = []
+
+    def refuse(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(InputError, match="the run on 46 rows ended with status 2; the same command goes on"):
+        curve.run([])
+    assert commands[0][3:5] == ["--config", "quickstart"]
 
 
 def test_fewer_training_rows_keep_the_shares_and_are_among_more(

@@ -111,6 +111,10 @@ def test_neither_does_a_teacher_with_rows_of_its_own(argv: list[str], tmp_path: 
     require_the_same_however_cut([*argv, f"--teacher={teacher}", f"--teacher_rows={new}"])
 
 
+def test_neither_does_a_student(argv: list[str]) -> None:
+    require_the_same_however_cut([*argv, "--student_layers=1", "--student_ffn=8"])
+
+
 def test_gradients_agree_in_float32(argv: list[str]) -> None:
     runs = [[*argv, *cut] for cut in CUTS]
     gradients = [

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -48,17 +49,17 @@ def as_student(
     model.to(accelerator.device)
     is_resumed = config.resume is not None
 
-    def logits_of_sample() -> tuple[Split, NDArray[np.float32]]:
-        """Return some validation rows, and the model's logits of them."""
+    def logits_of_sample(max_tokens: int) -> tuple[Split, NDArray[np.float32]]:
+        """Return some validation rows, and the model's logits of them, in passes of as many tokens."""
         validation = data.splits["validation"]
         rows = np.linspace(0, len(validation) - 1, min(NUM_ROWS, len(validation))).astype(np.int64)
         sample = validation.take(rows, name="sample", origin="")
-        collate, limit = Collator(sample, tokenizer, data.max_length), config.eval_max_tokens_per_forward
-        logits = predict_logits(accelerator, model, len(data.labels), collate, limit)
+        collate = Collator(sample, tokenizer, data.max_length)
+        logits = predict_logits(accelerator, model, len(data.labels), collate, max_tokens)
         return sample, pool(logits, sample.num_windows, config.long_text_rule.pooling)
 
     def loss() -> float:
-        sample, logits = logits_of_sample()
+        sample, logits = logits_of_sample(config.eval_max_tokens_per_forward)
         return evaluate_logits(logits, sample.labels, data.offset, data.scale)["loss"]
 
     if num_layers is not None:
@@ -85,7 +86,8 @@ def as_student(
             )
         activity = np.ones((len(pairs), own))
         if not is_resumed:
-            activity = _activity(pairs, logits_of_sample, accelerator)
+            # Row by row: padding is active too, and how much there is depends on the number of processes.
+            activity = _activity(pairs, lambda: logits_of_sample(1), accelerator)
         for (up, down), active in zip(pairs, activity, strict=True):
             _keep_units(up, down, np.sort(np.argsort(-active, kind="stable")[:num_units]))
         setattr(model.config, _ffn_field(model), num_units)
@@ -189,18 +191,17 @@ def _activity(
     pairs: list[tuple[nn.Linear, nn.Linear]], run: Callable[[], object], accelerator: Accelerator
 ) -> NDArray[np.float64]:
     """Return how much each unit adds to its block's output: the mean square, over tokens, of its part [L, units]."""
-    sums: dict[nn.Module, Tensor] = {}
+    sums = {down: torch.zeros(down.in_features, dtype=torch.float64) for _, down in pairs}
 
-    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        squares = inputs[0].detach().double().square().flatten(0, -2).sum(0)
-        sums[module] = sums.get(module, 0) + squares
+    def add(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        sums[module] += inputs[0].detach().float().square().flatten(0, -2).sum(0).cpu()
 
     hooks = [down.register_forward_pre_hook(add) for _, down in pairs]
     run()
     for hook in hooks:
         hook.remove()
-    of_all = from_all_processes(accelerator, [sums[down].cpu().numpy() for _, down in pairs])
-    norms = np.stack([down.weight.detach().double().square().sum(0).cpu().numpy() for _, down in pairs])
+    of_all = from_all_processes(accelerator, [sums[down].numpy() for _, down in pairs])
+    norms = np.stack([down.weight.detach().cpu().double().square().sum(0).numpy() for _, down in pairs])
     total: NDArray[np.float64] = np.sum([np.stack(each) for each in of_all], axis=0) * norms
     return total
 
