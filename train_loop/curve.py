@@ -24,8 +24,7 @@ from train_loop.machine.threads import limit_spinning
 FRACTIONS = (0.1, 0.3, 1.0)
 TIMES = (2, 4)  # as many rows as there are that the curve is continued to
 NUM_DRAWS = 2_000
-PRIMARY = {"single_label_classification": "accuracy", "multi_label_classification": "macro_f1", "regression": "r2"}
-FIXED = ("run_name", "resume", "max_train_rows", "push_to_hub")
+FIXED = ("output_dir", "run_name", "resume", "max_train_rows", "push_to_hub")
 """Fields that the command sets, or that make no sense here."""
 
 
@@ -59,6 +58,7 @@ def run(argv: Sequence[str]) -> None:
     limit_spinning()  # before torch is imported
     # Imported here, so that --help comes at once.
     from train_loop.command_line import QUICKSTART, parse_config
+    from train_loop.findings.baselines import COMPARED
 
     rest = rest or ["--config", QUICKSTART]
     config = parse_config(rest)
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> None:
             if (status := subprocess.run(command, check=False).returncode) != 0:
                 raise InputError(f"the run on {rows:,} rows ended with status {status}; the same command goes on")
             found.append(json.loads((folder / name / "results" / "metrics.json").read_text()))
-        metric = PRIMARY[found[0]["problem_type"]]
+        metric = COMPARED[found[0]["problem_type"]][0]
         headline = [each["splits"][each["headline_split"]] for each in found]
         low, high = (sum(each["intervals"][metric][end] for each in headline) / len(found) for end in (0, 1))
         value = sum(each["metrics"][metric] for each in headline) / len(found)

@@ -94,6 +94,7 @@ def test_a_curve_that_falls_is_not_continued_downwards() -> None:
         (["--fractions=0.99,0.999"], "these are the same number"),
         (["--seeds=0"], "--seeds must be at least 1"),
         (["--run_name=r"], "--run_name is not for learning curves"),
+        (["--output_dir=r"], "--output_dir is not for learning curves"),
         (["--nonsense=1"], "--nonsense: no such field"),
     ],
 )

@@ -1,7 +1,7 @@
 """The study: trials in one journal, shared by any number of processes, each of which may be killed at any time.
 
 A process locks its trial's file while it works, and the kernel lets go of it however the process ends. So a trial that
-the journal has running but nobody has locked is a dead process's, and the next process that looks for work goes on with
+the journal has running but no process has locked is a dead process's, and the next one that looks for work goes on with
 it. Trials are taken and ended under the lock of the study, so that none is taken or counted twice.
 """
 
@@ -78,7 +78,7 @@ class Study:
 
     def _next(self, num_trials: int, held: contextlib.ExitStack) -> Trial | None:
         for left in self.trials(TrialState.RUNNING):
-            with contextlib.suppress(Timeout):  # somebody works on it
+            with contextlib.suppress(Timeout):  # another process works on it
                 self._hold(left.number, held)
                 return Trial(self.optuna, left._trial_id)
         if (begun := len(self.trials(TrialState.RUNNING, *ENDED))) >= num_trials:
