@@ -20,7 +20,6 @@ import asyncio
 import dataclasses
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
+from serve.http.metrics import Exposition
 from serve.http.protocols.tei import error_body  # /health is one of its routes
 from serve.http.routes import Call, Reply, Route, json_reply
 
@@ -23,6 +24,7 @@ CONTENT_POLICY = (
 class ReloadRequest(BaseModel, strict=True, extra="forbid"):
     """Body of `POST /admin/reload`; an empty object reloads the same folder."""
 
+    model: str | None = Field(default=None, description="Name of the model, where the server has several.")
     bundle: str | None = Field(
         default=None, max_length=4_096, description="Folder of the bundle; null for the one of --bundle."
     )
@@ -60,20 +62,29 @@ def routes() -> list[Route]:
 
 async def _reload(call: Call) -> Reply:
     request: ReloadRequest = await call.read(ReloadRequest, call.body or b"{}")
+    if request.model is not None:
+        call.models = call.models.only(request.model)
+    await reload(call, request)
+    facts = call.engine.facts
+    return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
+
+
+async def reload(call: Call, request: ReloadRequest) -> None:
+    """Reload the model of a call; raises InvalidRequest if the new bundle is refused, Conflict during a reload."""
     try:
         await call.service.reload(
             Path(request.bundle) if request.bundle else None, change_problem_type=request.change_problem_type
         )
     except InputError as error:
         raise InvalidRequest(f"{error}. The old model stays") from error
-    facts = call.engine.facts
-    return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
 
 
 async def _ready(call: Call) -> Reply:
-    reason = call.service.not_ready_because
+    reason = call.models.not_ready_because
     if reason is None:
-        return json_reply({"status": "ok", "unix": time.time()})
+        problems = call.models.problems
+        status = {"status": "degraded", "not_ready": problems} if problems else {"status": "ok"}
+        return json_reply({**status, "unix": time.time()})
     return json_reply({"status": "not ready", "error": reason, "error_type": "Unhealthy"}, 503)
 
 
@@ -82,8 +93,13 @@ async def _live(call: Call) -> Reply:
 
 
 async def _metrics(call: Call) -> Reply:
-    call.service.metrics.ready.set(call.service.not_ready_because is None)
-    text = await asyncio.to_thread(call.service.metrics.text)
+    services = call.models.services
+    for service in services:
+        service.metrics.ready.set(service.not_ready_because is None)
+    of_models = {service.name: service.metrics for service in services}
+    text = await asyncio.to_thread(
+        Exposition(of_models if len(services) == 1 else {"": call.models.metrics} | of_models).text
+    )
     return Reply(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -7,8 +7,9 @@ and model_repository
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from serve.http.operations import ReloadRequest, reload
 from serve.http.protocols.open_inference import DATATYPES, MATRICES, OUTPUTS, VERSION, require_model
 from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
@@ -21,10 +22,20 @@ class IndexRequest(BaseModel):
     ready: bool = False
 
 
+class LoadRequest(BaseModel, extra="forbid"):
+    """Body of `POST /v2/repository/models/{name}/load`."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict, max_length=0, description="Nothing: the bundle has it.")
+
+
 def routes() -> list[Route]:
     """Return the routes of these extensions."""
-    route = partial(Route, protocol="open_inference", error_body=plain_error, invalid_status=400, statuses=(404, 503))
-    an_object: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"name": "tweet_sentiment"}}
+    route = partial(Route, protocol="open_inference", error_body=plain_error, invalid_status=400)
+    an_object: dict[str, Any] = {
+        "response": {"type": "object"},
+        "response_example": {"name": "tweet_sentiment"},
+        "statuses": (404, 503),
+    }
     found = []
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
@@ -35,13 +46,23 @@ def routes() -> list[Route]:
         "POST",
         "/v2/repository/index",
         _index,
-        "The served model, as Triton lists it",
+        "The served models, as Triton lists them",
         request=IndexRequest,
         examples={"all": {}},
         response={"type": "array"},
         response_example=[{"name": "tweet_sentiment", "version": VERSION, "state": "READY", "reason": ""}],
     )
-    return [*found, index]
+    load = route(
+        "POST",
+        "/v2/repository/models/{name}/load",
+        _load,
+        "Reload a model, as Triton's tools ask; needs an admin key",
+        request=LoadRequest,
+        examples={"its own folder": {}},
+        is_admin=True,
+        statuses=(403, 404, 408, 409, 413, 415, 422, 429),
+    )
+    return [*found, index, load]
 
 
 async def _config(call: Call) -> Reply:
@@ -94,7 +115,18 @@ async def _stats(call: Call) -> Reply:
 
 async def _index(call: Call) -> Reply:
     request: IndexRequest = await call.read(IndexRequest, call.body or b"{}")
-    reason = call.service.not_ready_because
-    state = {"state": "READY", "reason": ""} if reason is None else {"state": "UNAVAILABLE", "reason": reason}
-    found = [{"name": call.engine.facts.name, "version": VERSION, **state}]
-    return json_reply([] if request.ready and reason is not None else found)
+    problems = call.models.problems
+    return json_reply(
+        [
+            {"name": name, "version": VERSION, "state": "UNAVAILABLE" if reason else "READY", "reason": reason}
+            for service in call.models.services
+            if not (reason := problems.get(name := service.name, "")) or not request.ready
+        ]
+    )
+
+
+async def _load(call: Call) -> Reply:
+    await call.read(LoadRequest, call.body or b"{}")
+    require_model(call)
+    await reload(call, ReloadRequest())
+    return Reply()

@@ -14,12 +14,12 @@ from serve.http.settings import PREFIX, ServeSettings, parse_settings
 def test_flags_win_over_variables() -> None:
     environment = {"RAWLOOP_BUNDLE": "from-variable", "RAWLOOP_PORT": "1", "RAWLOOP_API_KEYS": "a, b", "HOME": "/"}
     settings = parse_settings(["--port", "2"], environment)
-    assert (settings.bundle, settings.port, settings.api_keys) == (Path("from-variable"), 2, ("a", "b"))
+    assert (settings.bundle, settings.port, settings.api_keys) == ({"": Path("from-variable")}, 2, ("a", "b"))
 
 
 def test_flags_may_be_spelled_with_dashes() -> None:
     found = parse_settings(given_arguments(["--bundle=a-b_c", "--max-length", "64", "--max-batch-tokens=128"]), {})
-    assert (found.bundle, found.max_length, found.max_batch_tokens) == (Path("a-b_c"), 64, 128)
+    assert (found.bundle, found.max_length, found.max_batch_tokens) == ({"": Path("a-b_c")}, 64, 128)
 
 
 def test_every_setting_has_a_flag_a_variable_and_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
