@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import filelock
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from export.console import Exported, Progress
@@ -34,14 +36,15 @@ from export.source import Source, rows_to_calibrate_on
 from export.speed import rows_per_second
 from export.verify import GATES, Gate, Judge, Proved, Verdict
 from serve.contract.bundle import DeviceName, VariantName
-from serve.contract.classifier import write_classifier
+from serve.contract.classifier import Classifier, write_classifier
 from serve.contract.cores import num_usable_cores
+from serve.contract.drift import distributions, features
 from serve.contract.errors import InputError, first_line
 from serve.contract.field_limits import Limit, out_of_range
 from serve.contract.files import staged_folder
 from serve.contract.telemetry import switch_off_telemetry
 from serve.encoder import Encoder
-from serve.encoding import windows_of
+from serve.encoding import Encoding, windows_of
 from serve.providers import PROVIDERS, GpuOptions
 from serve.session import Session, require_device
 
@@ -134,7 +137,6 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
             exporter = TORCH
             raw = exporter.export_graph(source.model_folder, work / "raw")
         copy_model_files(source.model_folder, staged)
-        write_classifier(staged, classifier)
         pad_token_id, pad_token_type_id = reference.tokenizer.pad_token_id, reference.tokenizer.pad_token_type_id
         encoder = Encoder(
             staged / "tokenizer.json",
@@ -143,6 +145,8 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
             pad_token_id=pad_token_id,
             pad_token_type_id=pad_token_type_id,
         )
+        classifier = _with_reference(classifier, expected, encoder.encode(held_out.inputs))
+        write_classifier(staged, classifier)
         judge = Judge(encoder, reference, held_out, expected, canary_texts(classifier))
         context = Context(settings, exporter, judge, calibration, work, progress)
 
@@ -169,6 +173,14 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
         write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id, exporter.name)
         sizes = {name: (staged / variant.file).stat().st_size for name, variant in variants.items()}
     return Exported(output, variants, left_out, rates, sizes)
+
+
+def _with_reference(classifier: Classifier, logits: NDArray[np.float32], encodings: Sequence[Encoding]) -> Classifier:
+    """Return the contract with what servers compare live texts with: these, by their logits [N, C]."""
+    num_tokens = np.array([sum(window.num_tokens for window in each.windows) for each in encodings])
+    num_unknown = np.array([sum(window.num_unknown for window in each.windows) for each in encodings])
+    found = features(classifier.problem_type, classifier.scores(logits), num_tokens, num_unknown)
+    return dataclasses.replace(classifier, reference=distributions(found, len(classifier.labels)))
 
 
 @contextlib.contextmanager

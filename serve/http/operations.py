@@ -83,6 +83,7 @@ async def _live(call: Call) -> Reply:
 
 async def _metrics(call: Call) -> Reply:
     call.service.metrics.ready.set(call.service.not_ready_because is None)
+    call.service.metrics.compare(call.engine.live_texts)
     text = await asyncio.to_thread(call.service.metrics.text)
     return Reply(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

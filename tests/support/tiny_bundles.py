@@ -3,8 +3,9 @@
 So logits depend only on the tokens of their own row, whatever the padding, and a test can compute them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from serve.contract.bundle import Manifest, Variant, Verification, record_files, write_manifest
 from serve.contract.classifier import Classifier, Side, write_classifier
 from serve.contract.decision import Decision
+from serve.contract.drift import Distribution
 from serve.contract.labels import ProblemType
 from serve.contract.long_texts import LongTexts
 from serve.contract.text import CleaningMode
@@ -71,6 +73,7 @@ def save_tiny_bundle(
     label_separator: str | None = None,
     decision: Decision = Decision(),  # noqa: B008 - frozen
     long_texts: LongTexts = LongTexts(),  # noqa: B008 - frozen
+    reference: Mapping[str, Distribution] = MappingProxyType({}),
 ) -> Path:
     """Write a bundle with one variant, `fp32`, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +93,7 @@ def save_tiny_bundle(
             label_separator=label_separator,
             decision=decision,
             long_texts=long_texts,
+            reference=dict(reference),
         ),
     )
     word_tokenizer().save(str(folder / "tokenizer.json"))

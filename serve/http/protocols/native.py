@@ -155,6 +155,7 @@ async def model(call: Call) -> Reply:
             "temperature": classifier.temperature,
             **decision_facts(classifier),
             "metrics": classifier.metrics,
+            "drift": {name: shift._asdict() for name, shift in call.engine.live_texts.shifts().items()},
         }
     )
 
