@@ -38,6 +38,7 @@ class ModelFacts:
     folder: Path
     classifier: Classifier
     canary: TextInput
+    examples: Sequence[tuple[str, ...]] = ()  # texts or pairs to try
     canary_logits: Sequence[float]  # [C] at export
     canary_tolerance: float = CANARY_TOLERANCE  # largest difference of its probabilities or number
 

@@ -74,6 +74,7 @@ def load_engine(
         folder=bundle.folder,
         classifier=bundle.classifier,
         canary=canary_input(bundle),
+        examples=bundle.manifest.examples,
         canary_logits=record.canary_logits,
         canary_tolerance=CANARY_TOLERANCE * spread_of(record),
     )

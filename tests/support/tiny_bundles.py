@@ -74,6 +74,8 @@ def save_tiny_bundle(
     decision: Decision = Decision(),  # noqa: B008 - frozen
     long_texts: LongTexts = LongTexts(),  # noqa: B008 - frozen
     reference: Mapping[str, Distribution] = MappingProxyType({}),
+    examples: tuple[tuple[str, ...], ...] = (),
+    card: str = "# A tiny model\n",
 ) -> Path:
     """Write a bundle with one variant, `fp32`, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,12 +100,14 @@ def save_tiny_bundle(
     )
     word_tokenizer().save(str(folder / "tokenizer.json"))
     onnx.save(masked_mean_graph(token_weights(len(labels))), folder / "model.onnx")
+    (folder / "README.md").write_text(card, encoding="utf-8")
     write_manifest(
         folder,
         Manifest(
             name="tiny",
             input_names=INPUT_NAMES,
             pad_token_id=VOCABULARY["[PAD]"],
+            examples=examples,
             canary=("w1 good",) if text_pair_column is None else ("w1 good", "w2"),
             variants={
                 "fp32": Variant(

@@ -436,3 +436,12 @@ def test_what_cannot_be_read_is_refused_in_the_protocols_own_words(server: LiveS
     answer = server.post(path, data=body)
     assert answer.status_code == (400 if path.startswith("/v2") else 422)
     assert answer.json()["error"]
+
+
+def test_the_card_is_the_bundles(server: LiveServer, tmp_path: Path) -> None:
+    answer = server.get("/v1/card")
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert answer.text == "# A tiny model\n"
+    with live_server(save_served_bundle(tmp_path / "one")) as live:
+        (tmp_path / "one" / "README.md").unlink()
+        assert live.get("/v1/card").status_code == 404
