@@ -100,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what exports and fuses: Optimum, which needs transformers 4, or torch and ONNX Runtime's optimizer "
         "(default: auto, which is Optimum where it can be imported)",
     )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=4,
+        help="short held-out texts to keep in the bundle, which the server's page offers to try (default: 4; 0: none)",
+    )
     strict = parser.add_mutually_exclusive_group()
     fell_short = "exit with status 1 if a variant is left out because it fell short (default)"
     strict.add_argument("--strict", action="store_true", default=True, help=fell_short)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import filelock
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from export.console import Exported, Progress
@@ -26,7 +28,7 @@ from export.graphs import Candidate, Refused, external_files, fused_operators, i
 from export.int8.dynamic import quantize_dynamically
 from export.int8.static import quantize_statically
 from export.mask_lengths import float16_candidates
-from export.pack import canary_texts, copy_graph, copy_model_files, write_bundle_records
+from export.pack import canary_texts, copy_graph, copy_model_files, examples_of, write_bundle_records
 from export.reference import Reference
 from export.rewrites import with_early_gather, without_skip_layer_norms
 from export.rows import Rows
@@ -34,14 +36,15 @@ from export.source import Source, rows_to_calibrate_on
 from export.speed import rows_per_second
 from export.verify import GATES, Gate, Judge, Proved, Verdict
 from serve.contract.bundle import DeviceName, VariantName
-from serve.contract.classifier import write_classifier
+from serve.contract.classifier import Classifier, write_classifier
 from serve.contract.cores import num_usable_cores
+from serve.contract.drift import distributions, features
 from serve.contract.errors import InputError, first_line
-from serve.contract.field_limits import Limit, out_of_range
+from serve.contract.field_limits import NOT_NEGATIVE, Limit, out_of_range
 from serve.contract.files import staged_folder
 from serve.contract.telemetry import switch_off_telemetry
 from serve.encoder import Encoder
-from serve.encoding import windows_of
+from serve.encoding import Encoding, windows_of
 from serve.providers import PROVIDERS, GpuOptions
 from serve.session import Session, require_device
 
@@ -65,6 +68,7 @@ class Settings:
     fuse: bool = True  # False keeps only operators of ONNX, for TensorRT
     verify_device: DeviceName = "cpu"
     """cuda verifies fp32 there too, and float16 only there, where its activations may overflow; int8 is for CPUs."""
+    examples: Annotated[int, NOT_NEGATIVE] = 4  # short held-out texts to keep in the bundle, for its page
     exporter: ExporterName = "auto"  # auto is Optimum where it can be imported, else torch
 
     def __post_init__(self) -> None:
@@ -134,7 +138,6 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
             exporter = TORCH
             raw = exporter.export_graph(source.model_folder, work / "raw")
         copy_model_files(source.model_folder, staged)
-        write_classifier(staged, classifier)
         pad_token_id, pad_token_type_id = reference.tokenizer.pad_token_id, reference.tokenizer.pad_token_type_id
         encoder = Encoder(
             staged / "tokenizer.json",
@@ -143,6 +146,8 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
             pad_token_id=pad_token_id,
             pad_token_type_id=pad_token_type_id,
         )
+        classifier = _with_reference(classifier, expected, encoder.encode(held_out.inputs))
+        write_classifier(staged, classifier)
         judge = Judge(encoder, reference, held_out, expected, canary_texts(classifier))
         context = Context(settings, exporter, judge, calibration, work, progress)
 
@@ -166,9 +171,20 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
         rates = rows_per_second(graphs, encoder, windows_of(encoder.encode(held_out.inputs)))
 
         variants = {name: copy_graph(each, staged / FILES[name]) for name, each in proved.items()}
-        write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id, exporter.name)
+        examples = examples_of(held_out, settings.examples)
+        if examples:
+            progress.note(f"The bundle keeps {len(examples)} held-out texts, for its page (--examples 0: none)")
+        write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id, exporter.name, examples)
         sizes = {name: (staged / variant.file).stat().st_size for name, variant in variants.items()}
     return Exported(output, variants, left_out, rates, sizes)
+
+
+def _with_reference(classifier: Classifier, logits: NDArray[np.float32], encodings: Sequence[Encoding]) -> Classifier:
+    """Return the contract with what servers compare live texts with: these, by their logits [N, C]."""
+    num_tokens = np.array([sum(window.num_tokens for window in each.windows) for each in encodings])
+    num_unknown = np.array([sum(window.num_unknown for window in each.windows) for each in encodings])
+    found = features(classifier.problem_type, classifier.scores(logits), num_tokens, num_unknown)
+    return dataclasses.replace(classifier, reference=distributions(found, len(classifier.labels)))
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """The files of a bundle, and a Triton model repository of its graphs."""
 
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from export.console import METRICS, figures, pytorch_figures
 from export.graphs import external_files, fused_operators, input_names
+from export.rows import Rows
 from export.verify import Proved
 from serve.contract.bundle import Manifest, Variant, VariantName, record_files, write_manifest
 from serve.contract.classifier import Classifier
@@ -19,6 +22,7 @@ MODEL_FILES = (
 RECORDED_PACKAGES = ("rawloop", "torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "numpy")
 CANARY = "The quick brown fox jumps over the lazy dog."
 CANARY_PAIR = "A fox is jumping."
+SHORT = 200  # most characters of an example
 
 
 def copy_model_files(model_folder: Path, staged: Path) -> None:
@@ -31,6 +35,19 @@ def copy_model_files(model_folder: Path, staged: Path) -> None:
 def canary_texts(classifier: Classifier) -> tuple[str, ...]:
     """Return the text, or pair, whose answer a server checks from time to time."""
     return (CANARY,) if classifier.text_pair_column is None else (CANARY, CANARY_PAIR)
+
+
+def examples_of(rows: Rows, count: int) -> list[tuple[str, ...]]:
+    """Return short texts or pairs, each of another label while there are others."""
+    inputs = [(item,) if isinstance(item, str) else item for item in rows.inputs]
+    kinds = range(len(inputs)) if rows.labels is None or rows.labels.dtype.kind == "f" else map(str, rows.labels)
+    num_before: Counter[Any] = Counter()
+    order: list[tuple[int, int]] = []  # how many of its kind come before it, and its place
+    for place, (parts, kind) in enumerate(zip(inputs, kinds, strict=True)):
+        if parts not in inputs[:place] and sum(map(len, parts)) <= SHORT and all(part.strip() for part in parts):
+            order.append((num_before[kind], place))
+            num_before[kind] += 1
+    return [inputs[place] for _, place in sorted(order)[:count]]
 
 
 def copy_graph(proved: Proved, file: Path) -> Variant:
@@ -59,6 +76,7 @@ def write_bundle_records(
     pad_token_id: int,
     pad_token_type_id: int,
     exporter: str,
+    examples: Sequence[tuple[str, ...]],
 ) -> None:
     """Write README.md and bundle.json into a folder that holds all other files."""
     versions = installed_versions(RECORDED_PACKAGES)
@@ -82,6 +100,7 @@ def write_bundle_records(
         pad_token_id=pad_token_id,
         pad_token_type_id=pad_token_type_id,
         canary=canary_texts(classifier),
+        examples=tuple(examples),
         variants=variants,
         default_variants={
             "cpu": "int8" if "int8" in variants else "fp32",

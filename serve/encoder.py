@@ -11,6 +11,7 @@ only. What an input may be:
 """
 
 import dataclasses
+import json
 import threading
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
@@ -81,7 +82,9 @@ class Encoder:
         # tokenizer per kind of truncation, and most often only one in all.
         self._tokenizers: dict[Truncation, Tokenizer] = {}
         self._loading = threading.Lock()
-        self._check_max_length(self.tokenizer(classifier.truncation_side))
+        tokenizer = self.tokenizer(classifier.truncation_side)
+        self._unknown_id = _unknown_id(tokenizer)
+        self._check_max_length(tokenizer)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, max_length: int | None = None) -> "Encoder":
@@ -178,7 +181,8 @@ class Encoder:
         return [self._encoding(each, truncation, is_one_segment=is_one_segment, cuts=cuts) for each in raw]
 
     def _encoding(self, raw: Any, truncation: Truncation, *, is_one_segment: bool, cuts: bool) -> Encoding | str:
-        ids = np.array(raw.ids, np.int32)
+        listed = raw.ids
+        ids = np.array(listed, np.int32)
         is_long = len(ids) > self.max_length
         if is_long and truncation == "error" and not cuts:
             return self._too_long(len(ids), f"the {self.max_length:,} the model takes")
@@ -188,7 +192,7 @@ class Encoder:
         if "token_type_ids" in self.input_names:
             type_ids = np.zeros(len(ids), np.int32) if is_one_segment else np.array(raw.type_ids, np.int32)
         if not (is_long and cuts):
-            return Encoding(ids, type_ids, truncated=bool(raw.overflowing))
+            return Encoding(ids, type_ids, bool(raw.overflowing), num_unknown=listed.count(self._unknown_id))
         long_texts = self.classifier.long_texts
         windows, places, is_whole = cut(raw, self.max_length, long_texts, self.classifier.truncation_side)
         if truncation == "error" and not is_whole:
@@ -199,6 +203,7 @@ class Encoder:
                 None if type_ids is None else type_ids[window],
                 not is_whole,
                 place if long_texts.strategy == "windows" else None,
+                num_unknown=int((ids[window] == self._unknown_id).sum()),
             )
             for window, place in zip(windows, places, strict=True)
         ]
@@ -276,6 +281,15 @@ def _encode(tokenizer: Tokenizer, texts: list[TextInput], *, with_offsets: bool)
     # The fast one knows neither words nor offsets.
     encoded: Sequence[Any] = (tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast)(texts)
     return encoded
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the token for what the vocabulary lacks; -1 if there is none."""
+    if hasattr(tokenizer.model, "unk_token"):
+        found = tokenizer.token_to_id(tokenizer.model.unk_token or "")
+    else:  # Unigram tells it in its state only
+        found = json.loads(tokenizer.model.__getstate__())["unk_id"]
+    return -1 if found is None else int(found)
 
 
 def _described(value: Any) -> str:

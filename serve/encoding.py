@@ -18,6 +18,7 @@ class Encoding:
     place: tuple[int, int, int] | None = None
     """Of a window: 0, or 1 in the second text of a pair; its first character in that text, cleaned, and the one after
     its last. None for a text that is read at once."""
+    num_unknown: int = 0  # tokens of this window that stand for what the vocabulary lacks
     others: tuple["Encoding", ...] = ()  # the other windows of a long text
 
     @property

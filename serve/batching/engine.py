@@ -11,6 +11,7 @@ import numpy as np
 
 from serve.answer import ranked
 from serve.batching.batcher import Batcher
+from serve.batching.live_texts import LiveTexts
 from serve.batching.request_errors import InvalidRequest, RequestError, TooLarge
 from serve.batching.ticket import Answer, Outcome
 from serve.batching.token_listing import TokenLister
@@ -38,6 +39,7 @@ class ModelFacts:
     folder: Path
     classifier: Classifier
     canary: TextInput
+    examples: Sequence[tuple[str, ...]] = ()  # texts or pairs to try
     canary_logits: Sequence[float]  # [C] at export
     canary_tolerance: float = CANARY_TOLERANCE  # largest difference of its probabilities or number
 
@@ -57,9 +59,16 @@ class Engine:
     """
 
     def __init__(
-        self, facts: ModelFacts, batcher: Batcher, encoder: Any, *, max_inputs: int, max_text_chars: int
+        self,
+        facts: ModelFacts,
+        batcher: Batcher,
+        encoder: Any,
+        live_texts: LiveTexts,
+        *,
+        max_inputs: int,
+        max_text_chars: int,
     ) -> None:
-        self.facts, self.batcher = facts, batcher
+        self.facts, self.batcher, self.live_texts = facts, batcher, live_texts
         self.max_inputs, self.max_text_chars = max_inputs, max_text_chars
         self.lister = TokenLister(encoder)
         self.loaded_at = time.time()

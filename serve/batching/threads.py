@@ -147,7 +147,15 @@ def _outcome(item: Item, logits: list[float], scores: list[float], began: float,
         logger.error("the model returned %s for one input of %d tokens", logits, item.length)
         return InferenceFailed("the model returned no finite numbers for this input")
     encoding = item.encoding
-    return Answer(logits, scores, encoding.num_tokens, encoding.truncated, began - item.queued_at, seconds)
+    return Answer(
+        logits,
+        scores,
+        encoding.num_tokens,
+        encoding.truncated,
+        queue_s=began - item.queued_at,
+        inference_s=seconds,
+        num_unknown=encoding.num_unknown,
+    )
 
 
 class Workers:

@@ -43,6 +43,7 @@ class Answer:
     inference_s: float  # seconds that its batch ran; of several windows, the longest
     windows: tuple[tuple[int, int, int, list[float]], ...] = ()
     """Of a long text: each window's first character in the cleaned text, the one after its last, and its scores."""
+    num_unknown: int = 0  # tokens that stand for what the vocabulary lacks
 
 
 Outcome = Answer | RequestError
@@ -60,6 +61,7 @@ def joined(windows: Sequence["Item"], answers: Sequence[Answer], pooling: Poolin
         max(each.queue_s for each in answers),
         max(each.inference_s for each in answers),
         tuple((*place, each.scores) for place, each in zip(places, answers, strict=True)),
+        sum(each.num_unknown for each in answers),
     )
 
 

@@ -108,6 +108,8 @@ class Manifest:
     pad_token_type_id: int = 0  # padding value of token_type_ids
     canary: Annotated[tuple[str, ...], Limit(lambda texts: len(texts) in (1, 2), "one text, or a pair")]
     """Text (or pair) whose logits a server checks from time to time."""
+    examples: tuple[tuple[str, ...], ...] = ()
+    """Short held-out texts (or pairs) for people to try."""
     variants: Annotated[dict[str, Variant], NOT_EMPTY]  # variant name -> graph
     default_variants: dict[str, str]  # device (cpu, cuda) -> variant that serves it best
     files: dict[str, FileRecord]  # file, relative to the folder -> size and hash; all files but bundle.json itself

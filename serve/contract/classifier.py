@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.decision import Decision
+from serve.contract.drift import Distribution
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, POSITIVE, Limit
 from serve.contract.files import write_json
@@ -65,6 +66,8 @@ class Classifier:
     """How scores become answers."""
     metrics: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """Split -> metric -> value, on held-out rows."""
+    reference: dict[str, Distribution] = dataclasses.field(default_factory=dict)
+    """Feature (`serve.contract.drift`) -> its distribution on held-out rows; export adds it."""
     data_fingerprint: str = ""
     """Hash of the cleaned training and held-out rows."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)

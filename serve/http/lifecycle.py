@@ -41,6 +41,7 @@ class Service:
         self._not_ready: str | None = "the model is being loaded"
         self._reloading = asyncio.Lock()
         self._worker_deaths = 0
+        self._drifted: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -147,6 +148,7 @@ class Service:
                 batcher.lend_stalled_cores(self.settings.stall_after_s)
             elif self._not_ready is not None or time.monotonic() >= next_canary:
                 await self._check_canary()
+                self._note_drift()
                 next_canary = time.monotonic() + self.settings.canary_interval_s
 
     async def _check_canary(self) -> None:
@@ -163,6 +165,15 @@ class Service:
         if engine is self._engine and deaths == self._worker_deaths and self._not_ready is not None:
             logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None
+
+    def _note_drift(self) -> None:
+        """Log which features of the last texts have drifted, when that changes."""
+        drifted = self.engine.live_texts.drifted()
+        if drifted and drifted != self._drifted:
+            logger.warning("drift: the last texts differ in %s from those of the export", ", ".join(drifted))
+        elif self._drifted and not drifted:
+            logger.info("no drift any more")
+        self._drifted = drifted
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something in the background; the event loop itself holds no reference to a task."""

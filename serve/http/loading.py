@@ -8,6 +8,7 @@ from pathlib import Path
 from serve.batching.batcher import Batcher, BatchLimits
 from serve.batching.cores import Cores
 from serve.batching.engine import CANARY_TOLERANCE, Engine, ModelFacts
+from serve.batching.live_texts import LiveTexts
 from serve.canary import canary_input, require_canary, spread_of
 from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
 from serve.contract.cores import num_usable_cores
@@ -91,9 +92,11 @@ def load_engine(
         folder=bundle.folder,
         classifier=bundle.classifier,
         canary=canary_input(bundle),
+        examples=bundle.manifest.examples,
         canary_logits=record.canary_logits,
         canary_tolerance=CANARY_TOLERANCE * spread_of(record),
     )
+    live_texts = LiveTexts(facts.classifier, settings.drift_window)
     batcher = Batcher(
         encoder,
         [pool.wide for pool in pools],
@@ -102,14 +105,15 @@ def load_engine(
         limits,
         turns=pools[0].num_workers if device == "cuda" else 1,
         length_multiple=first.length_multiple,
-        observer=BatchMetrics(metrics, facts.classifier, first.length_multiple),
+        observer=BatchMetrics(metrics, facts.classifier, live_texts, first.length_multiple),
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
         on_close=partial(_close, pools),
         pooling=bundle.classifier.long_texts.pooling,
         cores=cores if device == "cpu" else None,
     )
-    return Engine(facts, batcher, encoder, max_inputs=settings.max_inputs, max_text_chars=settings.max_text_chars)
+    limits_of_requests = {"max_inputs": settings.max_inputs, "max_text_chars": settings.max_text_chars}
+    return Engine(facts, batcher, encoder, live_texts, **limits_of_requests)
 
 
 def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings) -> list[SessionPool]:

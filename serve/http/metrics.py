@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from serve.answer import answer_fields
 from serve.batching.engine import Engine
+from serve.batching.live_texts import LiveTexts
 from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer, Item, Outcome
 from serve.contract.classifier import Classifier
@@ -62,11 +63,21 @@ class Metrics:
         self._model = gauge("model", "1 for the model that answers.", ["name", "version", "variant", "provider"])
         self._queued_inputs = gauge("queued_inputs", "Inputs that wait.")
         self._queued_tokens = gauge("queued_tokens", "Tokens that wait for a worker.")
+        self._shift = gauge("drift", "Population stability index of the last texts.", ["feature"])
+        self._shift_limit = gauge("drift_limit", "The index beyond which that is drift.", ["feature"])
         self.ready = gauge("ready", "1 while traffic should be sent here.")
         self._graph_bytes = gauge("model_graph_bytes", "Size of the model's graph on disk.")
         self.grown_bytes = gauge("model_memory_bytes", "Growth of the process's memory while the model was loaded.")
         self._children: dict[tuple[Any, ...], Any] = {}
         self.gpus: GpuCollector | None = None
+
+    def compare(self, live_texts: LiveTexts) -> None:
+        """Set how far the last texts are from those that the model was proved on."""
+        for gauge in (self._shift, self._shift_limit):
+            gauge.clear()
+        for name, shift in live_texts.shifts().items():
+            self._shift.labels(name).set(shift.psi)
+            self._shift_limit.labels(name).set(shift.limit)
 
     def request_ended(self, protocol: str, status: int, seconds: float) -> None:
         self._child(self._requests, protocol, str(status)).inc()
@@ -149,8 +160,9 @@ class Exposition:
 class BatchMetrics:
     """Counts the batches of one model, padded to a multiple of a length [tokens]: the batcher's observer."""
 
-    def __init__(self, metrics: Metrics, classifier: Classifier, length_multiple: int) -> None:
-        self._metrics, self._classifier, self._length_multiple = metrics, classifier, length_multiple
+    def __init__(self, metrics: Metrics, classifier: Classifier, live_texts: LiveTexts, length_multiple: int) -> None:
+        self._metrics, self._classifier, self._live_texts = metrics, classifier, live_texts
+        self._length_multiple = length_multiple
 
     def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
         self._metrics.batch_ran(items, seconds, self._length_multiple)
@@ -164,6 +176,7 @@ class BatchMetrics:
             self._metrics.failed_inputs.inc()
         else:
             self._metrics.answered(outcome, self._classifier)
+            self._live_texts.add(outcome)
 
 
 class GpuCollector:

@@ -96,6 +96,7 @@ async def _metrics(call: Call) -> Reply:
     services = call.models.services
     for service in services:
         service.metrics.ready.set(service.not_ready_because is None)
+        service.metrics.compare(service.engine.live_texts)
     of_models = {service.name: service.metrics for service in services}
     text = await asyncio.to_thread(
         Exposition(of_models if len(services) == 1 else {"": call.models.metrics} | of_models).text

@@ -150,6 +150,8 @@ class ServeSettings:
     """time for its answer"""
     stall_after_s: Annotated[float, POSITIVE] = 10.0
     """a batch that runs longer turns readiness off"""
+    drift_window: Annotated[int, NOT_NEGATIVE] = 500
+    """texts answered last that are compared with those of the export, for drift; 0 for none"""
     on_worker_death: Literal["restart", "exit"] = "restart"
     """what to do when a worker dies"""
     drain_delay_s: Annotated[float, NOT_NEGATIVE] = 1.0

@@ -48,6 +48,13 @@ def test_every_architecture_exports_and_is_verified(architecture: str, tmp_path:
     assert read_bundle(tmp_path / "bundle").classifier.padding_side == ("left" if architecture == "xlnet" else "right")
 
 
+def test_the_bundle_says_how_the_held_out_rows_are_distributed(bundle: Bundle) -> None:
+    num_rows = bundle.manifest.variants["fp32"].verification.rows
+    assert {name: sum(each.counts) for name, each in bundle.classifier.reference.items()} == dict.fromkeys(
+        ("label", "confidence", "tokens", "unknown_tokens"), num_rows
+    )
+
+
 def test_pairs_export(tmp_path: Path) -> None:
     made = save_tiny_run(tmp_path / "run", pairs=True, num_rows=24)
     exported = export_tiny_run(made, tmp_path / "bundle", variants=("fp32",))

@@ -4,13 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import transformers
 from exports import logits_of
 from tiny_runs import LABELS, text_of
 from transformers import AutoTokenizer, pipeline
 
-from export.pack import write_triton
+from export.pack import examples_of, write_triton
+from export.rows import Rows
 from serve.contract.bundle import BUNDLE_FILE, Bundle, read_bundle
 from serve.contract.errors import InputError
 
@@ -70,3 +72,11 @@ def test_a_triton_repository_holds_no_variant_that_the_bundle_lacks(bundle: Bund
     assert {path.name for path in tmp_path.iterdir()} == {"tiny_fp32", "tiny_int8", "tiny_fp16"}
     write_triton(tmp_path, bundle.folder, bundle.classifier, {"fp32": variants["fp32"]})
     assert {path.name for path in tmp_path.iterdir()} == {"tiny_fp32"}
+
+
+def test_examples_are_short_distinct_and_of_each_label_in_turn() -> None:
+    inputs = ["a1", "a1", "a2", "x" * 201, "  ", "b1", "a3", "c1"]
+    labels = np.array([0, 0, 0, 1, 1, 1, 0, 2])
+    assert examples_of(Rows("rows", inputs, labels), 4) == [("a1",), ("b1",), ("c1",), ("a2",)]
+    assert examples_of(Rows("rows", inputs, labels), 0) == []
+    assert examples_of(Rows("pairs", [("a", "b"), ("c", "d")], None), 4) == [("a", "b"), ("c", "d")]

@@ -24,6 +24,7 @@ from transformers import (
 from serve.contract.bundle import read_bundle
 from serve.contract.classifier import Classifier, Side
 from serve.contract.errors import InputError
+from serve.contract.long_texts import LongTexts
 from serve.encoder import Encoder, ItemError, Truncation, without_surrogates
 from serve.encoding import length_sorted_batches
 from train_loop.config import PACKAGED_MODEL
@@ -291,3 +292,20 @@ def test_a_tokenizer_without_a_token_for_unknown_words_refuses_only_those(tmp_pa
     good, unknown = encoder.encode_each(["good", "b"])
     assert not isinstance(good, ItemError)
     assert isinstance(unknown, ItemError)
+
+
+@pytest.mark.parametrize("long_texts", [LongTexts(), LongTexts(strategy="windows")])
+def test_unknown_tokens_are_counted_in_what_the_model_reads(tmp_path: Path, long_texts: LongTexts) -> None:
+    encoder = Encoder.from_bundle(read_bundle(save_tiny_bundle(tmp_path, long_texts=long_texts)))
+    (none,), (some,) = encoder.encode(["good w1"]), encoder.encode(["good " * 13 + "what? this? w1"])
+    assert none.num_unknown == 0
+    assert sum(window.num_unknown for window in some.windows) == (1 if long_texts.cuts_off else 2)
+
+
+def test_unknown_tokens_are_those_of_the_transformers_tokenizer(run_tokenizer: Path) -> None:
+    ours, theirs = encoder_of(run_tokenizer, is_pair=False, max_length=64)
+    text = "\U0001f9ec \u4dae fine"  # of no corpus
+    (encoding,) = ours.encode([text])
+    read = theirs.convert_ids_to_tokens(theirs(text)["input_ids"])
+    assert encoding.num_unknown == sum(token in ("[UNK]", "<unk>") for token in read)
+    assert encoding.num_unknown > 0 or "byte" in str(theirs.backend_tokenizer.pre_tokenizer).lower()

@@ -13,6 +13,7 @@ import yaml
 from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
 from places import ROOT
 
+from serve.http.metrics import Metrics
 from serve.http.settings import PREFIX, ServeSettings, parse_settings
 
 FOLDER = ROOT / "examples" / "serving"
@@ -93,3 +94,9 @@ def test_prometheus_scrapes_with_a_key(tmp_path: Path) -> None:
         assert live.get("/metrics").status_code == 401
         headers = {"Authorization": f"{job['authorization']['type']} right"}
         assert live.get("/metrics", headers=headers).status_code == 200
+
+
+def test_the_alert_is_of_metrics_that_the_server_has() -> None:
+    ((rule,),) = (group["rules"] for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"])
+    known = {f"rawloop_{name}" for name in ("drift", "drift_limit")}
+    assert set(rule["expr"].split()) - {">"} == known <= {family.name for family in Metrics().registry.collect()}

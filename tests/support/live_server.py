@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,14 @@ def save_served_bundle(folder: Path, **options: Any) -> Path:
     variant = dataclasses.replace(manifest.variants["fp32"], canary_logits=tuple(logits[0].tolist()))
     write_manifest(folder, dataclasses.replace(manifest, variants={"fp32": variant}))
     return folder
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for what comes soon, such as counting, which is done after the answer."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
 
 
 @dataclasses.dataclass

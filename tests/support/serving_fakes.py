@@ -19,6 +19,7 @@ class FakeEncoding:
     truncated: bool = False
     others: "tuple[FakeEncoding, ...]" = ()
     place: tuple[int, int] | None = None
+    num_unknown: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -3,8 +3,9 @@
 So logits depend only on the tokens of their own row, whatever the padding, and a test can compute them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from serve.contract.bundle import Manifest, Variant, Verification, record_files, write_manifest
 from serve.contract.classifier import Classifier, Side, write_classifier
 from serve.contract.decision import Decision
+from serve.contract.drift import Distribution
 from serve.contract.labels import ProblemType
 from serve.contract.long_texts import LongTexts
 from serve.contract.text import CleaningMode
@@ -71,6 +73,9 @@ def save_tiny_bundle(
     label_separator: str | None = None,
     decision: Decision = Decision(),  # noqa: B008 - frozen
     long_texts: LongTexts = LongTexts(),  # noqa: B008 - frozen
+    reference: Mapping[str, Distribution] = MappingProxyType({}),
+    examples: tuple[tuple[str, ...], ...] = (),
+    card: str = "# A tiny model\n",
 ) -> Path:
     """Write a bundle with one variant, `fp32`, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,16 +95,19 @@ def save_tiny_bundle(
             label_separator=label_separator,
             decision=decision,
             long_texts=long_texts,
+            reference=dict(reference),
         ),
     )
     word_tokenizer().save(str(folder / "tokenizer.json"))
     onnx.save(masked_mean_graph(token_weights(len(labels))), folder / "model.onnx")
+    (folder / "README.md").write_text(card, encoding="utf-8")
     write_manifest(
         folder,
         Manifest(
             name="tiny",
             input_names=INPUT_NAMES,
             pad_token_id=VOCABULARY["[PAD]"],
+            examples=examples,
             canary=("w1 good",) if text_pair_column is None else ("w1 good", "w2"),
             variants={
                 "fp32": Variant(

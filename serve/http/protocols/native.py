@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from serve.answer import answer_fields, decision_facts, window_fields
 from serve.batching.engine import Engine, ModelFacts
-from serve.batching.request_errors import InvalidRequest, RequestError
+from serve.batching.request_errors import InvalidRequest, NotFound, RequestError
 from serve.batching.ticket import Answer, Outcome
 from serve.contract.errors import InputError
 from serve.encoder import TextInput
@@ -87,6 +87,14 @@ def routes() -> list[Route]:
         ),
         route(
             "GET",
+            "/v1/card",
+            card,
+            "The current model's card: what was proved of it",
+            content_type="text/markdown",
+            statuses=(404, 503),
+        ),
+        route(
+            "GET",
             "/v1/model",
             model,
             "The current model",
@@ -139,6 +147,14 @@ async def explain_call(call: Call) -> Reply:
     return json_reply({"model": _short_facts(engine.facts), **explanation})
 
 
+async def card(call: Call) -> Reply:
+    """Answer `GET /v1/card`."""
+    file = call.engine.facts.folder / "README.md"
+    if not file.is_file():
+        raise NotFound("the bundle has no README.md")
+    return Reply(file.read_bytes(), 200, media_type="text/markdown; charset=utf-8")
+
+
 async def model(call: Call) -> Reply:
     """Answer `GET /v1/model`."""
     facts = call.engine.facts
@@ -155,6 +171,8 @@ async def model(call: Call) -> Reply:
             "temperature": classifier.temperature,
             **decision_facts(classifier),
             "metrics": classifier.metrics,
+            "examples": facts.examples,
+            "drift": {name: shift._asdict() for name, shift in call.engine.live_texts.shifts().items()},
         }
     )
 

@@ -10,7 +10,6 @@ import select
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
+from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle, until
 from tiny_bundles import VOCABULARY
 
 from serve.batching import token_listing
 from serve.contract.bundle import read_bundle, record_files, write_manifest
 from serve.contract.classifier import write_classifier
+from serve.contract.drift import Distribution
 from serve.contract.errors import InputError
 from serve.http.logs import JsonFormatter
 
@@ -86,13 +86,6 @@ def gated(bundle: Path) -> Iterator[tuple[LiveServer, Gated]]:
         worker.runner = runner
         yield live, runner
         runner.gate.set()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 def in_background(work: Callable[[], Any]) -> "concurrent.futures.Future[Any]":
@@ -551,6 +544,26 @@ def test_metrics_count_what_happened(bundle: Path) -> None:
     ):
         assert line in text.splitlines(), line
     assert 'provider="CPUExecutionProvider"' in text
+
+
+def test_texts_unlike_those_of_the_export_are_drift(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reference = {
+        "label": Distribution(edges=(1, 2), counts=(5, 5, 90)),
+        "unknown_tokens": Distribution(edges=(1, 2, 4), counts=(100, 0, 0, 0)),
+    }
+    bundle = save_served_bundle(tmp_path / "one", reference=reference)
+    with live_server(bundle, canary_interval_s=0.01) as live:
+        assert live.get("/v1/model").json()["drift"] == {}
+        live.post("/v1/classify", {"inputs": ["bad"] * 99})
+        assert "rawloop_drift{" not in live.get("/metrics").text
+        live.post("/v1/classify", {"inputs": ["bad"]})
+        until(lambda: live.get("/v1/model").json()["drift"])  # counted after the answer
+        drift, text = live.get("/v1/model").json()["drift"], live.get("/metrics").text
+        assert drift["label"]["psi"] > drift["label"]["limit"] >= 0.25
+        assert drift["unknown_tokens"]["psi"] == pytest.approx(0, abs=0.01)
+        assert f'rawloop_drift{{feature="label"}} {drift["label"]["psi"]}' in text.splitlines()
+        assert f'rawloop_drift_limit{{feature="label"}} {drift["label"]["limit"]}' in text.splitlines()
+        until(lambda: "the last texts differ in label from those of the export" in caplog.text)
 
 
 def test_every_documented_example_is_answered_as_documented(bundle: Path) -> None:

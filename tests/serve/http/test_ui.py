@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from kind_bundles import interval_of, save_numbers, save_several_labels, several_scores, values_of
-from live_server import LiveServer, live_server, save_served_bundle
+from live_server import LiveServer, live_server, save_served_bundle, until
 
+from serve.contract.drift import Distribution
 from serve.contract.long_texts import LongTexts
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -187,4 +188,95 @@ def test_numbers_are_shown_with_their_interval(browser: Any, tmp_path: Path) -> 
         assert opened.query_selector("#bars li") is None
         assert opened.is_hidden("#explained")
         assert "the number changes: “bad” +" in opened.text_content("#words-hint")
+        opened.close()
+
+
+def answers_of(page: Any) -> list[list[str]]:
+    page.wait_for_selector("#download:not([hidden])")
+    return page.eval_on_selector_all(
+        "#answers tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+
+
+def drop(page: Any, name: str, content: str) -> None:
+    page.evaluate(
+        """([name, content]) => {
+            const files = new DataTransfer();
+            files.items.add(new File([content], name));
+            document.getElementById("many").dispatchEvent(new DragEvent("drop", { dataTransfer: files }));
+        }""",
+        [name, content],
+    )
+
+
+def test_many_lines_become_a_table(page: Any, server: LiveServer) -> None:
+    texts = [f"w{number} good" if number % 2 else f"w{number} bad" for number in range(40)]  # two requests
+    page.fill("#lines", "\n\n".join(texts))
+    page.click("#classify-all")
+    head, *rows = answers_of(page)
+    assert head == ["text", "answer", "score"]
+    expected = server.post("/v1/classify", {"inputs": texts}).json()["results"]
+    assert [row[:2] for row in rows] == [[text, result["label"]] for text, result in zip(texts, expected, strict=True)]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_dropped_csv_is_answered_row_by_row(page: Any) -> None:
+    drop(page, "rows.csv", '\ufeffid,text\r\n1,"w1, ""good"" good"\r\n2,"bad\nw2"\r\n')
+    _, *rows = answers_of(page)
+    assert [row[:2] for row in rows] == [['w1, "good" good', "positive"], ["bad\nw2", "negative"]]
+    with page.expect_download() as download:
+        page.click("#download")
+    written = download.value.path().read_bytes().decode()
+    assert written.startswith('text,answer,score,error\r\n"w1, ""good"" good",positive,0.')
+    drop(page, "rows.csv", "id,body\n1,good\n")
+    playwright.expect(page.locator("#progress")).to_have_text("rows.csv: no column text; found id, body")
+
+
+def test_pairs_are_dropped_as_two_columns_or_typed_with_a_tab(browser: Any, tmp_path: Path) -> None:
+    with live_server(save_served_bundle(tmp_path / "pairs", text_pair_column="hypothesis")) as live:
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        opened.wait_for_selector("#pair:not([hidden])")
+        drop(opened, "rows.tsv", "hypothesis\ttext\nw2\tgood\n")
+        assert answers_of(opened)[1][:3] == ["good", "w2", "positive"]
+        opened.fill("#lines", "good\tw2\nbad")
+        opened.click("#classify-all")
+        playwright.expect(opened.locator("#progress")).to_have_text("row 2: write both texts, with a tab between them")
+        opened.close()
+
+
+def test_an_overloaded_server_is_asked_again(browser: Any, server: LiveServer) -> None:
+    page = browser.new_page()
+    page.goto(server.url + "/ui")
+    refused = []
+
+    def refuse_once(route: Any) -> None:
+        if refused:
+            route.continue_()
+        else:
+            refused.append(True)
+            route.fulfill(status=429, headers={"retry-after": "1"}, json={"error": {"message": "overloaded"}})
+
+    page.route("**/v1/classify", refuse_once)
+    page.fill("#lines", "good")
+    page.click("#classify-all")
+    assert answers_of(page)[1][1] == "positive"
+    assert refused
+    page.close()
+
+
+def test_examples_drift_and_the_card_are_shown(browser: Any, tmp_path: Path) -> None:
+    reference = {"label": Distribution(edges=(1, 2), counts=(5, 5, 90))}
+    bundle = save_served_bundle(tmp_path / "one", reference=reference, examples=(("w1 good",), ("bad",)), card="# Tiny")
+    with live_server(bundle) as live:
+        live.post("/v1/classify", {"inputs": ["bad"] * 100})
+        until(lambda: live.get("/v1/model").json()["drift"])
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        opened.click("#examples button:last-child")
+        opened.wait_for_selector("#seen:not([hidden])")
+        assert opened.text_content("#answer") == "negative"
+        assert "unlike the rows of the export" in opened.text_content("#model")
+        opened.click("#card-box summary")
+        playwright.expect(opened.locator("#card")).to_have_text("# Tiny")
         opened.close()

@@ -4,7 +4,6 @@ import queue
 import re
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
 from kind_bundles import save_several_labels
-from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
+from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle, until
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -73,13 +72,6 @@ def refusal(call: Callable[[], Any]) -> tuple[str, str]:
     if isinstance(caught.value, grpc.RpcError):
         return caught.value.code().name, caught.value.details()
     return str(caught.value.status()).removeprefix("StatusCode."), str(caught.value.message())
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 def test_triton_client_gets_the_same_bits_as_over_http(server: LiveServer, client: Any) -> None:

@@ -4,12 +4,13 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from live_server import LiveServer, huggingface_client, live_server, save_served_bundle
+from live_server import LiveServer, huggingface_client, live_server, save_served_bundle, until
 
 from serve.contract.bundle import read_bundle
 from serve.contract.labels import scores_from_logits
@@ -267,8 +268,9 @@ def test_triton_client_reads_configuration_statistics_and_the_models(bundle: Pat
         tensor = triton.InferInput("text", [2], "BYTES")
         tensor.set_data_from_numpy(np.array([b"w1", b"w2 good"], dtype=np.object_))
         client.infer("tiny", [tensor])
-        (after,) = client.get_inference_statistics("tiny")["model_stats"]
-        assert after["inference_count"] - before["inference_count"] == 2
+        statistics = partial(client.get_inference_statistics, "tiny")
+        until(lambda: statistics()["model_stats"][0]["inference_count"] - before["inference_count"] == 2)
+        (after,) = statistics()["model_stats"]
         assert after["execution_count"] > before["execution_count"]
         spent, success = (after["inference_stats"][name] for name in ("compute_infer", "success"))
         assert success["ns"] >= spent["ns"] > before["inference_stats"]["compute_infer"]["ns"]
@@ -434,3 +436,12 @@ def test_what_cannot_be_read_is_refused_in_the_protocols_own_words(server: LiveS
     answer = server.post(path, data=body)
     assert answer.status_code == (400 if path.startswith("/v2") else 422)
     assert answer.json()["error"]
+
+
+def test_the_card_is_the_bundles(server: LiveServer, tmp_path: Path) -> None:
+    answer = server.get("/v1/card")
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert answer.text == "# A tiny model\n"
+    with live_server(save_served_bundle(tmp_path / "one")) as live:
+        (tmp_path / "one" / "README.md").unlink()
+        assert live.get("/v1/card").status_code == 404
