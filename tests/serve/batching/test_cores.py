@@ -158,8 +158,14 @@ def test_a_batch_that_hangs_in_one_model_stops_no_other() -> None:
 def test_a_death_gives_the_cores_back() -> None:
     async def scenario(one: Model, other: Model, computing: Computing) -> None:
         one.wide.dies_of = SystemExit("killed")
-        (lost,), _ = await asyncio.gather(one.ask("1"), other.ask(*"23456"))
+        one.gate(is_open=False)
+        dying = asyncio.create_task(one.ask("1"))
+        await until(one.wide.entered.is_set)
+        asked = asyncio.create_task(other.ask(*"23456"))
+        one.gate(is_open=True)
+        (lost,) = await dying
         assert isinstance(lost, Unavailable)
+        await asked
         (again,) = await one.ask("1")
         assert again.logits[0] == 1.0
 
