@@ -290,4 +290,4 @@ def _resident_bytes() -> int:
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.0f} MiB"
+    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -47,11 +47,6 @@ def by_triton(module: Any, address: str, name: str) -> list[str]:
     text.set_data_from_numpy(np.array([each.encode() for each in TEXTS], dtype=np.object_))
     with module.InferenceServerClient(address) as client:
         found = client.infer(name, [text])
-        assert (
-            found.get_response()["model_name" if module is tritonclient.http else 0] == name
-            if isinstance(found.get_response(), dict)
-            else found.get_response().model_name == name
-        )
         return [label.decode() for label in found.as_numpy("label")]
 
 
@@ -186,7 +181,7 @@ def test_a_request_without_a_name_is_told_how_to_name_one(server: LiveServer, pa
 def test_a_wrong_name_over_grpc_is_not_found(server: LiveServer) -> None:
     with tritonclient.grpc.InferenceServerClient(server.grpc_address) as client:
         with pytest.raises(
-            tritonclient.grpc.InferenceServerException, match="NOT_FOUND.*this server has 'one', 'other'"
+            tritonclient.grpc.InferenceServerException, match=r"NOT_FOUND.*this server has 'one', 'other'"
         ):
             client.get_model_metadata("nobody")
         assert client.is_model_ready("other")
@@ -206,9 +201,7 @@ def test_every_list_has_both(server: LiveServer) -> None:
 def test_the_documentation_of_a_model_calls_that_model(server: LiveServer) -> None:
     document = server.get("/models/other/openapi.json").json()
     assert document["servers"] == [{"url": "/models/other"}]
-    assert '"/models/other/openapi.json"' in server.get("/models/other/docs").text or (
-        "'/models/other/openapi.json'" in server.get("/models/other/docs").text
-    )
+    assert "'/models/other/openapi.json'" in server.get("/models/other/docs").text.replace('"', "'")
     assert server.get("/models/other/nothing").status_code == 404
 
 
@@ -221,7 +214,7 @@ def test_metrics_have_the_models_name_as_a_label(server: LiveServer) -> None:
     assert 'rawloop_requests_total{model="",protocol="operations",status="200"}' in text
     assert 'rawloop_requests_total{model="other",protocol="tei",status="200"}' in text
     assert 'rawloop_queue_seconds_count{model=""}' not in text
-    assert text.count("process_resident_memory_bytes ") == 2, "once, besides its type"
+    assert text.count("\nprocess_resident_memory_bytes ") == 1
     assert 'rawloop_model_graph_bytes{model="other"} ' in text
     assert 'model="' not in server.get("/models/other/metrics").text.replace("rawloop_model{", "")
 
@@ -249,8 +242,7 @@ def test_a_model_that_breaks_leaves_the_others_at_work(
     bundles: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     with live_server(bundles, admin_keys=("chief",)) as live:
-        one, other = live.models.services
-        one.engine.batcher._shut("a worker died, and is not restarted")
+        live.service.engine.batcher._shut("a worker died, and is not restarted")
         until(lambda: live.get("/models/one/health").status_code == 503)
         health = live.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "degraded")
@@ -293,9 +285,11 @@ def test_a_batch_that_hangs_in_one_model_holds_up_no_other(bundles: dict[str, Pa
 
 
 def test_a_bundle_that_is_broken_at_the_start_is_named(bundles: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--bundle second=.*nowhere.*bundle.json: no such file"):
-        with live_server({"first": bundles["one"], "second": tmp_path / "nowhere"}):
-            pass
+    with (
+        pytest.raises(InputError, match=r"--bundle second=.*nowhere.*bundle.json: no such file"),
+        live_server({"first": bundles["one"], "second": tmp_path / "nowhere"}),
+    ):
+        pass
 
 
 def test_a_reload_that_is_refused_names_the_model_and_leaves_both(server: LiveServer, tmp_path: Path) -> None:
