@@ -34,9 +34,10 @@ class Service:
 
     def __init__(self, settings: ServeSettings, load: LoadEngine, keys: Keys) -> None:
         self.settings, self.keys, self.metrics = settings, keys, Metrics()
-        (self._folder,) = settings.bundle.values()
+        (self.folder,) = settings.bundle.values()
         self.is_draining = False
         self._load = load
+        self._logger = logger.getChild(settings.model_name) if settings.model_name else logger
         self._engine: Engine | None = None
         self._not_ready: str | None = "the model is being loaded"
         self._reloading = asyncio.Lock()
@@ -67,7 +68,7 @@ class Service:
 
     async def start(self) -> None:
         """Load the model, and keep checking it; raises InputError if it cannot be served, or fails its canary."""
-        await self._replace(self._folder)
+        await self._replace(self.folder)
         self._keep(self._watch())
 
     async def reload(self, folder: Path | None = None, *, change_problem_type: bool = False) -> None:
@@ -81,20 +82,20 @@ class Service:
         if self._reloading.locked():
             raise Conflict("a reload is in progress; wait for it to end")
         async with self._reloading:
-            folder = folder or self._folder
+            folder = folder or self.folder
             try:
                 keys = Keys(self.settings)
                 await self._replace(folder, change_problem_type=change_problem_type)
             except Exception as error:  # whatever goes wrong in a new bundle, the old one stays
                 self.metrics.reloads.labels("refused").inc()
                 if isinstance(error, InputError):
-                    logger.error("reload of %s refused: %s", folder, error)
+                    self._logger.error("reload of %s refused: %s", folder, error)
                     raise
-                logger.exception("reload of %s refused", folder)
+                self._logger.exception("reload of %s refused", folder)
                 raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
             self.keys.become(keys)
             self.metrics.reloads.labels("done").inc()
-            logger.info("serving %s, version %s", folder, self.engine.facts.version)
+            self._logger.info("serving %s, version %s", folder, self.engine.facts.version)
 
     async def stop(self, timeout_s: float) -> None:
         """Answer what was accepted, for `timeout_s` at most, and close the model."""
@@ -129,7 +130,7 @@ class Service:
         self.metrics.model_serves(engine)
         grown_bytes = max(0, _resident_bytes() - resident_bytes)
         self.metrics.grown_bytes.set(grown_bytes)
-        logger.info(
+        self._logger.info(
             "%s: %s on disk, %s of memory", engine.facts.name, _mib(engine.facts.graph_bytes), _mib(grown_bytes)
         )
         if former is not None:  # it still answers what it accepted
@@ -158,21 +159,21 @@ class Service:
             seconds = await engine.check_canary(self.settings.canary_timeout_s)
         except CanaryFailed as error:
             if engine is self._engine:  # it was not replaced meanwhile
-                logger.error("not ready: %s", error)
+                self._logger.error("not ready: %s", error)
                 self._not_ready = str(error)
             return
         self.metrics.canary_seconds.set(seconds)
         if engine is self._engine and deaths == self._worker_deaths and self._not_ready is not None:
-            logger.warning("ready again; it was not because: %s", self._not_ready)
+            self._logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None
 
     def _note_drift(self) -> None:
         """Log which features of the last texts have drifted, when that changes."""
         drifted = self.engine.live_texts.drifted()
         if drifted and drifted != self._drifted:
-            logger.warning("drift: the last texts differ in %s from those of the export", ", ".join(drifted))
+            self._logger.warning("drift: the last texts differ in %s from those of the export", ", ".join(drifted))
         elif self._drifted and not drifted:
-            logger.info("no drift any more")
+            self._logger.info("no drift any more")
         self._drifted = drifted
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -259,7 +260,7 @@ class Models:
             except InputError as error:
                 if len(self.services) == 1:
                     raise
-                raise InputError(f"--bundle {service.name}=...: {error}") from error
+                raise InputError(f"--bundle {service.name}={service.folder}: {error}") from error
 
     def drain(self) -> None:
         """Turn readiness off."""
