@@ -13,7 +13,7 @@ from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
 from serve.http.metrics import Exposition
 from serve.http.protocols.tei import error_body  # /health is one of its routes
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -31,6 +31,12 @@ class ReloadRequest(BaseModel, strict=True, extra="forbid"):
     change_problem_type: bool = Field(
         default=False, description="Also load a bundle whose answers are of another kind, such as numbers."
     )
+
+
+class LoadRequest(BaseModel, strict=True, extra="forbid"):
+    """Body of `POST /v2/repository/models/{name}/load`."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict, max_length=0, description="None: the bundle has all.")
 
 
 def routes() -> list[Route]:
@@ -54,7 +60,20 @@ def routes() -> list[Route]:
             examples={"the same folder": {}, "another": {"bundle": "/models/tweet_sentiment-2/onnx"}},
             response={"type": "object", "required": ["name", "version", "variant"]},
             response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},
-            statuses=(403, 408, 409, 413, 415, 422, 429),
+            statuses=(403, 404, 408, 409, 413, 415, 422, 429),
+            is_admin=True,
+        ),
+        Route(
+            "POST",
+            "/v2/repository/models/{name}/load",
+            _load,
+            "Reload a model from its folder, as Triton's clients ask; needs an admin key",
+            protocol="open_inference",
+            error_body=plain_error,
+            request=LoadRequest,
+            examples={"its own folder": {}},
+            statuses=(403, 404, 408, 409, 413, 415, 422, 429),
+            invalid_status=400,
             is_admin=True,
         ),
     ]
@@ -64,19 +83,21 @@ async def _reload(call: Call) -> Reply:
     request: ReloadRequest = await call.read(ReloadRequest, call.body or b"{}")
     if request.model is not None:
         call.models = call.models.only(request.model)
-    await reload(call, request)
-    facts = call.engine.facts
-    return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
-
-
-async def reload(call: Call, request: ReloadRequest) -> None:
-    """Reload the model of a call; raises InvalidRequest if the new bundle is refused, Conflict during a reload."""
     try:
         await call.service.reload(
             Path(request.bundle) if request.bundle else None, change_problem_type=request.change_problem_type
         )
     except InputError as error:
         raise InvalidRequest(f"{error}. The old model stays") from error
+    facts = call.engine.facts
+    return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
+
+
+async def _load(call: Call) -> Reply:
+    await call.read(LoadRequest, call.body or b"{}")
+    call.models, call.body = call.models.only(call.path_values["name"]), b""
+    await _reload(call)
+    return Reply()
 
 
 async def _ready(call: Call) -> Reply:

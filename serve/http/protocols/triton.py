@@ -1,15 +1,14 @@
 """What Triton's own tools ask of a server besides the Open Inference Protocol: configuration, statistics, the models.
 
 https://github.com/triton-inference-server/server/tree/main/docs/protocol · extensions model_configuration, statistics
-and model_repository
+and model_repository, whose `load` is in `serve.http.operations`
 """
 
 from functools import partial
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from serve.http.operations import ReloadRequest, reload
 from serve.http.protocols.open_inference import DATATYPES, MATRICES, OUTPUTS, VERSION, require_model
 from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
@@ -20,12 +19,6 @@ class IndexRequest(BaseModel):
     """Body of `POST /v2/repository/index`."""
 
     ready: bool = False
-
-
-class LoadRequest(BaseModel, extra="forbid"):
-    """Body of `POST /v2/repository/models/{name}/load`."""
-
-    parameters: dict[str, Any] = Field(default_factory=dict, max_length=0, description="Nothing: the bundle has it.")
 
 
 def routes() -> list[Route]:
@@ -52,17 +45,7 @@ def routes() -> list[Route]:
         response={"type": "array"},
         response_example=[{"name": "tweet_sentiment", "version": VERSION, "state": "READY", "reason": ""}],
     )
-    load = route(
-        "POST",
-        "/v2/repository/models/{name}/load",
-        _load,
-        "Reload a model, as Triton's tools ask; needs an admin key",
-        request=LoadRequest,
-        examples={"its own folder": {}},
-        is_admin=True,
-        statuses=(403, 404, 408, 409, 413, 415, 422, 429),
-    )
-    return [*found, index, load]
+    return [*found, index]
 
 
 async def _config(call: Call) -> Reply:
@@ -123,10 +106,3 @@ async def _index(call: Call) -> Reply:
             if not (reason := problems.get(name := service.name, "")) or not request.ready
         ]
     )
-
-
-async def _load(call: Call) -> Reply:
-    await call.read(LoadRequest, call.body or b"{}")
-    require_model(call)
-    await reload(call, ReloadRequest())
-    return Reply()
