@@ -56,9 +56,10 @@ class Gateway:
             path = path[len(root) :]
         route, path_values = self._find(scope["method"], path)
         if route is None and (of_one := ONE_MODEL.fullmatch(path)):
-            model, path = of_one[1], of_one[2] or "/"
-            root += f"/models/{model}"
-            route, path_values = self._find(scope["method"], path)
+            model, rest = of_one[1], of_one[2] or "/"
+            route, path_values = self._find(scope["method"], rest)
+            if model in self._models.names:  # nothing else that a path says may get into the page of /docs
+                root, path = f"{root}/models/{model}", rest
         if route is None:
             await self._fallback({**scope, "root_path": root, "path": root + path}, receive, send)
         else:

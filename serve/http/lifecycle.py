@@ -210,19 +210,21 @@ class Models:
         for service in self.services:
             if service.name == name:
                 return Models([service])
-        raise NotFound(f"no model {name!r:.200}; this server has {self._names}")
+        raise NotFound(f"no model {name!r:.200}; this server has {', '.join(map(repr, self.names))}")
 
     @property
     def one(self) -> Service:
         """The model of a request; raises NotFound if there are several, and the request has not named one."""
         if len(self.services) > 1:
-            first = self.services[0].name
-            raise NotFound(f"this server has {self._names}; name one before the path, as in /models/{first}/predict")
+            path = f"{self.settings.root_path}/models/{self.services[0].name}/predict"
+            raise NotFound(
+                f"this server has {', '.join(map(repr, self.names))}; name one before the path, as in {path}"
+            )
         return self.services[0]
 
     @property
-    def _names(self) -> str:
-        return ", ".join(repr(service.name) for service in self.services)
+    def names(self) -> list[str]:
+        return [service.name for service in self.services]
 
     @cached_property
     def metrics(self) -> Metrics:

@@ -82,7 +82,7 @@ def routes(settings: ServeSettings) -> list[Route]:
 
 
 async def _models(call: Call) -> Reply:
-    return json_reply({"models": [service.name for service in call.models.services]})
+    return json_reply({"models": call.models.names})
 
 
 async def _ready(call: Call) -> Reply:

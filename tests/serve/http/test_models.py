@@ -203,6 +203,7 @@ def test_the_documentation_of_a_model_calls_that_model(server: LiveServer) -> No
     assert document["servers"] == [{"url": "/models/other"}]
     assert "'/models/other/openapi.json'" in server.get("/models/other/docs").text.replace('"', "'")
     assert server.get("/models/other/nothing").status_code == 404
+    assert server.get("/models/nobody/docs").status_code == 404, "no page shows what a path says"
 
 
 def test_metrics_have_the_models_name_as_a_label(server: LiveServer) -> None:
