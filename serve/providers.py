@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from serve.contract.bundle import DeviceName
 from serve.contract.errors import InputError
@@ -65,9 +65,10 @@ class GpuOptions:
 
 
 ON_CPU = GpuOptions()
+Spinning = bool | Literal["in runs"]
 
 
-def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, spinning: bool = False) -> Any:
+def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, spinning: Spinning = False) -> Any:
     """Return an `onnxruntime.InferenceSession`; raises InputError if it, the graph or the device cannot be used."""
     onnxruntime, device = import_onnxruntime(), gpu.device
     provider = TENSORRT if gpu.tensorrt else PROVIDERS[device]
@@ -91,6 +92,7 @@ def load_graph(graph: Path | bytes, gpu: GpuOptions, *, num_threads: int = 1, sp
     # Threads that run one session at once contend for its arena; malloc gives each an arena of its own.
     options.enable_cpu_mem_arena = num_threads > 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1" if spinning == "in runs" else "0")
     providers: list[tuple[str, dict[str, str]]] = [(PROVIDERS[device], {})]
     if device == "cuda":
         preload_cuda_libraries(onnxruntime)

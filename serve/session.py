@@ -21,7 +21,7 @@ from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from serve.gpu.cuda_graphs import GATE, LENGTH_MULTIPLE, CudaGraphs
 from serve.gpu.device_buffers import DeviceBuffers
-from serve.providers import ON_CPU, PROVIDERS, RELU, GpuOptions, import_onnxruntime, load_graph
+from serve.providers import ON_CPU, PROVIDERS, RELU, GpuOptions, Spinning, import_onnxruntime, load_graph
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Session:
         gpu: where it runs, and how on a GPU.
         num_threads: cores that one run is spread over, on a CPU; 1: the calling thread.
         spinning: whether threads busy-wait for the next operator and, for a while, for the next run: faster, at the
-            expense of other processes.
+            expense of other processes; "in runs": only for the next operator.
         io_binding: run through buffers on the device that are reused from run to run; None: only on CUDA.
 
     Raises:
@@ -47,7 +47,7 @@ class Session:
         gpu: GpuOptions = ON_CPU,
         *,
         num_threads: int = 1,
-        spinning: bool = False,
+        spinning: Spinning = False,
         io_binding: bool | None = None,
     ) -> None:
         self.device = gpu.device
@@ -86,10 +86,13 @@ class SessionPool:
 
     Each is loaded on first use, so whoever needs only one pays for one. On CUDA, and with one core, they are the same.
 
-    `num_threads` is the number of cores to use; None for all that this process may use.
+    `num_threads` is the number of cores to use; None for all that this process may use. With `shares_cores`, other
+    sessions of the process use them between runs.
     """
 
-    def __init__(self, graph: Path, gpu: GpuOptions = ON_CPU, *, num_threads: int | None = None) -> None:
+    def __init__(
+        self, graph: Path, gpu: GpuOptions = ON_CPU, *, num_threads: int | None = None, shares_cores: bool = False
+    ) -> None:
         if num_threads is not None and num_threads < 1:
             raise InputError(f"num_threads {num_threads}: expected 1 or more, or None for all usable cores")
         self.graph = graph
@@ -98,6 +101,7 @@ class SessionPool:
         self.num_threads = num_threads or num_usable_cores()
         self.num_workers = 2 if gpu.device == "cuda" else self.num_threads
         """Number of threads that should call `narrow` at once. On CUDA, one prepares its batch while another's runs."""
+        self._spinning: Spinning = "in runs" if shares_cores else True  # of the wide session
         self._loading = threading.Lock()
         self._sessions: dict[bool, Session] = {}
         self._closed = False
@@ -127,8 +131,8 @@ class SessionPool:
             if self._closed:
                 raise RuntimeError("the sessions were closed")
             if is_wide not in self._sessions:
-                num_threads = self.num_threads if is_wide else 1
-                self._sessions[is_wide] = Session(self.graph, self._gpu, num_threads=num_threads, spinning=is_wide)
+                num_threads, spinning = (self.num_threads, self._spinning) if is_wide else (1, False)
+                self._sessions[is_wide] = Session(self.graph, self._gpu, num_threads=num_threads, spinning=spinning)
             return self._sessions[is_wide]
 
 

@@ -20,13 +20,13 @@ import asyncio
 import dataclasses
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from serve.batching.admission import Admission
+from serve.batching.cores import Cores
 from serve.batching.request_errors import DeadlineExceeded, InvalidRequest, Unavailable
 from serve.batching.threads import TokenizerThread, Worker, Workers
 from serve.batching.ticket import Encoder, Item, Outcome, Runner, Ticket, ToScores, in_loop, joined
@@ -74,7 +74,7 @@ class Batcher:
     runs. Without `narrow` sessions, which run batches side by side, the wide ones run everything. Batches are padded to
     a multiple of `length_multiple` [tokens]. A worker that died is replaced if `restart_workers`, otherwise the batcher
     closes; `on_death` gets its error, in its thread. `on_close` frees the sessions. `pooling` makes the logits of a
-    long text from those of its windows.
+    long text from those of its windows. `cores` are those of a CPU that it shares with other batchers.
     """
 
     def __init__(
@@ -92,13 +92,17 @@ class Batcher:
         on_death: Callable[[BaseException], None] = lambda error: None,
         on_close: Callable[[], None] = lambda: None,
         pooling: Pooling = "mean",
+        cores: Cores | None = None,
     ) -> None:
         self.limits, self.to_scores = limits, to_scores
         self._join = partial(joined, pooling=pooling, to_scores=to_scores)
         self._pad = partial(encoder.pad, length_multiple=length_multiple)
         self._observer = observer
         self._on_death, self._on_close = on_death, on_close
-        self._lock = threading.Lock()  # guards the lines, the admission, the workers' state and `closed_because`
+        self._shares_cores = cores is not None
+        self._wide_cores = max(1, len(narrow))  # those that a batch on a wide session takes
+        self._cores = cores or Cores(len(narrow) or turns * len(wide))
+        self._lock = self._cores.lock  # guards the lines, the admission, the workers' state and `closed_because`
         new_line = partial(
             WaitingLine,
             window=max(limits.window, 2 * limits.max_batch_rows),
@@ -200,13 +204,18 @@ class Batcher:
             return False
         worker, max_rows, max_tokens = chosen
         if items := line.take(max_rows, max_tokens, now):
-            worker.put(items, now)
+            num_cores = 1 if worker in self.workers.narrow else self._wide_cores
+            self._cores.free -= num_cores
+            worker.put(items, now, num_cores)
         return True
 
     def _choose(self, line: WaitingLine, now: float) -> tuple[Worker, int, int] | None:
         """Return the worker that should start now, and the most rows and tokens of its batch. All policy is here."""
-        limits, workers, num_waiting = self.limits, self.workers, len(line)
+        limits, workers, cores, num_waiting = self.limits, self.workers, self._cores, len(line)
         yields = line is self._lines.long and now - self._short_at < SHORT_EXPECTED_S
+        if not cores.free:  # a wide session uses all: nothing runs next to it
+            cores.wait(self._dispatch)
+            return None
         by_rest = sorted(workers.wide, key=lambda session: max(worker.last_used for worker in session))
         resting = [session for session in by_rest if all(worker.is_idle for worker in session)]
         if not workers.narrow:
@@ -221,12 +230,11 @@ class Batcher:
                 if idle and joins and all(now - worker.last_used < MAYBE_HANGS_S for worker in running):
                     return idle[0], limits.max_batch_rows, limits.max_batch_tokens
             return None
-        if not resting:
-            return None  # the wide session uses every core: nothing runs next to it
-        idle = [worker for worker in workers.narrow if worker.is_idle]
-        if len(idle) == len(workers.narrow) and num_waiting <= limits.wide_rows and not yields:
+        idle = [worker for worker in workers.narrow if worker.is_idle][: cores.free]
+        if resting and cores.free == cores.num and num_waiting <= limits.wide_rows and not yields:
             return workers.wide[0][0], limits.max_batch_rows, limits.max_batch_tokens
         if len(idle) <= (yields and len(workers.narrow) > 1):  # one is kept for short inputs
+            cores.wait(self._dispatch)
             return None
         if yields:  # a window at a time, so that none waits long
             return idle[0], 1, limits.narrow_batch_tokens
@@ -242,6 +250,7 @@ class Batcher:
             assert worker.began is not None
             share_s = (now - worker.began) / sum(not each.is_idle for each in self.workers)
             worker.items, worker.began = [], None
+            self._cores.give_back(worker.release(), now)
             self._dispatch(now)
             self._admission.throughput.ran(tokens, len(items), now, share_s, others_wait=len(self._lines) > 0)
         if self._observer is not None:
@@ -274,13 +283,21 @@ class Batcher:
         if lost:
             self._deliver(worker.items, list(lost))
         with self._lock:
-            now = time.monotonic()
-            is_replaced = self.closed_because is None and self.workers.replace(worker, now)
-            if is_replaced:
-                self._dispatch(now)
+            is_replaced = self.closed_because is None and self.workers.replace(worker, time.monotonic())
         if not is_replaced:
             self._shut("a worker died, and is not restarted")
+        with self._lock:
+            self._cores.give_back(worker.release(), time.monotonic())
+            self._dispatch(time.monotonic())
         self._on_death(error)
+
+    def lend_stalled_cores(self, after_s: float) -> None:
+        """Let others that share the cores have those of batches that have been running for longer than `after_s`."""
+        with self._lock:
+            now = time.monotonic()
+            for worker in self.workers if self._shares_cores else ():
+                if worker.began is not None and now - worker.began > after_s:
+                    self._cores.give_back(worker.release(), now)
 
     async def close(self, timeout_s: float) -> None:
         """Answer what was accepted, for `timeout_s` at most; refuse the rest, and end the threads."""

@@ -35,6 +35,7 @@ class ModelFacts:
     variant: str  # graph of the bundle that runs: fp32, int8 or fp16
     provider: str  # ONNX Runtime's name for where it runs
     max_length: int  # longest input of the model [tokens]
+    graph_bytes: int  # size of the graph's file
     folder: Path
     classifier: Classifier
     canary: TextInput

@@ -85,6 +85,7 @@ class Worker:
         self.items: list[Item] = []  # the batch that it runs, or is about to run; empty while it is idle
         self.began: float | None = None  # when it was given that batch
         self.last_used = 0.0  # when it was last given a batch
+        self._num_cores = 0  # those that its batch has taken
         self._pad, self._to_scores = pad, to_scores
         self._finished, self._died = finished, died
         self._inbox: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
@@ -96,10 +97,15 @@ class Worker:
     def is_idle(self) -> bool:
         return not self.items
 
-    def put(self, items: list[Item], now: float) -> None:
-        """Start a batch, sorted shortest first; the worker must be idle."""
-        self.items, self.began, self.last_used = items, now, now
+    def put(self, items: list[Item], now: float, num_cores: int) -> None:
+        """Start a batch, sorted shortest first, on cores that were taken for it; the worker must be idle."""
+        self.items, self.began, self.last_used, self._num_cores = items, now, now, num_cores
         self._inbox.put(items)
+
+    def release(self) -> int:
+        """Return how many cores its batch still has, which are to be given back."""
+        num_cores, self._num_cores = self._num_cores, 0
+        return num_cores
 
     def stop(self) -> None:
         """End the thread after the batch it already has."""

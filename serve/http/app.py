@@ -14,13 +14,13 @@ from starlette.types import ASGIApp
 from serve.batching import request_errors as errors
 from serve.http import operations
 from serve.http.gateway import Gateway
-from serve.http.lifecycle import Service
+from serve.http.lifecycle import Models
 from serve.http.protocols import hosts, huggingface, infinity, native, open_inference, tei, triton
 from serve.http.routes import JSON, Route, json_reply
 
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
 the Open Inference Protocol v2, infinity, KServe V1, Amazon SageMaker, Vertex AI, and rawloop's own, the clearest. `/ui`
-is a page to try it.
+is a page to try it. `/models/NAME` before a path is a server that has only the model of this name.
 
 Every answer carries `X-Request-Id`, the request's own if it has one. `X-Request-Timeout-Ms` limits the time for an
 answer; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
@@ -49,26 +49,26 @@ EXAMPLES = {
 """Status -> an error of that status; its message is the description in `/docs`."""
 
 
-def build_app(service: Service) -> ASGIApp:
-    """Return the ASGI application of a service that was started."""
+def build_app(models: Models) -> ASGIApp:
+    """Return the ASGI application of models that were started."""
     # Redirects would send clients to whatever host their request names.
     api = FastAPI(title="rawloop", redirect_slashes=False)
     routes = [
         route
         for each in (native, tei, huggingface, open_inference, triton, infinity, operations)
         for route in each.routes()
-    ] + hosts.routes(service.settings)
+    ] + hosts.routes(models.settings)
     for route in routes:
         api.add_api_route(route.path, _not_reached, methods=[route.method])
-    served = {"{name}": service.engine.facts.name, "{version}": open_inference.VERSION}
+    served = {"{name}": models.services[0].name, "{version}": open_inference.VERSION}
     api.openapi = cache(partial(_document, routes, served))  # type: ignore[method-assign]  # FastAPI: extend it so
     api.add_exception_handler(Refusal, _refuse)
-    gateway = Gateway(service, routes, fallback=api)
-    if not service.settings.cors_origins:
+    gateway = Gateway(models, routes, fallback=api)
+    if not models.settings.cors_origins:
         return gateway
     return CORSMiddleware(
         gateway,
-        allow_origins=service.settings.cors_origins,
+        allow_origins=models.settings.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after"],
@@ -147,7 +147,9 @@ def _responses(route: Route) -> dict[str, Any]:
 async def _refuse(request: Request, error: Exception) -> Response:
     """Answer unknown paths and wrong methods in the form of our other errors."""
     assert isinstance(error, Refusal)
-    refusal: errors.RequestError = errors.NotFound("no such path; /docs lists them")
+    refusal: errors.RequestError = errors.NotFound(
+        f"no such path; {request.scope.get('root_path', '')}/docs lists them"
+    )
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
         allowed = {"GET": "GET, HEAD"}.get(allowed, allowed)  # the gateway answers HEAD like GET

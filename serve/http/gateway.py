@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.batching import request_errors as errors
 from serve.http.body import inflated
-from serve.http.lifecycle import Service
+from serve.http.lifecycle import Models
 from serve.http.routes import Call, Reply, Route, json_reply
 
 logger = logging.getLogger(__name__)
@@ -31,14 +31,16 @@ MAX_LARGE_BODIES = 32  # bodies of the largest size that may be on their way in 
 FREE_BYTES = 65_536
 """Bytes of each body that do not count towards that: uvicorn buffers as many for a connection anyway. So clients that
 stall with large bodies never shut out small ones."""
+ONE_MODEL = re.compile(r"/models/([^/]+)(/.*)?", re.DOTALL)
+"""A path of one of the models: what follows its name is a path of a server that has only this one."""
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class Gateway:
     """Answers requests to `routes`; `fallback` gets all others."""
 
-    def __init__(self, service: Service, routes: Sequence[Route], fallback: ASGIApp) -> None:
-        self._service, self._fallback = service, fallback
+    def __init__(self, models: Models, routes: Sequence[Route], fallback: ASGIApp) -> None:
+        self._models, self._fallback = models, fallback
         self._routes = {(route.method, route.path): route for route in routes}
         self._patterns = [(compile_path(route.path)[0], route) for route in routes if "{" in route.path]
         self._num_receiving = 0  # bytes of bodies that are not complete yet
@@ -46,11 +48,21 @@ class Gateway:
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route, path_values = self._find(scope["method"], scope["path"]) if scope["type"] == "http" else (None, {})
-        if route is None:
+        if scope["type"] != "http":
             await self._fallback(scope, receive, send)
+            return
+        root, path, model = self._models.settings.root_path, scope["path"], None
+        if root and (path == root or path.startswith(f"{root}/")):  # else the proxy has removed it
+            path = path[len(root) :]
+        route, path_values = self._find(scope["method"], path)
+        if route is None and (of_one := ONE_MODEL.fullmatch(path)):
+            model, path = of_one[1], of_one[2] or "/"
+            root += f"/models/{model}"
+            route, path_values = self._find(scope["method"], path)
+        if route is None:
+            await self._fallback({**scope, "root_path": root, "path": root + path}, receive, send)
         else:
-            reply = await self._answer(route, path_values, scope, receive)
+            reply = await self._answer(route, model, path_values, scope, receive)
             await reply(scope, receive, send)
 
     def _find(self, method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
@@ -64,18 +76,22 @@ class Gateway:
                 return route, match.groupdict()
         return None, {}
 
-    async def _answer(self, route: Route, path_values: Mapping[str, str], scope: Scope, receive: Receive) -> Reply:
-        """Return the reply to a request, whatever happens."""
+    async def _answer(
+        self, route: Route, model: str | None, path_values: Mapping[str, str], scope: Scope, receive: Receive
+    ) -> Reply:
+        """Return the reply to a request, for the model of this name if there is one, whatever happens."""
         began = time.perf_counter()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = self._request_id(headers)
+        call = Call(self._models, path_values, headers, b"", timeout_s=0.0)
         try:
             if route.is_admin:
-                self._service.keys.require_admin(headers)
+                self._models.keys.require_admin(headers)
             elif not route.is_public:
-                self._service.keys.require_client(headers)
-            timeout_s = self._timeout_s(headers)
-            call = Call(self._service, path_values, headers, b"", timeout_s)
+                self._models.keys.require_client(headers)
+            if model is not None:
+                call.models = call.models.only(model)
+            call.timeout_s = timeout_s = self._timeout_s(headers)
             if route.method == "POST":
                 call.body = await self._body(headers, receive, timeout_s)
                 call.timeout_s -= time.perf_counter() - began
@@ -89,15 +105,15 @@ class Gateway:
             logger.exception("request %s failed", request_id)
             reply = json_reply(route.error_body(errors.RequestError(f"internal error ({type(error).__name__})")), 500)
         seconds = time.perf_counter() - began
-        self._service.metrics.request_ended(route.protocol, reply.status_code, seconds)
-        if self._service.settings.access_log:
+        call.models.metrics.request_ended(route.protocol, reply.status_code, seconds)
+        if self._models.settings.access_log:
             path = scope["raw_path"].decode("ascii", "backslashreplace")  # undecoded: a decoded one may hold a newline
             status, latency_ms = reply.status_code, 1e3 * seconds
             facts = {"request_id": request_id, "protocol": route.protocol, "status": status}
             facts["latency_ms"] = round(latency_ms, 3)
             access_logger.info("%s %s %d in %.1f ms", scope["method"], path, status, latency_ms, extra=facts)
         reply.headers["x-request-id"] = request_id
-        if self._service.is_draining or reply.status_code in (408, 413):  # go to another server; stop sending
+        if self._models.is_draining or reply.status_code in (408, 413):  # go to another server; stop sending
             reply.headers["connection"] = "close"
         return reply
 
@@ -108,7 +124,7 @@ class Gateway:
         return f"{self._id_prefix}-{next(self._numbers):x}"
 
     def _timeout_s(self, headers: Mapping[bytes, bytes]) -> float:
-        settings = self._service.settings
+        settings = self._models.settings
         given = headers.get(TIMEOUT_HEADER)
         if given is None:
             return settings.request_timeout_ms / 1e3
@@ -118,7 +134,7 @@ class Gateway:
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, timeout_s: float) -> bytes:
         """Return the body; refuse it as soon as it is known to be too large, or after `timeout_s` seconds."""
-        limit = self._service.settings.max_payload_bytes
+        limit = self._models.settings.max_payload_bytes
         encoding = headers.get(b"content-encoding", b"identity").lower()
         if encoding not in ENCODINGS:
             raise errors.UnsupportedEncoding("this server takes gzip and uncompressed bodies; send it as one of these")

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve.contract.errors import InputError, first_line
 from serve.http.gateway import TIMEOUT_HEADER, Gateway
-from serve.http.lifecycle import Service
+from serve.http.lifecycle import Models
 from serve.http.protocols import open_inference_grpc
 
 CODES = {
@@ -35,10 +35,10 @@ MAX_CALLS = 4_096  # at the same time; gRPC reads each body by itself, up to `ma
 LONGEST_MS = 999_999_999  # that the gateway takes
 
 
-async def start_grpc_server(service: Service, address: str) -> Any:
+async def start_grpc_server(models: Models, address: str) -> Any:
     """Return a running grpc.aio.Server; raises InputError if the address, HOST:PORT, is not available."""
-    settings = service.settings
-    gateway = Gateway(service, routes := open_inference_grpc.routes(), fallback=_not_reached)
+    settings = models.settings
+    gateway = Gateway(models, routes := open_inference_grpc.routes(), fallback=_not_reached)
     handlers = {
         route.path.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(partial(_answer, gateway, route.path))
         for route in routes

@@ -22,6 +22,10 @@ class Keys:
         self._admin = _digests(settings.admin_keys)
         self._client = _digests([*api_keys, *settings.admin_keys] if api_keys else [])  # none: anyone may call
 
+    def become(self, other: "Keys") -> None:
+        """Take over the keys of another."""
+        self._admin, self._client = other._admin, other._client
+
     def require_client(self, headers: Mapping[bytes, bytes]) -> None:
         """Let a client's request pass: any if no keys are set, else raise Unauthorized without a valid one."""
         if self._client:

@@ -1,19 +1,21 @@
-"""Lifecycle of the served model: load, check by its canary, readiness, reload, stop.
+"""Lifecycle of the served models: load, check by its canary, readiness, reload, stop.
 
-The server is not ready until the canary has been answered, nor after a worker died, a batch stalled or the canary got a
-wrong answer, until it is answered again; nor while the server is stopping.
+A model is not ready until its canary has been answered, nor after a worker died, a batch stalled or the canary got a
+wrong answer, until it is answered again; nor while the server is stopping. The server is ready while a model is.
 """
 
 import asyncio
 import dataclasses
 import logging
+import resource
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from serve.batching.engine import CanaryFailed, Engine
-from serve.batching.request_errors import Conflict, Unavailable
+from serve.batching.request_errors import Conflict, NotFound, Unavailable
 from serve.contract.errors import InputError, first_line
 from serve.http.keys import Keys
 from serve.http.metrics import Metrics
@@ -23,24 +25,29 @@ logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.25  # time between checks for stalls and closed batchers, which cost nothing
 
-LoadEngine = Callable[[Path], Engine]
-"""Reads, verifies and loads a bundle. Runs in a thread, since it takes seconds; raises InputError."""
+LoadEngine = Callable[[Path, ServeSettings, Metrics, Callable[[BaseException], None]], Engine]
+"""`load_engine`, or what stands in for it. Runs in a thread, since it takes seconds; raises InputError."""
 
 
 class Service:
-    """The state of a server. Everything but `worker_died` belongs to the event loop."""
+    """The state of one model. Everything but `worker_died` belongs to the event loop."""
 
-    def __init__(self, settings: ServeSettings, load: LoadEngine, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
-        self.keys = Keys(settings)
+    def __init__(self, settings: ServeSettings, load: LoadEngine, keys: Keys) -> None:
+        self.settings, self.keys, self.metrics = settings, keys, Metrics()
+        (self.folder,) = settings.bundle.values()
         self.is_draining = False
         self._load = load
+        self._logger = logger.getChild(settings.model_name) if settings.model_name else logger
         self._engine: Engine | None = None
         self._not_ready: str | None = "the model is being loaded"
         self._reloading = asyncio.Lock()
         self._worker_deaths = 0
         self._drifted: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        return self.settings.model_name or self.engine.facts.name
 
     @property
     def engine(self) -> Engine:
@@ -61,7 +68,7 @@ class Service:
 
     async def start(self) -> None:
         """Load the model, and keep checking it; raises InputError if it cannot be served, or fails its canary."""
-        await self._replace(self.settings.bundle)
+        await self._replace(self.folder)
         self._keep(self._watch())
 
     async def reload(self, folder: Path | None = None, *, change_problem_type: bool = False) -> None:
@@ -75,20 +82,20 @@ class Service:
         if self._reloading.locked():
             raise Conflict("a reload is in progress; wait for it to end")
         async with self._reloading:
-            folder = folder or self.settings.bundle
+            folder = folder or self.folder
             try:
                 keys = Keys(self.settings)
                 await self._replace(folder, change_problem_type=change_problem_type)
             except Exception as error:  # whatever goes wrong in a new bundle, the old one stays
                 self.metrics.reloads.labels("refused").inc()
                 if isinstance(error, InputError):
-                    logger.error("reload of %s refused: %s", folder, error)
+                    self._logger.error("reload of %s refused: %s", folder, error)
                     raise
-                logger.exception("reload of %s refused", folder)
+                self._logger.exception("reload of %s refused", folder)
                 raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
-            self.keys = keys
+            self.keys.become(keys)
             self.metrics.reloads.labels("done").inc()
-            logger.info("serving %s, version %s", folder, self.engine.facts.version)
+            self._logger.info("serving %s, version %s", folder, self.engine.facts.version)
 
     async def stop(self, timeout_s: float) -> None:
         """Answer what was accepted, for `timeout_s` at most, and close the model."""
@@ -105,7 +112,8 @@ class Service:
         self.metrics.worker_deaths.inc()
 
     async def _replace(self, folder: Path, *, change_problem_type: bool = False) -> None:
-        engine = await asyncio.to_thread(self._load, folder)
+        resident_bytes = _resident_bytes()
+        engine = await asyncio.to_thread(self._load, folder, self.settings, self.metrics, self.worker_died)
         try:
             if not change_problem_type:
                 _require_same_problem_type(folder, self._engine or engine, engine)
@@ -120,6 +128,11 @@ class Service:
             engine.facts = dataclasses.replace(engine.facts, name=former.facts.name)
         self._not_ready = None
         self.metrics.model_serves(engine)
+        grown_bytes = max(0, _resident_bytes() - resident_bytes)
+        self.metrics.grown_bytes.set(grown_bytes)
+        self._logger.info(
+            "%s: %s on disk, %s of memory", engine.facts.name, _mib(engine.facts.graph_bytes), _mib(grown_bytes)
+        )
         if former is not None:  # it still answers what it accepted
             self._keep(former.close(timeout_s=self.settings.max_request_timeout_ms / 1e3))
 
@@ -133,6 +146,7 @@ class Service:
                 self._not_ready = batcher.closed_because
             elif (stalled_s := batcher.workers.stalled_s()) > self.settings.stall_after_s:
                 self._not_ready = f"a batch has been running for {stalled_s:.1f} s"
+                batcher.lend_stalled_cores(self.settings.stall_after_s)
             elif self._not_ready is not None or time.monotonic() >= next_canary:
                 await self._check_canary()
                 self._note_drift()
@@ -145,21 +159,21 @@ class Service:
             seconds = await engine.check_canary(self.settings.canary_timeout_s)
         except CanaryFailed as error:
             if engine is self._engine:  # it was not replaced meanwhile
-                logger.error("not ready: %s", error)
+                self._logger.error("not ready: %s", error)
                 self._not_ready = str(error)
             return
         self.metrics.canary_seconds.set(seconds)
         if engine is self._engine and deaths == self._worker_deaths and self._not_ready is not None:
-            logger.warning("ready again; it was not because: %s", self._not_ready)
+            self._logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None
 
     def _note_drift(self) -> None:
         """Log which features of the last texts have drifted, when that changes."""
         drifted = self.engine.live_texts.drifted()
         if drifted and drifted != self._drifted:
-            logger.warning("drift: the last texts differ in %s from those of the export", ", ".join(drifted))
+            self._logger.warning("drift: the last texts differ in %s from those of the export", ", ".join(drifted))
         elif self._drifted and not drifted:
-            logger.info("no drift any more")
+            self._logger.info("no drift any more")
         self._drifted = drifted
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -167,6 +181,95 @@ class Service:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class Models:
+    """The models of a server, or the one that a request names."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.services = services
+        self.settings, self.keys = services[0].settings, services[0].keys
+
+    @classmethod
+    def of(cls, settings: ServeSettings, load: LoadEngine) -> Self:
+        """Return the models of the settings, which `start` loads; raises InputError if the keys are bad."""
+        keys = Keys(settings)
+        return cls(
+            [
+                Service(
+                    dataclasses.replace(settings, bundle={"": folder}, model_name=name or settings.model_name),
+                    load,
+                    keys,
+                )
+                for name, folder in settings.bundle.items()
+            ]
+        )
+
+    def only(self, name: str) -> "Models":
+        """Return the one of this name; raises NotFound if there is none."""
+        for service in self.services:
+            if service.name == name:
+                return Models([service])
+        raise NotFound(f"no model {name!r:.200}; this server has {self._names}")
+
+    @property
+    def one(self) -> Service:
+        """The model of a request; raises NotFound if there are several, and the request has not named one."""
+        if len(self.services) > 1:
+            first = self.services[0].name
+            raise NotFound(f"this server has {self._names}; name one before the path, as in /models/{first}/predict")
+        return self.services[0]
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(repr(service.name) for service in self.services)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Those of the model; of several, the metrics of requests that concern no single one."""
+        return self.one.metrics if len(self.services) == 1 else Metrics()
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Name of each model that is not ready -> why."""
+        return {service.name: reason for service in self.services if (reason := service.not_ready_because) is not None}
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """Why no traffic should be sent here; None while any model answers."""
+        problems = self.problems
+        if len(problems) < len(self.services):
+            return None
+        (reason, *others) = dict.fromkeys(problems.values())
+        return "; ".join(f"{name}: {why}" for name, why in problems.items()) if others else reason
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the server should end: no model can answer without a reload, or with `exit` any of them cannot."""
+        return (any if self.settings.on_worker_death == "exit" else all)(service.is_broken for service in self.services)
+
+    @property
+    def is_draining(self) -> bool:
+        return self.services[0].is_draining
+
+    async def start(self) -> None:
+        """Load them, one after the other; raises InputError as `Service.start`, with the name of one of several."""
+        for service in self.services:
+            try:
+                await service.start()
+            except InputError as error:
+                if len(self.services) == 1:
+                    raise
+                raise InputError(f"--bundle {service.name}={service.folder}: {error}") from error
+
+    def drain(self) -> None:
+        """Turn readiness off."""
+        for service in self.services:
+            service.is_draining = True
+
+    async def stop(self, timeout_s: float) -> None:
+        """Stop all, as `Service.stop`."""
+        await asyncio.gather(*(service.stop(timeout_s) for service in self.services))
 
 
 def _require_same_problem_type(folder: Path, former: Engine, engine: Engine) -> None:
@@ -177,3 +280,15 @@ def _require_same_problem_type(folder: Path, former: Engine, engine: Engine) -> 
             f"{folder}: its problem_type is {found}, that of the served model {was}, and clients would meet "
             'other fields; to load it, POST /admin/reload with "change_problem_type": true, or restart the server'
         )
+
+
+def _resident_bytes() -> int:
+    """Return the memory of this process; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from serve.batching.batcher import Batcher, BatchLimits
+from serve.batching.cores import Cores
 from serve.batching.engine import CANARY_TOLERANCE, Engine, ModelFacts
 from serve.batching.live_texts import LiveTexts
 from serve.canary import canary_input, require_canary, spread_of
 from serve.contract.bundle import BUNDLE_FILE, Bundle, DeviceName, read_bundle
+from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import Encoder
@@ -35,10 +37,27 @@ GPU_LIMITS = BatchLimits(
 """Limits on a GPU, which needs thousands of tokens at once. Reasoned, not measured on one."""
 
 
+def shared_cores(settings: ServeSettings) -> Cores | None:
+    """Return the cores that several models share; None for one model, which has them to itself."""
+    return Cores(max(1, _num_narrow(settings))) if len(settings.bundle) > 1 else None
+
+
+def _num_narrow(settings: ServeSettings) -> int:
+    """Return the number of narrow workers on a CPU: one per core, and none on a single core."""
+    num_threads = settings.threads or num_usable_cores()
+    default = num_threads if num_threads > 1 else 0
+    return default if settings.narrow_workers is None else settings.narrow_workers
+
+
 def load_engine(
-    folder: Path, settings: ServeSettings, metrics: Metrics, on_death: Callable[[BaseException], None]
+    folder: Path,
+    settings: ServeSettings,
+    metrics: Metrics,
+    on_death: Callable[[BaseException], None],
+    *,
+    cores: Cores | None = None,
 ) -> Engine:
-    """Return a running engine for the bundle in `folder`. Takes seconds.
+    """Return a running engine for the bundle in `folder`, on a CPU on `cores` that it shares. Takes seconds.
 
     Raises:
         InputError: the bundle is damaged or has no such variant, or the device is not available.
@@ -59,11 +78,9 @@ def load_engine(
             "leave it out, or see with --device cuda why the GPU cannot be used"
         )
     served = bundle, variant, encoder, settings
-    pools = _on_gpus(*served) if device == "cuda" else [_pool(*served, "cpu")]
+    pools = _on_gpus(*served) if device == "cuda" else [_pool(*served, "cpu", shares_cores=cores is not None)]
     first = pools[0].wide
-    num_narrow = settings.narrow_workers
-    if num_narrow is None:  # one per core, and none on a GPU or a single core
-        num_narrow = pools[0].num_workers if device == "cpu" and pools[0].num_workers > 1 else 0
+    num_narrow = _num_narrow(settings) if device == "cpu" else 0
     record = bundle.manifest.variants[variant]
     facts = ModelFacts(
         name=settings.model_name or bundle.classifier.name,
@@ -71,6 +88,7 @@ def load_engine(
         variant=variant,
         provider=first.provider,
         max_length=encoder.max_length,
+        graph_bytes=bundle.graph(variant).stat().st_size,
         folder=bundle.folder,
         classifier=bundle.classifier,
         canary=canary_input(bundle),
@@ -92,6 +110,7 @@ def load_engine(
         on_death=on_death,
         on_close=partial(_close, pools),
         pooling=bundle.classifier.long_texts.pooling,
+        cores=cores if device == "cpu" else None,
     )
     limits_of_requests = {"max_inputs": settings.max_inputs, "max_text_chars": settings.max_text_chars}
     return Engine(facts, batcher, encoder, live_texts, **limits_of_requests)
@@ -125,7 +144,14 @@ def _on_gpus(bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSett
 
 
 def _pool(
-    bundle: Bundle, variant: str, encoder: Encoder, settings: ServeSettings, device: DeviceName, device_id: int = 0
+    bundle: Bundle,
+    variant: str,
+    encoder: Encoder,
+    settings: ServeSettings,
+    device: DeviceName,
+    device_id: int = 0,
+    *,
+    shares_cores: bool = False,
 ) -> SessionPool:
     gpu = GpuOptions(
         device=device,
@@ -135,7 +161,7 @@ def _pool(
         tensorrt=tensorrt_for(bundle, variant, encoder.max_length) if settings.tensorrt else None,
         max_length=encoder.max_length,
     )
-    return SessionPool(bundle.graph(variant), gpu, num_threads=settings.threads)
+    return SessionPool(bundle.graph(variant), gpu, num_threads=settings.threads, shares_cores=shares_cores)
 
 
 def _close(pools: Iterable[SessionPool]) -> None:

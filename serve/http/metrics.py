@@ -1,4 +1,4 @@
-"""Prometheus metrics: of requests, of batches, and of the GPUs.
+"""Prometheus metrics: of requests and batches of each model, of the process, and of the GPUs.
 
 Batches are counted in the workers' threads, after the answers are out. GPUs are read when they are asked for; that
 takes nvidia-ml-py (module `pynvml`) and a driver, and without one of them, their metrics are not there.
@@ -7,12 +7,12 @@ takes nvidia-ml-py (module `pynvml`) and a driver, and without one of them, thei
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from serve.answer import answer_fields
 from serve.batching.engine import Engine
@@ -32,13 +32,14 @@ GPU_WAIT_S = 1.0
 """How long a scrape waits for another one that reads the GPUs; a driver that hangs must not hold up every scrape."""
 
 
+OF_REQUESTS = ("rawloop_requests", "rawloop_request_seconds")
+
+
 class Metrics:
-    """The metrics of one server. They have a registry of their own, so that a process can have several servers."""
+    """The metrics of one model. They have a registry of their own, so that a process can have several of them."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-
         kinds: tuple[Any, ...] = (Counter, Gauge, Histogram, Summary)
         counter, gauge, histogram, summary = (partial(kind, namespace="rawloop", registry=registry) for kind in kinds)
         self._requests = counter("requests", "Requests answered.", ["protocol", "status"])
@@ -65,8 +66,10 @@ class Metrics:
         self._shift = gauge("drift", "Population stability index of the last texts.", ["feature"])
         self._shift_limit = gauge("drift_limit", "The index beyond which that is drift.", ["feature"])
         self.ready = gauge("ready", "1 while traffic should be sent here.")
+        self._graph_bytes = gauge("model_graph_bytes", "Size of the model's graph on disk.")
+        self.grown_bytes = gauge("model_memory_bytes", "Growth of the process's memory while the model was loaded.")
         self._children: dict[tuple[Any, ...], Any] = {}
-        self._gpus: GpuCollector | None = None
+        self.gpus: GpuCollector | None = None
 
     def compare(self, live_texts: LiveTexts) -> None:
         """Set how far the last texts are from those that the model was proved on."""
@@ -75,10 +78,6 @@ class Metrics:
         for name, shift in live_texts.shifts().items():
             self._shift.labels(name).set(shift.psi)
             self._shift_limit.labels(name).set(shift.limit)
-
-    def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format. May wait for a GPU's driver: call it in a thread."""
-        return generate_latest(self.registry)
 
     def request_ended(self, protocol: str, status: int, seconds: float) -> None:
         self._child(self._requests, protocol, str(status)).inc()
@@ -115,9 +114,9 @@ class Metrics:
         facts, batcher = engine.facts, engine.batcher
         self._model.clear()
         self._model.labels(facts.name, facts.version, facts.variant, facts.provider).set(1)
-        if self._gpus is None and facts.provider != PROVIDERS["cpu"]:
-            self._gpus = GpuCollector()
-            self.registry.register(self._gpus)
+        self._graph_bytes.set(facts.graph_bytes)
+        if self.gpus is None and facts.provider != PROVIDERS["cpu"]:
+            self.gpus = GpuCollector()
         self._queued_inputs.set_function(lambda: batcher.queued_inputs)
         self._queued_tokens.set_function(lambda: batcher.queued_tokens)
 
@@ -128,6 +127,34 @@ class Metrics:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+
+class Exposition:
+    """A collector of all metrics of a server, with the label `model` where there are several models.
+
+    Those under the name "" are of requests that concern no single model.
+    """
+
+    def __init__(self, of_models: Mapping[str, Metrics]) -> None:
+        self._of_models = of_models
+
+    def text(self) -> bytes:
+        """Return them in Prometheus' text format. May wait for a GPU's driver: call it in a thread."""
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Any]:
+        """Yield each metric."""
+        yield from ProcessCollector(registry=None).collect()
+        if gpus := next((each.gpus for each in self._of_models.values() if each.gpus is not None), None):
+            yield from gpus.collect()
+        whole: dict[str, Metric] = {}
+        for name, metrics in self._of_models.items():
+            label = {"model": name} if len(self._of_models) > 1 else {}
+            for found in metrics.registry.collect():
+                if name or not label or found.name in OF_REQUESTS:
+                    metric = whole.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+                    metric.samples += [each._replace(labels=label | each.labels) for each in found.samples]
+        yield from whole.values()
 
 
 class BatchMetrics:

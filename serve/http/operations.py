@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 
 from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
+from serve.http.metrics import Exposition
 from serve.http.protocols.tei import error_body  # /health is one of its routes
-from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 
 CONTENT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -23,12 +24,19 @@ CONTENT_POLICY = (
 class ReloadRequest(BaseModel, strict=True, extra="forbid"):
     """Body of `POST /admin/reload`; an empty object reloads the same folder."""
 
+    model: str | None = Field(default=None, description="Name of the model, where the server has several.")
     bundle: str | None = Field(
         default=None, max_length=4_096, description="Folder of the bundle; null for the one of --bundle."
     )
     change_problem_type: bool = Field(
         default=False, description="Also load a bundle whose answers are of another kind, such as numbers."
     )
+
+
+class LoadRequest(BaseModel, strict=True, extra="forbid"):
+    """Body of `POST /v2/repository/models/{name}/load`."""
+
+    parameters: dict[str, Any] = Field(default_factory=dict, max_length=0, description="None: the bundle has all.")
 
 
 def routes() -> list[Route]:
@@ -52,7 +60,20 @@ def routes() -> list[Route]:
             examples={"the same folder": {}, "another": {"bundle": "/models/tweet_sentiment-2/onnx"}},
             response={"type": "object", "required": ["name", "version", "variant"]},
             response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "variant": "int8"},
-            statuses=(403, 408, 409, 413, 415, 422, 429),
+            statuses=(403, 404, 408, 409, 413, 415, 422, 429),
+            is_admin=True,
+        ),
+        Route(
+            "POST",
+            "/v2/repository/models/{name}/load",
+            _load,
+            "Reload a model from its folder, as Triton's clients ask; needs an admin key",
+            protocol="open_inference",
+            error_body=plain_error,
+            request=LoadRequest,
+            examples={"its own folder": {}},
+            statuses=(403, 404, 408, 409, 413, 415, 422, 429),
+            invalid_status=400,
             is_admin=True,
         ),
     ]
@@ -60,6 +81,8 @@ def routes() -> list[Route]:
 
 async def _reload(call: Call) -> Reply:
     request: ReloadRequest = await call.read(ReloadRequest, call.body or b"{}")
+    if request.model is not None:
+        call.models = call.models.only(request.model)
     try:
         await call.service.reload(
             Path(request.bundle) if request.bundle else None, change_problem_type=request.change_problem_type
@@ -70,10 +93,19 @@ async def _reload(call: Call) -> Reply:
     return json_reply({"name": facts.name, "version": facts.version, "variant": facts.variant})
 
 
+async def _load(call: Call) -> Reply:
+    await call.read(LoadRequest, call.body or b"{}")
+    call.models, call.body = call.models.only(call.path_values["name"]), b""
+    await _reload(call)
+    return Reply()
+
+
 async def _ready(call: Call) -> Reply:
-    reason = call.service.not_ready_because
+    reason = call.models.not_ready_because
     if reason is None:
-        return json_reply({"status": "ok", "unix": time.time()})
+        problems = call.models.problems
+        status = {"status": "degraded", "not_ready": problems} if problems else {"status": "ok"}
+        return json_reply({**status, "unix": time.time()})
     return json_reply({"status": "not ready", "error": reason, "error_type": "Unhealthy"}, 503)
 
 
@@ -82,9 +114,14 @@ async def _live(call: Call) -> Reply:
 
 
 async def _metrics(call: Call) -> Reply:
-    call.service.metrics.ready.set(call.service.not_ready_because is None)
-    call.service.metrics.compare(call.engine.live_texts)
-    text = await asyncio.to_thread(call.service.metrics.text)
+    services = call.models.services
+    for service in services:
+        service.metrics.ready.set(service.not_ready_because is None)
+        service.metrics.compare(service.engine.live_texts)
+    of_models = {service.name: service.metrics for service in services}
+    text = await asyncio.to_thread(
+        Exposition(of_models if len(services) == 1 else {"": call.models.metrics} | of_models).text
+    )
     return Reply(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

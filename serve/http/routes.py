@@ -12,7 +12,7 @@ from starlette.responses import Response
 from serve.batching.engine import Engine
 from serve.batching.request_errors import RequestError
 from serve.http.body import read_json
-from serve.http.lifecycle import Service
+from serve.http.lifecycle import Models, Service
 
 Reply = Response  # one HTTP answer
 JSON = "application/json"
@@ -26,7 +26,7 @@ FEW_VALUES = 2_000
 class Call:
     """One HTTP request with its whole body."""
 
-    service: Service
+    models: Models  # all of the server, or the one that the request names
     path_values: Mapping[str, str]  # value of each {name} in the route's path
     headers: Mapping[bytes, bytes]  # by lower-case name
     body: bytes
@@ -39,7 +39,7 @@ class Call:
             InvalidRequest, TooLarge: see `serve.http.body.read_json`.
         """
         body, self.body = self.body if body is None else body, b""  # not kept while the request waits
-        max_inputs = self.service.settings.max_inputs
+        max_inputs = self.models.settings.max_inputs
         if len(body) <= SMALL_BYTES:
             return read_json(model, body, max_inputs)
         return await asyncio.to_thread(read_json, model, body, max_inputs)
@@ -51,8 +51,13 @@ class Call:
         return await asyncio.to_thread(reply)
 
     @property
+    def service(self) -> Service:
+        """The model that is asked; raises NotFound if the server has several and none was named."""
+        return self.models.one
+
+    @property
     def engine(self) -> Engine:
-        """Return the current model; raises Unavailable while it is still being loaded."""
+        """The same, loaded; raises Unavailable while it is still being loaded."""
         return self.service.engine
 
 

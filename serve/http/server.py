@@ -2,7 +2,7 @@
 
 On SIGTERM or Ctrl-C, readiness goes off and answers ask for their connections to be closed, while requests are still
 accepted for `drain_delay_s`; then no more are, and those accepted are answered. A second signal ends at once. SIGHUP
-reloads the bundle.
+reloads the bundles.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import uvicorn
@@ -25,9 +26,8 @@ from serve.batching.request_errors import Conflict
 from serve.contract.errors import InputError, first_line
 from serve.http.app import build_app
 from serve.http.connection import Connection
-from serve.http.lifecycle import Service
-from serve.http.loading import load_engine
-from serve.http.metrics import Metrics
+from serve.http.lifecycle import Models, Service
+from serve.http.loading import load_engine, shared_cores
 from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -61,35 +61,34 @@ def _allow_many_connections() -> None:
 
 
 async def _serve(settings: ServeSettings) -> int:
-    metrics = Metrics()
-    service = Service(settings, lambda folder: load_engine(folder, settings, metrics, service.worker_died), metrics)
+    models = Models.of(settings, partial(load_engine, cores=shared_cores(settings)))
     with _bound_socket(settings) as listener, _grpc_place(settings) as grpc_place:
         is_forced = False
         grpc_server = None
         try:
-            await service.start()  # before the port listens: no one should connect to what cannot answer
+            await models.start()  # before the port listens: no one should connect to what cannot answer
             gc.collect()
             gc.freeze()  # else each full collection, of which long replies cause some, looks at every import: 40 ms
-            server = uvicorn.Server(_uvicorn_config(build_app(service), settings))
+            server = uvicorn.Server(_uvicorn_config(build_app(models), settings))
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # see _handle_signals
             if grpc_place is not None:
-                grpc_server = await _start_grpc_server(service, grpc_place)
+                grpc_server = await _start_grpc_server(models, grpc_place)
             with _address_errors(settings):
                 listener.listen(BACKLOG)
             serving = asyncio.create_task(_serve_both(server, listener, grpc_server, settings.drain_timeout_s))
             must_stop, must_reload = _handle_signals(serving)
-            watcher = asyncio.create_task(_watch(server, grpc_server, service, must_stop, must_reload))
-            _announce(service, listener)  # from here on, clients may connect and signals are handled
+            watcher = asyncio.create_task(_watch(server, grpc_server, models, must_stop, must_reload))
+            _announce(models, listener)  # from here on, clients may connect and signals are handled
             await asyncio.wait([serving])
             watcher.cancel()
             is_forced = serving.cancelled()
             if not is_forced:
                 serving.result()
-            is_broken = service.is_broken
+            is_broken = models.is_broken
         finally:
             if grpc_server is not None:
                 await grpc_server.stop(None)
-            await service.stop(0.0 if is_forced else settings.drain_timeout_s)
+            await models.stop(0.0 if is_forced else settings.drain_timeout_s)
     return 1 if is_broken else 0
 
 
@@ -114,13 +113,13 @@ def _grpc_place(settings: ServeSettings) -> contextlib.AbstractContextManager[so
     return _bound_socket(settings, "grpc_port")
 
 
-async def _start_grpc_server(service: Service, place: socket.socket) -> Any:
+async def _start_grpc_server(models: Models, place: socket.socket) -> Any:
     from serve.http.grpc_server import start_grpc_server  # needs the extra `grpc`
 
     host, port = place.getsockname()[:2]
     place.close()  # gRPC binds by itself
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    server = await start_grpc_server(service, address)
+    server = await start_grpc_server(models, address)
     logger.info("gRPC on %s", address, extra={"grpc_address": address})
     return server
 
@@ -180,14 +179,15 @@ def _address_errors(settings: ServeSettings, setting: PortSetting = "port") -> I
         ) from error
 
 
-def _announce(service: Service, listener: socket.socket) -> None:
-    facts = service.engine.facts
+def _announce(models: Models, listener: socket.socket) -> None:
+    served = [service.engine.facts for service in models.services]
     host, port = listener.getsockname()[:2]
-    scheme = "https" if service.settings.tls_cert else "http"
+    scheme = "https" if models.settings.tls_cert else "http"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    model = f"{facts.name} {facts.version} ({facts.variant}, {facts.provider})"
+    shown = ", ".join(f"{facts.name} {facts.version} ({facts.variant}, {facts.provider})" for facts in served)
     places = f"{url}; page: {url}/ui, documentation: {url}/docs"
-    logger.info("%s serves on %s", model, places, extra={"url": url, "provider": facts.provider})
+    verb = "serves" if len(served) == 1 else "serve"
+    logger.info("%s %s on %s", shown, verb, places, extra={"url": url, "provider": served[0].provider})
 
 
 def _handle_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, asyncio.Event]:
@@ -207,31 +207,32 @@ def _handle_signals(serving: "asyncio.Task[None]") -> tuple[asyncio.Event, async
 
 
 async def _watch(
-    server: uvicorn.Server, grpc_server: Any, service: Service, must_stop: asyncio.Event, must_reload: asyncio.Event
+    server: uvicorn.Server, grpc_server: Any, models: Models, must_stop: asyncio.Event, must_reload: asyncio.Event
 ) -> None:
     """Act on signals, and end a server whose workers are gone."""
-    reloads = asyncio.create_task(_reload_when(must_reload, service))
-    while not must_stop.is_set() and not service.is_broken:
+    reloads = asyncio.create_task(_reload_when(must_reload, models.services))
+    while not must_stop.is_set() and not models.is_broken:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(must_stop.wait(), CHECK_EVERY_S)
     reloads.cancel()
-    if not service.is_broken:
-        logger.info("stopping: no more requests in %.1f s", service.settings.drain_delay_s)
-        service.is_draining = True
-        await asyncio.sleep(service.settings.drain_delay_s)
+    if not models.is_broken:
+        logger.info("stopping: no more requests in %.1f s", models.settings.drain_delay_s)
+        models.drain()
+        await asyncio.sleep(models.settings.drain_delay_s)
     server.should_exit = True
     if grpc_server is not None:
-        await grpc_server.stop(service.settings.drain_timeout_s)
+        await grpc_server.stop(models.settings.drain_timeout_s)
 
 
-async def _reload_when(must_reload: asyncio.Event, service: Service) -> None:
-    """Reload at every signal; one that comes during a reload causes another after it."""
+async def _reload_when(must_reload: asyncio.Event, services: Iterable[Service]) -> None:
+    """Reload all models at every signal; one that comes during a reload causes another after it."""
     while True:
         await must_reload.wait()
         must_reload.clear()
-        try:
-            await service.reload()
-        except Conflict as error:
-            logger.error("reload refused: %s", error)
-        except InputError:
-            pass  # already logged by the service
+        for service in services:
+            try:
+                await service.reload()
+            except Conflict as error:
+                logger.error("reload of %s refused: %s", service.name, error)
+            except InputError:
+                pass  # already logged by the service

@@ -6,6 +6,7 @@ flags, pydantic parses and checks the values.
 
 import argparse
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,9 @@ OF_VERTEX_AI = {"AIP_HTTP_PORT": "port", "AIP_PREDICT_ROUTE": "predict_route", "
 """Variables that Vertex AI sets; ours win."""
 
 ROUTE = Limit(lambda path: path.startswith("/") and "{" not in path, "a path, such as /predict")
+ROOT_PATH = Limit(
+    lambda path: bool(re.fullmatch(r"(/[\w.~-]+)*", path)), "a path, such as /prefix, without a slash at its end"
+)
 PORT = Limit(lambda port: 0 <= port <= 65_535, "from 0 (any free one) to 65535")
 
 
@@ -43,13 +47,35 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 """Several values in one flag or variable, separated by commas."""
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 
+NAME = r"[A-Za-z0-9._-]+"
+
+
+def _by_name(value: Any) -> Any:
+    """Return name -> folder of `DIR`, whose name is "", of `a=DIR,b=DIR`, or of a list of such texts."""
+    if isinstance(value, Mapping):
+        return value
+    parts: list[str] = []
+    for text in map(str, value if isinstance(value, list) else [value]):
+        parts += re.split(rf",(?={NAME}=)", text) if re.match(f"{NAME}=", text) else [text]
+    pairs = [(found[1], found[2]) if (found := re.fullmatch(f"({NAME})=(.+)", part)) else ("", part) for part in parts]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names) or (len(names) > 1 and "" in names):
+        raise InputError(
+            f"--bundle {' --bundle '.join(parts)}: each of several bundles needs a name of its own; write "
+            "--bundle NAME=DIR --bundle OTHER=DIR"
+        )
+    return dict(pairs)
+
+
+Folders = Annotated[dict[str, Path], BeforeValidator(_by_name)]
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(use_attribute_docstrings=True))  # the docstrings are the help
 class ServeSettings:
     """One server. Times are in the unit that ends the name."""
 
-    bundle: Path
-    """folder written by python -m export"""
+    bundle: Folders
+    """folder written by python -m export; several: --bundle NAME=DIR --bundle OTHER=DIR, or commas between them"""
     model_name: str | None = None
     """name to serve under; the bundle's own unless set"""
     variant: Literal["fp32", "int8", "fp16"] | None = None
@@ -77,6 +103,8 @@ class ServeSettings:
     """further path that takes `instances`, as Vertex AI wants it (also AIP_PREDICT_ROUTE)"""
     health_route: Annotated[str | None, ROUTE] = None
     """further path that says whether to send traffic (also AIP_HEALTH_ROUTE)"""
+    root_path: Annotated[str, ROOT_PATH] = ""
+    """prefix under which a proxy shows this server, such as /models-of-ours; removed from paths that have it"""
     tls_cert: Path | None = None
     """PEM file of the certificate chain: serve HTTPS"""
     tls_key: Path | None = None
@@ -149,6 +177,8 @@ class ServeSettings:
                 problems.append(f"--{name}: no such file: {path}")
         if self.port and self.port == self.grpc_port:
             problems.append(f"--grpc_port {self.grpc_port}: HTTP has this --port; choose another")
+        if self.model_name and "" not in self.bundle:
+            problems.append(f"--model_name {self.model_name}: --bundle has a name already; leave out one of them")
         if self.model_name and "/" in self.model_name:
             problems.append(
                 f"--model_name {self.model_name}: a name with a slash cannot be part of the path /v2/models/NAME; "
@@ -187,7 +217,7 @@ def parse_settings(argv: Sequence[str], environment: Mapping[str, str] | None = 
     set_in = {of_variable[name]: name for name in of_variable if name in environment}
     variables = {field: environment[name] for field, name in set_in.items()}
     sources = set_in | {name: f"--{name}" for name in flags}
-    given = {name: text for name, text in (variables | flags).items() if text or name in KEYS}
+    given = {name: text for name, text in (variables | flags).items() if any(text) or name in KEYS}
     problems = [
         f"{name}: no such setting; --help lists them"
         for name in environment
@@ -237,7 +267,9 @@ def _parser(fields: Mapping[str, Any]) -> argparse.ArgumentParser:
             group = parser.add_argument_group(GROUPS[name])
         kind = field["anyOf"][0] if "anyOf" in field else field
         options: dict[str, Any] = {"action": "store_const", "const": "true"}
-        if kind["type"] != "boolean":
+        if kind["type"] == "object":
+            options = {"action": "append", "metavar": "[NAME=]DIR"}
+        elif kind["type"] != "boolean":
             word = {"array": "A,B"}.get(kind["type"], kind.get("format", kind["type"]).upper())
             options = {"metavar": "{" + ",".join(kind["enum"]) + "}" if "enum" in kind else word}
         shown = f", default {field['default']}" if field.get("default") not in (None, [], False) else ""

@@ -24,6 +24,7 @@ from serve.contract.errors import InputError
 from serve.http.server import _address_errors, _bound_socket
 from serve.http.settings import ServeSettings
 
+RELOADS = {"first": "refused", "second": "done"}
 HEAVY = ("torch", "transformers", "datasets", "optimum", "onnx")
 
 
@@ -33,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def started(bundle: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def started(bundle: Path | str, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Start a server and yield it with its address."""
     command = [sys.executable, "-m", "serve", "--bundle", str(bundle), "--port", "0", "--log_json", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -150,6 +151,31 @@ def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) 
         reload(whole, "done")
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == 0
+
+
+def test_sighup_reloads_all_models_although_one_cannot_be(bundle: Path, tmp_path: Path) -> None:
+    broken = save_served_bundle(tmp_path / "broken")
+    with started(f"first={broken}", "--bundle", f"second={bundle}", "--drain_delay_s", "0") as (process, url):
+        (broken / "bundle.json").write_text("{")
+        process.send_signal(signal.SIGHUP)
+        expected = [f'reloads_total{{model="{name}",result="{result}"}} 1.0' for name, result in RELOADS.items()]
+        deadline = time.monotonic() + TIMEOUT_S
+        while not all(line in requests.get(f"{url}/metrics", timeout=TIMEOUT_S).text for line in expected):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for name in RELOADS:
+            answer = requests.post(f"{url}/models/{name}/predict", json={"inputs": "w1 good"}, timeout=TIMEOUT_S)
+            assert answer.json()[0]["label"] == "positive"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_one_of_several_bundles_that_cannot_be_served_refuses_the_start(bundle: Path) -> None:
+    ended = run("--bundle", f"first={bundle}", "--bundle", "second=/nowhere", "--port", "0")
+    assert ended.returncode == 2
+    assert "--bundle second=" in ended.stderr
+    assert "/nowhere/bundle.json: no such file" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_second_sigterm_does_not_wait_for_clients(bundle: Path) -> None:

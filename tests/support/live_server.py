@@ -5,7 +5,8 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from serve.contract.bundle import read_bundle, write_manifest
 from serve.encoder import Encoder
 from serve.http.app import build_app
 from serve.http.connection import Connection
-from serve.http.lifecycle import Service
-from serve.http.loading import load_engine
-from serve.http.metrics import Metrics
+from serve.http.lifecycle import Models, Service
+from serve.http.loading import load_engine, shared_cores
 from serve.http.server import _bound_socket, _start_grpc_server
 from serve.http.settings import ServeSettings
 from serve.session import Session
@@ -54,12 +54,17 @@ class LiveServer:
     """A running server, from outside and from inside."""
 
     url: str
-    service: Service
+    models: Models
     loop: asyncio.AbstractEventLoop
     connections: set[Any]
     """Those that are open."""
     grpc_address: str = ""
     """Where it speaks gRPC, if it was given a grpc_port."""
+
+    @property
+    def service(self) -> Service:
+        """The first model, or the only one."""
+        return self.models.services[0]
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=TIMEOUT_S, **options)
@@ -79,28 +84,34 @@ class LiveServer:
 
 @contextlib.contextmanager
 def live_server(
-    bundle: Path, *, load: Callable[[Path], Engine] | None = None, idle_s: float = 75, **settings: Any
+    bundle: Path | Mapping[str, Path],
+    *,
+    load: Callable[[Path], Engine] | None = None,
+    idle_s: float = 75,
+    **settings: Any,
 ) -> Iterator[LiveServer]:
-    """Serve a bundle until the block ends; `load` replaces `load_engine`, idle connections end after `idle_s`."""
+    """Serve a bundle, or several by name, until the block ends.
+
+    `load` replaces `load_engine`; idle connections end after `idle_s`.
+    """
     started = threading.Event()
     state: dict[str, Any] = {}
 
     async def serve() -> None:
-        given = ServeSettings(bundle=bundle, device="cpu", threads=2, drain_timeout_s=5.0, **settings)
-        metrics = Metrics()
-        service = Service(
-            given, load or (lambda folder: load_engine(folder, given, metrics, service.worker_died)), metrics
-        )
+        own: dict[str, Any] = {"bundle": bundle, "device": "cpu", "threads": 2, "drain_timeout_s": 5.0}
+        given = ServeSettings(**(own | settings))
+        loads = partial(load_engine, cores=shared_cores(given)) if load is None else lambda folder, *rest: load(folder)
+        models = Models.of(given, loads)
         grpc_server, grpc_address = None, ""
         try:
-            await service.start()
+            await models.start()
             if given.grpc_port is not None:
                 with _bound_socket(given, "grpc_port") as place:
                     grpc_address = f"127.0.0.1:{place.getsockname()[1]}"
-                    grpc_server = await _start_grpc_server(service, place)
+                    grpc_server = await _start_grpc_server(models, place)
             server = uvicorn.Server(
                 uvicorn.Config(
-                    build_app(service),
+                    build_app(models),
                     port=0,
                     loop="none",
                     http=Connection,
@@ -120,7 +131,7 @@ def live_server(
                 server=server,
                 live=LiveServer(
                     f"http://127.0.0.1:{port}",
-                    service,
+                    models,
                     asyncio.get_running_loop(),
                     server.server_state.connections,
                     grpc_address,
@@ -131,7 +142,7 @@ def live_server(
         finally:
             if grpc_server is not None:
                 await grpc_server.stop(5.0)
-            await service.stop(timeout_s=5.0)
+            await models.stop(timeout_s=5.0)
 
     def run() -> None:
         try:

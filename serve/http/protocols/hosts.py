@@ -1,7 +1,8 @@
 """What hosts of models ask of a container: KServe's V1 protocol, Amazon SageMaker, and Vertex AI's routes.
 
 `POST /v1/models/{name}:predict` and Vertex AI's predict route take `instances` and answer with as many `predictions`.
-SageMaker's `POST /invocations` takes the same, or one JSON value a line, or csv without a header; it answers alike.
+SageMaker's `POST /invocations` takes the same, or one JSON value a line, or csv without a header; it answers alike, and
+its header for endpoints of several models names one of them.
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
@@ -18,7 +19,7 @@ from pydantic import BaseModel, Field, RootModel
 
 from serve.answer import answer_fields
 from serve.batching.engine import Engine
-from serve.batching.request_errors import InvalidRequest, NotFound, UnsupportedEncoding
+from serve.batching.request_errors import InvalidRequest, UnsupportedEncoding
 from serve.batching.ticket import Answer
 from serve.encoder import TextInput
 from serve.http.protocols.native import TextOrPair, as_input
@@ -29,6 +30,7 @@ from serve.http.settings import ServeSettings
 PROTOCOL = "hosts"
 LINES = ("application/jsonlines", "application/x-jsonlines", "application/x-ndjson")
 CSV = "text/csv"
+TARGET = b"x-amzn-sagemaker-target-model"
 
 
 class Parameters(BaseModel, strict=True, extra="forbid"):
@@ -66,7 +68,7 @@ def routes(settings: ServeSettings) -> list[Route]:
     ready: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"name": "a", "ready": True}}
     ping = partial(route, handler=_ping, is_public=True, statuses=(503,), response={"type": "object"})
     found = [
-        route("GET", "/v1/models", _models, "The served model, by KServe's V1 protocol", statuses=(503,), **models),
+        route("GET", "/v1/models", _models, "The served models, by KServe's V1 protocol", statuses=(503,), **models),
         route("GET", "/v1/models/{name}", _ready, "Whether it answers", statuses=(404, 503), **ready),
         predict("POST", "/v1/models/{name}:predict", _predict, "Classify, by KServe's V1 protocol", statuses=(404,)),
         predict("POST", "/invocations", _invoke, "Classify, as Amazon SageMaker asks: JSON, JSON lines or csv"),
@@ -80,7 +82,7 @@ def routes(settings: ServeSettings) -> list[Route]:
 
 
 async def _models(call: Call) -> Reply:
-    return json_reply({"models": [call.engine.facts.name]})
+    return json_reply({"models": [service.name for service in call.models.services]})
 
 
 async def _ready(call: Call) -> Reply:
@@ -90,7 +92,7 @@ async def _ready(call: Call) -> Reply:
 
 
 async def _ping(call: Call) -> Reply:
-    reason = call.service.not_ready_because
+    reason = call.models.not_ready_because
     return json_reply({"status": "ok"}) if reason is None else json_reply({"error": reason}, 503)
 
 
@@ -101,6 +103,8 @@ async def _predict(call: Call) -> Reply:
 
 
 async def _invoke(call: Call) -> Reply:
+    if (target := call.headers.get(TARGET)) is not None:
+        call.models = call.models.only(target.decode("latin-1"))
     kind = call.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower() or JSON
     if kind == CSV:
         return await _answered(call, _csv_rows(call.body), None, _as_csv)
@@ -116,9 +120,8 @@ async def _invoke(call: Call) -> Reply:
 
 
 def _require_model(call: Call) -> None:
-    name, served = call.path_values.get("name"), call.engine.facts.name
-    if name not in (None, served):
-        raise NotFound(f"no model {name!r:.200}; this server has {served!r}")
+    if (name := call.path_values.get("name")) is not None:
+        call.models = call.models.only(name)
 
 
 def _csv_rows(body: bytes) -> list[str | TextOrPair]:

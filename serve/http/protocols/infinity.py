@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from serve.batching.engine import Engine
-from serve.batching.request_errors import NotFound, RequestError
+from serve.batching.request_errors import RequestError
 from serve.batching.ticket import Answer
 from serve.http.protocols.schemas import INTEGER, LABEL_SCORE, TEXT, array, record, value
 from serve.http.routes import Call, Reply, Route, json_reply, one_by_one
@@ -64,7 +64,7 @@ def routes() -> list[Route]:
             "GET",
             "/models",
             _models,
-            "The served model, as infinity lists it",
+            "The served models, as infinity lists them",
             response={"type": "object", "required": ["object", "data"]},
             response_example={"object": "list", "data": [{"id": "tweet_sentiment", "object": "model"}]},
             statuses=(503,),
@@ -79,9 +79,9 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 async def _classify(call: Call) -> Reply:
     request: ClassifyRequest = await call.read(ClassifyRequest)
+    if request.model != ANY_MODEL:
+        call.models = call.models.only(request.model)
     engine = call.engine
-    if request.model not in (ANY_MODEL, engine.facts.name):
-        raise NotFound(f"no model {request.model!r:.200}; this server has {engine.facts.name!r}")
     answers = await engine.answers(request.input, timeout_s=call.timeout_s)
     return await call.write(partial(_reply, engine, answers, request), len(answers))
 
@@ -101,8 +101,11 @@ def _reply(engine: Engine, answers: Sequence[Answer], request: ClassifyRequest) 
 
 
 async def _models(call: Call) -> Reply:
-    engine = call.engine
-    model = {
+    return json_reply({"object": "list", "data": [_model(service.engine) for service in call.models.services]})
+
+
+def _model(engine: Engine) -> dict[str, Any]:
+    return {
         "id": engine.facts.name,
         "stats": {"queue_absolute": engine.batcher.queued_inputs, "results_pending": engine.batcher.num_pending},
         "object": "model",
@@ -111,4 +114,3 @@ async def _models(call: Call) -> Reply:
         "backend": "onnxruntime",
         "capabilities": ["classify"],
     }
-    return json_reply({"object": "list", "data": [model]})

@@ -114,7 +114,7 @@ async def live(call: Call) -> Reply:
 
 async def ready(call: Call) -> Reply:
     """Return whether to send traffic."""
-    reason = call.service.not_ready_because
+    reason = call.models.not_ready_because
     return json_reply({"ready": reason is None}, 200 if reason is None else 503)
 
 
@@ -187,12 +187,11 @@ def _reply(engine: Engine, answers: Sequence[Answer], request: InferRequest, wan
 
 def require_model(call: Call) -> Engine:
     """Return the current model; raises NotFound if the name or version in the path is not its own."""
-    engine, name = call.engine, call.path_values["name"]
-    if name != engine.facts.name:
-        raise NotFound(f"no model {name!r:.200}; this server has {engine.facts.name!r}")
+    name = call.path_values["name"]
+    call.models = call.models.only(name)
     if call.path_values.get("version", VERSION) != VERSION:
         raise NotFound(f"no version {call.path_values['version']!r:.200} of {name}; this server has {VERSION!r}")
-    return engine
+    return call.engine
 
 
 def _split(call: Call) -> tuple[bytes, bytes]:

@@ -89,7 +89,7 @@ def _name_model(call: Call, name: str, version: str) -> None:
 
 async def _infer(call: Call) -> Reply:
     body, call.body = call.body, b""  # not kept while the request waits
-    read = partial(_read, body, call.engine.max_inputs)
+    read = partial(_read, body, call.models.settings.max_inputs)
     named, request, binary = read() if len(body) <= SMALL_BYTES else await asyncio.to_thread(read)
     _name_model(call, *named)
     return await over_http.answered(call, request, binary, _write)

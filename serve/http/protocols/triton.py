@@ -1,7 +1,7 @@
 """What Triton's own tools ask of a server besides the Open Inference Protocol: configuration, statistics, the models.
 
 https://github.com/triton-inference-server/server/tree/main/docs/protocol · extensions model_configuration, statistics
-and model_repository
+and model_repository, whose `load` is in `serve.http.operations`
 """
 
 from functools import partial
@@ -23,8 +23,12 @@ class IndexRequest(BaseModel):
 
 def routes() -> list[Route]:
     """Return the routes of these extensions."""
-    route = partial(Route, protocol="open_inference", error_body=plain_error, invalid_status=400, statuses=(404, 503))
-    an_object: dict[str, Any] = {"response": {"type": "object"}, "response_example": {"name": "tweet_sentiment"}}
+    route = partial(Route, protocol="open_inference", error_body=plain_error, invalid_status=400)
+    an_object: dict[str, Any] = {
+        "response": {"type": "object"},
+        "response_example": {"name": "tweet_sentiment"},
+        "statuses": (404, 503),
+    }
     found = []
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [
@@ -35,7 +39,7 @@ def routes() -> list[Route]:
         "POST",
         "/v2/repository/index",
         _index,
-        "The served model, as Triton lists it",
+        "The served models, as Triton lists them",
         request=IndexRequest,
         examples={"all": {}},
         response={"type": "array"},
@@ -94,7 +98,11 @@ async def _stats(call: Call) -> Reply:
 
 async def _index(call: Call) -> Reply:
     request: IndexRequest = await call.read(IndexRequest, call.body or b"{}")
-    reason = call.service.not_ready_because
-    state = {"state": "READY", "reason": ""} if reason is None else {"state": "UNAVAILABLE", "reason": reason}
-    found = [{"name": call.engine.facts.name, "version": VERSION, **state}]
-    return json_reply([] if request.ready and reason is not None else found)
+    problems = call.models.problems
+    return json_reply(
+        [
+            {"name": name, "version": VERSION, "state": "UNAVAILABLE" if reason else "READY", "reason": reason}
+            for service in call.models.services
+            if not (reason := problems.get(name := service.name, "")) or not request.ready
+        ]
+    )

@@ -189,7 +189,7 @@ def test_request_ids_come_back(server: LiveServer) -> None:
 
 
 def test_a_bug_is_answered_too(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.http.metrics.Metrics.text", lambda self: 1 / 0)
+    monkeypatch.setattr("serve.http.metrics.Exposition.text", lambda self: 1 / 0)
     answer = server.get("/metrics")
     assert answer.status_code == 500
     assert "ZeroDivisionError" in answer.json()["error"]
@@ -490,7 +490,7 @@ def test_whatever_goes_wrong_in_a_new_bundle_the_old_one_stays(
     with live_server(bundle, admin_keys=("chief",)) as live:
         before = live.service.engine
 
-        def fail(folder: Path) -> Any:
+        def fail(folder: Path, *rest: Any) -> Any:
             raise MemoryError("out of memory")
 
         monkeypatch.setattr(live.service, "_load", fail)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.http.metrics import GpuCollector, Metrics
+from serve.http.metrics import Exposition, GpuCollector, Metrics
 
 
 class NVMLError(Exception):
@@ -61,7 +61,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 def serving_on(provider: str) -> Metrics:
     metrics = Metrics()
-    facts = SimpleNamespace(name="tiny", version="1", variant="fp16", provider=provider)
+    facts = SimpleNamespace(name="tiny", version="1", variant="fp16", provider=provider, graph_bytes=1)
     metrics.model_serves(SimpleNamespace(facts=facts, batcher=SimpleNamespace(queued_inputs=0, queued_tokens=0)))  # type: ignore[arg-type]
     return metrics
 
@@ -69,7 +69,7 @@ def serving_on(provider: str) -> Metrics:
 def gpu_samples(metrics: Metrics) -> dict[tuple[str, str], float]:
     return {
         (sample.name.removeprefix("rawloop_gpu_"), sample.labels["gpu"]): sample.value
-        for family in text_string_to_metric_families(metrics.text().decode())
+        for family in text_string_to_metric_families(Exposition({"": metrics}).text().decode())
         for sample in family.samples
         if sample.name.startswith("rawloop_gpu_")
     }
@@ -120,11 +120,11 @@ def test_a_driver_that_hangs_holds_up_one_scrape(nvml: FakeNvml, monkeypatch: py
     monkeypatch.setattr("serve.http.metrics.GPU_WAIT_S", 0.01)
     metrics = serving_on("CUDAExecutionProvider")
     nvml.answers.clear()
-    stuck = threading.Thread(target=metrics.text)
+    stuck = threading.Thread(target=Exposition({"": metrics}).text)
     stuck.start()
     assert nvml.asked.wait(30)
     assert gpu_samples(metrics) == {}
-    assert b"rawloop_ready" in metrics.text()
+    assert b"rawloop_ready" in Exposition({"": metrics}).text()
     nvml.answers.set()
     stuck.join(30)
     assert len(gpu_samples(metrics)) == 5

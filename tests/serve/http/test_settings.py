@@ -14,12 +14,12 @@ from serve.http.settings import PREFIX, ServeSettings, parse_settings
 def test_flags_win_over_variables() -> None:
     environment = {"RAWLOOP_BUNDLE": "from-variable", "RAWLOOP_PORT": "1", "RAWLOOP_API_KEYS": "a, b", "HOME": "/"}
     settings = parse_settings(["--port", "2"], environment)
-    assert (settings.bundle, settings.port, settings.api_keys) == (Path("from-variable"), 2, ("a", "b"))
+    assert (settings.bundle, settings.port, settings.api_keys) == ({"": Path("from-variable")}, 2, ("a", "b"))
 
 
 def test_flags_may_be_spelled_with_dashes() -> None:
     found = parse_settings(given_arguments(["--bundle=a-b_c", "--max-length", "64", "--max-batch-tokens=128"]), {})
-    assert (found.bundle, found.max_length, found.max_batch_tokens) == (Path("a-b_c"), 64, 128)
+    assert (found.bundle, found.max_length, found.max_batch_tokens) == ({"": Path("a-b_c")}, 64, 128)
 
 
 def test_every_setting_has_a_flag_a_variable_and_an_explanation(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +33,25 @@ def test_every_setting_has_a_flag_a_variable_and_an_explanation(capsys: pytest.C
         assert (ServeSettings.__pydantic_fields__[field.name].description or "nothing") in shown
 
 
+@pytest.mark.parametrize(
+    ("argv", "variable"),
+    [
+        (["--bundle", "a=x", "--bundle", "b=y=1,z"], None),
+        (["--bundle", "a=x,b=y=1,z"], None),
+        ([], "a=x,b=y=1,z"),
+        (["--bundle", "a=x,b=y=1,z"], "c=z"),
+    ],
+)
+def test_several_bundles_have_names(argv: list[str], variable: str | None) -> None:
+    found = parse_settings(argv, {} if variable is None else {"RAWLOOP_BUNDLE": variable})
+    assert found.bundle == {"a": Path("x"), "b": Path("y=1,z")}
+
+
+@pytest.mark.parametrize("folder", ["x", "/data/date=2026/onnx", "./date=2026", "a,b", "a,b=c"])
+def test_one_folder_needs_no_name_whatever_is_in_its_path(folder: str) -> None:
+    assert parse_settings(["--bundle", folder], {}).bundle == {"": Path(folder)}
+
+
 def test_values_are_read_by_their_kind() -> None:
     environment = {"RAWLOOP_LOG_JSON": "true", "RAWLOOP_ACCESS_LOG": "0", "RAWLOOP_DRAIN_DELAY_S": "0.5"}
     settings = parse_settings(["--bundle", "b", "--max_length", "64", "--variant", "int8"], environment)
@@ -44,6 +63,13 @@ def test_values_are_read_by_their_kind() -> None:
     ("argv", "environment", "complaint"),
     [
         ([], {}, "--bundle"),
+        (["--bundle", ""], {}, "--bundle: pass the folder"),
+        (["--bundle", "x", "--bundle", "y"], {}, "--bundle x --bundle y: .*needs a name.*write --bundle NAME=DIR"),
+        (["--bundle", "a=x", "--bundle", "a=y"], {}, "a name of its own"),
+        ([], {"RAWLOOP_BUNDLE": "a=x,a=y"}, "a name of its own"),
+        (["--bundle", "a=x", "--model_name", "b"], {}, "--model_name b: --bundle has a name already"),
+        (["--bundle", "b", "--root_path", "a"], {}, "--root_path must be a path, such as /prefix"),
+        (["--bundle", "b", "--root_path", "/a/"], {}, "without a slash at its end, found /a/"),
         (["--bundle", "b", "--port", "many"], {}, "--port: Input should be a valid integer, .* found 'many'"),
         (["--bundle", "b", "--port", "70000"], {}, "from 0 "),
         (["--bundle", "b", "--grpc_port", "8000"], {}, "--grpc_port 8000: HTTP has this --port; choose another"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from kind_bundles import interval_of, save_numbers, save_several_labels, several_scores, values_of
 from live_server import LiveServer, live_server, save_served_bundle, until
+from prefix_proxy import prefix_proxy
 
 from serve.contract.drift import Distribution
 from serve.contract.long_texts import LongTexts
@@ -279,4 +280,24 @@ def test_examples_drift_and_the_card_are_shown(browser: Any, tmp_path: Path) -> 
         assert "unlike the rows of the export" in opened.text_content("#model")
         opened.click("#card-box summary")
         playwright.expect(opened.locator("#card")).to_have_text("# Tiny")
+        opened.close()
+
+
+def test_of_several_models_each_has_a_page_of_its_own(browser: Any, tmp_path: Path) -> None:
+    bundles = {name: save_served_bundle(tmp_path / name, labels=("no", "so so", name)) for name in ("one", "other")}
+    with (
+        live_server(bundles, root_path="/shown") as live,
+        prefix_proxy(live.url, "/shown", strips=True) as url,
+    ):
+        opened = browser.new_page(viewport={"width": 390, "height": 844})
+        opened.goto(f"{url}/ui")
+        for name in ("one", "other"):
+            opened.select_option("#models", name)
+            playwright.expect(opened.locator("#name")).to_have_text(name)
+            assert opened.url == f"{url}/models/{name}/ui"
+            classify(opened, "good")
+            assert opened.text_content("#answer") == name
+        assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        opened.go_back()
+        playwright.expect(opened.locator("#name")).to_have_text("one")
         opened.close()
