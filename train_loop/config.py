@@ -75,7 +75,7 @@ class TrainConfig:
     """Fraction of the training rows to hold out, stratified by label, if there is no validation split."""
     test_fraction: Annotated[float, FRACTION_BELOW_1] = 0.1
     """The same for a missing test split; 0: no test split."""
-    max_train_rows: Annotated[int | None, AT_LEAST_1] = None
+    max_train_rows: Annotated[int, AT_LEAST_1] | None = None
     """Training rows to use, drawn by label; null: all. More of them hold those that fewer do."""
     delimiter: str | None = None
     """Character between the fields of csv files, such as ";"; null: a comma, and a tab in tsv."""
@@ -97,15 +97,15 @@ class TrainConfig:
     """Numbers: lowest and highest answer, such as [0, 5]; null: no limits."""
     cleaning: CleaningMode = "none"
     """Text cleaning, saved with the model and applied when serving too."""
-    max_length: Annotated[int | None, AT_LEAST_4_TOKENS] = None
+    max_length: Annotated[int, AT_LEAST_4_TOKENS] | None = None
     """Longest input of the model, or length of a window [tokens]; null: the model's limit."""
 
     # Longer texts
     long_texts: LongTextStrategy = "truncate"
     """truncate: what fits is read; head_tail: both ends; windows: all of it, in pieces whose logits are pooled."""
-    head_tokens: Annotated[int | None, NOT_NEGATIVE] = None
+    head_tokens: Annotated[int, NOT_NEGATIVE] | None = None
     """head_tail: tokens kept from the start, the rest from the end; null: a quarter."""
-    window_stride: Annotated[int | None, AT_LEAST_1] = None
+    window_stride: Annotated[int, AT_LEAST_1] | None = None
     """windows: most tokens from the start of one to that of the next; null: windows do not overlap."""
     max_windows: Annotated[int, UP_TO_1024] = 32
     """windows: most of a text; those of a longer one are spread evenly over it."""
@@ -115,21 +115,21 @@ class TrainConfig:
     # The steps
     epochs: Annotated[int, AT_LEAST_1] = 3
     """Passes over the training rows."""
-    max_steps: Annotated[int | None, AT_LEAST_1] = None
+    max_steps: Annotated[int, AT_LEAST_1] | None = None
     """Optimizer steps after which training and the learning-rate schedule end; null: all epochs."""
     batch_size: Annotated[int, AT_LEAST_1] = 32
     """Rows per optimizer step, over all processes together."""
-    gradient_accumulation_steps: Annotated[int | None, AT_LEAST_1] = None
+    gradient_accumulation_steps: Annotated[int, AT_LEAST_1] | None = None
     """Forward passes per process and step; null: derived from max_tokens_per_forward."""
-    max_tokens_per_forward: Annotated[int | None, AT_LEAST_1] = None
+    max_tokens_per_forward: Annotated[int, AT_LEAST_1] | None = None
     """Most tokens of one forward pass, padding included; null: no limit. What is learned stays the same: up to
     rounding without dropout, in expectation with it."""
     length_grouping: LengthGrouping = "window"
     """window: rows of similar length share a step; batch: random steps, sorted within; none: random order."""
 
     # The optimizer
-    learning_rate: Annotated[float, POSITIVE] = 5e-5
-    """Peak learning rate of AdamW."""
+    learning_rate: Annotated[float, POSITIVE] | None = None
+    """Peak learning rate of AdamW; null: 5e-5 for a hidden size of 768, by its inverse square, at most 2e-4."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, FRACTION_BELOW_1] = 0.06
@@ -142,7 +142,7 @@ class TrainConfig:
     """Decay of AdamW's running mean of squared gradients."""
     adam_epsilon: Annotated[float, POSITIVE] = 1e-8
     """Added to AdamW's denominator."""
-    max_grad_norm: Annotated[float | None, POSITIVE] = 1.0
+    max_grad_norm: Annotated[float, POSITIVE] | None = 1.0
     """Gradients are clipped to this global 2-norm; null: no clipping."""
 
     # The loss
@@ -156,7 +156,7 @@ class TrainConfig:
     weight of the rows with the label, balanced: rows without it / rows with it."""
     label_smoothing: Annotated[float, FRACTION_BELOW_1] = 0.0
     """Fraction of the target spread over all classes, in [0, 1)."""
-    dropout: Annotated[float | None, FRACTION_BELOW_1] = None
+    dropout: Annotated[float, FRACTION_BELOW_1] | None = None
     """Every dropout probability of the model; null: the model's own."""
 
     # A teacher, and a student made from the model
@@ -169,11 +169,11 @@ class TrainConfig:
     """The teacher's share of the loss of a row that has a label."""
     distil_temperature: Annotated[float, POSITIVE] = 2.0
     """The logits of both are divided by it when they are compared."""
-    student_layers: Annotated[int | None, AT_LEAST_1] = None
+    student_layers: Annotated[int, AT_LEAST_1] | None = None
     """Layers of the model to keep; null: all."""
     student_layer_choice: Literal["even", "importance"] = "even"
     """even: evenly spaced, the last among them; importance: whose removal hurts least on validation rows."""
-    student_ffn: Annotated[int | None, AT_LEAST_1] = None
+    student_ffn: Annotated[int, AT_LEAST_1] | None = None
     """Feed-forward units to keep in each layer, the most active ones; null: all."""
 
     # Answers
@@ -200,16 +200,16 @@ class TrainConfig:
     """With mixed_precision no, multiply in TF32 on an NVIDIA GPU: faster, with a mantissa of 10 bits."""
 
     # Evaluation and checkpoints
-    eval_every: Annotated[int | None, AT_LEAST_1] = None
+    eval_every: Annotated[int, AT_LEAST_1] | None = None
     """Optimizer steps between evaluations; null: evaluate at the end of each epoch."""
     eval_max_tokens_per_forward: Annotated[int, AT_LEAST_1] = 8192
     """Most tokens of one forward pass when evaluating, padding included."""
     metric_for_best: MetricName | None = None
     """Validation metric that selects the best model; null: macro_f1, for several labels average_precision (macro), for
     numbers r2."""
-    early_stopping_patience: Annotated[int | None, AT_LEAST_1] = None
+    early_stopping_patience: Annotated[int, AT_LEAST_1] | None = None
     """Evaluations in a row without a new best after which training stops; null: never."""
-    save_every: Annotated[int | None, AT_LEAST_1] = None
+    save_every: Annotated[int, AT_LEAST_1] | None = None
     """Optimizer steps between checkpoints, in addition to one at each evaluation; null: only those."""
     keep_checkpoints: Annotated[int, AT_LEAST_1] = 2
     """Newest checkpoints to keep, in addition to the best."""

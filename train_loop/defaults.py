@@ -5,7 +5,10 @@ import dataclasses
 from serve.contract.errors import InputError
 from serve.contract.labels import ProblemType
 from train_loop.config import MetricName, TrainConfig
+from train_loop.model.pretrained import load_model_config
 
+USUAL_RATE, USUAL_SIZE, MOST_RATE = 5e-5, 768, 2e-4
+"""Learning rate for BERT's hidden size; a narrower model's is higher, up to MiniLM's (docs/TRAINING.md)."""
 AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
 METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
@@ -38,7 +41,11 @@ ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
 
 
 def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig:
-    """Return a configuration with loss and metric that suit what is learned; raises InputError if its own do not."""
+    """Return a configuration with loss, metric and learning rate that suit what is learned and the model.
+
+    Raises:
+        InputError: its own do not suit.
+    """
     usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, kinds in ONLY_FOR.items():
         if problem_type not in kinds and getattr(config, name) != usual[name]:
@@ -51,4 +58,8 @@ def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig
             f"{', '.join(own)}"
         )
     loss = config.loss or ("mse" if problem_type == "regression" else "cross_entropy")
-    return dataclasses.replace(config, loss=loss, metric_for_best=config.metric_for_best or own[0])
+    metric, rate = config.metric_for_best or own[0], config.learning_rate
+    if rate is None:
+        hidden_size = getattr(load_model_config(config), "hidden_size", USUAL_SIZE)
+        rate = float(f"{min(MOST_RATE, USUAL_RATE * (USUAL_SIZE / hidden_size) ** 2):.2g}")
+    return dataclasses.replace(config, loss=loss, metric_for_best=metric, learning_rate=rate)

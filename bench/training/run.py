@@ -84,6 +84,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     from serve.contract.text import clean
     from train_loop.command_line import read_config
     from train_loop.config import CONFIG_FILE
+    from train_loop.defaults import with_defaults
     from train_loop.model.pretrained import load_tokenizer, resolve_model
     from train_loop.rows.data import load_data
 
@@ -91,6 +92,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     source = read_config(file)
     tokenizer, max_length = load_tokenizer(source)
     data = load_data(source, tokenizer, max_length)
+    source = with_defaults(source, data.problem_type)
     if len(data.train) < options.rows:
         raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
     random = np.random.default_rng(options.seed)

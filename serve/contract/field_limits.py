@@ -33,7 +33,8 @@ def limits_of(record: type) -> dict[str, Limit]:
     return {
         name: limit
         for name, hint in hints.items()
-        for limit in getattr(hint, "__metadata__", ())
+        for part in (hint, *typing.get_args(hint))  # of `Annotated[int, AT_LEAST_1] | None` it is in a part
+        for limit in getattr(part, "__metadata__", ())
         if isinstance(limit, Limit)
     }
 

@@ -23,6 +23,7 @@ def learning_rate_at(update: int, num_updates: int, config: TrainConfig) -> floa
     to 0 just after the last update, or stays constant.
     """
     peak = config.learning_rate
+    assert peak is not None, "it has its default"
     num_warmup = num_warmup_updates(num_updates, config)
     if update < num_warmup:
         return peak * (update + 1) / num_warmup
@@ -65,7 +66,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     devices = {parameter.device.type for parameter in model.parameters()}
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
+        lr=config.learning_rate or 0.0,  # `update` sets it
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         fused=devices <= {"cuda", "cpu", "mps", "xpu"},

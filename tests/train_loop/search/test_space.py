@@ -67,7 +67,7 @@ def test_values_have_the_types_of_their_fields(read: Read) -> None:
             "batch_size: add the configuration's own, 32, which is tried first; or pass",
         ),
         ("dropout: {low: 0.0, high: 0.3}", "dropout: add the configuration's own, null"),
-        ("learning_rate: {low: 1e-3, high: 1e-2}", "learning_rate: add the configuration's own, 5e-05"),
+        ("learning_rate: {low: 1e-3, high: 1e-2}", "learning_rate: add the configuration's own, 0.0002"),
         ("epochs: {low: 0, high: 3}", "--epochs must be at least 1, found 0 (with epochs 0)"),
         ("loss: {choices: [cross_entropy, mse]}", "--loss mse is for numbers"),
         ("max_length: {choices: [null, 100000]}", "max_length 100000"),
@@ -88,7 +88,7 @@ def test_a_space_that_cannot_be_is_refused(read: Read, text: str, problem: str) 
 
 def test_all_problems_are_named_at_once(read: Read) -> None:
     with pytest.raises(InputError) as refused:
-        read("seed: {low: 1, high: 2}\nbatch_size: 3\nlearning_rate: {low: 1e-6, high: 1e-4}")
+        read("seed: {low: 1, high: 2}\nbatch_size: 3\nlearning_rate: {low: 1e-6, high: 1e-3}")
     assert len(str(refused.value).splitlines()) == 2
 
 
