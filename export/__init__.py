@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from export.__main__ import export_run
     from export.console import Exported
+    from serve.contract.bundle import Variant, Verification
 
-__all__ = ["Exported", "export_run"]
+__all__ = ["Exported", "Variant", "Verification", "export_run"]
 
-_HOME = {"Exported": "export.console", "export_run": "export.__main__"}
+_HOME = {
+    "Exported": "export.console",
+    "Variant": "serve.contract.bundle",
+    "Verification": "serve.contract.bundle",
+    "export_run": "export.__main__",
+}
 
 
 def __getattr__(name: str) -> Any:

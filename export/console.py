@@ -31,10 +31,15 @@ class Exported:
     """What an export made."""
 
     folder: Path
+    """The bundle."""
     variants: dict[str, Variant]
-    left_out: dict[str, str]  # variant -> why it is not in the bundle
-    rows_per_s: dict[str, dict[int, float]]  # variant, except fp16 -> batch size -> rows/s
-    sizes: dict[str, int]  # variant -> bytes
+    """fp32, int8 or fp16 -> its graph, and in `verification` how it compared with PyTorch."""
+    left_out: dict[str, str]
+    """Variant -> why it is not in the bundle."""
+    rows_per_s: dict[str, dict[int, float]]
+    """Variant, except fp16 -> batch size (1, 32) -> rows/s of the graph on this machine."""
+    sizes: dict[str, int]
+    """Variant -> bytes of its graph."""
 
 
 def prepared_console(output: Path) -> Console:

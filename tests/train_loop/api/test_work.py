@@ -1,8 +1,10 @@
 """`train`, `evaluate` and `export_run` in one process, as in a notebook."""
 
+import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from tiny_models import save_tiny_model
 
 from export import export_run
 from serve import Predictor, TableClassifier
-from train_loop import InputError, Run, TrainConfig, evaluate, load_rows, train
+from train_loop import InputError, Run, TrainConfig, WorkStopped, evaluate, load_rows, train
+from train_loop.run.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("pictureless")
 
@@ -77,6 +80,30 @@ def test_runs_of_several_precisions_in_one_process_leave_nothing_behind(
         train(frame_of(60), **fields | {"mixed_precision": precision, "max_steps": 2})
         assert f"precision        {'float32' if precision == 'no' else precision}" in capsys.readouterr().out
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_an_interrupted_run_is_saved_and_goes_on(fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    after_evaluation = Progress.after_evaluation
+
+    def interrupt(progress: Progress, step: int, *rest: Any, **more: Any) -> None:
+        after_evaluation(progress, step, *rest, **more)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)  # as a notebook's stop button does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "after_evaluation", interrupt)
+        with pytest.raises(WorkStopped, match="Stopped by SIGINT"):
+            train(frame_of(60), **fields | {"epochs": 4})
+    unfinished = fields["output_dir"] / "latest"
+    with pytest.raises(InputError, match="not finished"):
+        Run(unfinished)
+    assert train(resume=unfinished).path == unfinished.resolve()
+
+
+def test_a_run_may_be_trained_in_a_thread(fields: dict[str, Any]) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        run = threads.submit(train, frame_of(60), **fields | {"max_steps": 2}).result()
+    assert run.results.headline == "test"
 
 
 def test_a_run_is_evaluated_on_a_frame_and_on_a_split(run: Run) -> None:
