@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve.contract.classifier import Side
 from serve.contract.command import make_ready
+from serve.contract.errors import InputError
 from train_loop import NEEDED
 from train_loop.api.results import Results, Run
 from train_loop.api.rows import FRAMES, config_of_rows, file_of
@@ -91,36 +92,18 @@ def evaluate(
     Raises:
         InputError: anything that was given is wrong, named as on the command line.
     """
+    asked = dict(locals())  # by the names of the command's flags, but for `rows`
     make_ready(NEEDED, "train")
     limit_spinning()  # before torch is imported
-    from serve.contract.errors import InputError
     from train_loop.evaluation import evaluate_as_asked
 
     if (run is None) == (model is None):
         raise InputError("evaluate a run or a model: pass one of them")
     if rows is not None and split is not None:
         raise InputError("split is one of the run's own; leave it or rows out")
-    folder = Path(output or ".").resolve().parent if run is None else Path(run).resolve().parent
-    file = file_of(rows, folder / FRAMES)
-    return Results(
-        evaluate_as_asked(
-            argparse.Namespace(
-                run=run,
-                model=None if model is None else str(model),
-                file=None if file is None else Path(file),
-                split=split,
-                output=None if output is None else Path(output),
-                text_column=text_column,
-                text_pair_column=text_pair_column,
-                label_column=label_column,
-                label_separator=label_separator,
-                label_columns=label_columns,
-                delimiter=delimiter,
-                label_names=label_names,
-                max_length=max_length,
-                padding_side=padding_side,
-                revision=revision,
-                max_tokens_per_forward=max_tokens_per_forward,
-            )
-        )
-    )
+    results = run or output
+    file = file_of(asked.pop("rows"), Path(FRAMES) if results is None else Path(results).resolve().parent / FRAMES)
+    paths = {"file": file, "output": output}
+    asked |= {name: None if path is None else Path(path) for name, path in paths.items()}
+    asked["model"] = None if model is None else str(model)
+    return Results(evaluate_as_asked(argparse.Namespace(**asked)))

@@ -72,6 +72,14 @@ def test_a_run_on_a_frame_is_found_again_with_its_rows(run: Run, fields: dict[st
     assert again.results.metrics == run.results.metrics
 
 
+def test_a_cell_that_is_run_again_goes_on_with_its_run(
+    fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = (train(frame_of(60), **fields, run_name="mine", resume="auto") for _ in range(2))
+    assert first == again
+    assert "Finished already" in capsys.readouterr().out
+
+
 def test_runs_of_several_precisions_in_one_process_leave_nothing_behind(
     fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +131,7 @@ def test_a_model_trained_elsewhere_is_evaluated_on_a_frame(
     monkeypatch.chdir(tmp_path)
     found = evaluate(model=run.path / "model", rows=frame_of(40), text_column="message", label_column="team")
     assert found.predictions["predicted"].tolist() == evaluate(run, frame_of(40)).predictions["predicted"].tolist()
+    assert {path.name for path in tmp_path.iterdir()} == {"frames", found.folder.name}
 
 
 def test_an_exported_run_answers_texts_and_frames(run: Run) -> None:
