@@ -9,7 +9,7 @@ import sys
 os.environ["RAY_DATA_USE_DATASOURCE_V2"] = "0"  # the newer reader takes minutes to list a few small files
 import ray
 
-from serve.files.table_classifier import TableClassifier
+from serve import TableClassifier
 
 
 def main(bundle: str, rows: str, answers: str) -> None:

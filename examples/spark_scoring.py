@@ -10,7 +10,7 @@ import pyarrow
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
-from serve.files.table_classifier import TableClassifier
+from serve import TableClassifier
 
 
 def main(bundle: str, rows: str, answers: str) -> None:

@@ -12,16 +12,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
+from serve.contract.bundle import VariantName
+from serve.contract.command import make_ready
 from train_loop.model.flags import ModelFlags
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from export.console import Exported
     from export.source import Source
 
-NEEDED = ("torch", "transformers", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn")
+NEEDED, EXTRA = ("torch", "transformers", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn"), "export-base,cpu"
+"""Modules that every export imports, and the extra that installs them."""
+VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,10 +39,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(
             lambda: _export(arguments),
             needs=NEEDED,
-            extra="export-base,cpu",
+            extra=EXTRA,
             interrupted=f"Stopped; {unchanged}.",
             after_os_error=f"{unchanged}. Make room, or pass --output with another folder",
         )
+
+
+def export_run(
+    run: str | os.PathLike[str],
+    output: str | Path | None = None,
+    *,
+    variants: Sequence[VariantName] = VARIANTS,
+    quantization: Literal["static", "dynamic"] = "static",
+    min_label_agreement: float | None = None,
+) -> "Exported":
+    """Export a finished run as a verified ONNX bundle; prints what the command prints.
+
+    Every graph is compared with PyTorch on the validation rows that training kept in RUN/samples.
+    A variant that falls short of its gate is not in the bundle; `Exported.left_out` says why.
+
+    Args:
+        run: run directory.
+        output: bundle folder, replaced as a whole; None for RUN/onnx.
+        variants: graphs to export; fp32 is always among them.
+        quantization: kind of int8; with dynamic, a text's answer depends on its batch.
+        min_label_agreement: share of held-out rows, above 0 and at most 1, on which int8 must agree with PyTorch; None
+            for 0.98, or 0.99 for several labels.
+
+    Raises:
+        InputError: the run is not finished, or as in `export_bundle`.
+    """
+    make_ready(NEEDED, EXTRA)
+    # Here: these libraries take seconds.
+    from export.build import Settings, export_bundle
+    from export.console import prepared_console, print_summary
+    from export.rows import Columns
+    from export.source import RowFiles, source_of_run
+
+    settings = Settings(variants=variants, quantization=quantization, min_label_agreement=min_label_agreement)
+    folder = Path(run).resolve()
+    bundle = folder / "onnx" if output is None else Path(output).resolve()
+    console = prepared_console(bundle)
+    source = source_of_run(folder, RowFiles(None, None, Columns()))
+    exported = export_bundle(source, bundle, settings, console)
+    print_summary(console, exported, None)
+    return exported
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants",
         nargs="+",
-        choices=("fp32", "int8", "fp16"),
-        default=["fp32", "int8", "fp16"],
+        choices=VARIANTS,
+        default=[*VARIANTS],
         help="graphs to export; fp32 is always among them (default: all)",
     )
     parser.add_argument(
@@ -138,25 +184,13 @@ def _add_row_flags(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     # Here, after the command line was checked: these libraries take seconds.
-    import transformers
-    from rich.console import Console
-
     from export.build import Settings, export_bundle
-    from export.console import print_summary
+    from export.console import prepared_console, print_summary
     from export.pack import write_triton
-    from serve.contract.bundle import BUNDLE_FILE
-    from serve.contract.errors import InputError
 
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
     output: Path = (arguments.output or _default_output(arguments)).resolve()
-    if output.is_file():
-        raise InputError(f"--output {output}: this is a file; name a folder")
-    if output.exists() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file():
-        raise InputError(f"--output {output}: the folder has other files, and would be replaced; name a new one")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()  # of transformers 5, while it loads weights
-    console = Console(width=None if sys.stdout.isatty() else 160, soft_wrap=True)
+    console = prepared_console(output)
     with _source(arguments, output, console) as source:
         exported = export_bundle(source, output, settings, console)
     if arguments.triton is not None:

@@ -14,7 +14,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import filelock
 import numpy as np
@@ -49,6 +49,8 @@ from serve.providers import PROVIDERS, GpuOptions
 from serve.session import Session, require_device
 
 FILES: dict[str, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}
+VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
+Quantization = Literal["static", "dynamic"]
 SLOWER = 0.9
 """Share of its source's rows/s below which a fused graph is dropped: slower beyond the noise of a short timing."""
 
@@ -57,8 +59,8 @@ SLOWER = 0.9
 class Settings:
     """What to export, and how; raises InputError if a field is out of range."""
 
-    variants: Sequence[VariantName] = ("fp32", "int8", "fp16")
-    quantization: Literal["static", "dynamic"] = "static"
+    variants: Annotated[Sequence[VariantName], Limit(set(FILES).issuperset, "some of fp32, int8 and fp16")] = VARIANTS
+    quantization: Annotated[Quantization, Limit(get_args(Quantization).__contains__, "static or dynamic")] = "static"
     min_label_agreement: Annotated[float | None, Limit(lambda share: 0 < share <= 1, "above 0 and at most 1")] = None
     """Overrides the gate of int8; numbers have none."""
     raw_mask: bool = False

@@ -13,7 +13,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from serve.contract.bundle import Variant, Verification
+from serve.contract.bundle import BUNDLE_FILE, Variant, Verification
+from serve.contract.errors import InputError
 from serve.contract.labels import ProblemType
 
 Advance = Callable[[int], None]  # called with the number of parts done since the last call
@@ -30,10 +31,35 @@ class Exported:
     """What an export made."""
 
     folder: Path
+    """The bundle."""
     variants: dict[str, Variant]
-    left_out: dict[str, str]  # variant -> why it is not in the bundle
-    rows_per_s: dict[str, dict[int, float]]  # variant, except fp16 -> batch size -> rows/s
-    sizes: dict[str, int]  # variant -> bytes
+    """fp32, int8 or fp16 -> its graph, and in `verification` how it compared with PyTorch."""
+    left_out: dict[str, str]
+    """Variant -> why it is not in the bundle."""
+    rows_per_s: dict[str, dict[int, float]]
+    """Variant, except fp16 -> batch size (1, 32) -> rows/s of the graph on this machine."""
+    sizes: dict[str, int]
+    """Variant -> bytes of its graph."""
+
+
+def prepared_console(output: Path) -> Console:
+    """Return the console of an export into a folder that loses nothing by it; quieten libraries.
+
+    Raises:
+        InputError: the folder is a file, or holds something else than a bundle.
+    """
+    if output.is_file():
+        raise InputError(f"--output {output}: this is a file; name a folder")
+    if output.exists() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file():
+        raise InputError(f"--output {output}: the folder has other files, and would be replaced; name a new one")
+    import transformers  # here: these take seconds
+
+    from train_loop.run.progress import build_console
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # of transformers 5, while it loads weights
+    return build_console()
 
 
 class Progress:

@@ -1,7 +1,8 @@
 """Serving: a bundle in, labels out, by ONNX Runtime and without torch.
 
-    from serve import Predictor
+    from serve import Predictor, TableClassifier
 
+All other names in this package are internal (docs/API.md).
 Nothing in this package may import torch, transformers, datasets or optimum.
 """
 
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from serve.contract.errors import InputError
     from serve.encoder import ItemError
+    from serve.files.table_classifier import TableClassifier
     from serve.predictor import Prediction, Predictor
 
-__all__ = ["InputError", "ItemError", "Prediction", "Predictor"]
+__all__ = ["InputError", "ItemError", "Prediction", "Predictor", "TableClassifier"]
 
 _HOME = {
     "InputError": "serve.contract.errors",
     "ItemError": "serve.encoder",
     "Prediction": "serve.predictor",
     "Predictor": "serve.predictor",
+    "TableClassifier": "serve.files.table_classifier",
 }
 
 

@@ -1,9 +1,11 @@
 """The documents are true: their commands parse, the files they name exist."""
 
 import ast
+import importlib
 import re
 import shlex
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import ROOT
 
+from export.__main__ import _parser as export_parser
+from serve.cluster import _parser as cluster_parser
+from serve.http.settings import parse_settings
+from serve.predict import _parser as predict_parser
 from train_loop.command_line import parse_config
+from train_loop.evaluation import _parser as evaluation_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
@@ -31,6 +38,56 @@ def test_the_training_commands_parse(command: str, monkeypatch: pytest.MonkeyPat
         arguments.append("recipes/quickstart.yaml")
     config = parse_config(arguments)
     assert config.train_file or config.dataset_name
+
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+FENCED = [
+    (path.name, language, block)
+    for path in DOCS
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+]
+PARSERS: dict[str, Callable[[list[str]], Any]] = {
+    "export": lambda argv: export_parser().parse_args(argv),
+    "serve": lambda argv: parse_settings(argv, {}),
+    "serve.cluster": lambda argv: cluster_parser().parse_args(argv),
+    "serve.predict": lambda argv: predict_parser().parse_args(argv),
+    "train_loop.evaluation": lambda argv: evaluation_parser().parse_args(argv),
+    "train": parse_config,
+}
+"""Command -> what reads its flags; it ends with status 2, or an InputError, where one is wrong."""
+
+
+def commands_of_the_docs() -> Iterator[tuple[str, str]]:
+    for name, _, block in FENCED:
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.partition("  #")[0].strip()
+            found = re.match(r"(?:python -m|accelerate launch -m|rawloop) ([\w.]+) ", command)
+            if found and found[1] in PARSERS and not re.search(r"\.\.\. |--help|[|\[]", command):
+                yield name, command
+
+
+@pytest.mark.parametrize(("document", "command"), [*commands_of_the_docs()])
+def test_the_commands_of_the_pages_parse(document: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    module, *flags = shlex.split(re.sub(r"^(python -m|accelerate launch -m|rawloop) ", "", command))
+    assert PARSERS[module](flags) is not None
+
+
+@pytest.mark.parametrize("block", [block for _, language, block in FENCED if language == "python"])
+def test_what_the_pages_import_exists(block: str) -> None:
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("export", "serve", "train_loop"):
+            package = importlib.import_module(node.module)
+            assert {alias.name for alias in node.names} <= {*package.__all__}
+            assert all(getattr(package, alias.name) for alias in node.names)
+
+
+def test_every_public_name_is_listed_and_has_a_reference() -> None:
+    pages = [(ROOT / "docs" / name).read_text("utf-8") for name in ("API.md", "REFERENCE.md")]
+    for module in ("export", "serve", "train_loop"):
+        for name in importlib.import_module(module).__all__:
+            assert f"`{name}`" in pages[0]
+            assert re.search(rf"^::: \w+\.{name}$", pages[1], re.MULTILINE), name
 
 
 def test_both_set_up_commands_are_one_line_and_install_extras_that_exist() -> None:
@@ -138,7 +195,8 @@ def test_the_constraints_hold_what_is_required_in_exact_versions(name: str, vers
     assert pinned["transformers"] == version
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    extras = {name: group for name, group in project["optional-dependencies"].items() if name != "mlflow"}
+    elsewhere = {"mlflow"} if has_optimum else {"mlflow", "docs"}  # the site has an environment of its own
+    extras = {name: group for name, group in project["optional-dependencies"].items() if name not in elsewhere}
     for group in (project["dependencies"], *extras.values()):
         for requirement in map(Requirement, group):
             if requirement.name != "rawloop" and (has_optimum or not requirement.name.startswith("optimum")):

@@ -1,4 +1,31 @@
-"""Training: labelled rows in, a finished run directory out. `accelerate launch train_loop/main.py`."""
+"""Training: labelled rows in, a finished run directory out. `accelerate launch train_loop/main.py`.
+
+    from train_loop import TrainConfig, load_rows, train, evaluate
+
+All other names in this package are internal (docs/API.md).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serve.contract.errors import InputError, WorkStopped
+    from train_loop.api.results import Results, Run
+    from train_loop.api.rows import LabelledRows, load_rows
+    from train_loop.api.work import evaluate, train
+    from train_loop.config import TrainConfig
+
+__all__ = [
+    "InputError",
+    "LabelledRows",
+    "Results",
+    "Run",
+    "TrainConfig",
+    "WorkStopped",
+    "evaluate",
+    "load_rows",
+    "train",
+]
 
 NEEDED = (
     "torch",
@@ -14,3 +41,18 @@ NEEDED = (
     "datasketch",
 )
 """Modules that every command here imports; the extra `train` installs them."""
+
+_HOME = {
+    **dict.fromkeys(("InputError", "WorkStopped"), "serve.contract.errors"),
+    **dict.fromkeys(("Results", "Run"), "train_loop.api.results"),
+    **dict.fromkeys(("LabelledRows", "load_rows"), "train_loop.api.rows"),
+    **dict.fromkeys(("evaluate", "train"), "train_loop.api.work"),
+    "TrainConfig": "train_loop.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is used: nothing here is loaded by `import train_loop`."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'train_loop' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -9,6 +9,7 @@ import difflib
 import functools
 import itertools
 import json
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -101,6 +102,19 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     parser = _new_parser()
     parser.set_defaults({name: from_files[name] for name in fields})
     return _as_config(parser.parse_args(list(argv)))
+
+
+def config_of(fields: dict[str, Any], base: TrainConfig | None = None) -> TrainConfig:
+    """Return the configuration of fields that are given in Python, over those of `base`, or of a run to `resume`.
+
+    Raises:
+        InputError: as in `parse_config`; also an unknown field, or a value of another type.
+    """
+    typed = typed_fields({name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in fields.items()}, "")
+    if (resume := typed.get("resume")) not in (None, BY_NAME):
+        _require_resumable(set(fields), Path(resume))
+        base = read_config(Path(resume) / CONFIG_FILE)
+    return TrainConfig(**typed) if base is None else dataclasses.replace(base, **typed)
 
 
 def _with_lists(argv: Sequence[str]) -> list[str]:

@@ -51,10 +51,11 @@ def run(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     limit_spinning()  # before torch is imported
     with connected_peers():
-        _run(arguments)
+        evaluate_as_asked(arguments)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def evaluate_as_asked(arguments: argparse.Namespace) -> Path:
+    """Evaluate by the flags of the command and return the results folder; raises what `run` raises."""
     # Imported here, so that --help and the message about a missing extra come at once.
     from train_loop.machine.device import build_accelerator, precision_name
     from train_loop.model.pretrained import fitting_precision
@@ -77,6 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
     with _model_folder(subject, arguments, accelerator, console) as model_folder:
         _evaluate(subject, arguments, model_folder, accelerator, console)
     accelerator.end_training()
+    return results
 
 
 def _run_of(arguments: argparse.Namespace) -> _Subject:

@@ -8,9 +8,11 @@ accelerate launch train_loop/main.py --resume runs/latest
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from serve.contract.command import given_arguments, is_main_process, run_command
 from train_loop import NEEDED
+from train_loop.config import TrainConfig
 from train_loop.machine.peers import advise, connected_peers, is_reported_elsewhere
 from train_loop.machine.threads import limit_spinning
 
@@ -25,12 +27,14 @@ def run(argv: Sequence[str]) -> None:
     """
     limit_spinning()  # before torch is imported
     with connected_peers():
-        _train(argv)
+        from train_loop.command_line import parse_config  # here, so that a missing extra is reported first
+
+        train_as_configured(parse_config(argv))
 
 
-def _train(argv: Sequence[str]) -> None:
+def train_as_configured(config: TrainConfig) -> Path:
+    """Train and return the run directory; raises what `run` raises. Call `limit_spinning` before."""
     # Imported here, so that --help and a missing extra are answered at once.
-    from train_loop.command_line import parse_config
     from train_loop.defaults import with_defaults
     from train_loop.distillation.teacher import with_teacher
     from train_loop.finish import finish
@@ -46,7 +50,6 @@ def _train(argv: Sequence[str]) -> None:
     from train_loop.run.trackers import running_trackers
     from train_loop.training import build_training, initial_model, print_run, restore
 
-    config = parse_config(argv)
     if is_main_process():
         require_writable(config.output_dir)
     accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
@@ -55,7 +58,7 @@ def _train(argv: Sequence[str]) -> None:
     resumed = resume_by_name(config, accelerator, console)
     if resumed is None:  # it is finished
         accelerator.end_training()
-        return
+        return Path(config.output_dir, str(config.run_name))
     config = resumed
 
     tokenizer, max_length = load_tokenizer(config)
@@ -78,6 +81,7 @@ def _train(argv: Sequence[str]) -> None:
         train(training, state)
         finish(training, state, run_directory, console)
     accelerator.end_training()
+    return run_directory.path
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,8 +48,10 @@ class NumberAgreement:
 class Verification:
     """How a variant compared with PyTorch in float32, on held-out rows."""
 
-    split: str  # where the rows come from, for display: `the validation split`, or a file's name
-    rows: Annotated[int, NOT_NEGATIVE]  # held-out rows compared
+    split: str
+    """Where the rows come from, for display: `the validation split`, or a file's name."""
+    rows: Annotated[int, NOT_NEGATIVE]
+    """Held-out rows compared."""
     max_abs_logit_difference: Annotated[float, NOT_NEGATIVE]
     """Largest |logit - PyTorch's| over those rows and the synthetic shapes."""
     label_agreement: Annotated[float | None, FRACTION] = None
@@ -83,17 +85,20 @@ class Verification:
 class Variant:
     """One graph of a bundle."""
 
-    file: str  # the graph, relative to the bundle's folder
+    file: str
+    """The graph, relative to the bundle's folder."""
     external_files: tuple[str, ...] = ()
     """Files with its weights, if the graph is too large to hold them (over 2 GB)."""
-    method: str  # how it was made, for display, such as `static, per channel, smoothed (alpha 0.9)`
+    method: str
+    """How it was made, for display, such as `static, per channel, smoothed (alpha 0.9)`."""
     instruction_set: str | None = None
     """Instruction set its integer arithmetic targets, such as `avx512_vnni`; None if it does not matter."""
     fused_operators: dict[str, int] = dataclasses.field(default_factory=dict)
     """Fused operator -> number in the graph."""
     details: dict[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
     """Other measurements and choices made while building it."""
-    canary_logits: tuple[float, ...]  # logits [C] of the canary text on the machine that exported it
+    canary_logits: tuple[float, ...]
+    """Logits [C] of the canary text on the machine that exported it."""
     verification: Verification
 
 

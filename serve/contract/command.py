@@ -10,6 +10,7 @@ import platform
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from serve.contract.errors import InputError, WorkStopped
@@ -59,11 +60,8 @@ def run_command(
         print_error(message if status > 128 else f"error: {message}")
         return status
 
-    switch_off_telemetry()
-    if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
-        on_gpu = " (for a GPU: gpu instead of cpu)" if "cpu" in extra.split(",") else ""
-        return fail(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'{on_gpu}", 2)
     try:
+        make_ready(needs, extra)
         return work() or 0
     except InputError as error:
         return fail(str(error), 2)
@@ -82,6 +80,19 @@ def run_command(
         is_forbidden = isinstance(error, PermissionError)
         remedy = "let your user read and write it (ls -l shows who may)" if is_forbidden else after_os_error
         return fail(f"{where}{error.strerror or error}; {remedy}", 1)
+
+
+def make_ready(needs: Sequence[str], extra: str) -> None:
+    """Do what comes before the work of a command or a public function: no telemetry, and a check of what it `needs`.
+
+    Raises:
+        InputError: modules are missing that the `extra` of the distribution installs.
+    """
+    switch_off_telemetry()
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's in a notebook without widgets: it prints
+    if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
+        on_gpu = " (for a GPU: gpu instead of cpu)" if "cpu" in extra.split(",") else ""
+        raise InputError(f"{', '.join(missing)} not installed; pip install 'rawloop[{extra}]'{on_gpu}")
 
 
 def given_arguments(argv: Sequence[str] | None) -> list[str]:

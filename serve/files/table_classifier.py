@@ -1,4 +1,4 @@
-"""Arrow tables in, Arrow tables out: for Ray, Spark, pandas and polars, which hold the rows themselves."""
+"""Tables in, tables out, of Arrow or pandas: for Ray, Spark, pandas and polars, which hold the rows themselves."""
 
 import functools
 import os
@@ -28,7 +28,8 @@ class TableClassifier:
 
     Pickled, it travels as its folder and arguments. A process loads the model once, however many it holds.
 
-        table = TableClassifier("runs/latest/onnx")(table)
+        classify = TableClassifier("runs/latest/onnx")
+        table = classify(table)  # a pyarrow.Table, or a pandas.DataFrame
 
     Args:
         bundle: a folder written by `python -m export`.
@@ -95,7 +96,13 @@ class TableClassifier:
         return self._arrow.schema([*fields, *self._form.schema], metadata if has_new_names else schema.metadata)
 
     def __call__(self, table: Any) -> Any:
-        """Return a `pyarrow.Table` with the columns added; raises InputError if it lacks a column."""
+        """Return a `pyarrow.Table`, or a `pandas.DataFrame`, with the columns added.
+
+        Raises:
+            InputError: it lacks a column.
+        """
+        if not isinstance(table, self._arrow.Table):
+            return self(self._arrow.Table.from_pandas(table)).to_pandas()
         schema = self.schema(table.schema)
         added = self.answers(*(values_of(table[name]) for name in self.columns)).columns
         kept = [table[name] for name in self._kept(table.column_names)]

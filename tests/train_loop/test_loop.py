@@ -14,7 +14,7 @@ from scenarios import observe
 
 from train_loop import loop
 from train_loop.main import main
-from train_loop.model.masks import take_masks_as_given
+from train_loop.model.masks import restore_masks, take_masks_as_given
 from train_loop.run.checkpoint import TrainState
 
 pytestmark = pytest.mark.usefixtures("pictureless")
@@ -134,6 +134,7 @@ def test_the_cpu_waits_for_the_device_once_a_step(argv: list[str]) -> None:
 
         training.progress.after_step = remember
         loop.train(training, TrainState())
+    restore_masks()
     assert len(waits) == 6
     assert np.diff(waits[:5]).max() == 1  # the last step is waited for at once: it is saved
 

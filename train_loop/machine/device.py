@@ -8,6 +8,7 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -51,8 +52,7 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
         )
     if not for_evaluation:
         _require_device(config, state)
-    if config.tf32:
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     keep_freed_memory(state.device)
     if state.device.type == "cpu":
         use_the_cores(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
@@ -69,6 +69,7 @@ def build_accelerator(config: TrainConfig, *, for_evaluation: bool = False) -> A
         raise InputError(
             "--mixed_precision fp16: not with FSDP, on whose sharded gradients its scaler is untried; use bf16 or no"
         )
+    AcceleratorState._reset_state()  # of the run before in this process, whose precision may be another
     return Accelerator(
         cpu=state.device.type == "cpu",
         mixed_precision=resolved,

@@ -1,6 +1,7 @@
 """Attention masks on a GPU, taken as they are given: what the feed knows, the host need not wait to find out."""
 
 import sys
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,18 +17,30 @@ def take_masks_as_given(model: PreTrainedModel, pad_token_id: int) -> bool:
     are searched for padding, where the host waits too, and then ones are made and looked at. Here neither is looked at,
     and without a mask attention has none. Models that do not ask are left as they are and need their mask.
 
-    Call it with the model on the CPU. It changes the model and the functions of its class's module.
+    Call it with the model on the CPU. It changes the model and, until `restore_masks`, the functions of its class's
+    module: an export in the same process would not find the attention that it fuses.
     """
     module = sys.modules[type(model).__module__]
     found = [name for name in PREPARE if hasattr(module, name)]
     if model.config._attn_implementation != "sdpa" or not found or hasattr(module, WINDOW):
         return False
     for name in found:
+        _replaced.setdefault((module, name), getattr(module, name))
         setattr(module, name, PREPARE[name])
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.warn_if_padding_and_no_attention_mask = lambda *_, **__: None  # the host would wait
     return _ones_are_the_default(model, pad_token_id)
+
+
+_replaced: dict[tuple[ModuleType, str], Any] = {}
+
+
+def restore_masks() -> None:
+    """Undo what `take_masks_as_given` did to modules; models that it was called with are then slower."""
+    while _replaced:
+        (module, name), function = _replaced.popitem()
+        setattr(module, name, function)
 
 
 def _expand(mask: Tensor, *_: Any, **__: Any) -> Tensor | None:

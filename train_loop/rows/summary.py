@@ -13,6 +13,7 @@ from train_loop.rows.tokens import hash_text
 from train_loop.rows.unsuitable_labels import MAX_FRACTIONS, are_fractions
 
 MAX_CLASSES_SHOWN = 12
+PERCENTILES = (50, 90, 99, 100)  # of the tokens of a row
 
 
 def figures_table(title: str, first: str, others: Iterable[str]) -> Table:
@@ -25,8 +26,9 @@ def print_data(console: Console, data: Data) -> None:
     """Print rows, class balance, lengths, truncation, duplicates, overlaps and contradictory labels."""
     table = figures_table("Rows", "", data.splits)
     splits = list(data.splits.values())
-    table.add_row("rows", *(f"{len(split):,}" for split in splits))
-    percentiles = [np.percentile(split.lengths, [50, 90, 99, 100]) for split in splits]
+    found = [figures_of(split, data) for split in splits]
+    table.add_row("rows", *(f"{each['rows']:,}" for each in found))
+    percentiles = [[each[f"tokens_{percent}_percent"] for percent in PERCENTILES] for each in found]
     table.add_row("tokens 50 / 90 / 99 / 100 %", *(" / ".join(f"{p:.0f}" for p in points) for points in percentiles))
     in_windows = any(split.num_windows.max(initial=1) > 1 for split in splits)
     if in_windows:
@@ -35,11 +37,10 @@ def print_data(console: Console, data: Data) -> None:
             *(f"{split.num_windows.sum():,}, {split.num_windows.max(initial=1)}" for split in splits),
         )
     cut_off = "not read whole" if in_windows else f"truncated at {data.max_length} tokens"
-    table.add_row(cut_off, *(f"{split.truncated.mean():.1%}" for split in splits))
-    table.add_row("empty texts", *(f"{count_empty(split):,}" for split in splits))
-    table.add_row("exact duplicates", *(f"{count_duplicates(split):,}" for split in splits))
-    table.add_row("texts also in train", *("" if s is data.train else f"{count_overlap(s, data):,}" for s in splits))
-    table.add_row("same text, other label", *(f"{count_contradictions(split):,}" for split in splits))
+    table.add_row(cut_off, *(f"{each['truncated']:.1%}" for each in found))
+    for name in ("empty_texts", "exact_duplicates", "texts_also_in_train", "same_text_other_label"):
+        shown = (f"{each[name]:,}" if name in each else "" for each in found)
+        table.add_row(name.replace("_", " "), *shown)
     console.print(table, highlight=False)
     if data.problem_type == "regression":
         _print_numbers(console, data)
@@ -49,6 +50,22 @@ def print_data(console: Console, data: Data) -> None:
         console.print(f"{split.name}: {split.origin}", style="dim", highlight=False, markup=False)
     for warning in _warnings(data):
         console.print(warning, style="yellow", highlight=False, markup=False)
+
+
+def figures_of(split: Split, data: Data) -> dict[str, float]:
+    """Return counts of a split's rows, percentiles of their tokens, and the share of those that are not read whole."""
+    percentiles = np.percentile(split.lengths, PERCENTILES).tolist()
+    tokens = {f"tokens_{percent}_percent": each for percent, each in zip(PERCENTILES, percentiles, strict=True)}
+    overlap = {} if split is data.train else {"texts_also_in_train": count_overlap(split, data)}
+    return {
+        "rows": len(split),
+        **tokens,
+        "truncated": float(split.truncated.mean()),
+        "empty_texts": count_empty(split),
+        "exact_duplicates": count_duplicates(split),
+        **overlap,
+        "same_text_other_label": count_contradictions(split),
+    }
 
 
 def _print_numbers(console: Console, data: Data) -> None:

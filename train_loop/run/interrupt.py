@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM during training: finish the step, save once, say how to continue."""
 
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,8 +28,9 @@ class InterruptWatch:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "InterruptWatch":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._record)
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:

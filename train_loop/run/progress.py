@@ -141,7 +141,12 @@ class Progress:
 
 
 def build_console(*, quiet: bool = False) -> Console:
-    """Return the console of a command; long lines are not wrapped if the output is not a terminal."""
+    """Return the console of a command; long lines are not wrapped if the output is not a terminal.
+
+    In a notebook, which says that it is a terminal, it prints as into a file: rich's live line there needs widgets.
+    """
+    if Console().is_jupyter:
+        return Console(quiet=quiet, width=160, soft_wrap=True, force_jupyter=False, force_terminal=False)
     return Console(quiet=quiet, width=None if sys.stdout.isatty() else 160, soft_wrap=True)
 
 

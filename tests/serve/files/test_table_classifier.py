@@ -113,7 +113,7 @@ def test_pickled_it_loads_once_in_a_process(bundle: Path) -> None:
 
 def test_a_data_frame_of_pandas(bundle: Path) -> None:
     frame = pd.DataFrame({"text": TEXTS}, index=[5, 6, 7, 8, 9, 10])
-    found = TableClassifier(bundle)(pa.Table.from_pandas(frame)).to_pandas()
+    found = TableClassifier(bundle)(frame)
     assert found.index.tolist() == frame.index.tolist()
     assert found["label"].notna().tolist() == [True, False, True, True, True, True]
 

@@ -12,7 +12,7 @@ from counted_waits import CountedWaits
 from tiny_models import ARCHITECTURES, ON_TRANSFORMERS_5, save_tiny_model
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from train_loop.model.masks import PREPARE, take_masks_as_given
+from train_loop.model.masks import PREPARE, restore_masks, take_masks_as_given
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # DeBERTa and ModernBERT
 
@@ -50,6 +50,8 @@ def test_masks_are_not_looked_at_and_answers_stay(tmp_path: Path, architecture: 
     if architecture == "xlnet":
         padded = padded.flip(1)
     expected = [model(input_ids=ids, attention_mask=mask).logits for mask in (full, padded)]
+    module = vars(sys.modules[type(model).__module__])
+    before = {name: module.get(name) for name in PREPARE}
     needs_none = take_masks_as_given(model, pad_token_id=0)
     assert needs_none == (architecture in LOOKING)
     with CountedWaits() as waits:
@@ -60,6 +62,9 @@ def test_masks_are_not_looked_at_and_answers_stay(tmp_path: Path, architecture: 
         torch.testing.assert_close(logits, right)
     if needs_none:
         assert waits.number == 0
+        assert {name: module.get(name) for name in PREPARE} != before
+    restore_masks()
+    assert {name: module.get(name) for name in PREPARE} == before
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

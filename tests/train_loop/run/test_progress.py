@@ -199,3 +199,12 @@ def test_a_quiet_console_prints_nothing(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == ""
     build_console().print("x" * 300)
     assert capsys.readouterr().out == "x" * 300 + "\n"
+
+
+def test_in_a_notebook_lines_are_plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)  # as a notebook's is
+    console = build_console()
+    console.print("x" * 120, style="yellow")
+    assert not console.is_terminal
+    assert capsys.readouterr().out == "x" * 120 + "\n"
