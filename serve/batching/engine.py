@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from serve.encoder import TextInput, Truncation, num_characters
 
 CANARY_TOLERANCE = 0.05
 """Largest difference of the canary's probabilities, or of its number by spread: other processors round differently."""
+
+
+when_answered: ContextVar[Callable[[Sequence[Outcome]], None]] = ContextVar("when_answered")
+"""What gets the outcomes of a request's inputs, where its trace is kept."""
 
 
 class CanaryFailed(Exception):
@@ -92,6 +97,8 @@ class Engine:
         if not made_here:
             self.require_within_limits(inputs)
         outcomes = await self.batcher.submit(inputs, timeout_s=timeout_s, truncation=truncation, whole=whole)
+        if (report := when_answered.get(None)) is not None:
+            report(outcomes)
         if whole:
             for outcome in outcomes:
                 if isinstance(outcome, RequestError):

@@ -17,6 +17,7 @@ from serve.http.gateway import Gateway
 from serve.http.lifecycle import Models
 from serve.http.protocols import hosts, huggingface, infinity, native, open_inference, tei, triton
 from serve.http.routes import JSON, Route, json_reply
+from serve.http.traces import Traces
 
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
 the Open Inference Protocol v2, infinity, KServe V1, Amazon SageMaker, Vertex AI, and rawloop's own, the clearest. `/ui`
@@ -49,7 +50,7 @@ EXAMPLES = {
 """Status -> an error of that status; its message is the description in `/docs`."""
 
 
-def build_app(models: Models) -> ASGIApp:
+def build_app(models: Models, traces: Traces) -> ASGIApp:
     """Return the ASGI application of models that were started."""
     # Redirects would send clients to whatever host their request names.
     api = FastAPI(title="rawloop", redirect_slashes=False)
@@ -63,7 +64,7 @@ def build_app(models: Models) -> ASGIApp:
     served = {"{name}": models.services[0].name, "{version}": open_inference.VERSION}
     api.openapi = cache(partial(_document, routes, served))  # type: ignore[method-assign]  # FastAPI: extend it so
     api.add_exception_handler(Refusal, _refuse)
-    gateway = Gateway(models, routes, fallback=api)
+    gateway = Gateway(models, routes, fallback=api, traces=traces)
     if not models.settings.cors_origins:
         return gateway
     return CORSMiddleware(

@@ -21,6 +21,7 @@ from serve.batching import request_errors as errors
 from serve.http.body import inflated
 from serve.http.lifecycle import Models
 from serve.http.routes import Call, Reply, Route, json_reply
+from serve.http.traces import Traces
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("serve.access")
@@ -39,8 +40,8 @@ REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class Gateway:
     """Answers requests to `routes`; `fallback` gets all others."""
 
-    def __init__(self, models: Models, routes: Sequence[Route], fallback: ASGIApp) -> None:
-        self._models, self._fallback = models, fallback
+    def __init__(self, models: Models, routes: Sequence[Route], fallback: ASGIApp, traces: Traces) -> None:
+        self._models, self._fallback, self._traces = models, fallback, traces
         self._routes = {(route.method, route.path): route for route in routes}
         self._patterns = [(compile_path(route.path)[0], route) for route in routes if "{" in route.path]
         self._num_receiving = 0  # bytes of bodies that are not complete yet
@@ -63,7 +64,10 @@ class Gateway:
         if route is None:
             await self._fallback({**scope, "root_path": root, "path": root + path}, receive, send)
         else:
-            reply = await self._answer(route, model, path_values, scope, receive)
+            request_id = self._request_id(headers := dict(scope["headers"]))
+            with self._traces.span(route, headers, request_id) as attributes:
+                reply = await self._answer(route, model, path_values, scope, receive, headers, request_id)
+                attributes["http.response.status_code"] = reply.status_code
             await reply(scope, receive, send)
 
     def _find(self, method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
@@ -78,12 +82,17 @@ class Gateway:
         return None, {}
 
     async def _answer(
-        self, route: Route, model: str | None, path_values: Mapping[str, str], scope: Scope, receive: Receive
+        self,
+        route: Route,
+        model: str | None,
+        path_values: Mapping[str, str],
+        scope: Scope,
+        receive: Receive,
+        headers: Mapping[bytes, bytes],
+        request_id: str,
     ) -> Reply:
         """Return the reply to a request, for the model of this name if there is one, whatever happens."""
         began = time.perf_counter()
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        request_id = self._request_id(headers)
         call = Call(self._models, path_values, headers, b"", timeout_s=0.0)
         try:
             if route.is_admin:

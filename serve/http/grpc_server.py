@@ -16,6 +16,7 @@ from serve.contract.errors import InputError, first_line
 from serve.http.gateway import TIMEOUT_HEADER, Gateway
 from serve.http.lifecycle import Models
 from serve.http.protocols import open_inference_grpc
+from serve.http.traces import Traces
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -35,10 +36,10 @@ MAX_CALLS = 4_096  # at the same time; gRPC reads each body by itself, up to `ma
 LONGEST_MS = 999_999_999  # that the gateway takes
 
 
-async def start_grpc_server(models: Models, address: str) -> Any:
+async def start_grpc_server(models: Models, traces: Traces, address: str) -> Any:
     """Return a running grpc.aio.Server; raises InputError if the address, HOST:PORT, is not available."""
     settings = models.settings
-    gateway = Gateway(models, routes := open_inference_grpc.routes(), fallback=_not_reached)
+    gateway = Gateway(models, routes := open_inference_grpc.routes(), fallback=_not_reached, traces=traces)
     handlers = {
         route.path.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(partial(_answer, gateway, route.path))
         for route in routes

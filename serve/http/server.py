@@ -29,6 +29,7 @@ from serve.http.connection import Connection
 from serve.http.lifecycle import Models, Service
 from serve.http.loading import load_engine, shared_cores
 from serve.http.settings import ServeSettings
+from serve.http.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def _allow_many_connections() -> None:
 
 
 async def _serve(settings: ServeSettings) -> int:
+    traces = Traces(settings.otlp_endpoint)
     models = Models.of(settings, partial(load_engine, cores=shared_cores(settings)))
     with _bound_socket(settings) as listener, _grpc_place(settings) as grpc_place:
         is_forced = False
@@ -69,10 +71,10 @@ async def _serve(settings: ServeSettings) -> int:
             await models.start()  # before the port listens: no one should connect to what cannot answer
             gc.collect()
             gc.freeze()  # else each full collection, of which long replies cause some, looks at every import: 40 ms
-            server = uvicorn.Server(_uvicorn_config(build_app(models), settings))
+            server = uvicorn.Server(_uvicorn_config(build_app(models, traces), settings))
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # see _handle_signals
             if grpc_place is not None:
-                grpc_server = await _start_grpc_server(models, grpc_place)
+                grpc_server = await _start_grpc_server(models, traces, grpc_place)
             with _address_errors(settings):
                 listener.listen(BACKLOG)
             serving = asyncio.create_task(_serve_both(server, listener, grpc_server, settings.drain_timeout_s))
@@ -89,6 +91,7 @@ async def _serve(settings: ServeSettings) -> int:
             if grpc_server is not None:
                 await grpc_server.stop(None)
             await models.stop(0.0 if is_forced else settings.drain_timeout_s)
+            await asyncio.to_thread(traces.close)
     return 1 if is_broken else 0
 
 
@@ -113,13 +116,13 @@ def _grpc_place(settings: ServeSettings) -> contextlib.AbstractContextManager[so
     return _bound_socket(settings, "grpc_port")
 
 
-async def _start_grpc_server(models: Models, place: socket.socket) -> Any:
+async def _start_grpc_server(models: Models, traces: Traces, place: socket.socket) -> Any:
     from serve.http.grpc_server import start_grpc_server  # needs the extra `grpc`
 
     host, port = place.getsockname()[:2]
     place.close()  # gRPC binds by itself
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    server = await start_grpc_server(models, address)
+    server = await start_grpc_server(models, traces, address)
     logger.info("gRPC on %s", address, extra={"grpc_address": address})
     return server
 

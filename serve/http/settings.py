@@ -25,7 +25,7 @@ GROUPS = {
     "threads": "batching",
     "request_timeout_ms": "limits",
     "canary_interval_s": "health",
-    "log_level": "logs",
+    "otlp_endpoint": "logs and traces",
 }
 """First field of a group -> title of the group in --help."""
 
@@ -159,6 +159,8 @@ class ServeSettings:
     drain_timeout_s: Annotated[float, NOT_NEGATIVE] = 30.0
     """time to answer what was accepted"""
 
+    otlp_endpoint: str | None = None
+    """OpenTelemetry collector that gets a trace of every request, such as http://localhost:4318; none unless set"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug may quote texts"""
     log_json: bool = False

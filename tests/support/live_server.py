@@ -24,6 +24,7 @@ from serve.http.lifecycle import Models, Service
 from serve.http.loading import load_engine, shared_cores
 from serve.http.server import _bound_socket, _start_grpc_server
 from serve.http.settings import ServeSettings
+from serve.http.traces import Traces
 from serve.session import Session
 
 TIMEOUT_S = 30
@@ -103,15 +104,16 @@ def live_server(
         loads = partial(load_engine, cores=shared_cores(given)) if load is None else lambda folder, *rest: load(folder)
         models = Models.of(given, loads)
         grpc_server, grpc_address = None, ""
+        traces = Traces(given.otlp_endpoint)
         try:
             await models.start()
             if given.grpc_port is not None:
                 with _bound_socket(given, "grpc_port") as place:
                     grpc_address = f"127.0.0.1:{place.getsockname()[1]}"
-                    grpc_server = await _start_grpc_server(models, place)
+                    grpc_server = await _start_grpc_server(models, traces, place)
             server = uvicorn.Server(
                 uvicorn.Config(
-                    build_app(models),
+                    build_app(models, traces),
                     port=0,
                     loop="none",
                     http=Connection,
@@ -143,6 +145,7 @@ def live_server(
             if grpc_server is not None:
                 await grpc_server.stop(5.0)
             await models.stop(timeout_s=5.0)
+            await asyncio.to_thread(traces.close)
 
     def run() -> None:
         try:
