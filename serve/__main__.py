@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(argv: Sequence[str]) -> int:
-    from serve.http.logs import set_up_logs
+    from serve.http.observability.logs import set_up_logs
     from serve.http.settings import parse_settings
 
     settings = parse_settings(argv)  # first: --help need not wait for the server's imports

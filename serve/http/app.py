@@ -15,9 +15,9 @@ from serve.batching import request_errors as errors
 from serve.http import operations
 from serve.http.gateway import Gateway
 from serve.http.lifecycle import Models
+from serve.http.observability.traces import Traces
 from serve.http.protocols import hosts, huggingface, infinity, native, open_inference, tei, triton
 from serve.http.routes import JSON, Route, json_reply
-from serve.http.traces import Traces
 
 DESCRIPTION = """One model behind the protocols of several servers: Text Embeddings Inference, Hugging Face inference,
 the Open Inference Protocol v2, infinity, KServe V1, Amazon SageMaker, Vertex AI, and rawloop's own, the clearest. `/ui`

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.batching import request_errors as errors
 from serve.http.body import inflated
 from serve.http.lifecycle import Models
+from serve.http.observability.traces import Traces
 from serve.http.routes import Call, Reply, Route, json_reply
-from serve.http.traces import Traces
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("serve.access")
@@ -65,7 +65,13 @@ class Gateway:
             await self._fallback({**scope, "root_path": root, "path": root + path}, receive, send)
         else:
             request_id = self._request_id(headers := dict(scope["headers"]))
-            with self._traces.span(route, headers, request_id) as attributes:
+            facts = {
+                "http.request.method": route.method,
+                "http.route": route.path,
+                "rawloop.request_id": request_id,
+                "rawloop.protocol": route.protocol,
+            }
+            with self._traces.span(f"{route.method} {route.path}", headers, facts) as attributes:
                 reply = await self._answer(route, model, path_values, scope, receive, headers, request_id)
                 attributes["http.response.status_code"] = reply.status_code
             await reply(scope, receive, send)

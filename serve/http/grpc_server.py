@@ -15,8 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 from serve.contract.errors import InputError, first_line
 from serve.http.gateway import TIMEOUT_HEADER, Gateway
 from serve.http.lifecycle import Models
+from serve.http.observability.traces import Traces
 from serve.http.protocols import open_inference_grpc
-from serve.http.traces import Traces
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

@@ -18,7 +18,7 @@ from serve.batching.engine import CanaryFailed, Engine
 from serve.batching.request_errors import Conflict, NotFound, Unavailable
 from serve.contract.errors import InputError, first_line
 from serve.http.keys import Keys
-from serve.http.metrics import Metrics
+from serve.http.observability.metrics import Metrics
 from serve.http.settings import ServeSettings
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import Encoder
 from serve.gpu.tensorrt import tensorrt_for
-from serve.http.metrics import BatchMetrics, Metrics
+from serve.http.observability.metrics import BatchMetrics, Metrics
 from serve.http.settings import ServeSettings
 from serve.pipeline import TOKENS_PER_BATCH
 from serve.providers import GpuOptions

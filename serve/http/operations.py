@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from serve.batching.request_errors import InvalidRequest
 from serve.contract.errors import InputError
-from serve.http.metrics import Exposition
+from serve.http.observability.metrics import Exposition
 from serve.http.protocols.tei import error_body  # /health is one of its routes
 from serve.http.routes import Call, Reply, Route, json_reply, plain_error
 

@@ -28,8 +28,8 @@ from serve.http.app import build_app
 from serve.http.connection import Connection
 from serve.http.lifecycle import Models, Service
 from serve.http.loading import load_engine, shared_cores
+from serve.http.observability.traces import Traces
 from serve.http.settings import ServeSettings
-from serve.http.traces import Traces
 
 logger = logging.getLogger(__name__)
 

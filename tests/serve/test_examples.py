@@ -13,7 +13,7 @@ import yaml
 from live_server import TIMEOUT_S, LiveServer, live_server, save_served_bundle
 from places import ROOT
 
-from serve.http.metrics import Metrics
+from serve.http.observability.metrics import Metrics
 from serve.http.settings import PREFIX, ServeSettings, parse_settings
 
 FOLDER = ROOT / "examples" / "serving"

@@ -22,9 +22,9 @@ from serve.http.app import build_app
 from serve.http.connection import Connection
 from serve.http.lifecycle import Models, Service
 from serve.http.loading import load_engine, shared_cores
+from serve.http.observability.traces import Traces
 from serve.http.server import _bound_socket, _start_grpc_server
 from serve.http.settings import ServeSettings
-from serve.http.traces import Traces
 from serve.session import Session
 
 TIMEOUT_S = 30

@@ -25,7 +25,7 @@ from serve.contract.bundle import read_bundle, record_files, write_manifest
 from serve.contract.classifier import write_classifier
 from serve.contract.drift import Distribution
 from serve.contract.errors import InputError
-from serve.http.logs import JsonFormatter
+from serve.http.observability.logs import JsonFormatter
 
 CLASSIFY = {"inputs": ["w1 good"]}
 
@@ -189,7 +189,7 @@ def test_request_ids_come_back(server: LiveServer) -> None:
 
 
 def test_a_bug_is_answered_too(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.http.metrics.Exposition.text", lambda self: 1 / 0)
+    monkeypatch.setattr("serve.http.observability.metrics.Exposition.text", lambda self: 1 / 0)
     answer = server.get("/metrics")
     assert answer.status_code == 500
     assert "ZeroDivisionError" in answer.json()["error"]

@@ -12,7 +12,7 @@ from serve.batching.batcher import BatchLimits
 from serve.batching.engine import Engine
 from serve.contract.errors import InputError
 from serve.http.loading import load_engine
-from serve.http.metrics import Metrics
+from serve.http.observability.metrics import Metrics
 from serve.http.settings import ServeSettings
 from serve.providers import GpuOptions
 from serve.session import Session, SessionPool

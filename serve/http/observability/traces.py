@@ -12,7 +12,6 @@ from typing import Any
 from serve.batching.engine import when_answered
 from serve.batching.ticket import Answer, Outcome
 from serve.contract.errors import InputError
-from serve.http.routes import Route
 
 FLUSH_MS = 5_000  # most time at the end for the last spans
 
@@ -40,21 +39,19 @@ class Traces:
         self._extract, self._kind, self._error = propagate.extract, trace.SpanKind.SERVER, trace.StatusCode.ERROR
 
     @contextlib.contextmanager
-    def span(self, route: Route, headers: Mapping[bytes, bytes], request_id: str) -> Iterator[dict[str, Any]]:
+    def span(self, name: str, headers: Mapping[bytes, bytes], attributes: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the attributes of a request's span, to add to; what the model answers is added too."""
-        attributes: dict[str, Any] = {}
         if self._tracer is None:
             yield attributes
             return
         parent = self._extract({name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()})
-        span = self._tracer.start_span(f"{route.method} {route.path}", parent, self._kind)
+        span = self._tracer.start_span(name, parent, self._kind)
         token = when_answered.set(lambda outcomes: attributes.update(_of_outcomes(outcomes)))
         try:
             yield attributes
         finally:
             when_answered.reset(token)
-            attributes |= {"http.request.method": route.method, "http.route": route.path}
-            span.set_attributes(attributes | {"rawloop.request_id": request_id, "rawloop.protocol": route.protocol})
+            span.set_attributes(attributes)
             if attributes.get("http.response.status_code", 500) >= 500:
                 span.set_status(self._error)
             span.end()

@@ -14,7 +14,7 @@ from live_server import live_server, save_served_bundle
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from serve.contract.errors import InputError
-from serve.http.traces import Traces
+from serve.http.observability.traces import Traces
 
 
 class Collector:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.http.metrics import Exposition, GpuCollector, Metrics
+from serve.http.observability.metrics import Exposition, GpuCollector, Metrics
 
 
 class NVMLError(Exception):
@@ -97,7 +97,7 @@ def test_a_server_on_a_cpu_does_not_ask(nvml: FakeNvml) -> None:
 def test_without_module_or_driver_there_are_none_and_one_line_in_the_log(
     nvml: FakeNvml, is_installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "serve.http.metrics")
+    caplog.set_level(logging.DEBUG, "serve.http.observability.metrics")
     nvml.has_driver = False
     if not is_installed:
         monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -117,7 +117,7 @@ def test_a_driver_that_fails_for_a_while_is_asked_again(nvml: FakeNvml) -> None:
 
 
 def test_a_driver_that_hangs_holds_up_one_scrape(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.http.metrics.GPU_WAIT_S", 0.01)
+    monkeypatch.setattr("serve.http.observability.metrics.GPU_WAIT_S", 0.01)
     metrics = serving_on("CUDAExecutionProvider")
     nvml.answers.clear()
     stuck = threading.Thread(target=Exposition({"": metrics}).text)
