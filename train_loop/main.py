@@ -34,6 +34,7 @@ def _train(argv: Sequence[str]) -> None:
     from train_loop.defaults import with_defaults
     from train_loop.distillation.teacher import with_teacher
     from train_loop.finish import finish
+    from train_loop.hub.upload import require_uploadable
     from train_loop.loop import train
     from train_loop.machine.agreement import require_same_command, require_same_data
     from train_loop.machine.device import build_accelerator
@@ -49,6 +50,8 @@ def _train(argv: Sequence[str]) -> None:
     config = parse_config(argv)
     if is_main_process():
         require_writable(config.output_dir)
+        if config.push_to_hub is not None:
+            require_uploadable(config.push_to_hub, "--push_to_hub: ")
     accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
     console = build_console(quiet=not accelerator.is_main_process)
     require_same_command(accelerator, config)
