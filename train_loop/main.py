@@ -70,16 +70,14 @@ def _train(argv: Sequence[str]) -> None:
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
     model, weights = initial_model(config, accelerator, tokenizer, data, report)
     require_same_data(accelerator, data, model)
-    with (
-        open_run(config, accelerator) as run_directory,
-        running_trackers(config, accelerator, run_directory, console.print),
-    ):
+    with open_run(config, accelerator) as run_directory:
         advise(how_to_go_on(config, run_directory))
         training = build_training(config, accelerator, model, tokenizer, data, weights, run_directory, console)
         print_run(console, training)
         state = restore(training)
-        train(training, state)
-        finish(training, state, run_directory, console)
+        with running_trackers(config, accelerator, run_directory, state.step, console.print):
+            train(training, state)
+            finish(training, state, run_directory, console)
     accelerator.end_training()
 
 
