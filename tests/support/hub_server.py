@@ -213,17 +213,24 @@ def running_hub() -> Iterator[Hub]:
 
 
 @contextlib.contextmanager
+def online() -> Iterator[None]:
+    """Let huggingface_hub connect: the tests' offline mode would refuse this machine, too."""
+    if not hasattr(huggingface_hub, "configure_http_backend"):  # from version 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
+            yield
+        return
+    huggingface_hub.configure_http_backend(requests.Session)
+    yield
+    huggingface_hub.configure_http_backend()
+
+
+@contextlib.contextmanager
 def connected_hub() -> Iterator[Hub]:
-    """Run the stand-in, and let this process's huggingface_hub use it with a token; the tests are offline otherwise."""
-    with running_hub() as hub, pytest.MonkeyPatch.context() as patch:
+    """Run the stand-in, and let this process's huggingface_hub use it with a token and without waiting."""
+    with running_hub() as hub, online(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # another protocol, for large files
         patch.setattr("time.sleep", lambda seconds: None)
-        if not hasattr(huggingface_hub, "configure_http_backend"):  # from version 1
-            patch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
-            yield hub
-            return
-        huggingface_hub.configure_http_backend(requests.Session)
         yield hub
-        huggingface_hub.configure_http_backend()

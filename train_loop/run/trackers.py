@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -202,3 +203,5 @@ def _dropped_if_it_fails(name: str, notify: Notify) -> Iterator[None]:
     except Exception as error:  # of whatever library the tracker uses
         reason = first_line(error)
         notify(f"Tracker {name} failed and gets nothing more ({reason}). logs/metrics.jsonl has every number.")
+        if name == "mlflow":  # it will try to end its run at exit, and again for minutes
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"

@@ -14,6 +14,7 @@ import torch
 from exports import export_tiny_run
 from hub_server import TOKEN, Hub, connected_hub
 from labelled_rows import labelled_rows
+from tiny_bundles import save_tiny_bundle
 from tiny_runs import LABELS, save_tiny_run
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -71,6 +72,13 @@ def test_an_existing_repository_keeps_its_visibility_and_loses_what_is_of_an_ear
     assert repository.files["results/report.html"] == b"new"
     assert repository.files["LICENSE"] == b"mine"
     assert not {"onnx/model.onnx", "vocab.txt"} & {*repository.files}
+
+
+def test_a_bundle_of_another_model_stays_where_it_is(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_bundle(run / "onnx")
+    assert upload(run) == 0
+    assert "is of an earlier model and stays here" in capsys.readouterr().out
+    assert not any(name.startswith("onnx/") for name in hub.repositories["me/router"].files)
 
 
 def test_a_tag_that_exists_is_an_error_before_anything_moves(
