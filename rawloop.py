@@ -20,6 +20,7 @@ MODULES = {
     "curve": "train_loop.curve",
     "search": "train_loop.search.__main__",
     "export": "export.__main__",
+    "hub": "train_loop.hub.__main__",
     "predict": "serve.predict",
     "serve": "serve.__main__",
     "bench": "bench.__main__",
@@ -32,6 +33,7 @@ USAGE = """usage: rawloop COMMAND [--FLAG VALUE ...]
   curve       what more labels would bring: trained on some of the rows, then more
   search      many runs -> better values of the configuration's fields
   export      a run, or any classifier -> a verified ONNX bundle
+  hub         a run -> a repository on the Hub
   predict     texts or files -> answers of a bundle
   serve       a bundle over HTTP
   bench       speed, next to what you would pick instead

@@ -18,13 +18,15 @@ from train_loop.config import TrainConfig
 from train_loop.findings.assessment import assess
 from train_loop.findings.calibration import fit_temperature
 from train_loop.findings.results import finite_metrics, print_results, write_results
+from train_loop.hub.card import render_model_card
+from train_loop.hub.upload import push_to_hub
 from train_loop.machine.processes import on_main_process
-from train_loop.model.card import push_to_hub, render_model_card
 from train_loop.model.folder import write_model
 from train_loop.rows.export_samples import write_samples
 from train_loop.rows.split import Split
 from train_loop.run.checkpoint import MODEL_FILE, TrainState, damage, load_model_tensors
 from train_loop.run.directory import RECORDED_PACKAGES, RunDirectory
+from train_loop.run.trackers import send_results
 from train_loop.steps.scoring import evaluate_logits
 from train_loop.training import Training
 
@@ -68,7 +70,8 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         model = accelerator.unwrap_model(training.model)
         assert isinstance(model, PreTrainedModel)
         card = render_model_card(assessment, data.max_length, len(data.train))
-        classifier = dataclasses.replace(assessment.main.classifier, metrics=finite_metrics(assessment))
+        metrics = finite_metrics(assessment)
+        classifier = dataclasses.replace(assessment.main.classifier, metrics=metrics)
         write_model(
             run.model,
             model,
@@ -79,8 +82,9 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
             offset=data.offset,
             scale=data.scale,
         )
+        send_results(accelerator, run, metrics, state.step, training.progress.note)
         if config.push_to_hub is not None:
-            push_to_hub(run.model, config.push_to_hub, training.progress.note)
+            push_to_hub(run.path, config.push_to_hub, training.progress.note)
 
     on_main_process(accelerator, examine_and_write)
     console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)

@@ -38,6 +38,7 @@ def train_as_configured(config: TrainConfig) -> Path:
     from train_loop.defaults import with_defaults
     from train_loop.distillation.teacher import with_teacher
     from train_loop.finish import finish
+    from train_loop.hub.upload import require_uploadable
     from train_loop.loop import train
     from train_loop.machine.agreement import require_same_command, require_same_data
     from train_loop.machine.device import build_accelerator
@@ -52,6 +53,8 @@ def train_as_configured(config: TrainConfig) -> Path:
 
     if is_main_process():
         require_writable(config.output_dir)
+        if config.push_to_hub is not None:
+            require_uploadable(config.push_to_hub, "--push_to_hub: ")
     accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
     console = build_console(quiet=not accelerator.is_main_process)
     require_same_command(accelerator, config)
@@ -70,16 +73,14 @@ def train_as_configured(config: TrainConfig) -> Path:
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
     model, weights = initial_model(config, accelerator, tokenizer, data, report)
     require_same_data(accelerator, data, model)
-    with (
-        open_run(config, accelerator) as run_directory,
-        running_trackers(config, accelerator, run_directory, console.print),
-    ):
+    with open_run(config, accelerator) as run_directory:
         advise(how_to_go_on(config, run_directory))
         training = build_training(config, accelerator, model, tokenizer, data, weights, run_directory, console)
         print_run(console, training)
         state = restore(training)
-        train(training, state)
-        finish(training, state, run_directory, console)
+        with running_trackers(config, accelerator, run_directory, state.step, console.print):
+            train(training, state)
+            finish(training, state, run_directory, console)
     accelerator.end_training()
     return run_directory.path
 

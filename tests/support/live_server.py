@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 import uvicorn
+from hub_server import online
 from tiny_bundles import save_tiny_bundle
 
 from serve.batching.engine import Engine
@@ -169,14 +169,8 @@ def live_server(
 
 @contextlib.contextmanager
 def huggingface_client(url: str) -> Iterator[Any]:
-    """Yield huggingface_hub's client of a server; the tests' offline mode would refuse this machine, too."""
+    """Yield huggingface_hub's client of a server."""
     import huggingface_hub
 
-    if not hasattr(huggingface_hub, "configure_http_backend"):  # from version 1
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
-            yield huggingface_hub.InferenceClient(model=url)
-        return
-    huggingface_hub.configure_http_backend(requests.Session)
-    yield huggingface_hub.InferenceClient(model=url)
-    huggingface_hub.configure_http_backend()
+    with online():
+        yield huggingface_hub.InferenceClient(model=url)

@@ -1,1 +1,1 @@
-"""The model: pretrained weights in, a model folder with a card out."""
+"""The model: pretrained weights in, a model folder out."""

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -66,11 +67,13 @@ class Progress:
     def running(self, first_step: int) -> Iterator[None]:
         """Show progress while the context lasts.
 
-        Drops log entries after `first_step`: the steps that an interrupted run did not save.
+        Drops log entries after `first_step`, the steps that an interrupted run did not save, and sends the others to
+        the trackers that lack them.
         """
         self._first_step = first_step
         if self._is_main:
-            _drop_entries_after(self._path, first_step)
+            for entry in _entries_up_to(self._path, first_step):
+                self._track(entry, again=True)
         if not (self._is_main and self._console.is_terminal):
             yield
             return
@@ -136,8 +139,12 @@ class Progress:
         entry = {"kind": kind, "step": step, **more, **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json_text(entry) + "\n")
-        named = {f"{kind}/{name}": value for name, value in values.items()}
-        log_to_trackers(self._accelerator, named, step, self.note)
+        self._track(entry)
+
+    def _track(self, entry: dict[str, Any], *, again: bool = False) -> None:
+        values = {name: value for name, value in entry.items() if name not in ("kind", "step") and value is not None}
+        named = {f"{entry['kind']}/{name}": value for name, value in values.items()}
+        log_to_trackers(self._accelerator, named, entry["step"], self.note, again=again)
 
 
 def build_console(*, quiet: bool = False) -> Console:
@@ -158,15 +165,17 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _drop_entries_after(path: Path, step: int) -> None:
+def _entries_up_to(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return a log's entries up to a step, and drop the others."""
     if not path.is_file():
-        return
-    kept = []
+        return []
+    kept: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue  # cut off when the process was killed
         if entry["step"] <= step:
-            kept.append(line + "\n")
-    write_bytes(path, "".join(kept).encode())
+            kept.append(entry)
+    write_bytes(path, "".join(json_text(entry) + "\n" for entry in kept).encode())
+    return kept

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from train_loop.findings import pictures, results
 from train_loop.findings.results import print_results, write_results
-from train_loop.model.card import render_model_card
+from train_loop.hub.card import render_model_card
 
 FILES = {
     "classes.csv",

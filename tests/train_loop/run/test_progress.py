@@ -92,7 +92,7 @@ def test_trackers_get_the_numbers_of_the_log(tmp_path: Path) -> None:
     assert logged == {f"train/{name}": value for name, value in train.items() if name not in ("kind", "step")}
     assert (step, evaluated) == (
         1,
-        {"validation/loss": 0.5, "validation/accuracy": 0.75, "validation/macro_f1": 0.7},
+        {"validation/epoch": 0.25, "validation/loss": 0.5, "validation/accuracy": 0.75, "validation/macro_f1": 0.7},
     )
     assert validation["kind"] == "validation"
 

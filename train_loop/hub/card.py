@@ -1,9 +1,7 @@
-"""The model card (README.md), in the Hub's format, and the upload to the Hub."""
+"""The model card (README.md), in the Hub's format."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from serve.contract.errors import first_line
 from train_loop.findings.assessment import Assessment
 
 
@@ -35,7 +33,7 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         eval_results=results,
     ).to_yaml()
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("train_loop.model", ""),
+        loader=jinja2.PackageLoader("train_loop.hub", ""),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )  # Markdown, not HTML: the Hub sanitizes what it renders
@@ -49,26 +47,3 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         weak=[found for found in assessment.slices if found.is_worse][:8],
         num_training_rows=num_training_rows,
     )
-
-
-def push_to_hub(folder: Path, repository: str, notify: Callable[[str], None]) -> bool:
-    """Upload a model folder to a private Hub repository, created if missing; return whether it worked.
-
-    A failure is reported, not raised: the run is finished.
-    """
-    # Imported here: most runs push nothing.
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi()
-        created = api.create_repo(repository, private=True, exist_ok=True)
-        message = f"rawloop: {folder.name}"
-        commit = api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=message)
-    except Exception as error:  # the Hub client raises many types here
-        notify(
-            f"--push_to_hub {repository}: not uploaded ({first_line(error)}). The model is safe in {folder}; "
-            f"after `hf auth login`: hf upload {repository} {folder}"
-        )
-        return False
-    notify(f"Uploaded: {commit.commit_url}")
-    return True

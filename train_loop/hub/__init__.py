@@ -1,0 +1,1 @@
+"""The model card, and a run's upload to the Hub."""
