@@ -220,7 +220,7 @@ class TrainConfig:
     resume: str | None = None
     """Run directory to continue from its newest valid checkpoint; auto: the one named run_name, or else a new run."""
     push_to_hub: str | None = None
-    """Private Hub repository (name, or owner/name) to upload the finished model to; null: no upload."""
+    """Private Hub repository (name, or owner/name) to upload the finished run to; null: no upload."""
 
     # Logging and the seed
     log_every: Annotated[int, AT_LEAST_1] = 10

@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--public",
         action="store_true",
-        help="let everyone read a new repository, whose report quotes held-out texts (default: private; one that "
-        "exists stays as it is)",
+        help="let everyone read a new repository, with the held-out texts that the report and bundle quote (default: "
+        "private; one that exists stays as it is)",
     )
     given = parser.parse_args(given_arguments(argv))
     repository = given.repository or given.run.resolve().name
