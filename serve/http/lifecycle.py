@@ -149,7 +149,7 @@ class Service:
                 batcher.lend_stalled_cores(self.settings.stall_after_s)
             elif self._not_ready is not None or time.monotonic() >= next_canary:
                 await self._check_canary()
-                self._note_drift()
+                await self._note_drift()
                 next_canary = time.monotonic() + self.settings.canary_interval_s
 
     async def _check_canary(self) -> None:
@@ -167,9 +167,9 @@ class Service:
             self._logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None
 
-    def _note_drift(self) -> None:
+    async def _note_drift(self) -> None:
         """Log which features of the last texts have drifted, when that changes."""
-        drifted = self.engine.live_texts.drifted()
+        drifted = await asyncio.to_thread(self.engine.live_texts.drifted)
         if drifted and drifted != self._drifted:
             self._logger.warning("drift: the last texts differ in %s from those of the export", ", ".join(drifted))
         elif self._drifted and not drifted:

@@ -117,12 +117,15 @@ async def _metrics(call: Call) -> Reply:
     services = call.models.services
     for service in services:
         service.metrics.ready.set(service.not_ready_because is None)
-        service.metrics.compare(service.engine.live_texts)
     of_models = {service.name: service.metrics for service in services}
-    text = await asyncio.to_thread(
-        Exposition(of_models if len(services) == 1 else {"": call.models.metrics} | of_models).text
-    )
-    return Reply(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    exposition = Exposition(of_models if len(services) == 1 else {"": call.models.metrics} | of_models)
+
+    def text() -> bytes:
+        for service in services:
+            service.metrics.compare(service.engine.live_texts)
+        return exposition.text()
+
+    return Reply(await asyncio.to_thread(text), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _page(call: Call) -> Reply:
