@@ -36,6 +36,7 @@ ROUTE = Limit(lambda path: path.startswith("/") and "{" not in path, "a path, su
 ROOT_PATH = Limit(
     lambda path: bool(re.fullmatch(r"(/[\w.~-]+)*", path)), "a path, such as /prefix, without a slash at its end"
 )
+URL = Limit(lambda url: url.startswith(("http://", "https://")), "a URL, such as http://localhost:4318")
 PORT = Limit(lambda port: 0 <= port <= 65_535, "from 0 (any free one) to 65535")
 
 
@@ -159,7 +160,7 @@ class ServeSettings:
     drain_timeout_s: Annotated[float, NOT_NEGATIVE] = 30.0
     """time to answer what was accepted"""
 
-    otlp_endpoint: str | None = None
+    otlp_endpoint: Annotated[str | None, URL] = None
     """OpenTelemetry collector that gets a trace of every request, such as http://localhost:4318; none unless set"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """debug may quote texts"""

@@ -25,11 +25,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logs(level: str, *, as_json: bool) -> None:
-    """Send everything of `serve` and uvicorn to stderr."""
+    """Send everything of `serve`, uvicorn and OpenTelemetry to stderr."""
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if as_json else plain)
-    for name in ("serve", "uvicorn"):
+    for name in ("serve", "uvicorn", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level.upper())

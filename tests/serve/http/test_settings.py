@@ -68,6 +68,7 @@ def test_values_are_read_by_their_kind() -> None:
         (["--bundle", "a=x", "--bundle", "a=y"], {}, "a name of its own"),
         ([], {"RAWLOOP_BUNDLE": "a=x,a=y"}, "a name of its own"),
         (["--bundle", "a=x", "--model_name", "b"], {}, "--model_name b: --bundle has a name already"),
+        (["--bundle", "b", "--otlp_endpoint", "localhost:4318"], {}, "--otlp_endpoint must be a URL, such as http://"),
         (["--bundle", "b", "--root_path", "a"], {}, "--root_path must be a path, such as /prefix"),
         (["--bundle", "b", "--root_path", "/a/"], {}, "without a slash at its end, found /a/"),
         (["--bundle", "b", "--port", "many"], {}, "--port: Input should be a valid integer, .* found 'many'"),
