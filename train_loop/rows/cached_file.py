@@ -22,13 +22,13 @@ from serve.contract.files import sha256_of_file, write_bytes
 from serve.contract.rows.content import open_content
 from serve.contract.rows.delimited import DELIMITERS
 from serve.contract.rows.file import RowFile, given_delimiter, is_stream, require_file, row_format
-from serve.contract.rows.parquet import open_parquet
+from serve.contract.rows.parquet import open_parquet, values_of
 from serve.contract.rows.reader import open_rows
 from serve.contract.rows.row import Values, not_utf8
 from train_loop.rows.unsuitable_labels import NO, YES, bad_json_label, one_hot
 
 ROWS_PER_BATCH = 10_000
-ARROW_FORMAT_VERSION = "3"  # part of the cache's address; raise it when what is written changes
+ARROW_FORMAT_VERSION = "4"  # part of the cache's address; raise it when what is written changes
 COLUMNS_HELP = "Choose them with --text_column, --text_pair_column and --label_column"
 
 
@@ -179,7 +179,16 @@ def _parquet_batches(file: RowFile, columns: Sequence[str]) -> Iterator[pa.Recor
     noted = {key: value for key, value in parquet.metadata.items() if key == b"huggingface"}
     schema = pa.schema([field.remove_metadata() for field in parquet.schema], noted)
     yield pa.RecordBatch.from_pylist([], schema=schema)
+    num_before = 0
     for batch in parquet.batches(ROWS_PER_BATCH):
+        try:
+            batch.validate(full=True)
+        except pa.ArrowInvalid as error:  # parquet does not check that a text is UTF-8
+            values = ((name, row, value) for name in columns for row, value in enumerate(values_of(batch[name]), 1))
+            name, row, value = next((each for each in values if isinstance(each[2], bytes)), (columns[0], 1, error))
+            place = f"{file.name}, row {num_before + row}, column {name!r}"
+            raise InputError(f"{place}: {value!r:.80} is not UTF-8; write the file again, in UTF-8") from error
+        num_before += len(batch)
         yield batch.cast(schema)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_bundles import save_tiny_bundle
 
@@ -335,3 +337,10 @@ def test_a_named_test_file_without_labels_is_refused(here: Path) -> None:
     Path("test.csv").write_text("text\na\n")
     with pytest.raises(InputError, match="no column 'label'"):
         read_sources(TrainConfig(train_file="train.csv", test_file="test.csv"))
+
+
+def test_a_text_of_parquet_that_is_not_utf8_is_named(here: Path) -> None:
+    texts = pa.array([*(f"w{number}".encode() for number in range(41)), b"\xff bad"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts, "label": ["a", "b"] * 21}), "rows.parquet")
+    with pytest.raises(InputError, match=r"rows.parquet, row 42, column 'text': b'\\xff bad' is not UTF-8; write"):
+        read_file(Path("rows.parquet"), ["text", "label"])
