@@ -42,7 +42,7 @@ rawloop COMMAND --help lists its flags."""
 BUNDLE = Path("runs", "latest", "onnx")
 STEPS = (
     ("train",),
-    ("export", "--run", "runs/latest"),
+    ("export", "--run", "runs/latest", "--examples", "4"),
     ("predict", "--bundle", str(BUNDLE), "--text", "my card was charged twice"),
 )
 """What the quickstart runs, one after the other."""

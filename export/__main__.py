@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--examples",
         type=int,
-        default=4,
-        help="short held-out texts to keep in the bundle, which the server's page offers to try (default: 4; 0: none)",
+        default=0,
+        help="short held-out texts to keep in the bundle, which the server's page offers to try (default: none)",
     )
     strict = parser.add_mutually_exclusive_group()
     fell_short = "exit with status 1 if a variant is left out because it fell short (default)"

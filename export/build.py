@@ -70,7 +70,7 @@ class Settings:
     fuse: bool = True  # False keeps only operators of ONNX, for TensorRT
     verify_device: DeviceName = "cpu"
     """cuda verifies fp32 there too, and float16 only there, where its activations may overflow; int8 is for CPUs."""
-    examples: Annotated[int, NOT_NEGATIVE] = 4  # short held-out texts to keep in the bundle, for its page
+    examples: Annotated[int, NOT_NEGATIVE] = 0  # short held-out texts to keep in the bundle, for its page
     exporter: ExporterName = "auto"  # auto is Optimum where it can be imported, else torch
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
         variants = {name: copy_graph(each, staged / FILES[name]) for name, each in proved.items()}
         examples = examples_of(held_out, settings.examples)
         if examples:
-            progress.note(f"The bundle keeps {len(examples)} held-out texts, for its page (--examples 0: none)")
+            progress.note(f"The bundle keeps {len(examples)} held-out texts, for its page")
         write_bundle_records(staged, classifier, variants, pad_token_id, pad_token_type_id, exporter.name, examples)
         sizes = {name: (staged / variant.file).stat().st_size for name, variant in variants.items()}
     return Exported(output, variants, left_out, rates, sizes)

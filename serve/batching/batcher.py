@@ -310,6 +310,7 @@ class Batcher:
         for thread in (*self._tokenizers, *self.workers):
             thread.stop()
         await asyncio.to_thread(self.workers.join, JOIN_TIMEOUT_S)
+        self.lend_stalled_cores(0.0)  # those of a batch that may never end
         self._on_close()
 
     def _shut(self, reason: str) -> None:

@@ -89,7 +89,7 @@ class Engine:
     ) -> list[Outcome]:
         """Return the outcome of each input, in order; with `whole`, all are answers.
 
-        Inputs that were `made_here` are not subject to the limits of a request.
+        Inputs that were `made_here` are not subject to the limits of a request, and no live texts.
 
         Raises:
             RequestError: the request as a whole gets no answer; with `whole`, also if one input gets none.
@@ -97,6 +97,9 @@ class Engine:
         if not made_here:
             self.require_within_limits(inputs)
         outcomes = await self.batcher.submit(inputs, timeout_s=timeout_s, truncation=truncation, whole=whole)
+        for outcome in outcomes if not made_here else ():
+            if isinstance(outcome, Answer):
+                self.live_texts.add(outcome)
         if (report := when_answered.get(None)) is not None:
             report(outcomes)
         if whole:

@@ -11,28 +11,32 @@ from serve.contract.drift import Shift, features
 MIN_TEXTS = 100  # fewer say nothing
 
 
-class LiveTexts:
-    """A sliding window of `num_texts` answers. Any thread may add to it."""
+OF_TOKENS = ("tokens", "unknown_tokens")
 
-    def __init__(self, classifier: Classifier, num_texts: int) -> None:
-        self._classifier = classifier
-        self._answers: deque[Answer] = deque(maxlen=num_texts if classifier.reference else 0)
+
+class LiveTexts:
+    """A sliding window of `num_texts` answers.
+
+    `reads_less`: texts are cut at less than the model's own length, so that their tokens cannot be compared.
+    """
+
+    def __init__(self, classifier: Classifier, num_texts: int, *, reads_less: bool = False) -> None:
+        self._problem_type = classifier.problem_type
+        self._reference = {
+            name: each for name, each in classifier.reference.items() if not (reads_less and name in OF_TOKENS)
+        }
+        self._seen: deque[tuple[list[float], int, int]] = deque(maxlen=num_texts if self._reference else 0)
 
     def add(self, answer: Answer) -> None:
-        self._answers.append(answer)
+        self._seen.append((answer.scores, answer.num_tokens, answer.num_unknown))
 
     def shifts(self) -> dict[str, Shift]:
         """Return feature -> its shift; nothing without a reference in the contract, or after few texts."""
-        answers = list(self._answers)
-        if len(answers) < MIN_TEXTS:
+        seen = list(self._seen)
+        if len(seen) < MIN_TEXTS:
             return {}
-        found = features(
-            self._classifier.problem_type,
-            np.array([each.scores for each in answers]),
-            np.array([each.num_tokens for each in answers]),
-            np.array([each.num_unknown for each in answers]),
-        )
-        return {name: self._classifier.reference[name].shift(found[name]) for name in self._classifier.reference}
+        found = features(self._problem_type, *map(np.array, zip(*seen, strict=True)))
+        return {name: each.shift(found[name]) for name, each in self._reference.items() if name in found}
 
     def drifted(self) -> list[str]:
         """Return the features beyond their limits."""

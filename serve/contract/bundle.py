@@ -17,7 +17,7 @@ from serve.contract.files import damage_of, sha256_of_file, write_json
 from serve.contract.records import read_record, require_valid
 
 BUNDLE_FILE = "bundle.json"
-BUNDLE_SCHEMA_VERSION = 1
+BUNDLE_SCHEMA_VERSION = 2  # 1 knows no examples
 TOKENIZER_FILE = "tokenizer.json"
 
 VariantName = Literal["fp32", "int8", "fp16"]

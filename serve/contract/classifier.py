@@ -20,8 +20,8 @@ from serve.contract.records import read_record, require_valid
 from serve.contract.text import CleaningMode
 
 CLASSIFIER_FILE = "classifier.json"
-CLASSIFIER_SCHEMA_VERSION = 2
-"""1 knows one label per text only, and no decision."""
+CLASSIFIER_SCHEMA_VERSION = 3
+"""1 knows one label per text only, and no decision; 2 no reference."""
 
 Side = Literal["left", "right"]
 INSTEAD: dict[ProblemType, str] = {

@@ -99,10 +99,17 @@ class TableClassifier:
         """Return a `pyarrow.Table`, or a `pandas.DataFrame`, with the columns added.
 
         Raises:
-            InputError: it lacks a column.
+            InputError: it is neither, it lacks a column, or Arrow cannot hold one.
         """
         if not isinstance(table, self._arrow.Table):
-            return self(self._arrow.Table.from_pandas(table)).to_pandas()
+            if not hasattr(table, "columns"):
+                raise InputError(f"expected a pyarrow.Table or a pandas.DataFrame, found {type(table).__name__}")
+            try:
+                rows = self._arrow.Table.from_pandas(table, preserve_index=False)
+            except (self._arrow.ArrowException, TypeError) as error:
+                remedy = "let each column have values of one type, or pass only the columns that are needed"
+                raise InputError(f"the DataFrame cannot become an Arrow table: {error}; {remedy}") from error
+            return self(rows).to_pandas().set_axis(table.index)
         schema = self.schema(table.schema)
         added = self.answers(*(values_of(table[name]) for name in self.columns)).columns
         kept = [table[name] for name in self._kept(table.column_names)]

@@ -167,6 +167,12 @@ class Service:
             self._logger.warning("ready again; it was not because: %s", self._not_ready)
             self._not_ready = None
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._logger.critical("the model is not checked any more", exc_info=error)
+            self._not_ready = f"a bug ended its checks ({type(error).__name__})"
+
     async def _note_drift(self) -> None:
         """Log which features of the last texts have drifted, when that changes."""
         drifted = await asyncio.to_thread(self.engine.live_texts.drifted)
@@ -180,7 +186,7 @@ class Service:
         """Run something in the background; the event loop itself holds no reference to a task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
 
 class Models:

@@ -96,7 +96,8 @@ def load_engine(
         canary_logits=record.canary_logits,
         canary_tolerance=CANARY_TOLERANCE * spread_of(record),
     )
-    live_texts = LiveTexts(facts.classifier, settings.drift_window)
+    reads_less = encoder.max_length < facts.classifier.max_length
+    live_texts = LiveTexts(facts.classifier, settings.drift_window, reads_less=reads_less)
     batcher = Batcher(
         encoder,
         [pool.wide for pool in pools],
@@ -105,7 +106,7 @@ def load_engine(
         limits,
         turns=pools[0].num_workers if device == "cuda" else 1,
         length_multiple=first.length_multiple,
-        observer=BatchMetrics(metrics, facts.classifier, live_texts, first.length_multiple),
+        observer=BatchMetrics(metrics, facts.classifier, first.length_multiple),
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
         on_close=partial(_close, pools),

@@ -34,7 +34,8 @@ OF_VERTEX_AI = {"AIP_HTTP_PORT": "port", "AIP_PREDICT_ROUTE": "predict_route", "
 
 ROUTE = Limit(lambda path: path.startswith("/") and "{" not in path, "a path, such as /predict")
 ROOT_PATH = Limit(
-    lambda path: bool(re.fullmatch(r"(/[\w.~-]+)*", path)), "a path, such as /prefix, without a slash at its end"
+    lambda path: bool(re.fullmatch(r"(?!.*/models/[^/]*$)(/[\w.~-]+)*", path)),
+    "a path, such as /prefix, without a slash at its end, and not /models/NAME, which is a model's",
 )
 URL = Limit(lambda url: url.startswith(("http://", "https://")), "a URL, such as http://localhost:4318")
 PORT = Limit(lambda port: 0 <= port <= 65_535, "from 0 (any free one) to 65535")

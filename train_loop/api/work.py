@@ -96,6 +96,7 @@ def evaluate(
     make_ready(NEEDED, "train")
     limit_spinning()  # before torch is imported
     from train_loop.evaluation import evaluate_as_asked
+    from train_loop.model.masks import restore_masks
 
     if (run is None) == (model is None):
         raise InputError("evaluate a run or a model: pass one of them")
@@ -106,4 +107,7 @@ def evaluate(
     paths = {"file": file, "output": output}
     asked |= {name: None if path is None else Path(path) for name, path in paths.items()}
     asked["model"] = None if model is None else str(model)
-    return Results(evaluate_as_asked(argparse.Namespace(**asked)))
+    try:
+        return Results(evaluate_as_asked(argparse.Namespace(**asked)))
+    finally:
+        restore_masks()

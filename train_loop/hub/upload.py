@@ -148,6 +148,8 @@ def _retried(call: Callable[[], T]) -> T:
 def _is_passing(error: Exception) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
 
+    if isinstance(error, OSError) and error.filename:  # a file of the run
+        return False
     if status := _status(error):
         return status >= 500 or status == 429
     # requests' errors are OSErrors, httpx's have the base that version 1 of huggingface_hub gives its own.
@@ -172,6 +174,10 @@ def _explained(repository: str) -> Iterator[None]:
                 f"{repository}: the Hub does not let your token write there ({_plain(error)}); make one that may, "
                 "in the Hub's settings, run `hf auth login`, and repeat the upload"
             ) from None
+        if (status := _status(error)) is not None and status < 500 and status not in (408, 429):
+            raise InputError(f"{repository}: the Hub refused it ({_plain(error)}); nothing was uploaded") from None
+        if isinstance(error, OSError) and error.filename:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); nothing was uploaded") from None
         raise WorkStopped(
             f"{repository}: not uploaded ({_plain(error)}). Repeat the upload: what has arrived is not "
             "sent again, and no reader sees a part of it"

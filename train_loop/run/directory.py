@@ -24,7 +24,7 @@ from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, RESUME_FLAGS, 
 from train_loop.config import BY_NAME, CONFIG_FILE, TrainConfig
 from train_loop.machine.processes import on_main_process
 
-FILLED_IN = ("loss", "metric_for_best")  # fields that a run writes into its configuration where they are null
+FILLED_IN = ("loss", "metric_for_best", "learning_rate")  # fields that a run writes where they are null
 RECORDED_PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "datasets", "tokenizers", "numpy")
 
 
@@ -103,23 +103,24 @@ def resume_by_name(config: TrainConfig, accelerator: Accelerator, console: Conso
     """
     if config.resume != BY_NAME:
         return config
-    path, is_finished = on_main_process(accelerator, lambda: _find(config))
+    found, is_finished = on_main_process(accelerator, lambda: _find(config))
     if not is_finished:
-        return dataclasses.replace(config, resume=path)
-    console.print(f"Finished already: {path}. For another run, choose another --run_name.", highlight=False)
+        return found
+    console.print(f"Finished already: {found.resume}. For another run, choose another --run_name.", highlight=False)
     return None
 
 
-def _find(config: TrainConfig) -> tuple[str | None, bool]:
-    """Return the run of the configured name, if there is one, and whether nothing is left to do in it."""
+def _find(config: TrainConfig) -> tuple[TrainConfig, bool]:
+    """Return what resumes the run of the configured name, or begins it, and whether nothing is left to do in it."""
     assert config.run_name is not None, "the configuration requires it"
     run = RunDirectory(Path(config.output_dir).resolve() / config.run_name)
     if not run.config.is_file():
-        return None, False
+        return dataclasses.replace(config, resume=None), False
     there = read_config(run.config)
+    filled_in = {name: getattr(there, name) for name in FILLED_IN if getattr(config, name) is None}
+    config = dataclasses.replace(config, resume=str(run.path), **filled_in)
     changed = {field.name for field in dataclasses.fields(config)} - {"output_dir", "run_name", "resume"}
     changed = {name for name in changed if getattr(config, name) != getattr(there, name)}
-    changed -= {name for name in FILLED_IN if getattr(config, name) is None}
     fixed = RESUME_FLAGS | (LENGTH_FLAGS if there.lr_schedule == "constant" else set())
     if names := sorted(changed - fixed):
         listed = "; ".join(f"{name} is {getattr(there, name)} there, {getattr(config, name)} here" for name in names)
@@ -129,7 +130,7 @@ def _find(config: TrainConfig) -> tuple[str | None, bool]:
         )
     # The configuration is written again when a finished run is to go on.
     is_finished = run.model.is_dir() and run.model.stat().st_mtime >= run.config.stat().st_mtime
-    return str(run.path), is_finished and not changed & (LENGTH_FLAGS | DECISION_FLAGS)
+    return config, is_finished and not changed & (LENGTH_FLAGS | DECISION_FLAGS)
 
 
 def how_to_go_on(config: TrainConfig, run: RunDirectory) -> str:

@@ -204,4 +204,4 @@ def _dropped_if_it_fails(name: str, notify: Notify) -> Iterator[None]:
         reason = first_line(error)
         notify(f"Tracker {name} failed and gets nothing more ({reason}). logs/metrics.jsonl has every number.")
         if name == "mlflow":  # it will try to end its run at exit, and again for minutes
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

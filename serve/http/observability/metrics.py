@@ -73,8 +73,6 @@ class Metrics:
 
     def compare(self, live_texts: LiveTexts) -> None:
         """Set how far the last texts are from those that the model was proved on."""
-        for gauge in (self._shift, self._shift_limit):
-            gauge.clear()
         for name, shift in live_texts.shifts().items():
             self._shift.labels(name).set(shift.psi)
             self._shift_limit.labels(name).set(shift.limit)
@@ -112,7 +110,8 @@ class Metrics:
     def model_serves(self, engine: Engine) -> None:
         """Name the model that answers from now on."""
         facts, batcher = engine.facts, engine.batcher
-        self._model.clear()
+        for gauge in (self._model, self._shift, self._shift_limit):
+            gauge.clear()
         self._model.labels(facts.name, facts.version, facts.variant, facts.provider).set(1)
         self._graph_bytes.set(facts.graph_bytes)
         if self.gpus is None and facts.provider != PROVIDERS["cpu"]:
@@ -160,9 +159,8 @@ class Exposition:
 class BatchMetrics:
     """Counts the batches of one model, padded to a multiple of a length [tokens]: the batcher's observer."""
 
-    def __init__(self, metrics: Metrics, classifier: Classifier, live_texts: LiveTexts, length_multiple: int) -> None:
-        self._metrics, self._classifier, self._live_texts = metrics, classifier, live_texts
-        self._length_multiple = length_multiple
+    def __init__(self, metrics: Metrics, classifier: Classifier, length_multiple: int) -> None:
+        self._metrics, self._classifier, self._length_multiple = metrics, classifier, length_multiple
 
     def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
         self._metrics.batch_ran(items, seconds, self._length_multiple)
@@ -176,7 +174,6 @@ class BatchMetrics:
             self._metrics.failed_inputs.inc()
         else:
             self._metrics.answered(outcome, self._classifier)
-            self._live_texts.add(outcome)
 
 
 class GpuCollector:

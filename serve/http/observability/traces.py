@@ -33,7 +33,7 @@ class Traces:
             raise InputError(f"--otlp_endpoint needs {error.name}: pip install 'rawloop[otel]'") from error
         named = {} if "OTEL_SERVICE_NAME" in os.environ else {"service.name": "rawloop"}
         self._provider = TracerProvider(resource=Resource.create(named | {"service.version": version("rawloop")}))
-        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")
+        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=FLUSH_MS / 1e3)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("rawloop")
         self._extract, self._kind, self._error = propagate.extract, trace.SpanKind.SERVER, trace.StatusCode.ERROR
@@ -46,7 +46,7 @@ class Traces:
             return
         parent = self._extract({name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()})
         span = self._tracer.start_span(name, parent, self._kind)
-        token = when_answered.set(lambda outcomes: attributes.update(_of_outcomes(outcomes)))
+        token = when_answered.set(lambda outcomes: _add(attributes, outcomes))
         try:
             yield attributes
         finally:
@@ -63,11 +63,13 @@ class Traces:
             self._provider.shutdown()
 
 
-def _of_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _add(attributes: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Count the outcomes of a request; an explanation submits its text first, and then parts of it."""
     answers = [each for each in outcomes if isinstance(each, Answer)]
-    return {
+    for name, value in {
         "rawloop.inputs": len(outcomes),
         "rawloop.tokens": sum(each.num_tokens for each in answers),
         "rawloop.queue_ms": 1e3 * max((each.queue_s for each in answers), default=0.0),
         "rawloop.inference_ms": 1e3 * max((each.inference_s for each in answers), default=0.0),
-    }
+    }.items():
+        attributes[name] = attributes.get(name, 0) + value

@@ -39,3 +39,10 @@ def test_few_texts_and_bundles_without_a_reference_say_nothing() -> None:
     for _ in range(MIN_TEXTS):
         old.add(answer(SURE))
     assert few.shifts() == old.shifts() == {}
+
+
+def test_texts_that_are_cut_shorter_are_not_compared_by_their_tokens() -> None:
+    live = LiveTexts(referring(SURE, UNSURE), 500, reads_less=True)
+    for _ in range(MIN_TEXTS):
+        live.add(answer(SURE))
+    assert live.shifts().keys() == {"label", "confidence"}

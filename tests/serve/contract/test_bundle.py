@@ -123,8 +123,8 @@ def test_all_missing_and_short_files_are_named_at_once(bundle: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(bundle: Path) -> None:
-    edit(bundle, schema_version=2, field_of_the_future=1)
-    with pytest.raises(InputError, match=r"schema version 2, and this rawloop reads 1 to 1; upgrade"):
+    edit(bundle, schema_version=3, field_of_the_future=1)
+    with pytest.raises(InputError, match=r"schema version 3, and this rawloop reads 1 to 2; upgrade"):
         read_bundle(bundle)
 
 

@@ -47,7 +47,7 @@ def test_the_file_is_readable_json_in_utf8(tmp_path: Path) -> None:
     write_classifier(tmp_path, FULL)
     text = (tmp_path / CLASSIFIER_FILE).read_text(encoding="utf-8")
     assert "mañana" in text
-    assert json.loads(text)["schema_version"] == 2
+    assert json.loads(text)["schema_version"] == 3
 
 
 def test_optional_fields_have_defaults(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_optional_fields_have_defaults(tmp_path: Path) -> None:
     assert classifier == Classifier(name="run", labels=("a", "b"), text_column="text", max_length=64, schema_version=1)
     assert classifier.decision == Decision()
     write_classifier(tmp_path, classifier)
-    assert read_classifier(tmp_path).schema_version == 2
+    assert read_classifier(tmp_path).schema_version == 3
     assert (classifier.cleaning, classifier.temperature, classifier.padding_side) == ("none", 1.0, "right")
 
 
@@ -83,10 +83,10 @@ def test_broken_files_are_refused_with_their_path(tmp_path: Path, content: bytes
     assert str(tmp_path / CLASSIFIER_FILE) in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [3, 0, -1, "1", 1.5, None])
+@pytest.mark.parametrize("version", [4, 0, -1, "1", 1.5, None])
 def test_another_schema_is_refused(tmp_path: Path, version: object) -> None:
     write(tmp_path, schema_version=version, field_of_the_future=True)
-    with pytest.raises(InputError, match=r"schema version .* reads 1 to 2; upgrade rawloop"):
+    with pytest.raises(InputError, match=r"schema version .* reads 1 to 3; upgrade rawloop"):
         read_classifier(tmp_path)
 
 

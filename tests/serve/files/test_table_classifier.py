@@ -138,3 +138,15 @@ def test_a_bundle_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "bundle", ignore_errors=True)
         found.append(TableClassifier(save_tiny_bundle(tmp_path / "bundle", labels=labels))(table())["label"][0].as_py())
     assert found == ["c", "f"]
+
+
+def test_a_labelled_data_frame_keeps_its_index(bundle: Path) -> None:
+    frame = pd.DataFrame({"text": ["w1 good", "bad"], "label": ["x", "y"]}, index=["a", "b"])
+    classify = TableClassifier(bundle)
+    found = classify(frame)
+    assert list(found.index) == ["a", "b"]
+    assert not [name for name in found.columns if "index" in name]
+    with pytest.raises(InputError, match="found list"):
+        classify(["w1"])
+    with pytest.raises(InputError, match="cannot become an Arrow table"):
+        classify(frame.assign(label=["x", 1]))

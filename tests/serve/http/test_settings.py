@@ -70,7 +70,7 @@ def test_values_are_read_by_their_kind() -> None:
         (["--bundle", "a=x", "--model_name", "b"], {}, "--model_name b: --bundle has a name already"),
         (["--bundle", "b", "--otlp_endpoint", "localhost:4318"], {}, "--otlp_endpoint must be a URL, such as http://"),
         (["--bundle", "b", "--root_path", "a"], {}, "--root_path must be a path, such as /prefix"),
-        (["--bundle", "b", "--root_path", "/a/"], {}, "without a slash at its end, found /a/"),
+        (["--bundle", "b", "--root_path", "/a/"], {}, "without a slash at its end, and not /models/NAME"),
         (["--bundle", "b", "--port", "many"], {}, "--port: Input should be a valid integer, .* found 'many'"),
         (["--bundle", "b", "--port", "70000"], {}, "from 0 "),
         (["--bundle", "b", "--grpc_port", "8000"], {}, "--grpc_port 8000: HTTP has this --port; choose another"),

@@ -228,9 +228,36 @@ def test_a_dropped_csv_is_answered_row_by_row(page: Any) -> None:
     with page.expect_download() as download:
         page.click("#download")
     written = download.value.path().read_bytes().decode()
-    assert written.startswith('text,answer,score,error\r\n"w1, ""good"" good",positive,0.')
+    assert written.startswith('\ufefftext,answer,score,error\r\n"w1, ""good"" good",positive,0.')
     drop(page, "rows.csv", "id,body\n1,good\n")
     playwright.expect(page.locator("#progress")).to_have_text("rows.csv: no column text; found id, body")
+    for content, problem in {
+        "id,text\n1,a, b\n": "rows.csv, row 2: 3 cells, but 2 in the header; put quotes around texts with a comma",
+        'id,text\n1,"a" b\n': "row 2: a quote is not closed, or text follows a closing quote",
+    }.items():
+        drop(page, "rows.csv", content)
+        playwright.expect(page.locator("#progress")).to_have_text(problem)
+
+
+def test_a_text_is_no_formula_for_a_spreadsheet(page: Any) -> None:
+    page.fill("#lines", "=1+1 good")
+    page.click("#classify-all")
+    answers_of(page)
+    with page.expect_download() as download:
+        page.click("#download")
+    assert "\r\n'=1+1 good,positive,0." in download.value.path().read_bytes().decode()
+
+
+def test_requests_fit_the_limits_of_the_server_and_answers_are_not_lost(browser: Any, tmp_path: Path) -> None:
+    with live_server(save_served_bundle(tmp_path / "one"), max_inputs=5, max_text_chars=20) as live:
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        playwright.expect(opened.locator("#name")).to_have_text("tiny")
+        opened.fill("#lines", "\n".join(["good"] * 12 + ["bad " * 20]))
+        opened.click("#classify-all")
+        assert len(answers_of(opened)) == 1 + 12
+        playwright.expect(opened.locator("#progress")).to_contain_text("Ended after 12 of 13: input 0: 80 characters")
+        opened.close()
 
 
 def test_pairs_are_dropped_as_two_columns_or_typed_with_a_tab(browser: Any, tmp_path: Path) -> None:
@@ -242,7 +269,7 @@ def test_pairs_are_dropped_as_two_columns_or_typed_with_a_tab(browser: Any, tmp_
         assert answers_of(opened)[1][:3] == ["good", "w2", "positive"]
         opened.fill("#lines", "good\tw2\nbad")
         opened.click("#classify-all")
-        playwright.expect(opened.locator("#progress")).to_have_text("row 2: write both texts, with a tab between them")
+        playwright.expect(opened.locator("#progress")).to_have_text("line 2: write both texts, with a tab between them")
         opened.close()
 
 

@@ -35,7 +35,7 @@ def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(
 ) -> None:
     flags = ("--trials=6", "--epochs=2", "--eval_every=4")
     search(tmp_path / "calm", 1, 0, argv(*flags, "--run_name=calm"))
-    assert search(tmp_path / "killed", 1, 7, argv(*flags)) >= 5
+    assert search(tmp_path / "killed", 1, 7, argv(*flags)) >= 3
     calm, killed = trials(tmp_path / "runs" / "calm"), trials()
     assert [each.number for each in killed] == list(range(6))
     assert all(each.state.is_finished() for each in killed)
