@@ -21,6 +21,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from train_loop.hub.__main__ import main
 from train_loop.main import main as train
 
+# huggingface_hub 1 passes bytes to httpx in a way that it deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
