@@ -19,9 +19,9 @@ from serve.contract.classifier import Classifier
 from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
-from serve.contract.json_text import json_text
 from serve.contract.labels import ProblemType
 from serve.contract.rows.file import ROW_FORMATS, given_delimiter
+from serve.contract.rows.json_text import json_text
 from serve.contract.rows.reader import LINES_COLUMN
 from serve.encoder import TextInput, Truncation, is_blank, without_surrogates
 from serve.files.folder import files_to_answer, is_answered, taken

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO, get_args
 
 from serve.contract.errors import InputError
 from serve.contract.files import flush_to_disk
-from serve.contract.json_text import json_text
+from serve.contract.rows.json_text import json_text
 from serve.contract.rows.parquet import import_pyarrow
 
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet"]

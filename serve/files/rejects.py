@@ -7,7 +7,7 @@ may take several lines. `input` holds the row's values, or the raw text of a row
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve.contract.json_text import json_text
+from serve.contract.rows.json_text import json_text
 from serve.files.output import publish, staged_path
 from serve.files.row_chunk import Refusal
 

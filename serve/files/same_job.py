@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from serve.contract.errors import InputError
-from serve.contract.json_text import json_text
+from serve.contract.rows.json_text import json_text
 
 JOB_FILE = "_job.json"  # what reads a folder of parquet files skips names with an underscore in front
 

@@ -170,8 +170,8 @@ class Service:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._logger.critical("the model is not checked any more", exc_info=error)
-            self._not_ready = f"a bug ended its checks ({type(error).__name__})"
+            self._logger.critical("a background task failed", exc_info=error)
+            self._not_ready = f"a background task failed ({type(error).__name__})"
 
     async def _note_drift(self) -> None:
         """Log which features of the last texts have drifted, when that changes."""
@@ -291,7 +291,7 @@ def _require_same_problem_type(folder: Path, former: Engine, engine: Engine) -> 
 
 
 def _resident_bytes() -> int:
-    """Return the memory of this process; 0 where the system does not tell."""
+    """Return the memory of this process; 0 where /proc is missing."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from serve.contract.files import write_bytes
-from serve.contract.json_text import json_text
+from serve.contract.rows.json_text import json_text
 from train_loop.run.trackers import log_to_trackers
 
 SHOWN = ("loss", "accuracy", "micro_f1", "macro_f1", "average_precision", "spearman", "rmse")

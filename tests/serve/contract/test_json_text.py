@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import given
 
-from serve.contract.json_text import json_text
+from serve.contract.rows.json_text import json_text
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.floats()
 

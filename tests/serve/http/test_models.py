@@ -135,20 +135,20 @@ def test_nothing_is_lost_or_crossed_while_one_of_two_busy_models_is_reloaded_twe
 
 
 WRONG = {
-    "/v2/models/nobody": ("get", None),
-    "/v2/models/nobody/infer": (
+    "/v2/models/missing": ("get", None),
+    "/v2/models/missing/infer": (
         "post",
         {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},
     ),
-    "/v1/models/nobody": ("get", None),
-    "/v1/models/nobody:predict": ("post", {"instances": ["a"]}),
-    "/classify": ("post", {"input": ["a"], "model": "nobody"}),
-    "/models/nobody/predict": ("post", {"inputs": "a"}),
-    "/models/nobody": ("post", {"inputs": "a"}),
-    "/models/nobody/health": ("get", None),
+    "/v1/models/missing": ("get", None),
+    "/v1/models/missing:predict": ("post", {"instances": ["a"]}),
+    "/classify": ("post", {"input": ["a"], "model": "missing"}),
+    "/models/missing/predict": ("post", {"inputs": "a"}),
+    "/models/missing": ("post", {"inputs": "a"}),
+    "/models/missing/health": ("get", None),
     "/models/one/v2/models/other": ("get", None),
-    "/v2/repository/models/nobody/load": ("post", {}),
-    "/admin/reload": ("post", {"model": "nobody"}),
+    "/v2/repository/models/missing/load": ("post", {}),
+    "/admin/reload": ("post", {"model": "missing"}),
 }
 UNNAMED = {
     "/predict": {"inputs": "a"},
@@ -183,7 +183,7 @@ def test_a_wrong_name_over_grpc_is_not_found(server: LiveServer) -> None:
         with pytest.raises(
             tritonclient.grpc.InferenceServerException, match=r"NOT_FOUND.*this server has 'one', 'other'"
         ):
-            client.get_model_metadata("nobody")
+            client.get_model_metadata("missing")
         assert client.is_model_ready("other")
 
 
@@ -203,7 +203,7 @@ def test_the_documentation_of_a_model_calls_that_model(server: LiveServer) -> No
     assert document["servers"] == [{"url": "/models/other"}]
     assert "'/models/other/openapi.json'" in server.get("/models/other/docs").text.replace('"', "'")
     assert server.get("/models/other/nothing").status_code == 404
-    assert server.get("/models/nobody/docs").status_code == 404, "no page shows what a path says"
+    assert server.get("/models/missing/docs").status_code == 404, "no page shows what a path says"
 
 
 def test_metrics_have_the_models_name_as_a_label(server: LiveServer) -> None:
