@@ -146,7 +146,7 @@ def test_without_narrow_sessions_the_wide_one_takes_what_waits_together() -> Non
         first = asyncio.create_task(bench.submit("1"))
         await until(bench.wide.entered.is_set)
         others = [asyncio.create_task(bench.submit(str(number))) for number in range(2, 12)]
-        await until(lambda: bench.batcher.queued_inputs == 10)
+        await until(lambda: bench.batcher.queued_tokens == 10)
         bench.open_gates()
         answers = [(await task)[0] for task in [first, *others]]
         assert [logits_of(answer)[0] for answer in answers] == list(range(1, 12))
@@ -371,7 +371,7 @@ def test_without_restart_a_death_resolves_every_waiting_request() -> None:
         first = asyncio.create_task(bench.submit("1"))
         await until(bench.wide.entered.is_set)
         others = [asyncio.create_task(bench.submit("2", "2")) for _ in range(20)]
-        await until(lambda: bench.batcher.queued_inputs == 40)
+        await until(lambda: bench.batcher.queued_tokens == 40)
         bench.open_gates()
         assert isinstance((await first)[0], Unavailable)
         for task in others:
@@ -476,7 +476,7 @@ def test_on_a_gpu_fewer_inputs_than_run_wait_for_others_to_join_them() -> None:
         first = asyncio.create_task(bench.submit("1", "2", "3"))
         await until(gpu.entered.is_set)
         others = [asyncio.create_task(bench.submit(text)) for text in ("4", "5")]
-        await until(lambda: bench.batcher.queued_inputs == 2)
+        await until(lambda: bench.batcher.queued_tokens == 2)
         assert bench.encoder.num_padded == 1
         others.append(asyncio.create_task(bench.submit("6")))
         await until(lambda: bench.encoder.num_padded == 2)

@@ -111,7 +111,7 @@ def test_busy_models_take_turns() -> None:
         first = asyncio.create_task(one.ask("1"))
         await until(one.wide.entered.is_set)
         asked = [asyncio.create_task(one.ask(*"12345678")), asyncio.create_task(other.ask(*"12345678"))]
-        await until(lambda: one.batcher.queued_inputs == other.batcher.queued_inputs == 8)
+        await until(lambda: one.batcher.queued_tokens == other.batcher.queued_tokens == 8)
         one.gate(is_open=True)
         await asyncio.gather(first, *asked)
 
@@ -144,7 +144,7 @@ def test_a_batch_that_hangs_in_one_model_stops_no_other() -> None:
         stuck = asyncio.create_task(one.ask("1"))
         await until(one.wide.entered.is_set)
         asked = asyncio.create_task(other.ask("2"))
-        await until(lambda: other.batcher.queued_inputs == 1)
+        await until(lambda: other.batcher.queued_tokens == 1)
         one.batcher.lend_stalled_cores(after_s=3600.0)
         assert not other.wide.entered.is_set(), "an hour is not over"
         one.batcher.lend_stalled_cores(after_s=0.0)

@@ -260,7 +260,7 @@ def test_only_the_poisonous_text_fails(gated: tuple[LiveServer, Gated]) -> None:
     until(runner.entered.is_set)
     texts = ["w2", "bad", "w3", "w4"]
     others = [in_background(lambda text=text: live.post("/predict", {"inputs": text})) for text in texts]
-    until(lambda: live.service.engine.batcher.queued_inputs == 4)
+    until(lambda: live.service.engine.batcher.queued_tokens == 4 * 3)  # [CLS] word [SEP]
     runner.gate.set()
     assert first.result(TIMEOUT_S).status_code == 200
     assert [each.result(TIMEOUT_S).status_code for each in others] == [200, 424, 200, 200]
