@@ -102,7 +102,7 @@ def _count(value: Any) -> int:
     return 1 + sum(map(_count, inner))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(JSON)
 def test_no_value_is_missed(value: Any) -> None:
     """A container that is empty counts twice at most, and no character of a string counts."""
@@ -138,7 +138,7 @@ def test_a_lone_surrogate_becomes_a_replacement_character(server: LiveServer, pa
         assert [each["text"] for each in answer.json()[0]] == ["[CLS]", "cut", "\ufffd", "[SEP]"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["\\", "\ud83d", "\ude00", "u", "d83d", "\n", '"', "é"]), max_size=12))
 def test_surrogates_are_replaced_as_the_encoder_does(parts: list[str]) -> None:
     text = "".join(parts)
