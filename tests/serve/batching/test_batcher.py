@@ -510,6 +510,7 @@ def test_gpus_take_turns_with_lone_inputs_so_that_the_canary_reaches_each() -> N
     async def scenario() -> None:
         for _ in range(6):
             await bench.submit("1", privileged=True)
+            await until(lambda: all(worker.is_idle for worker in bench.batcher.workers))  # a moment after the answer
 
     run(bench, scenario)
     assert [len(gpu.batches) for gpu in bench.gpus] == [2, 2, 2]
