@@ -43,15 +43,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         InputError: any of the user's input is wrong, or a run fails.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m train_loop.curve",
-        description="Train on more and more of the rows; all other flags are those of training.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)), help="of the training rows")
-    parser.add_argument("--seeds", type=int, default=1, help="runs for each fraction (default: 1)")
-    parser.add_argument("--curve", type=Path, default=Path("curve"), help="folder to write (default: curve)")
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = _parser().parse_known_args(argv)
     fractions = _fractions(arguments.fractions)
     if arguments.seeds < 1:
         raise InputError(f"--seeds must be at least 1, found {arguments.seeds}")
@@ -92,6 +84,18 @@ def run(argv: Sequence[str]) -> None:
     write_json(folder / "curve.json", {"metric": metric} | written)
     _draw(folder / "curve.png", points, forecast, metric)
     _print(points, forecast, metric, folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train_loop.curve",
+        description="Train on more and more of the rows; all other flags are those of training.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)), help="of the training rows")
+    parser.add_argument("--seeds", type=int, default=1, help="runs for each fraction (default: 1)")
+    parser.add_argument("--curve", type=Path, default=Path("curve"), help="folder to write (default: curve)")
+    return parser
 
 
 def _fractions(text: str) -> list[float]:

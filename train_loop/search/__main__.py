@@ -25,6 +25,17 @@ def run(argv: Sequence[str]) -> None:
         InputError: any of the user's input is wrong.
         Interrupted: a signal stopped a trial, after saving.
     """
+    given, rest = _parser().parse_known_args(argv)
+    if given.trials < 1 or not given.minutes > 0 or given.confirm < 0 or given.confirm == 1:
+        raise InputError("--trials must be at least 1, --minutes above 0, and --confirm at least 2 seeds (or 0: none)")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("a trial runs on one process; start python -m train_loop.search once for each GPU instead")
+    limit_spinning()  # before torch is imported
+    with connected_peers():
+        _search(given, rest)
+
+
+def _parser() -> argparse.ArgumentParser:
     usage = "%(prog)s --trials N [--space FILE] [--minutes M] [--confirm SEEDS] [--FIELD VALUE ...]"
     others = (
         "Other flags are training's, see python -m train_loop.main --help. The study is --run_name in --output_dir."
@@ -34,14 +45,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--space", type=Path, help="YAML: field: {low: 1, high: 9, log: true} or {choices: [a, b]}")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no trial is started")
     parser.add_argument("--confirm", type=int, default=0, help="seeds with which winner and default are trained again")
-    given, rest = parser.parse_known_args(argv)
-    if given.trials < 1 or not given.minutes > 0 or given.confirm < 0 or given.confirm == 1:
-        raise InputError("--trials must be at least 1, --minutes above 0, and --confirm at least 2 seeds (or 0: none)")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError("a trial runs on one process; start python -m train_loop.search once for each GPU instead")
-    limit_spinning()  # before torch is imported
-    with connected_peers():
-        _search(given, rest)
+    return parser
 
 
 def _search(given: argparse.Namespace, rest: list[str]) -> None:
