@@ -122,8 +122,8 @@ def measure_open_loop(arena: Arena, options: LoadOptions, name: str, capacity: f
     held, missed = highest_rate(holds, num_steps=NUM_QUICK_STEPS if options.quick else NUM_STEPS)
     if (late := max(lags_ms, default=0.0)) > LAG_BOUND_MS:
         arena.warnings.append(
-            f"the load generator itself was up to {late:.0f} ms late (p99) when it asked {name}: it shares the cores with "
-            "the server, and latencies under random arrivals include its own lateness"
+            f"the load generator itself was up to {late:.0f} ms late (p99) when it asked {name}: it shares the cores "
+            "with the server, and latencies under random arrivals include its own lateness"
         )
     beyond = {} if missed is None else {"rate_beyond_bound_per_s": missed * capacity}
     arena.add_facts(name, {"rate_within_bound_per_s": held * capacity} | beyond)

@@ -1,5 +1,4 @@
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +6,8 @@ import numpy as np
 import pytest
 from labelled_rows import labelled_rows
 
-from serve.contract.errors import InputError
 from train_loop import curve
-from train_loop.command_line import parse_config
+from train_loop.command_line import parse_config, write_yaml
 from train_loop.curve import Point, continued
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import class_counts, load_data
@@ -37,18 +35,26 @@ def test_a_curve_is_trained_drawn_and_found_again(
     assert "optimizer steps" not in capfd.readouterr().out
 
 
-def test_without_arguments_it_is_the_quickstart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_arguments_it_is_the_quickstart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def refuse(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+    def refuse(command: list[str]) -> int:
         commands.append(command)
-        return subprocess.CompletedProcess(command, 2)
+        return 2
 
-    monkeypatch.setattr(subprocess, "run", refuse)
-    with pytest.raises(InputError, match="the run on 46 rows ended with status 2; the same command goes on"):
-        curve.run([])
+    monkeypatch.setattr(curve, "run_child", refuse)
+    assert curve.main([]) == 2
+    said = (
+        "on 46 rows ended with status 2. The same command goes on; for other rows or fields, pass a new --curve FOLDER"
+    )
+    assert said in capsys.readouterr().err
     assert commands[0][3:5] == ["--config", "quickstart"]
+    write_yaml(finished := tmp_path / "config.yaml", parse_config(["--config=quickstart", "--run_name=r"]))
+    assert curve.main([f"--config={finished}"]) == 2  # its name and folder do not matter
+    assert commands[1][-10:-8] == ["--output_dir", "curve"]
 
 
 def test_fewer_training_rows_keep_the_shares_and_are_among_more(

@@ -53,6 +53,7 @@ def _search(given: argparse.Namespace, rest: list[str]) -> None:
     from filelock import FileLock, Timeout
 
     from train_loop.command_line import parse_config
+    from train_loop.config import CONFIG_FILE
     from train_loop.defaults import with_defaults
     from train_loop.rows.summary import print_data
     from train_loop.run.directory import require_writable
@@ -66,6 +67,8 @@ def _search(given: argparse.Namespace, rest: list[str]) -> None:
     if config.resume is not None:
         raise InputError("--resume: leave it out; the same command goes on with its study")
     folder = Path(config.output_dir, config.run_name or "search")
+    if (folder / CONFIG_FILE).exists():
+        raise InputError(f"{folder}: a run, in which a study would mix; name the study's folder with --run_name")
     require_writable(str(folder))
     _, data = load_rows(config)
     print_data(console, data)
