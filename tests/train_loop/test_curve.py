@@ -47,9 +47,7 @@ def test_without_arguments_it_is_the_quickstart(
 
     monkeypatch.setattr(curve, "run_child", refuse)
     assert curve.main([]) == 2
-    said = (
-        "on 46 rows ended with status 2. The same command goes on; for other rows or fields, pass a new --curve FOLDER"
-    )
+    said = "46 rows ended with status 2. The same command goes on; for other rows or fields, pass a new --curve FOLDER"
     assert said in capsys.readouterr().err
     assert commands[0][3:5] == ["--config", "quickstart"]
     write_yaml(finished := tmp_path / "config.yaml", parse_config(["--config=quickstart", "--run_name=r"]))
