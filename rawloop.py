@@ -9,10 +9,11 @@ rawloop predict --bundle runs/latest/onnx --text "my card was charged twice"
 import importlib
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from serve.contract.command import run_child
 
 MODULES = {
     "train": "train_loop.main",
@@ -75,7 +76,7 @@ def quickstart() -> int:
     """Train, export and answer a text; then say what was proved and what to do next."""
     for name, *flags in STEPS:
         print(f"\n$ rawloop {shlex.join([name, *flags])}", flush=True)
-        if status := subprocess.call([sys.executable, "-m", MODULES[name], *flags]):
+        if status := run_child([sys.executable, "-m", MODULES[name], *flags]):
             return status
     print("\nProved before it shipped:")
     for name, variant in json.loads((BUNDLE / "bundle.json").read_text(encoding="utf-8"))["variants"].items():

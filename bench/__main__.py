@@ -10,6 +10,7 @@ python -m bench compare BEFORE.json AFTER.json
 
 import argparse
 import importlib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -52,8 +53,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         if command == "inference":
             subparser.add_argument("--label_names", nargs="+", help="Labels of --model in the order of the logits.")
         subcommands.add_subcommand(command, subparser, help=options[command].__doc__.splitlines()[0])
-    # jsonargparse wants `--quick true`
-    given = parser.parse_args([f"{word}=true" if word in ("--quick", "--self_check") else word for word in argv])
+    # jsonargparse wants `--quick true`, and `+=` for an item of a list
+    words = [f"{word}=true" if word in ("--quick", "--self_check") else word for word in argv]
+    given = parser.parse_args([re.sub(r"^--(contenders|students|targets)(?=$|=)", r"--\1+", word) for word in words])
     return COMMANDS[given.command].partition(":")[0], options[given.command](**vars(given[given.command]))
 
 

@@ -85,7 +85,7 @@ def read_rows(
         path=path,
         form=row_format(path, str(path)),
         name=str(path),
-        columns_help="choose with --text_column, --text_pair_column and --label_column",
+        columns_help="Choose them with --text_column, --text_pair_column and --label_column",
         delimiter=columns.delimiter,
         delimiter_flag="--delimiter",
     )

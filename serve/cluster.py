@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import glob
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -37,6 +38,8 @@ BLOCKS_PER_ACTOR = 4
 BATCH_ROWS = 2_048
 SENT_BYTES = 400 << 20  # Ray refuses to send folders above 512 MiB
 TEXT_TYPES = ("string", "large_string", "dictionary<values=string", "dictionary<values=large_string")
+NOT_PARQUET = "csv and jsonl: python -m serve.predict --file FOLDER --output FOLDER"
+START = "start a cluster with: ray start --head"
 NAMED = 5  # reasons, or differences, that are named
 CLASSIFIER_OPTIONS = ("text_column", "text_pair_column", "all_scores", "truncation", "device", "variant")
 
@@ -129,15 +132,14 @@ def _open_input(
     found = glob.glob(f"{glob.escape(given)}/*.parquet" if given and Path(given).is_dir() else given)
     files = sorted(os.path.abspath(file) for file in found if not os.path.isdir(file))
     if not files:
-        way_out = "csv and jsonl: python -m serve.predict --file FOLDER --output FOLDER"
-        raise InputError(f"--input {given}: no parquet files there; {way_out}")
+        raise InputError(f"--input {given}: no parquet files there; {NOT_PARQUET}")
     num_rows, problems = 0, []
     types: dict[str, Any] = {}
     for file in files:
         try:
             metadata = pyarrow.parquet.read_metadata(file)
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{file}: not a readable parquet file ({error})") from error
+            raise InputError(f"{file}: not a readable parquet file ({error}); {NOT_PARQUET}") from error
         schema = metadata.schema.to_arrow_schema()
         num_rows += metadata.num_rows
         wanted = [*ids, *texts, *((types or schema.names) if keep is None else keep)]
@@ -173,6 +175,8 @@ def _opened_output(output: Path, arguments: argparse.Namespace, options: dict[st
     """Keep others from writing to a folder; raises InputError unless it is empty or holds what the same job left."""
     if not arguments.output:
         raise InputError("--output: is empty; pass a folder")
+    if output.is_file():
+        raise InputError(f"--output {arguments.output}: is a file; name a folder")
     output.mkdir(parents=True, exist_ok=True)
     with (output / LOCK).open("ab") as lock:
         if not try_lock(lock):
@@ -180,7 +184,7 @@ def _opened_output(output: Path, arguments: argparse.Namespace, options: dict[st
         is_used = any(each.name not in (LOCK, JOB_FILE) for each in output.iterdir())
         if (output / SUMMARY).exists() or (arguments.id_column is None and is_used):
             unless = "" if arguments.id_column else " (only with --id_column can a killed command go on)"
-            raise InputError(f"--output {arguments.output}: holds answers already{unless}; choose a new folder")
+            raise InputError(f"--output {arguments.output}: holds files already{unless}; choose a new folder")
         job = {"bundle": sha256_of_file(arguments.bundle / BUNDLE_FILE), "input": os.path.abspath(arguments.input)}
         job |= {name: str(value) for name, value in {**options, "id_column": arguments.id_column}.items()}
         require_same_job(output, job, output.glob("*.parquet"))
@@ -194,6 +198,12 @@ def _ray(arguments: argparse.Namespace) -> Iterator[Any]:
     Raises:
         InputError: there is no cluster to join, or the bundle is too large to send.
     """
+    host, _, port = arguments.address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():  # where nothing answers, Ray would wait for a minute
+            socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"--address {arguments.address}: {error}; {START}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")  # that one takes minutes to list a few small files
     import ray
@@ -211,7 +221,7 @@ def _ray(arguments: argparse.Namespace) -> Iterator[Any]:
     try:
         ray.init(arguments.address, runtime_env=environment, **(alone if arguments.address == "local" else {}))
     except ConnectionError as error:
-        raise InputError(f"--address {arguments.address}: {error}; start a cluster with: ray start --head") from error
+        raise InputError(f"--address {arguments.address}: {error}; {START}") from error
     try:
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True

@@ -56,12 +56,7 @@ def _load_pyfunc(path: str) -> PyfuncModel:
     return PyfuncModel(Path(path))
 
 
-def run(argv: Sequence[str]) -> None:
-    """Log the bundle that the command line names, and print where it is; raises InputError if it is none."""
-    import mlflow
-    import pandas
-    from mlflow.models import infer_signature
-
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serve.mlflow",
         description="Log a bundle to the MLflow server in MLFLOW_TRACKING_URI (without it, to ./mlruns).",
@@ -69,7 +64,16 @@ def run(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--bundle", required=True, type=Path, help="folder written by python -m export")
     parser.add_argument("--register", metavar="NAME", help="also make it a version of the registered model NAME")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Log the bundle that the command line names, and print where it is; raises InputError if it is none."""
+    import mlflow
+    import pandas
+    from mlflow.models import infer_signature
+
+    arguments = _parser().parse_args(argv)
     manifest = read_bundle(arguments.bundle).manifest
     model = PyfuncModel(arguments.bundle)
     example = pandas.DataFrame([manifest.canary], columns=list(model.columns))

@@ -14,12 +14,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import ROOT
 
+from bench.__main__ import parse as parse_bench
 from export.__main__ import _parser as export_parser
+from rawloop import MODULES
 from serve.cluster import _parser as cluster_parser
 from serve.http.settings import parse_settings
+from serve.mlflow import _parser as mlflow_parser
 from serve.predict import _parser as predict_parser
 from train_loop.command_line import parse_config
+from train_loop.curve import _parser as curve_parser
 from train_loop.evaluation import _parser as evaluation_parser
+from train_loop.hub.__main__ import _parser as hub_parser
+from train_loop.search.__main__ import _parser as search_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "TRAINING.md").read_text(encoding="utf-8")
@@ -40,37 +46,50 @@ def test_the_training_commands_parse(command: str, monkeypatch: pytest.MonkeyPat
     assert config.train_file or config.dataset_name
 
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = [
     (path.name, language, block)
     for path in DOCS
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 ]
 PARSERS: dict[str, Callable[[list[str]], Any]] = {
+    "bench": parse_bench,
     "export": lambda argv: export_parser().parse_args(argv),
     "serve": lambda argv: parse_settings(argv, {}),
     "serve.cluster": lambda argv: cluster_parser().parse_args(argv),
+    "serve.mlflow": lambda argv: mlflow_parser().parse_args(argv),
     "serve.predict": lambda argv: predict_parser().parse_args(argv),
+    "train_loop.curve": lambda argv: parse_config(curve_parser().parse_known_args(argv)[1]),
     "train_loop.evaluation": lambda argv: evaluation_parser().parse_args(argv),
-    "train": parse_config,
+    "train_loop.hub": lambda argv: hub_parser().parse_args(argv),
+    "train_loop.main": parse_config,
+    "train_loop.search": lambda argv: parse_config(search_parser().parse_known_args(argv)[1]),
 }
-"""Command -> what reads its flags; it ends with status 2, or an InputError, where one is wrong."""
+"""Module -> what reads its flags; it ends with status 2, or an InputError, where one is wrong."""
 
 
-def commands_of_the_docs() -> Iterator[tuple[str, str]]:
+def commands_of_the_docs() -> Iterator[tuple[str, str, str]]:
     for name, _, block in FENCED:
         for line in block.replace("\\\n", " ").splitlines():
             command = line.partition("  #")[0].strip()
-            found = re.match(r"(?:python -m|accelerate launch -m|rawloop) ([\w.]+) ", command)
-            if found and found[1] in PARSERS and not re.search(r"\.\.\. |--help|[|\[]", command):
-                yield name, command
+            found = re.match(r"(?:python -m|accelerate launch -m|rawloop) ([\w.]+) (.*)", command)
+            if found and not re.search(r"\.\.\. |--help|[|\[]", command):
+                module = MODULES.get(found[1], found[1]).removesuffix(".__main__")
+                if module in PARSERS:
+                    yield name, module, found[2]
 
 
-@pytest.mark.parametrize(("document", "command"), [*commands_of_the_docs()])
-def test_the_commands_of_the_pages_parse(document: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("document", "module", "flags"), [*commands_of_the_docs()])
+def test_the_commands_of_the_pages_parse(
+    document: str, module: str, flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    module, *flags = shlex.split(re.sub(r"^(python -m|accelerate launch -m|rawloop) ", "", command))
-    assert PARSERS[module](flags) is not None
+    assert PARSERS[module](shlex.split(flags)) is not None
+
+
+def test_every_command_is_parsed_somewhere() -> None:
+    modules = {module.removesuffix(".__main__") for module in (*MODULES.values(), "serve.cluster", "serve.mlflow")}
+    assert modules == {*PARSERS} == {module for _, module, _ in commands_of_the_docs()}
 
 
 @pytest.mark.parametrize("block", [block for _, language, block in FENCED if language == "python"])

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def test_the_quickstart_runs_each_step_then_says_what_was_proved_and_what_is_nex
         ran.append(command)
         return 0
 
-    monkeypatch.setattr(subprocess, "call", call)
+    monkeypatch.setattr(rawloop, "run_child", call)
     assert rawloop.main(["quickstart"]) == 0
     assert [command[:3] for command in ran] == [
         [sys.executable, "-m", module] for module in ("train_loop.main", "export.__main__", "serve.predict")
@@ -74,5 +73,5 @@ def test_the_quickstart_runs_each_step_then_says_what_was_proved_and_what_is_nex
 
 def test_the_quickstart_stops_where_a_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     statuses = iter([0, 1])
-    monkeypatch.setattr(subprocess, "call", lambda command: next(statuses))
+    monkeypatch.setattr(rawloop, "run_child", lambda command: next(statuses))
     assert rawloop.main(["quickstart"]) == 1

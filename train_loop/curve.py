@@ -9,14 +9,13 @@ Every run is an ordinary one, which may be killed and goes on with the same comm
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.contract.command import given_arguments, run_command
-from serve.contract.errors import InputError
+from serve.contract.command import given_arguments, run_child, run_command
+from serve.contract.errors import InputError, WorkStopped
 from serve.contract.files import write_json
 from train_loop import NEEDED
 from train_loop.machine.threads import limit_spinning
@@ -41,17 +40,10 @@ def run(argv: Sequence[str]) -> None:
     """Train as the command line says, and write `curve.json` and `curve.png`.
 
     Raises:
-        InputError: any of the user's input is wrong, or a run fails.
+        InputError: any of the user's input is wrong.
+        WorkStopped: a run failed, or was stopped.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m train_loop.curve",
-        description="Train on more and more of the rows; all other flags are those of training.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--fractions", default=",".join(map(str, FRACTIONS)), help="of the training rows")
-    parser.add_argument("--seeds", type=int, default=1, help="runs for each fraction (default: 1)")
-    parser.add_argument("--curve", type=Path, default=Path("curve"), help="folder to write (default: curve)")
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = _parser().parse_known_args(argv)
     fractions = _fractions(arguments.fractions)
     if arguments.seeds < 1:
         raise InputError(f"--seeds must be at least 1, found {arguments.seeds}")
@@ -62,9 +54,8 @@ def run(argv: Sequence[str]) -> None:
 
     rest = rest or ["--config", QUICKSTART]
     config = parse_config(rest)
-    usual = {field.name: field.default for field in dataclasses.fields(config)}
-    if given := [name for name in FIXED if getattr(config, name) != usual[name]]:
-        raise InputError(f"--{given[0]} is not for learning curves; leave it out")
+    if given := [name for word in rest for name in FIXED if word.partition("=")[0] == f"--{name}"]:
+        raise InputError(f"--{given[0]} is not for learning curves; leave it out. --curve names their folder")
     folder: Path = arguments.curve
     num_rows = _num_training_rows(config)
     sizes = sorted({max(1, round(fraction * num_rows)) for fraction in fractions})
@@ -78,9 +69,13 @@ def run(argv: Sequence[str]) -> None:
         for seed in range(config.seed, config.seed + arguments.seeds):
             name = f"rows_{rows}_seed_{seed}"
             own = ["--max_train_rows", str(rows), "--seed", str(seed), "--output_dir", str(folder), "--run_name", name]
-            command = [sys.executable, "-m", "train_loop.main", *rest, *own, "--resume", "auto", "--baselines", "false"]
-            if (status := subprocess.run(command, check=False).returncode) != 0:
-                raise InputError(f"the run on {rows:,} rows ended with status {status}; the same command goes on")
+            own += ["--resume", "auto", "--baselines", "false", "--push_to_hub", "null"]
+            command = [sys.executable, "-m", "train_loop.main", *rest, *own]
+            if (status := run_child(command)) != 0:
+                way_out = "The same command goes on; for other rows or fields, pass a new --curve FOLDER"
+                stop = WorkStopped(f"the run on {rows:,} rows ended with status {status}. {way_out}")
+                stop.exit_status = max(status, 1)
+                raise stop
             found.append(json.loads((folder / name / "results" / "metrics.json").read_text()))
         metric = COMPARED[found[0]["problem_type"]][0]
         headline = [each["splits"][each["headline_split"]] for each in found]
@@ -92,6 +87,20 @@ def run(argv: Sequence[str]) -> None:
     write_json(folder / "curve.json", {"metric": metric} | written)
     _draw(folder / "curve.png", points, forecast, metric)
     _print(points, forecast, metric, folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train_loop.curve",
+        description="Train on more and more of the rows; all other flags are those of training.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--fractions", default=",".join(map(str, FRACTIONS)), help="of the training rows (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs for each fraction (default: 1)")
+    parser.add_argument("--curve", type=Path, default=Path("curve"), help="folder to write (default: curve)")
+    return parser
 
 
 def _fractions(text: str) -> list[float]:

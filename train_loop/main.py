@@ -47,13 +47,14 @@ def train_as_configured(config: TrainConfig) -> Path:
     from train_loop.model.pretrained import fitting_precision, load_tokenizer
     from train_loop.rows.data import load_data
     from train_loop.rows.summary import print_data
-    from train_loop.run.directory import how_to_go_on, open_run, require_writable, resume_by_name
+    from train_loop.run.directory import how_to_go_on, open_run, require_new_name, require_writable, resume_by_name
     from train_loop.run.progress import build_console
     from train_loop.run.trackers import running_trackers
     from train_loop.training import build_training, initial_model, print_run, restore
 
     if is_main_process():
         require_writable(config.output_dir)
+        require_new_name(config)
         if config.push_to_hub is not None:
             require_uploadable(config.push_to_hub, "--push_to_hub: ")
     accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))

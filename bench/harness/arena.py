@@ -17,7 +17,7 @@ from bench.harness.results import Contender, Measurement
 from bench.harness.samples import Sample
 from serve.contract.errors import InputError
 
-REPORT_EVERY_S = 20.0
+REPORT_EVERY_S = 10.0
 BUSY_NEIGHBOUR_CORES = 0.25  # cores used by other processes, on average, from which a measurement is doubtful
 TWIN = " (again)"  # how the name of a contender's twin ends
 
@@ -110,8 +110,7 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
         """
 
         def repeat(name: str, number: int) -> Answer:
-            if time.monotonic() - self._last_report >= REPORT_EVERY_S:
-                self._report(f"measuring {case}, round {number + 1}")
+            self.report_progress(f"measuring {case}, round {number + 1}")
             return self._running[name].call(verb, **arguments(name, number))
 
         chosen = [name for name in self.alive if only is None or name in only]
@@ -128,6 +127,11 @@ class Arena(contextlib.AbstractContextManager["Arena"]):
             for name, answers in self.answers[case].items()
             if answers
         ]
+
+    def report_progress(self, text: str) -> None:
+        """Say what is being done, if nothing was said for some time."""
+        if time.monotonic() - self._last_report >= REPORT_EVERY_S:
+            self._report(text)
 
     def _drop(self, name: str, failure: ContenderFailed) -> None:
         """Record why a contender cannot continue, and end it."""

@@ -130,6 +130,7 @@ class ServerSpec:
     format: str  # key of `FORMATS`
     command: Sequence[str] = ()  # the word PORT is replaced by the port
     url: str = ""
+    python_flag: str = ""  # that names a Python which has a peer's packages
 
 
 def server_entrants(options: LoadOptions) -> list[Entrant]:
@@ -155,11 +156,11 @@ def _own_servers(options: LoadOptions) -> Iterator[Entrant]:
 def _peers(options: LoadOptions) -> Iterator[Entrant]:
     model = str((options.run / "model").resolve())
     command = [str(options.litserve_python or sys.executable), str(LITSERVE_SCRIPT), model, "PORT"]
-    yield Entrant(name="LitServe", spec=ServerSpec(format="litserve", command=command))
+    yield Entrant(name="LitServe", spec=ServerSpec(format="litserve", command=command, python_flag="litserve_python"))
     script = str(Path(options.infinity_python or sys.executable).parent / "infinity_emb")
     flags = ("--model-id", model, "--engine", "torch", "--device", "cuda" if num_gpus() else "cpu", "--port", "PORT")
     command = [script, "v2", *flags, "--served-model-name", "m", "--no-bettertransformer"]
-    yield Entrant(name="infinity", spec=ServerSpec(format="infinity", command=command))
+    yield Entrant(name="infinity", spec=ServerSpec(format="infinity", command=command, python_flag="infinity_python"))
 
 
 def running_server(target: str) -> Entrant:

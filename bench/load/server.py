@@ -27,7 +27,7 @@ class Server(Running):
         if not self.wire.takes_pairs and not isinstance(texts[0], str):
             raise ContenderFailed(f"the {spec.format} format has no pairs of texts")
         super().__init__()
-        self.url = spec.url
+        self._spec, self.url = spec, spec.url
         self._bodies = [self.wire.request_of(text) for text in texts]
         self._endless = itertools.cycle(self._bodies)
         self._seen_ms: dict[int, list[float]] = {}  # number of clients -> latencies of the last turn
@@ -38,17 +38,18 @@ class Server(Running):
             command = [port if word == "PORT" else word for word in spec.command]
             try:
                 self.launch(command, cores=cores, num_threads=num_threads, DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
-            except ContenderFailed:
+            except ContenderFailed as failure:
                 self.close()
-                raise
+                raise _absent(spec, str(failure)) from failure
 
     def start(self) -> dict[str, float]:
         """Wait until it answers a first request."""
         while time.perf_counter() < self.began + START_TIMEOUT_S:
             if self.process is not None and self.process.poll() is not None:
                 words = self.last_words()
-                is_absent = "ModuleNotFoundError" in words
-                raise ContenderFailed(f"did not start: {words}", "not installed" if is_absent else "failed")
+                if "ModuleNotFoundError" in words:
+                    raise _absent(self._spec, words.rpartition(": ")[2])
+                raise ContenderFailed(f"did not start: {words}")
             status, content = generate(ask, self.url, self._bodies[:1], clients=1)[0]
             if status == OK:
                 return {} if self.process is None else {"cold_start_s": time.perf_counter() - self.began}
@@ -92,6 +93,11 @@ class Server(Running):
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
         super().close()
+
+
+def _absent(spec: ServerSpec, reason: str) -> ContenderFailed:
+    way_out = spec.python_flag and f"; name a Python that has it with --{spec.python_flag}"
+    return ContenderFailed(f"{reason}{way_out}", "not installed")
 
 
 def _answer(traffic: Traffic) -> Answer:

@@ -6,7 +6,6 @@ The timed unit is real tokens a second: repeats hold different rows, whose lengt
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,6 @@ from bench.harness.report import build_console, publish
 from bench.harness.results import Measurement, Results, Work
 from bench.harness.samples import median_interval, median_rate
 from bench.training.contenders import OURS, SPLIT_STEPS, STEPS_OF_REPEAT, main_entrants, scaling_entrants
-from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1
 
 TRAINING = "training"
@@ -37,18 +35,10 @@ class TrainingOptions(CommonOptions):
 
     run: Path
     """Run directory, or a recipe's YAML file: its model, rows, lengths and learning rate are used."""
-    rows: int = 3200
-    """Training rows, drawn by the seed."""
+    rows: Annotated[int, AT_LEAST_1] = 3200
+    """Training rows, drawn by the seed; all, where there are fewer."""
     batch_size: Annotated[int, AT_LEAST_1] = 16
     """Rows of an optimizer step."""
-
-    def contradictions(self) -> Iterator[str]:
-        yield from super().contradictions()
-        if self.rows < MIN_BATCHES * self.batch_size:
-            yield (
-                f"--rows {self.rows} must be at least {MIN_BATCHES} batches of --batch_size {self.batch_size}: with "
-                "fewer, the Trainer groups rows by length less well than it can"
-            )
 
     @property
     def loss_after(self) -> int:
@@ -71,6 +61,11 @@ def run(options: TrainingOptions, command: str) -> None:
                 with Arena(entrants, options.launch, console) as arena:
                     arena.start()
                     measurements += measure(arena, options, work)
+                    if int(work["rows"]) < MIN_BATCHES * options.batch_size:
+                        arena.warnings.append(
+                            f"{work['rows']} rows are fewer than {MIN_BATCHES} batches of {options.batch_size}: the "
+                            "Trainer groups rows by length less well than it can; a run with more rows is better"
+                        )
                 arenas.append(arena)
     publish(results_of(options, command, work, OURS, measurements, *arenas), draw, options.output, console)
 
@@ -79,7 +74,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     """Write the drawn rows into files; return the contenders' configuration and the description of the work.
 
     Raises:
-        InputError: the run or recipe cannot be read, or has too few rows.
+        InputError: the run or recipe cannot be read.
     """
     from serve.contract.text import clean
     from train_loop.command_line import read_config
@@ -93,8 +88,6 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     tokenizer, max_length = load_tokenizer(source)
     data = load_data(source, tokenizer, max_length)
     source = with_defaults(source, data.problem_type)
-    if len(data.train) < options.rows:
-        raise InputError(f"--rows {options.rows}: {file} has {len(data.train)} training rows; ask for fewer")
     random = np.random.default_rng(options.seed)
     columns = {"text": source.text_column} | ({"pair": source.text_pair_column} if source.text_pair_column else {})
     num_held_out = QUICK_HELD_OUT_ROWS if options.quick else HELD_OUT_ROWS
@@ -125,7 +118,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     }
     work: Work = {
         "model": source.model_name,
-        "rows": options.rows,
+        "rows": min(options.rows, len(data.train)),
         "rows_digest": data.fingerprint[:16],
         **{name: config[name] for name in ("seed", "batch_size", "max_length", "learning_rate")},
         "mean_tokens_of_a_row": round(mean_tokens, 2),

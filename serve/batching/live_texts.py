@@ -6,10 +6,7 @@ import numpy as np
 
 from serve.batching.ticket import Answer
 from serve.contract.classifier import Classifier
-from serve.contract.drift import Shift, features
-
-MIN_TEXTS = 100  # fewer say nothing
-
+from serve.contract.drift import MIN_TEXTS, Shift, features
 
 OF_TOKENS = ("tokens", "unknown_tokens")
 

@@ -188,7 +188,9 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
         InputError: the folder is not a bundle, has a newer schema, or files are missing or damaged; all
             problems are named at once.
     """
-    manifest = read_record(folder / BUNDLE_FILE, Manifest, BUNDLE_SCHEMA_VERSION, made_by="python -m export")
+    manifest = read_record(
+        folder / BUNDLE_FILE, Manifest, BUNDLE_SCHEMA_VERSION, made_by="python -m export", example="runs/latest/onnx"
+    )
     _require_whole(folder, manifest.files, verify=verify)
     return Bundle(folder, manifest, read_classifier(folder))
 

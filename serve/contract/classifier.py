@@ -171,4 +171,6 @@ def read_classifier(folder: Path) -> Classifier:
         InputError: the file is missing, not JSON, of a newer schema, or any field is missing, unknown
             or out of range; all problems are named at once.
     """
-    return read_record(folder / CLASSIFIER_FILE, Classifier, CLASSIFIER_SCHEMA_VERSION, made_by="training")
+    return read_record(
+        folder / CLASSIFIER_FILE, Classifier, CLASSIFIER_SCHEMA_VERSION, made_by="training", example="runs/latest"
+    )

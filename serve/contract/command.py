@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,17 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, was)
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run another command to its end and return its exit status; if both are stopped, it gets the time to save."""
+    with sigterm_as_interrupt(), subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated):  # Ctrl-C reaches both
+                process.terminate()
+            return process.wait()
 
 
 def run_command(

@@ -20,6 +20,7 @@ MAJOR = 0.25  # a shift from which on people act, by convention
 CHANCE = 0.001  # how often samples of one distribution exceed the limit
 ROWS_PER_BIN = 25
 MAX_BINS = 10
+MIN_TEXTS = 100  # fewer live texts say nothing
 EMPTY = 0.5  # added to every count, so that no logarithm is infinite
 
 

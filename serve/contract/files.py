@@ -56,6 +56,12 @@ def damage_of(path: Path, num_bytes: int, sha256: str | None) -> str | None:
     return None
 
 
+def is_missing_folder(name: str) -> bool:
+    """Whether a name, which might be a Hub id, is rather a folder that is not there: the one around it is."""
+    path = Path(name)
+    return path.parent.name != "" and path.parent.is_dir() and not path.exists()
+
+
 @contextlib.contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `final` at the end; after an error, `final` is unchanged.

@@ -19,15 +19,16 @@ T = TypeVar("T")
 NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", types.NoneType: "null"}
 
 
-def read_record(path: Path, record: type[T], schema_version: int, *, made_by: str) -> T:
-    """Read a JSON file as a dataclass.
+def read_record(path: Path, record: type[T], schema_version: int, *, made_by: str, example: str = "") -> T:
+    """Read a JSON file as a dataclass; `made_by` writes such folders, and `example` names one.
 
     Raises:
         InputError: the file is absent, not JSON, of a newer schema, or any field is missing, unknown, of
             another type or out of range; all problems are named at once.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a folder written by {made_by}")
+        such_as = example and f", such as {example}"
+        raise InputError(f"{path}: no such file; expected a folder written by {made_by}{such_as}")
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from serve.contract.drift import MIN_TEXTS
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Limit, out_of_range
 
@@ -37,6 +38,7 @@ ROOT_PATH = Limit(
     lambda path: bool(re.fullmatch(r"(?!.*/models/[^/]*$)(/[\w.~-]+)*", path)),
     "a path, such as /prefix, without a slash at its end, and not /models/NAME, which is a model's",
 )
+WINDOW = Limit(lambda texts: texts == 0 or texts >= MIN_TEXTS, f"at least {MIN_TEXTS}, or 0 for none")
 URL = Limit(lambda url: url.startswith(("http://", "https://")), "a URL, such as http://localhost:4318")
 PORT = Limit(lambda port: 0 <= port <= 65_535, "from 0 (any free one) to 65535")
 
@@ -152,8 +154,8 @@ class ServeSettings:
     """time for its answer"""
     stall_after_s: Annotated[float, POSITIVE] = 10.0
     """a batch that runs longer turns readiness off"""
-    drift_window: Annotated[int, NOT_NEGATIVE] = 500
-    """texts answered last that are compared with those of the export, for drift; 0 for none"""
+    drift_window: Annotated[int, WINDOW] = 500
+    """texts answered last that are compared with those of the export, for drift"""
     on_worker_death: Literal["restart", "exit"] = "restart"
     """what to do when a worker dies"""
     drain_delay_s: Annotated[float, NOT_NEGATIVE] = 1.0

@@ -30,6 +30,9 @@ def test_flags_become_options() -> None:
             "--batch_sizes",
             "[4,2]",
             "--contenders+=pipeline",
+            "--contenders",
+            "OpenVINO int8, throughput",
+            "--students=a/onnx",
             "--output",
             "out",
         ]
@@ -39,7 +42,8 @@ def test_flags_become_options() -> None:
     assert options.quick
     assert not options.self_check
     assert options.used_batch_sizes == [1, 32]
-    assert options.contenders == ["pipeline"]
+    assert options.contenders == ["pipeline", "OpenVINO int8, throughput"]
+    assert options.students == [Path("a/onnx")]
 
 
 def test_compare_takes_two_files() -> None:

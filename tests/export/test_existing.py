@@ -264,7 +264,7 @@ def test_a_dropout_left_on_is_named(
             "line 2: label 'joy' is not one of the model's: positive, neutral, negative; in",
         ),
         (["--rows", "EMPTY"], "EMPTY.csv: no rows"),
-        (["--rows", "ROWS", "--label_column", "gold"], "no column 'gold'; it has 'text', 'label'. choose with"),
+        (["--rows", "ROWS", "--label_column", "gold"], "no column 'gold'; it has 'text', 'label'. Choose them with"),
         (["--rows", "ROWS", "--calibration_rows", "ROWS"], "every calibration row (rows.csv) is also one of"),
         (["--rows", "ROWS", "--max_length", "65"], "--max_length 65:"),
         (["--rows", "ROWS", "--label_names", "a", "b"], "--label_names has 2 names, and the model 3 labels"),

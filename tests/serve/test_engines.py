@@ -129,7 +129,12 @@ def test_no_rows_have_no_answers(bundle: Path, tmp_path: Path, monkeypatch: pyte
         (["--output", ""], "--output: is empty"),
         (["--input", "{tmp}/mixed"], "id is int64 in {tmp}/mixed/a.parquet, string in {tmp}/mixed/b.parquet"),
         (["--input", "{tmp}/more"], "{tmp}/more/b.parquet has lang, {tmp}/more/a.parquet has not: pass --keep_columns"),
-        (["--output", "{tmp}/used"], "holds answers already (only with --id_column can a killed command go on)"),
+        (["--output", "{tmp}/used"], "holds files already (only with --id_column can a killed command go on)"),
+        (["--output", "{tmp}/null/a.parquet"], "is a file; name a folder"),
+        (
+            ["--input", "{tmp}/named.csv"],
+            "corrupted or this is not a parquet file.); csv and jsonl: python -m serve.predict",
+        ),
         (["--output", "{tmp}/used", "--id_column", "id"], "holds x.parquet already, of something else"),
     ],
 )
@@ -146,10 +151,19 @@ def test_what_would_fail_on_the_way_is_refused_at_the_start(
     pq.write_table(pa.table({"id": ["2"], "text": ["w1"]}), tmp_path / "mixed" / "b.parquet")
     pq.write_table(pa.table({"id": [2], "text": ["w1"], "lang": ["en"]}), tmp_path / "more" / "b.parquet")
     (tmp_path / "used" / "x.parquet").touch()
+    (tmp_path / "named.csv").write_text("text\nw1 and more words\n")
     words = ["--bundle", str(bundle), "--input", str(rows), "--output", str(tmp_path / "answers")]
     assert main([*words, *(word.format(tmp=tmp_path) for word in more)]) == 2
     assert message.format(tmp=tmp_path) in capsys.readouterr().err
     assert not (tmp_path / "answers" / "_job.json").exists()
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once(
+    bundle: Path, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["--bundle", str(bundle), "--input", str(rows), "--output", str(tmp_path / "answers")]
+    assert main([*words, "--address", "127.0.0.1:9"]) == 2
+    assert "--address 127.0.0.1:9: [Errno 111] Connection refused; start a cluster with" in capsys.readouterr().err
 
 
 def test_the_example_for_ray(bundle: Path, rows: Path, tmp_path: Path) -> None:

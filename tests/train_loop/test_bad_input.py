@@ -248,7 +248,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         parquet_of(text=TEXTS, label=[["a"]] * 40),
         ["lists of one label, such as ['a']", "python -c"],
     ),
-    "single class": ("rows.csv", csv_of(("a", "good"), ("b", "good")), ["a single class, 'good'", "at least two"]),
+    "single class": ("rows.csv", csv_of(("a", "good"), ("b", "good")), ["a single class, 'good'", "--label_column"]),
     "white space in a label": ("rows.csv", csv_of(("a", "good"), ("b", "good ")), ["'good' and 'good ' differ only"]),
     "fewer rows than classes": (
         "rows.csv",
@@ -262,6 +262,11 @@ BAD_FILES: dict[str, tuple[str, bytes | None, list[str]]] = {
         "rows.csv",
         GOOD + b"strange film,odd\n",
         ["class 'odd': 1 row, which cannot be in both", "--test_file"],
+    ),
+    "whole numbers": (
+        "rows.csv",
+        csv_of(*((f"t{number}", f"{number}") for number in range(40))),
+        ["1 row, which cannot be in both", "to predict the number, pass --problem_type regression"],
     ),
 }
 
@@ -296,6 +301,10 @@ BAD_FLAGS: dict[str, tuple[list[str], list[str]]] = {
         ["--epochs must be", "--dropout must be", "sum must be below 1"],
     ),
     "model without network": (["--model_name", "ns/absent-model"], ["--model_name ns/absent-model", "network"]),
+    "model in no folder": (
+        ["--model_name", "folder/absent"],
+        ["--model_name folder/absent: no such folder", "looked in"],
+    ),
     "model folder without files": (["--model_name", "folder"], ["--model_name folder", "no config.json"]),
     "model too short": (["--max_length", "65"], ["--max_length 65", "at most 64 tokens"]),
     "unknown tracker": (["--trackers+", "scribe"], ["--trackers scribe: not installed", "installed are"]),
@@ -306,7 +315,10 @@ BAD_FLAGS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "output under a file": (["--output_dir", "rows.csv/runs"], ["--output_dir rows.csv/runs: not writable"]),
     "output is a file": (["--output_dir", "rows.csv"], ["--output_dir rows.csv: not writable"]),
-    "run exists": (["--output_dir", ".", "--run_name", "folder"], ["--run_name folder", "exists already", "--resume"]),
+    "run exists": (
+        ["--output_dir", ".", "--run_name", "folder", "--text_column", "body"],
+        ["--run_name folder", "exists already", "--resume"],
+    ),
     "run name is a path": (["--run_name", "a/b"], ["--run_name must be a plain folder name"]),
     "negative weight": (["--class_weights", '{"good": -1}'], ["--class_weights must be positive"]),
 }
@@ -343,6 +355,8 @@ def test_nothing_to_train_on(refused: Refused) -> None:
 
 def test_a_hub_id_without_network(refused: Refused) -> None:
     assert "--dataset_name ns/absent: not a folder here" in refused("--dataset_name", "ns/absent")
+    said = refused("--dataset_name", "folder/absent", files={"folder/rows.csv": GOOD})
+    assert "--dataset_name folder/absent: no such folder" in said
 
 
 def test_a_folder_without_training_rows(refused: Refused) -> None:

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +8,19 @@ import pytest
 from distributed import on_processes
 from labelled_rows import labelled_rows
 
-from serve.contract.errors import InputError
 from train_loop import curve
-from train_loop.command_line import parse_config
+from train_loop.command_line import parse_config, write_yaml
 from train_loop.curve import Point, continued
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import class_counts, load_data
 
 
-def forked(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+def forked(command: list[str]) -> int:
     """Run `python -m MODULE ...` in a fork of a process that has imported torch, which takes longer than training."""
     assert command[:2] == [sys.executable, "-m"]
     (ended,) = on_processes(1, "scenarios:command", {"words": command[2:]})
     print(ended["out"], ended["errors"])
-    return subprocess.CompletedProcess(command, ended["status"])
+    return int(ended["status"])
 
 
 def test_a_curve_is_trained_drawn_and_found_again(
@@ -32,7 +30,7 @@ def test_a_curve_is_trained_drawn_and_found_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(subprocess, "run", forked)
+    monkeypatch.setattr(curve, "run_child", forked)
     folder = tmp_path / "curve"
     rows = write_rows(labelled_rows(80))
     argv = [f"--model_name={tiny_model}", f"--train_file={rows}", "--epochs=1", f"--curve={folder}"]
@@ -52,18 +50,24 @@ def test_a_curve_is_trained_drawn_and_found_again(
     assert "optimizer steps" not in capsys.readouterr().out
 
 
-def test_without_arguments_it_is_the_quickstart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_arguments_it_is_the_quickstart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
 
-    def refuse(command: list[str], *, check: bool) -> subprocess.CompletedProcess[str]:
+    def refuse(command: list[str]) -> int:
         commands.append(command)
-        return subprocess.CompletedProcess(command, 2)
+        return 2
 
-    monkeypatch.setattr(subprocess, "run", refuse)
-    with pytest.raises(InputError, match="the run on 46 rows ended with status 2; the same command goes on"):
-        curve.run([])
+    monkeypatch.setattr(curve, "run_child", refuse)
+    assert curve.main([]) == 2
+    said = "46 rows ended with status 2. The same command goes on; for other rows or fields, pass a new --curve FOLDER"
+    assert said in capsys.readouterr().err
     assert commands[0][3:5] == ["--config", "quickstart"]
+    write_yaml(finished := tmp_path / "config.yaml", parse_config(["--config=quickstart", "--run_name=r"]))
+    assert curve.main([f"--config={finished}"]) == 2  # its name and folder do not matter
+    assert commands[1][-10:-8] == ["--output_dir", "curve"]
 
 
 def test_fewer_training_rows_keep_the_shares_and_are_among_more(

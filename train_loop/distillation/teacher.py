@@ -93,7 +93,7 @@ def _teacher_folder(config: TrainConfig, accelerator: Accelerator) -> Iterator[P
             room = Path(config.output_dir).resolve()
             folder = stack.enter_context(existing_model_folder(accelerator, elsewhere, room))
         except InputError as error:
-            raise InputError(f"--teacher, a model that was trained elsewhere: {error}") from error
+            raise InputError(str(error).replace("--model ", "--teacher ", 1)) from error
         yield folder
 
 

@@ -12,8 +12,7 @@ from serve.contract.command import given_arguments, run_command
 from train_loop.hub.upload import upload
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Upload and return the exit status: 0 done, 1 the connection broke, 2 bad input."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train_loop.hub",
         description="Upload a finished run to the Hub, in one commit: model and card, report and pictures, and the "
@@ -29,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="let everyone read a new repository, with the held-out texts that the report and bundle quote (default: "
         "private; one that exists stays as it is)",
     )
-    given = parser.parse_args(given_arguments(argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Upload and return the exit status: 0 done, 1 the connection broke, 2 bad input."""
+    given = _parser().parse_args(given_arguments(argv))
     repository = given.repository or given.run.resolve().name
     return run_command(
         lambda: upload(given.run, repository, print, tag=given.tag, public=given.public),

@@ -57,8 +57,10 @@ def upload(run: Path, repository: str, notify: Notify, *, tag: str | None = None
             not write there, or the tag exists.
         WorkStopped: the connection broke again and again, or the Hub refused; repeating it goes on.
     """
-    require_uploadable(repository)
     files = _files_of(run, notify)
+    if tag is not None and not re.fullmatch(r"\w[\w.-]*", tag):
+        raise InputError(f"--tag {tag!r}: expected letters, digits, '.', '-' and '_', such as v1")
+    require_uploadable(repository)
     # Imported here: most runs are not uploaded.
     from huggingface_hub import HfApi
 

@@ -69,9 +69,10 @@ def _stratified_cut(
         raise InputError(f"{len(codes)} training rows for {num_classes} classes: fewer rows than classes")
     single = [labels[code] for code in np.flatnonzero(counts == 1)]
     if single:
+        hint = "; to predict the number, pass --problem_type regression" if all(map(str.isdigit, labels)) else ""
         raise InputError(
             f"class{'es' if len(single) > 1 else ''} {', '.join(map(repr, single[:10]))}: 1 row, which cannot be in "
-            f"both the training rows and a stratified {name} split"
+            f"both the training rows and a stratified {name} split{hint}"
         )
     if num_cut < num_classes:
         raise InputError(

@@ -60,7 +60,7 @@ def encode_labels(
     if len(trained) < 2:
         raise InputError(
             f"column {config.label_column!r}: a single class, {known[trained[0]]!r}, in all training rows; "
-            "a classifier needs at least two"
+            "a classifier needs at least two: add rows of another, or choose the column with --label_column"
         )
     return names, codes
 

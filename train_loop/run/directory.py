@@ -167,6 +167,18 @@ def require_writable(folder: str) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
 
+def require_new_name(config: TrainConfig) -> None:
+    """Raise InputError, before anything slow, if a new run would have the name of one that exists."""
+    path = Path(config.output_dir, config.run_name or "").resolve()
+    if config.run_name is not None and config.resume is None and path.exists():
+        raise _is_taken(config.run_name, path)
+
+
+def _is_taken(name: str, path: Path) -> InputError:
+    remedy = f"choose another name, or continue with --resume {path}"
+    return InputError(f"--run_name {name}: {path} exists already; {remedy}")
+
+
 @contextlib.contextmanager
 def _refusing_unwritable(folder: str) -> Iterator[None]:
     try:
@@ -183,9 +195,7 @@ def _make_new(parent: Path, name: str, *, may_number: bool) -> Path:
             path.mkdir()
         except FileExistsError:
             if not may_number:
-                raise InputError(
-                    f"--run_name {name}: {path} exists already; choose another name, or continue with --resume {path}"
-                ) from None
+                raise _is_taken(name, path) from None
         else:
             return path
     raise InputError(f"{parent}: 999 runs named {name} already; set --run_name")

@@ -25,16 +25,7 @@ def run(argv: Sequence[str]) -> None:
         InputError: any of the user's input is wrong.
         Interrupted: a signal stopped a trial, after saving.
     """
-    usage = "%(prog)s --trials N [--space FILE] [--minutes M] [--confirm SEEDS] [--FIELD VALUE ...]"
-    others = (
-        "Other flags are training's, see python -m train_loop.main --help. The study is --run_name in --output_dir."
-    )
-    parser = argparse.ArgumentParser(prog="python -m train_loop.search", usage=usage, epilog=others, allow_abbrev=False)
-    parser.add_argument("--trials", type=int, required=True, help="trials in all, over all starts and processes")
-    parser.add_argument("--space", type=Path, help="YAML: field: {low: 1, high: 9, log: true} or {choices: [a, b]}")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no trial is started")
-    parser.add_argument("--confirm", type=int, default=0, help="seeds with which winner and default are trained again")
-    given, rest = parser.parse_known_args(argv)
+    given, rest = _parser().parse_known_args(argv)
     if given.trials < 1 or not given.minutes > 0 or given.confirm < 0 or given.confirm == 1:
         raise InputError("--trials must be at least 1, --minutes above 0, and --confirm at least 2 seeds (or 0: none)")
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -44,11 +35,25 @@ def run(argv: Sequence[str]) -> None:
         _search(given, rest)
 
 
+def _parser() -> argparse.ArgumentParser:
+    usage = "%(prog)s --trials N [--space FILE] [--minutes M] [--confirm SEEDS] [--FIELD VALUE ...]"
+    others = (
+        "Other flags are training's, see python -m train_loop.main --help. The study is --run_name in --output_dir."
+    )
+    parser = argparse.ArgumentParser(prog="python -m train_loop.search", usage=usage, epilog=others, allow_abbrev=False)
+    parser.add_argument("--trials", type=int, required=True, help="trials in all, over all starts and processes")
+    parser.add_argument("--space", type=Path, help="YAML: field: {low: 1, high: 9, log: true} or {choices: [a, b]}")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no trial is started")
+    parser.add_argument("--confirm", type=int, default=0, help="seeds with which winner and default are trained again")
+    return parser
+
+
 def _search(given: argparse.Namespace, rest: list[str]) -> None:
     # Imported here, so that --help and a missing extra are answered at once.
     from filelock import FileLock, Timeout
 
     from train_loop.command_line import parse_config
+    from train_loop.config import CONFIG_FILE
     from train_loop.defaults import with_defaults
     from train_loop.rows.summary import print_data
     from train_loop.run.directory import require_writable
@@ -62,6 +67,8 @@ def _search(given: argparse.Namespace, rest: list[str]) -> None:
     if config.resume is not None:
         raise InputError("--resume: leave it out; the same command goes on with its study")
     folder = Path(config.output_dir, config.run_name or "search")
+    if (folder / CONFIG_FILE).exists():
+        raise InputError(f"{folder}: a run, in which a study would mix; name the study's folder with --run_name")
     require_writable(str(folder))
     _, data = load_rows(config)
     print_data(console, data)

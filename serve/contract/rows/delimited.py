@@ -76,6 +76,8 @@ def delimited_rows(
         header = next(csv.reader(lines.feed(), delimiter=delimiter, strict=True), [])
     except csv.Error as error:
         raise InputError(f"{file.name}, line 1: not a valid header ({error}); {DOUBLE_IT}") from error
+    if not header:
+        raise InputError(f"{file.name}, line 1: empty; expected the names of the columns")
     if len(header) == 1 and header[0] not in needed:
         _refuse_other_delimiter(file, header[0])
     columns = _with_header_help(file, header, needed, delimiter).choose(header, needed, kept, line=1)

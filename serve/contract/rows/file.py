@@ -85,6 +85,7 @@ def row_format(
     if suffix in UNPACKING:
         raise InputError(f"{name}: packed; unpack it: {UNPACKING[suffix]} {shlex.quote(str(path))}")
     if suffix not in formats:
+        require_file(path, name)
         found = f"unknown type {suffix!r}" if suffix else "its name has no suffix that shows its type"
         raise InputError(f"{name}: {found}; expected one of {', '.join(formats)}{otherwise}")
     if formats[suffix] == "parquet" and path.suffix.lower() == ".gz":

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import sys
@@ -303,7 +304,9 @@ def test_a_run_may_be_named_only_for_its_rows(tmp_path: Path) -> None:
 
 
 def test_a_server_without_its_script_is_not_installed() -> None:
-    with pytest.raises(ContenderFailed, match="no_such_server") as caught, launched(spec("/bin/no_such_server")):
+    absent = dataclasses.replace(spec("/bin/no_such_server"), python_flag="infinity_python")
+    said = "no_such_server.*; name a Python that has it with --infinity_python"
+    with pytest.raises(ContenderFailed, match=said) as caught, launched(absent):
         pass
     assert caught.value.status == "not installed"
 

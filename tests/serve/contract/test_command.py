@@ -3,13 +3,16 @@
 import errno
 import os
 import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
+from serve.contract.command import given_arguments, run_child, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError, WorkStopped
 
 
@@ -91,3 +94,24 @@ def test_a_command_that_is_terminated_removes_what_it_has_half_written(
     assert capsys.readouterr().err == "Stopped; nothing was written.\n"
     assert not [*tmp_path.iterdir()]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_within_another_gets_the_time_to_save(tmp_path: Path, number: int) -> None:
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    saving = f"""
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(1)
+pathlib.Path({str(saved)!r}).touch()
+sys.exit(3)"""
+
+    def stop() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    assert run_child([sys.executable, "-c", saving]) == 3
+    assert saved.exists()

@@ -171,7 +171,7 @@ def test_parquet_gives_values_and_types(tmp_path: Path) -> None:
     [
         ("rows.csv", b"id,txet\n", r"no column 'text' \(did you mean 'txet'\?\); it has 'id', 'txet'"),
         ("rows.csv", b"text,text\n", "'text' names several columns"),
-        ("rows.csv", b"", "no column 'text'; it has none"),
+        ("rows.csv", b"", "line 1: empty; expected the names of the columns"),
         ("rows.jsonl", b'{"a": 1}\n', "no column 'text'; it has 'a'"),
         ("rows.parquet", b"no parquet", "not a readable parquet file"),
         ("rows.xlsx", b"", r"unknown type '\.xlsx'; expected one of \.csv"),
@@ -190,6 +190,8 @@ def test_what_cannot_be_read_at_all_is_an_error(tmp_path: Path, name: str, conte
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "rows.csv", ["text"])
+    with pytest.raises(InputError, match="no such file"):
+        row_format(tmp_path / "rows", "--file")
 
 
 def test_a_folder_is_no_file_of_rows(tmp_path: Path) -> None:

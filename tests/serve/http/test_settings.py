@@ -82,6 +82,7 @@ def test_values_are_read_by_their_kind() -> None:
         (["--bundle", "b", "--tls_cert", "/nowhere.pem", "--tls_key", "/nowhere.pem"], {}, "no such file"),
         (["--bundle", "b", "--model_name", "a/b"], {}, "--model_name a/b: a name with a slash .* write a-b"),
         (["--bundle", "b", "--max_queued_tokens", "0"], {}, "--max_queued_tokens must be at least 1, found 0"),
+        (["--bundle", "b", "--drift_window", "5"], {}, "--drift_window must be at least 100, or 0 for none, found 5"),
         (["--bundle", "b", "--drain_delay_s", "nan"], {}, "0 or more"),
         (["--bundle", "b", "--drain_timeout_s", "inf"], {}, "finite"),
         (["--bundle", "b"], {"RAWLOOP_API_KEYS": ""}, "RAWLOOP_API_KEYS: set, but holds no key"),

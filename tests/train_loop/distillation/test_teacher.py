@@ -180,7 +180,7 @@ def test_kills_while_the_teacher_answers_and_while_learning_change_nothing(argv:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--teacher=nowhere"], "--model nowhere: could not be loaded"),
+        (["--teacher=nowhere"], "^--teacher nowhere: could not be loaded"),
         (["--teacher_rows=absent.csv"], "absent.csv: no such file"),
     ],
 )

@@ -133,7 +133,12 @@ def test_a_token_without_rights_is_named_and_never_printed(
 
 @pytest.mark.parametrize(
     ("flags", "token", "message"),
-    [(["--repository=a b"], TOKEN, "not a repository's name"), ([], None, "no token for the Hub")],
+    [
+        (["--repository=a b"], TOKEN, "not a repository's name"),
+        (["--tag=v 1"], TOKEN, "--tag 'v 1': expected letters"),
+        (["--run=absent"], None, "absent: no finished run"),
+        ([], None, "no token for the Hub"),
+    ],
 )
 def test_what_is_wrong_before_any_connection(
     run: Path,

@@ -167,6 +167,13 @@ def test_what_is_wrong_with_the_command_is_said_before_anything_trains(
     assert not list((tmp_path / "runs").glob("s/trial_*"))
 
 
+def test_a_study_does_not_mix_with_a_run(tmp_path: Path, argv: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs" / "s").mkdir(parents=True)
+    (tmp_path / "runs" / "s" / "config.yaml").touch()
+    assert main(argv("--trials=1")) == 2
+    assert "a run, in which a study would mix; name the study's folder with --run_name" in capsys.readouterr().err
+
+
 def test_it_runs_on_one_process(argv: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(argv("--trials=1")) == 2
