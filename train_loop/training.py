@@ -38,6 +38,9 @@ from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import evaluate_logits, predict_logits
 
+FEW_STEPS = 500
+"""Steps below which more epochs helped, on 462 and on 3,000 rows (docs/TRAINING.md)."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class Training:
@@ -267,13 +270,15 @@ def _record_changes(training: Training) -> None:
 def print_run(console: Console, training: Training) -> None:
     """Print the quantities derived from the configuration."""
     config, accelerator, plan = training.config, training.accelerator, training.plan(0)
+    is_short = training.num_steps < FEW_STEPS and config.epochs < 10 and config.max_steps is None
     table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
     rows = {
         "model": config.model_name,
         "device": f"{accelerator.device.type}, {accelerator.num_processes} process"
         + (f"es, {accelerator.distributed_type.value.lower()}" if accelerator.num_processes > 1 else ""),
         "precision": precision_name(accelerator) + (", CUDA graphs" if training.graphs else ""),
-        "optimizer steps": f"{training.num_steps:,} ({len(plan):,} per epoch)",
+        "optimizer steps": f"{training.num_steps:,} ({len(plan):,} per epoch)"
+        + ("; so few may learn too little: try --epochs 10" if is_short else ""),
         "rows per step": f"{config.batch_size:,} (micro-batches per process: {plan.step(0).num_micro_batches})",
         "tokens per step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
         "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}",

@@ -165,6 +165,7 @@ def test_a_run_that_cannot_be_pushed_is_finished_and_the_printed_command_uploads
     shown = " ".join(captured.err.split())
     assert "The run is finished, nothing of it is lost" in shown
     assert "Export it: python -m export" in captured.out
+    assert "so few may learn too little: try --epochs 10" in captured.out
     hub.may_write = True
     command = shown.partition("upload it later: python -m train_loop.hub ")[2].split()[:4]
     assert main(command) == 0
