@@ -4,6 +4,7 @@ import dataclasses
 import math
 import shutil
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.contract.errors import InputError
-from serve.contract.files import write_json
+from serve.contract.files import sha256_of_file, write_json
 from train_loop.command_line import read_yaml, write_yaml
 from train_loop.config import TrainConfig
 from train_loop.findings.pictures import COLOURS, DOTS_PER_INCH, REFERENCE
@@ -66,6 +67,9 @@ def _confirm(study: Study, configs: dict[int, TrainConfig], seeds: range) -> str
 def _confirming_run(study: Study, number: int, config: TrainConfig, seed: int) -> dict[str, Any]:
     """Train with a seed that no trial had, on the study's rows; return the score on test rows, or validation rows."""
     folder = study.folder / f"{study.folder_of(number).name}_seed_{seed}"
+    of_test = None if config.test_file is None else sha256_of_file(Path(config.test_file))
+    if (folder / "score.json").is_file() and read_yaml(folder / "score.json").get("test_file") != of_test:
+        shutil.rmtree(folder)  # on other test rows, and its weights are gone
     if not (folder / "score.json").is_file():
         rows = load_rows(config, with_test=True)  # before the seed changes, by which they may have been cut
         training, state = train_run(study, folder.name, dataclasses.replace(config, seed=seed), rows)
@@ -74,7 +78,7 @@ def _confirming_run(study: Study, number: int, config: TrainConfig, seed: int) -
             best = training.checkpoints.path_of(state.best_step) / MODEL_FILE
             load_model_tensors(training.accelerator, training.model, best)
             score = study.sign * training.evaluate(test)[study.metric]
-        found = {"seed": seed, "score": score, "rows": "validation" if test is None else "test"}
+        found = {"seed": seed, "score": score, "rows": "validation" if test is None else "test", "test_file": of_test}
         write_json(folder / "score.json", found)
         shutil.rmtree(folder / "checkpoints")
     return read_yaml(folder / "score.json")
