@@ -5,8 +5,9 @@
 All other names in this package are internal (docs/API.md).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from serve import imported_on_use
 
 if TYPE_CHECKING:
     from export.__main__ import export_run
@@ -22,9 +23,4 @@ _HOME = {
     "export_run": "export.__main__",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is used."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'export' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__ = imported_on_use(__name__, _HOME)

@@ -6,6 +6,8 @@ All other names in this package are internal (docs/API.md).
 Nothing in this package may import torch, transformers, datasets or optimum.
 """
 
+import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,10 +27,16 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is used: training reads `serve.contract` and needs no tokenizer or session."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'serve' has no attribute {name!r}")
-    import importlib
+def imported_on_use(package: str, home: dict[str, str]) -> Callable[[str], Any]:
+    """Return a package's `__getattr__`: it imports a public name from its home when that is used."""
 
-    return getattr(importlib.import_module(_HOME[name]), name)
+    def get(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(home[name]), name)
+
+    return get
+
+
+# Training reads `serve.contract` and needs no tokenizer or session.
+__getattr__ = imported_on_use(__name__, _HOME)

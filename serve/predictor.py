@@ -139,18 +139,7 @@ class Predictor:
         gpu_memory_limit_mib: int | None = None,
         tensorrt: bool = False,
     ) -> None:
-        self._arguments: dict[str, Any] = {
-            "device": device,
-            "variant": variant,
-            "num_threads": num_threads,
-            "max_tokens_per_batch": max_tokens_per_batch,
-            "max_length": max_length,
-            "verify": verify,
-            "cuda_graphs": cuda_graphs,
-            "device_id": device_id,
-            "gpu_memory_limit_mib": gpu_memory_limit_mib,
-            "tensorrt": tensorrt,
-        }
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "bundle")}
         self._bundle = Path(bundle).absolute()
         self.pipeline = open_pipeline(self._bundle, **self._arguments)
         self.classifier = self.pipeline.encoder.classifier

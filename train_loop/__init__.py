@@ -5,8 +5,9 @@
 All other names in this package are internal (docs/API.md).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from serve import imported_on_use
 
 if TYPE_CHECKING:
     from serve.contract.errors import InputError, WorkStopped
@@ -50,9 +51,4 @@ _HOME = {
     "TrainConfig": "train_loop.config",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is used: nothing here is loaded by `import train_loop`."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'train_loop' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__ = imported_on_use(__name__, _HOME)

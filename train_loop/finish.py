@@ -19,7 +19,6 @@ from train_loop.findings.assessment import assess
 from train_loop.findings.calibration import fit_temperature
 from train_loop.findings.results import finite_metrics, print_results, write_results
 from train_loop.hub.card import render_model_card
-from train_loop.hub.upload import push_to_hub
 from train_loop.machine.processes import on_main_process
 from train_loop.model.folder import write_model
 from train_loop.rows.export_samples import write_samples
@@ -83,8 +82,6 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
             scale=data.scale,
         )
         send_results(accelerator, run, metrics, state.step, training.progress.note)
-        if config.push_to_hub is not None:
-            push_to_hub(run.path, config.push_to_hub, training.progress.note)
 
     on_main_process(accelerator, examine_and_write)
     console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)

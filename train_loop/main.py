@@ -24,6 +24,7 @@ def run(argv: Sequence[str]) -> None:
         InputError: anything the user gave is wrong.
         Interrupted: a signal stopped the loop, after saving.
         NonFiniteLoss: the loss became NaN or infinite.
+        WorkStopped: the finished run could not be uploaded.
     """
     limit_spinning()  # before torch is imported
     with connected_peers():
@@ -38,11 +39,11 @@ def train_as_configured(config: TrainConfig) -> Path:
     from train_loop.defaults import with_defaults
     from train_loop.distillation.teacher import with_teacher
     from train_loop.finish import finish
-    from train_loop.hub.upload import require_uploadable
+    from train_loop.hub.upload import push_to_hub, require_uploadable
     from train_loop.loop import train
     from train_loop.machine.agreement import require_same_command, require_same_data
     from train_loop.machine.device import build_accelerator
-    from train_loop.machine.processes import local_main_process_first
+    from train_loop.machine.processes import local_main_process_first, on_main_process
     from train_loop.model.pretrained import fitting_precision, load_tokenizer
     from train_loop.rows.data import load_data
     from train_loop.rows.summary import print_data
@@ -82,6 +83,8 @@ def train_as_configured(config: TrainConfig) -> Path:
         with running_trackers(config, accelerator, run_directory, state.step, console.print):
             train(training, state)
             finish(training, state, run_directory, console)
+    if config.push_to_hub is not None:
+        on_main_process(accelerator, lambda: push_to_hub(run_directory.path, str(config.push_to_hub), console.print))
     accelerator.end_training()
     return run_directory.path
 

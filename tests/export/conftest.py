@@ -1,6 +1,7 @@
 """One tiny run and its bundle, for all tests of export."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ def float32(without_bf16: None) -> None:
     """Compare in one precision, whatever the hardware."""
 
 
-@pytest.fixture(autouse=True)
-def any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def any_speed() -> Iterator[None]:
     """Whether a fused graph is kept must not depend on how busy the machine is; and a short timing will do."""
-    monkeypatch.setattr("export.build.SLOWER", 0.0)
-    monkeypatch.setattr("export.speed.NUM_ROUNDS", 1)
+    with pytest.MonkeyPatch.context() as monkeypatch:  # of the session, as are bundles
+        monkeypatch.setattr("export.build.SLOWER", 0.0)
+        monkeypatch.setattr("export.speed.NUM_ROUNDS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as monkeypatch:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        monkeypatch.setattr("export.build.SLOWER", 0.0)
-        monkeypatch.setattr("export.speed.NUM_ROUNDS", 1)
         exported = export_tiny_run(run, tmp_path_factory.mktemp("bundles") / "bert", min_label_agreement=0.9)
     assert exported.left_out == {}
     return read_bundle(exported.folder)

@@ -98,7 +98,6 @@ def test_a_graph_whose_attention_is_not_fused_says_so(
         return graph
 
     monkeypatch.setattr(Exporter, "fuse_operators", fuse_little)
-    monkeypatch.setattr("export.build.SLOWER", 0.0)
     exported = export_tiny_run(run, tmp_path / "bundle", variants=("fp32",))
     assert exported.variants["fp32"].method == "fused, but not its attention"
 

@@ -115,7 +115,7 @@ def test_logits_are_one_array(predictor: Predictor) -> None:
     assert predictor.logits([]).shape == (0, 3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(texts=st.lists(st.sampled_from([*HARD_TEXTS, *distinct_texts(10)]), max_size=20))
 def test_a_text_has_the_same_answer_alone_as_among_others(predictor: Predictor, texts: list[str]) -> None:
     for text, prediction in zip(texts, predictor(texts), strict=True):

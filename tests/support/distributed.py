@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-TIMEOUT_S = 240
+TIMEOUT_S = 600
 
 
 def on_processes(num_processes: int, function: str, arguments: dict[str, Any]) -> list[Any]:

@@ -1,12 +1,31 @@
-"""Kill one of a command's processes, found by its command line."""
+"""Processes to kill: a fork, which starts at once, or one of a command's, found by its command line."""
 
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
+
+
+def forked(main: Callable[[list[str]], int], arguments: list[str], log: Path | None = None) -> int:
+    """Fork a child that runs `main`, and return its process id; what it prints is added to `log`."""
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            if log is not None:
+                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(descriptor, 1)
+                os.dup2(descriptor, 2)
+            status = main(arguments)
+            sys.stdout.flush()
+        finally:
+            os._exit(status)
+    return child
 
 
 def kill_one(

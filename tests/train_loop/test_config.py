@@ -364,7 +364,7 @@ FRACTIONS = st.floats(0, 0.45)
 POSITIVE = st.floats(1e-300, 1e300)
 
 
-@settings(max_examples=50, deadline=None, phases=[Phase.reuse, Phase.generate])  # shrinking takes minutes here
+@settings(max_examples=50, phases=[Phase.reuse, Phase.generate])  # shrinking takes minutes here
 @given(
     fields=st.fixed_dictionaries(
         {"train_file": WORDS.map("w{}".format), "epochs": st.integers(1, 10**9), "learning_rate": POSITIVE},

@@ -1,9 +1,11 @@
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import on_processes
 from labelled_rows import labelled_rows
 
 from train_loop import curve
@@ -13,15 +15,28 @@ from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import class_counts, load_data
 
 
+def forked(command: list[str]) -> int:
+    """Run `python -m MODULE ...` in a fork of a process that has imported torch, which takes longer than training."""
+    assert command[:2] == [sys.executable, "-m"]
+    (ended,) = on_processes(1, "scenarios:command", {"words": command[2:]})
+    print(ended["out"], ended["errors"])
+    return int(ended["status"])
+
+
 def test_a_curve_is_trained_drawn_and_found_again(
-    tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_model: Path,
+    write_rows: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(curve, "run_child", forked)
     folder = tmp_path / "curve"
     rows = write_rows(labelled_rows(80))
     argv = [f"--model_name={tiny_model}", f"--train_file={rows}", "--epochs=1", f"--curve={folder}"]
     argv += ["--fractions=0.5,1", "--mixed_precision=no"]
     assert curve.main(argv) == 0
-    output = capfd.readouterr().out
+    output = capsys.readouterr().out
     found = json.loads((folder / "curve.json").read_text())
     assert found["metric"] == "accuracy"
     assert [point["rows"] for point in found["points"]] == [32, 64]
@@ -32,7 +47,7 @@ def test_a_curve_is_trained_drawn_and_found_again(
     assert (folder / "curve.png").stat().st_size > 10_000
     assert curve.main(argv) == 0  # all runs are finished
     assert json.loads((folder / "curve.json").read_text()) == found
-    assert "optimizer steps" not in capfd.readouterr().out
+    assert "optimizer steps" not in capsys.readouterr().out
 
 
 def test_without_arguments_it_is_the_quickstart(

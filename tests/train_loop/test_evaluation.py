@@ -39,6 +39,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture
+def no_more_pictures(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of what is made of the run: they take longer than the rest."""
+    monkeypatch.setattr("train_loop.findings.results.draw_all", lambda *_: [])
+
+
 def metrics_of(folder: Path) -> dict[str, object]:
     content: dict[str, object] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return content
@@ -55,6 +61,7 @@ def test_evaluating_a_run_again_reproduces_the_results_of_training(finished: Pat
     assert (tmp_path / "again" / "predictions.csv").read_text(encoding="utf-8") == first
 
 
+@pytest.mark.usefixtures("no_more_pictures")
 def test_a_split_is_written_to_its_own_folder(finished: Path) -> None:
     before = (finished / "results" / "metrics.json").read_bytes()
     assert evaluate(["--run", str(finished), "--split", "validation"]) == 0
@@ -115,6 +122,7 @@ def test_the_temperature_of_the_results_is_the_models(finished: Path) -> None:
     assert metrics_of(finished / "results")["temperature"] == read_classifier(finished / "model").temperature
 
 
+@pytest.mark.usefixtures("no_more_pictures")
 def test_an_unsupported_precision_is_replaced_and_reported(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +134,7 @@ def test_an_unsupported_precision_is_replaced_and_reported(
     assert "This cpu does not support the run's precision, fp16: evaluating in float32." in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_more_pictures")
 def test_labels_the_model_was_trained_on_are_not_suspected(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--run", str(finished), "--split", "train"]) == 0
     assert "0 suspected label errors, 0 near duplicates" in capsys.readouterr().out
@@ -201,10 +210,8 @@ def test_a_model_that_was_trained_elsewhere_gets_the_report_that_a_run_gets(
         assert untrue not in page
 
 
-def test_a_model_that_rawloop_trained_keeps_its_temperature_and_its_name(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("train_loop.findings.results.draw_all", lambda *_: [])
+@pytest.mark.usefixtures("no_more_pictures")
+def test_a_model_that_rawloop_trained_keeps_its_temperature_and_its_name(finished: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.csv", labelled_rows(20))
     output = tmp_path / "new" / "results"
     assert evaluate(["--model", str(finished / "model"), "--file", str(rows), "--output", str(output)]) == 0

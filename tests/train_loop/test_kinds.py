@@ -59,6 +59,12 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return folder / "run"
 
 
+@pytest.fixture
+def no_more_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of what is made of the run: they take longer than the rest."""
+    monkeypatch.setattr("train_loop.findings.results.draw_all", lambda *_: [])
+
+
 def kind_of(run: Path) -> str:
     return "numbers" if read_classifier(run / "model").problem_type == "regression" else "several"
 
@@ -114,6 +120,7 @@ def test_transformers_pipeline_answers_as_the_contract(run: Path) -> None:
         assert given == [row["predicted"] for row in rows]
 
 
+@pytest.mark.usefixtures("no_more_pictures")
 def test_evaluating_again_reproduces_the_results(run: Path, tmp_path: Path) -> None:
     assert evaluate(["--run", str(run), "--output", str(tmp_path / "again")]) == 0
     before, after = metrics_of(run / "results"), metrics_of(tmp_path / "again")
@@ -125,6 +132,7 @@ def test_evaluating_again_reproduces_the_results(run: Path, tmp_path: Path) -> N
     assert metrics_of(tmp_path / "file")["splits"]["rows"]["rows"] == 240
 
 
+@pytest.mark.usefixtures("no_more_pictures")
 def test_a_file_may_write_its_labels_otherwise(run: Path, tmp_path: Path) -> None:
     if kind_of(run) == "numbers":
         file, flags = run.parent / "rows.csv", ["--label_column=number"]
@@ -141,6 +149,7 @@ def test_a_file_may_write_its_labels_otherwise(run: Path, tmp_path: Path) -> Non
     assert found[0] == found[1]
 
 
+@pytest.mark.usefixtures("no_more_pictures")
 def test_a_finished_run_gets_other_cuts_without_training(run: Path) -> None:
     if kind_of(run) == "several":
         assert main([f"--resume={run}", "--threshold=recall>=0.95", "--threshold_scope=global"]) == 0
@@ -154,6 +163,7 @@ def test_a_finished_run_gets_other_cuts_without_training(run: Path) -> None:
         assert (min(predicted), max(predicted)) == (15.0, 25.0)
 
 
+@pytest.mark.usefixtures("no_more_pictures")
 def test_training_goes_on_from_its_model(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = metrics_of(run / "results")["splits"]["validation"]["metrics"]
     arguments = [

@@ -4,21 +4,18 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from distributed import on_processes
-from fork_server import main
 from labelled_rows import labelled_rows
-from places import SUPPORT
 from tiny_models import save_tiny_model
 
 from serve.contract.classifier import read_classifier
 from train_loop.command_line import read_config
+from train_loop.main import main
 
 pytestmark = pytest.mark.usefixtures("pictureless")
 
@@ -53,22 +50,14 @@ def newest_weights_hash(run: Path) -> str:
 
 def test_final_weights_are_bit_identical_after_kills_at_random_instants(tmp_path: Path, argv: list[str]) -> None:
     runs = tmp_path / "runs"
-    command = [sys.executable, str(SUPPORT / "fork_server.py")]
-
-    def train(name: str, num_kills: int) -> str:
-        words = [str(num_kills), "7", str(runs / name), *argv, f"--run_name={name}"]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    train("uninterrupted", 0)
-    output = train("killed", NUM_KILLS)
-    assert int(output.rsplit("kills that hit:", 1)[1]) >= 20
-    assert newest_weights_hash(runs / "killed") == newest_weights_hash(runs / "uninterrupted")
-    assert weights_hash(runs / "killed") == weights_hash(runs / "uninterrupted")
-    metrics = [json.loads((runs / name / "results/metrics.json").read_text()) for name in ("killed", "uninterrupted")]
+    arguments = {"runs": str(runs), "arguments": argv, "num_kills": NUM_KILLS}
+    (hits,) = on_processes(1, "killed_training:killed_and_whole", arguments)
+    assert hits >= 20
+    assert newest_weights_hash(runs / "killed") == newest_weights_hash(runs / "whole")
+    assert weights_hash(runs / "killed") == weights_hash(runs / "whole")
+    metrics = [json.loads((runs / name / "results/metrics.json").read_text()) for name in ("killed", "whole")]
     assert metrics[0] | {"run": ""} == metrics[1] | {"run": ""}
-    logs = [(runs / name / "logs/metrics.jsonl").read_text().splitlines() for name in ("killed", "uninterrupted")]
+    logs = [(runs / name / "logs/metrics.jsonl").read_text().splitlines() for name in ("killed", "whole")]
     losses = [[(entry["step"], entry["loss"]) for entry in map(json.loads, log)] for log in logs]
     assert [step for step, _ in losses[0]] == [step for step, _ in losses[1]]
     assert not list((runs / "killed" / "checkpoints").glob(".step-*"))

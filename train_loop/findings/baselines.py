@@ -18,7 +18,6 @@ from train_loop.metrics.classes import Counts, count_metrics
 from train_loop.metrics.intervals import Interval, percentiles
 from train_loop.metrics.label_sets import averages
 from train_loop.metrics.numbers import number_metrics
-from train_loop.metrics.split import finite
 from train_loop.rows.split import Split
 
 COMPARED: dict[ProblemType, tuple[str, str]] = {
@@ -59,12 +58,9 @@ class Baseline:
         return f"Fine-tuning is not shown to beat a {self.name}: {figures}."
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of metrics.json for the baseline; NaN becomes null."""
-        gains = {
-            name: {"gain": finite(gain), "interval": [*map(finite, ends)]} for name, (gain, ends) in self.gains.items()
-        }
-        metrics = {name: finite(value) for name, value in self.metrics.items()}
-        return dataclasses.asdict(self) | {"metrics": metrics, "gains": gains}
+        """Return the content of metrics.json for the baseline."""
+        gains = {name: {"gain": gain, "interval": ends} for name, (gain, ends) in self.gains.items()}
+        return dataclasses.asdict(self) | {"gains": gains}
 
 
 def compare(

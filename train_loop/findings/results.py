@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from serve.contract.files import staged_folder, write_bytes, write_json
+from serve.contract.rows.json_text import without_nan
 from train_loop.findings.assessment import Assessment
 from train_loop.findings.audit import write_audit, write_table
 from train_loop.findings.mistakes import write_misclassified, write_predictions
@@ -42,7 +43,7 @@ def write_results(folder: Path, assessment: Assessment, log: Path | None) -> lis
         write_audit(staged / "data_audit.csv", assessment.findings, main.text_columns)
         problems = draw_all(staged, assessment.metrics[assessment.headline], main, title, log)
         assessment.warnings.extend(problems)
-        write_json(staged / "metrics.json", _metrics_json(assessment))
+        write_json(staged / "metrics.json", without_nan(_metrics_json(assessment)))
         write_bytes(staged / "report.html", render_report(assessment, staged).encode())
     return problems
 
@@ -129,7 +130,8 @@ def _metrics_json(assessment: Assessment) -> dict[str, Any]:
                 "rows": len(found.split),
                 "origin": found.split.origin,
                 "truncated_rows": int(found.split.truncated.sum()),
-                **assessment.metrics[name].as_json(),
+                "metrics": assessment.metrics[name].values,
+                "intervals": assessment.metrics[name].intervals,
             }
             for name, found in assessment.predictions.items()
         },

@@ -80,14 +80,18 @@ def upload(run: Path, repository: str, notify: Notify, *, tag: str | None = None
 
 
 def push_to_hub(run: Path, repository: str, notify: Notify) -> None:
-    """Upload a run that has just finished; a failure is reported, not raised."""
+    """Upload a run that has just finished.
+
+    Raises:
+        WorkStopped: it failed; the message says how to upload the run later.
+    """
     try:
         upload(run, repository, notify)
     except Exception as error:  # whatever fails, the run is finished
         again = f"python -m train_loop.hub --run {shlex.quote(os.path.relpath(run))} --repository {repository}"
-        notify(
+        raise WorkStopped(
             f"--push_to_hub {_plain(error)}. The run is finished, nothing of it is lost. To upload it later: {again}"
-        )
+        ) from error
 
 
 def _files_of(run: Path, notify: Notify) -> dict[str, Path | bytes]:

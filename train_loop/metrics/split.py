@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +33,3 @@ class SplitMetrics:
         """Return a metric as text, with its interval if it has one."""
         low, high = self.intervals.get(metric, (math.nan, math.nan))
         return f"{self.values[metric]:.4f}" + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the content of metrics.json for the split; NaN becomes null."""
-        return {
-            "metrics": {name: finite(value) for name, value in self.values.items()},
-            "intervals": {name: [finite(low), finite(high)] for name, (low, high) in self.intervals.items()},
-        }
-
-
-def finite(value: float) -> float | None:
-    """Return a value, or None for NaN and infinities, which JSON lacks."""
-    return value if math.isfinite(value) else None

@@ -22,8 +22,8 @@ from serve.contract.rows.file import stem_of
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import read_file
 from train_loop.rows.cuts import complete_splits, origin_of
-from train_loop.rows.label_codes import OTHER_COLUMN, encode_known_labels, encode_labels, row_numbers
-from train_loop.rows.label_sets import encode_known_label_sets, encode_label_sets, is_list
+from train_loop.rows.label_codes import OTHER_COLUMN, encode_known_labels, encode_labels, is_list, row_numbers
+from train_loop.rows.label_sets import encode_known_label_sets, encode_label_sets
 from train_loop.rows.numbers import encode_numbers
 from train_loop.rows.sources import read_sources
 from train_loop.rows.split import Labels, SoftTargets, Split

@@ -111,6 +111,11 @@ def encode_known_labels(
     return class_numbers(column, numbers)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether a column holds lists."""
+    return isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType))
+
+
 def class_numbers(column: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.int64]:
     """Return the class number of each label [N]."""
     numbers = np.array([*number_of.values()], np.int64)
@@ -158,7 +163,7 @@ def _raw_labels(rows: datasets.Dataset, config: TrainConfig, source: str, file: 
         return column
     if pa.types.is_boolean(column.type):
         return column.cast(pa.string())
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
+    if is_list(column.type):
         several = next((cell for value in column if len(cell := value.as_py()) > 1), column[0].as_py())
         raise InputError(f"{where}: {several_labels(file, config.label_column, several, config.delimiter)}")
     is_float = pa.types.is_floating(column.type)

@@ -11,16 +11,11 @@ from numpy.typing import NDArray
 from serve.contract.errors import InputError
 from serve.contract.labels import match_labels, order_labels
 from train_loop.config import TrainConfig
-from train_loop.rows.label_codes import class_numbers, row_numbers
+from train_loop.rows.label_codes import class_numbers, is_list, row_numbers
 from train_loop.rows.unsuitable_labels import NO, YES, several_labels
 
 OTHER_SEPARATORS = ",;|"
 LabelMatrix = NDArray[np.bool_]  # which labels each row has [N, C]
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Return whether a column holds lists."""
-    return isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType))
 
 
 def encode_label_sets(

@@ -17,7 +17,7 @@ from serve.contract.rows.file import TABLE_SUFFIXES, stem_of, suffix_of
 from serve.contract.rows.reader import open_rows
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import COLUMNS_HELP, read_file, row_file
-from train_loop.rows.label_sets import is_list
+from train_loop.rows.label_codes import is_list
 
 SPLITS = ("train", "validation", "test")
 SPLIT_FILE_NAMES = {

@@ -215,12 +215,11 @@ def _name(config: TrainConfig) -> str:
 
 def _git_commit() -> str | None:
     """Return the commit of the code, followed by `+` if files differ from it."""
-
-    def git(*arguments: str) -> str:
-        command, here = ["git", *arguments], Path(__file__).parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        ended = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
+    return ended.stdout.strip()

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import shutil
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.contract.errors import InputError
-from serve.contract.files import sha256_of_file, write_json
+from serve.contract.files import write_json
 from train_loop.command_line import read_yaml, write_yaml
 from train_loop.config import TrainConfig
 from train_loop.findings.pictures import COLOURS, DOTS_PER_INCH, REFERENCE
@@ -23,7 +22,7 @@ from train_loop.metrics.intervals import mean_interval
 from train_loop.run.checkpoint import MODEL_FILE, load_model_tensors
 from train_loop.search.space import shown
 from train_loop.search.study import Study
-from train_loop.search.trial import load_rows, train_run
+from train_loop.search.trial import Rows, load_rows, train_run
 
 NUM_SHOWN = 10  # trials in the table
 
@@ -44,16 +43,24 @@ def report(study: Study, config: TrainConfig, num_seeds: int, console: Console) 
     _draw(study).savefig(path.with_name("search.png"), dpi=DOTS_PER_INCH)
     if num_seeds and best[0].number:
         seeds = range(config.seed + 1, config.seed + 1 + num_seeds)
-        console.print(_confirm(study, {0: config, best[0].number: winner}, seeds), highlight=False)
+        console.print(_confirm(study, {0: config, best[0].number: winner}, seeds, console), highlight=False)
     elif num_seeds:
         console.print("The configuration as it is was the best: there is no gain to confirm.")
     console.print(f"Picture: {path.with_name('search.png')}", highlight=False)
     console.print(f"Next: accelerate launch train_loop/main.py --config {path}", highlight=False)
 
 
-def _confirm(study: Study, configs: dict[int, TrainConfig], seeds: range) -> str:
+def _confirm(study: Study, configs: dict[int, TrainConfig], seeds: range, console: Console) -> str:
     """Train both configurations, by the numbers of their trials, with every seed; return what the winner gains."""
-    found = [[_confirming_run(study, number, config, seed) for seed in seeds] for number, config in configs.items()]
+    found: list[list[dict[str, Any]]] = []
+    for number, config in configs.items():
+        rows = load_rows(config, with_test=True)  # before the seed changes, by which they may have been cut
+        found.append([])
+        for seed in seeds:
+            found[-1].append(_confirming_run(study, number, dataclasses.replace(config, seed=seed), rows))
+            line = f"trial {number} with seed {seed}: {study.metric} {found[-1][-1]['score']:.4f}"
+            num_left = len(configs) * len(seeds) - sum(map(len, found))
+            console.print(f"{line} on {found[-1][-1]['rows']} rows · {num_left} runs left", highlight=False)
     gain, (low, high) = mean_interval([mine["score"] - other["score"] for other, mine in zip(*found, strict=True)])
     facts = {"configured": found[0], "best": found[1], "gain": gain, "interval": [low, high]}
     write_json(study.folder / "confirmed.json", facts)
@@ -64,21 +71,21 @@ def _confirm(study: Study, configs: dict[int, TrainConfig], seeds: range) -> str
     )
 
 
-def _confirming_run(study: Study, number: int, config: TrainConfig, seed: int) -> dict[str, Any]:
+def _confirming_run(study: Study, number: int, config: TrainConfig, rows: Rows) -> dict[str, Any]:
     """Train with a seed that no trial had, on the study's rows; return the score on test rows, or validation rows."""
-    folder = study.folder / f"{study.folder_of(number).name}_seed_{seed}"
-    of_test = None if config.test_file is None else sha256_of_file(Path(config.test_file))
-    if (folder / "score.json").is_file() and read_yaml(folder / "score.json").get("test_file") != of_test:
+    folder = study.folder / f"{study.folder_of(number).name}_seed_{config.seed}"
+    of_rows = rows[1].fingerprint
+    if (folder / "score.json").is_file() and read_yaml(folder / "score.json").get("fingerprint") != of_rows:
         shutil.rmtree(folder)  # on other test rows, and its weights are gone
     if not (folder / "score.json").is_file():
-        rows = load_rows(config, with_test=True)  # before the seed changes, by which they may have been cut
-        training, state = train_run(study, folder.name, dataclasses.replace(config, seed=seed), rows)
+        training, state = train_run(study, folder.name, config, rows)
         score, test = state.best_score, rows[1].splits.get("test")
         if test is not None and state.best_step is not None:
             best = training.checkpoints.path_of(state.best_step) / MODEL_FILE
             load_model_tensors(training.accelerator, training.model, best)
             score = study.sign * training.evaluate(test)[study.metric]
-        found = {"seed": seed, "score": score, "rows": "validation" if test is None else "test", "test_file": of_test}
+        where = "validation" if test is None else "test"
+        found = {"seed": config.seed, "score": score, "rows": where, "fingerprint": of_rows}
         write_json(folder / "score.json", found)
         shutil.rmtree(folder / "checkpoints")
     return read_yaml(folder / "score.json")
@@ -111,7 +118,7 @@ def _draw(study: Study) -> Figure:
         method = optuna.importance.PedAnovaImportanceEvaluator()  # which Optuna 4 calls experimental
         shares = optuna.importance.get_param_importances(study.optuna, evaluator=method) if len(whole) > 1 else {}
     bars.barh([name.replace("_", " ") for name in shares][::-1], [*shares.values()][::-1], color=COLOURS[0])
-    bars.set(xlabel="importance")
+    bars.set(xlabel=f"importance, by {len(whole)} whole trials")
     for axes in slices[len(study.space) :]:
         axes.axis("off")
     return figure

@@ -10,12 +10,13 @@ def json_text(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:  # rare: only such values are copied
-        return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, default=str)
+        return json.dumps(without_nan(value), ensure_ascii=False, allow_nan=False, default=str)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return a value of dicts, lists and what is in them, with null in the place of NaN and infinities."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(key): _without_nan(each) for key, each in value.items()}
-    return [_without_nan(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): without_nan(each) for key, each in value.items()}
+    return [without_nan(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -43,7 +43,7 @@ def test_compensated_rounding_keeps_outputs_better_than_the_nearest(seed: int, s
     assert output_error(values, weight, compensated, scales) < 0.7 * output_error(values, weight, nearest, scales)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(1, 20), outputs=st.integers(1, 6), seed=st.integers(0, 99), most=st.sampled_from([63, 127]))
 def test_integers_stay_in_range_and_represent_the_weights(size: int, outputs: int, seed: int, most: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(size, outputs))

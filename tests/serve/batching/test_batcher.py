@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import random
 import threading
 import time
@@ -357,6 +358,7 @@ def test_a_dying_worker_fails_what_it_held_and_is_replaced() -> None:
         assert isinstance(with_error[0], Unavailable)
         (answer,) = await bench.submit("2")
         assert logits_of(answer) == [2.0, 1.0]
+        await until(lambda: bool(deaths))  # reported after another worker has its place
 
     run(bench, scenario)
     assert [str(error) for error in deaths] == ["killed"]
@@ -508,6 +510,7 @@ def test_gpus_take_turns_with_lone_inputs_so_that_the_canary_reaches_each() -> N
     async def scenario() -> None:
         for _ in range(6):
             await bench.submit("1", privileged=True)
+            await until(lambda: all(worker.is_idle for worker in bench.batcher.workers))  # a moment after the answer
 
     run(bench, scenario)
     assert [len(gpu.batches) for gpu in bench.gpus] == [2, 2, 2]
@@ -543,6 +546,7 @@ def test_a_worker_that_dies_on_a_gpu_is_replaced_and_its_session_goes_on() -> No
         assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
         for number in range(3, 9):
             assert logits_of((await bench.submit(str(number)))[0])[0] == number
+        await until(lambda: len(deaths) == 2)  # reported after another worker has its place
 
     run(bench, scenario)
     assert [str(error) for error in deaths] == ["killed", "killed"]
@@ -575,7 +579,7 @@ def test_batches_are_padded_to_the_multiple_that_the_session_wants() -> None:
     assert [batch.shape for gpu in bench.gpus for batch in gpu.batches] == [(1, 8), (1, 8), (1, 16)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), num_gpus=st.integers(0, 2))
 def test_every_request_gets_its_own_answer_exactly_once(seed: int, num_gpus: int) -> None:
     """Requests of any size and order, some poisoned, malformed, cancelled or expired, and workers that die."""
@@ -654,6 +658,13 @@ def test_a_window_that_fails_fails_its_text_and_no_other() -> None:
     run(bench, scenario)
 
 
+@pytest.fixture
+def short_ones_stay_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows leave a worker to short inputs for the whole test, however slow the machine is."""
+    monkeypatch.setattr("serve.batching.batcher.SHORT_EXPECTED_S", math.inf)
+
+
+@pytest.mark.usefixtures("short_ones_stay_expected")
 def test_short_inputs_overtake_the_windows_of_a_long_text_which_leave_them_a_worker() -> None:
     bench = Bench(num_narrow=2)
 
@@ -680,6 +691,7 @@ def test_short_inputs_overtake_the_windows_of_a_long_text_which_leave_them_a_wor
     run(bench, scenario)
 
 
+@pytest.mark.usefixtures("short_ones_stay_expected")
 def test_long_texts_fill_no_more_than_half_of_the_queue() -> None:
     bench = Bench(limits=BatchLimits(max_queued_tokens=40))
 

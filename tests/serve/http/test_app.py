@@ -77,7 +77,6 @@ def gated(bundle: Path) -> Iterator[tuple[LiveServer, Gated]]:
         bundle,
         narrow_workers=0,
         max_queued_tokens=40,
-        canary_timeout_s=0.2,
         canary_interval_s=3600.0,
         stall_after_s=0.1,
     ) as live:
@@ -250,7 +249,7 @@ def test_a_client_that_hangs_up_costs_no_work(gated: tuple[LiveServer, Gated]) -
     assert running.result(TIMEOUT_S).status_code == 200
     assert live.post("/predict", {"inputs": "w1"}).status_code == 200
     assert runner.num_rows == rows_before + 1
-    assert 'rawloop_requests_total{protocol="tei",status="499"} 1.0' in live.get("/metrics").text
+    until(lambda: 'rawloop_requests_total{protocol="tei",status="499"} 1.0' in live.get("/metrics").text)
 
 
 def test_only_the_poisonous_text_fails(gated: tuple[LiveServer, Gated]) -> None:
@@ -529,7 +528,7 @@ def test_metrics_count_what_happened(bundle: Path) -> None:
     with live_server(bundle) as live:
         live.post("/predict", {"inputs": [["w1 good"], ["bad " * 40]]})
         live.post("/v1/classify", {"inputs": []})
-        until(lambda: "rawloop_confidence_count 2.0" in live.get("/metrics").text)  # counted after the answer
+        until(lambda: "rawloop_truncated_inputs_total 1.0" in live.get("/metrics").text)  # counted after the answer
         text = live.get("/metrics").text
     for line in (
         'rawloop_requests_total{protocol="tei",status="200"} 1.0',

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import requests
 import tritonclient.grpc
 import tritonclient.http
-from live_server import TIMEOUT_S, LiveServer, huggingface_client, live_server, save_served_bundle
+from live_server import TIMEOUT_S, LiveServer, huggingface_client, live_server, save_served_bundle, until
 
 from serve.contract.errors import InputError
 
@@ -209,9 +208,10 @@ def test_the_documentation_of_a_model_calls_that_model(server: LiveServer) -> No
 def test_metrics_have_the_models_name_as_a_label(server: LiveServer) -> None:
     answered(server.post("/models/other/predict", {"inputs": "w1 good"}))
     server.get("/health")
+    counted = 'rawloop_predicted_labels_total{label="positive",model="other"}'
+    until(lambda: counted in server.get("/metrics").text)  # counted after the answer
     text = server.get("/metrics").text
     assert 'rawloop_ready{model="one"} 1.0' in text
-    assert 'rawloop_predicted_labels_total{label="positive",model="other"}' in text
     assert 'rawloop_requests_total{model="",protocol="operations",status="200"}' in text
     assert 'rawloop_requests_total{model="other",protocol="tei",status="200"}' in text
     assert 'rawloop_queue_seconds_count{model=""}' not in text
@@ -230,13 +230,6 @@ def test_metrics_of_one_model_have_the_series_they_had(bundles: dict[str, Path])
 
 
 # ---- failures
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def test_a_model_that_breaks_leaves_the_others_at_work(

@@ -1,8 +1,6 @@
 """A teacher's answers: to the right rows, computed once, and never of rows that a split holds out."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from distributed import build
+from distributed import build, on_processes
 from labelled_rows import labelled_rows
-from places import SUPPORT
 from teachers import save_teacher
 from transformers import pipeline
 
@@ -175,15 +172,9 @@ def test_a_student_learns_what_only_the_teacher_knows(argv: list[str], tmp_path:
 def test_kills_while_the_teacher_answers_and_while_learning_change_nothing(argv: list[str], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     argv = [*argv, *with_new_texts(tmp_path), "--save_every=2", "--epochs=4", "--mixed_precision=no"]
-
-    def trained(name: str, num_kills: int) -> bytes:
-        words = [str(num_kills), "7", str(runs / name), *argv, f"--run_name={name}"]
-        command = [sys.executable, str(SUPPORT / "fork_server.py")]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return (runs / name / "model/model.safetensors").read_bytes()
-
-    assert trained("killed", 6) == trained("whole", 0)
+    on_processes(1, "killed_training:killed_and_whole", {"runs": str(runs), "arguments": argv, "num_kills": 6})
+    killed, whole = ((runs / name / "model/model.safetensors").read_bytes() for name in ("killed", "whole"))
+    assert killed == whole
 
 
 @pytest.mark.parametrize(

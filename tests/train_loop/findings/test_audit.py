@@ -88,7 +88,7 @@ def test_texts_that_only_share_words_are_not_duplicates() -> None:
     assert found_rows(sentences(200, 3), sentences(500, 4)) == {}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=15))
 def test_every_text_is_its_own_duplicate(texts: list[str]) -> None:
     assert found_rows(texts, texts).keys() == set(range(len(texts)))

@@ -31,7 +31,7 @@ def test_calibration_error_falls_on_other_rows() -> None:
     assert after < before / 4
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), rows=st.integers(30, 300), scale=st.floats(0.01, 100))
 def test_log_loss_never_increases_on_the_rows_it_was_fitted_on(seed: int, rows: int, scale: float) -> None:
     generator = np.random.default_rng(seed)

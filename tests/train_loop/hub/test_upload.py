@@ -173,10 +173,11 @@ def test_a_run_that_cannot_be_pushed_is_finished_and_the_printed_command_uploads
     rows = write_rows(labelled_rows(60))
     argv = [f"--model_name={tiny_model}", f"--train_file={rows}", f"--output_dir={tmp_path}", "--run_name=r"]
     hub.may_write = False
-    assert train([*argv, "--epochs=1", "--push_to_hub=router"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    assert train([*argv, "--epochs=1", "--push_to_hub=router"]) == 1
+    captured = capsys.readouterr()
+    shown = " ".join(captured.err.split())
     assert "The run is finished, nothing of it is lost" in shown
-    assert "Export it: python -m export" in shown
+    assert "Export it: python -m export" in captured.out
     hub.may_write = True
     command = shown.partition("upload it later: python -m train_loop.hub ")[2].split()[:4]
     assert main(command) == 0

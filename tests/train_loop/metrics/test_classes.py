@@ -52,7 +52,7 @@ def by_sklearn(num_classes: int, true: list[int], predicted: list[int]) -> dict[
     return values
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(classified_rows())
 def test_every_metric_matches_scikit_learn(rows: tuple[int, list[int], list[int]]) -> None:
     num_classes, true, predicted = rows

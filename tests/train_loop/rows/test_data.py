@@ -216,7 +216,7 @@ def test_dates_are_not_labels(tmp_path: Path) -> None:
 # Splits
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=12, phases=[Phase.reuse, Phase.generate])
 @given(
     counts=st.lists(st.integers(12, 40), min_size=2, max_size=4),
     fractions=st.tuples(*[st.floats(0.1, 0.3)] * 2),

@@ -37,7 +37,7 @@ def test_samples_hold_texts_and_label_names_and_are_reproducible(tmp_path: Path)
     assert pq.read_table(tmp_path / "validation.parquet").num_rows == 40
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=200), num_rows=st.integers(1, 50), seed=st.integers(0, 9)
 )

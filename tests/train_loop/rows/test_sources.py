@@ -78,7 +78,7 @@ def test_awkward_texts_survive_in_every_format(tmp_path: Path, suffix: str, name
     assert read(write_rows(tmp_path / f"rows{suffix}", rows)) == rows
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.reuse, Phase.generate])
+@settings(max_examples=25, phases=[Phase.reuse, Phase.generate])
 @given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=12)] * 2), min_size=1))
 def test_all_formats_give_the_same_rows(tmp_path_factory: pytest.TempPathFactory, rows: Rows) -> None:
     has_rows_within = any("\t" in text and ("\n" in text or "\r" in text) for row in rows for text in row)

@@ -2,40 +2,19 @@
 
 import importlib.util
 import json
-import os
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import on_processes
 from labelled_rows import labelled_rows
 
 pytest.importorskip("tensorboard")
 
 INSTALLED = [name for name in ("tensorboard", "mlflow", "wandb") if importlib.util.find_spec(name)]
 STEPS = list(range(1, 13))
-KILLED_AND_RESUMED = """
-import os, signal, sys
-from train_loop.main import main
-from train_loop.run.progress import Progress
-
-after_step = Progress.after_step
-
-def kill(self, report):
-    after_step(self, report)
-    if report.step == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-child = os.fork()
-if child == 0:
-    Progress.after_step = kill
-    os._exit(main(sys.argv[1:]))
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-sys.exit(main(["--resume", "r"]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +25,12 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     argv = [f"--model_name={tiny_model}", "--train_file=rows.csv", "--output_dir=.", "--run_name=r", "--epochs=2"]
     argv += ["--batch_size=8", "--eval_every=4", "--save_every=5", "--log_every=1", "--mixed_precision=no"]
     argv += ["--baselines=false", f"--trackers={json.dumps(INSTALLED)}"]
-    places = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "WANDB_MODE": "offline"}
-    command = [sys.executable, "-c", KILLED_AND_RESUMED, *argv]
-    done = subprocess.run(command, cwd=folder, env=os.environ | places, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "gets nothing more" not in done.stdout
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        arguments = {"folder": str(folder), "arguments": argv, "step": 8}
+        (said,) = on_processes(1, "killed_training:killed_after_a_step", arguments)
+    assert "gets nothing more" not in said
     return folder / "r"
 
 

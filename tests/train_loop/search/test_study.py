@@ -1,29 +1,26 @@
 """The study: killed, shared, repeated, and refused for another search."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from distributed import on_processes
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from places import SUPPORT
 
 from train_loop.search.__main__ import main
 
 
-def search(folder: Path, num_workers: int, num_kills: int, arguments: list[str]) -> int:
-    """Run a search in several processes, with kills; return how many hit."""
+def search(folder: Path, arguments: list[str], *, workers: int, kills: int, longest_s: float) -> tuple[int, float]:
+    """Run a search in several processes, with kills; return how many hit, and the seconds that all took."""
     folder.mkdir()
-    words = [str(SUPPORT / "search_workers.py"), str(num_workers), str(num_kills), "7", *arguments]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, cwd=folder)
-    logs = "".join(log.read_text() for log in sorted(folder.glob("worker_*.log")))
-    assert done.returncode == 0, done.stdout + done.stderr + logs
-    assert "Traceback" not in logs
-    return int(done.stdout.rsplit("kills that hit:", 1)[1])
+    how: dict[str, Any] = {"num_workers": workers, "num_kills": kills, "longest_s": longest_s}
+    (found,) = on_processes(1, "search_workers:search", {"folder": str(folder), "arguments": arguments, **how})
+    assert "Traceback" not in "".join(log.read_text() for log in folder.glob("worker_*.log"))
+    hits, seconds = found
+    return hits, seconds
 
 
 def facts(found: list[Any]) -> list[tuple[Any, ...]]:
@@ -34,8 +31,9 @@ def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(
     tmp_path: Path, argv: Any, trials: Any
 ) -> None:
     flags = ("--trials=6", "--epochs=2", "--eval_every=4")
-    search(tmp_path / "calm", 1, 0, argv(*flags, "--run_name=calm"))
-    assert search(tmp_path / "killed", 1, 7, argv(*flags)) >= 3
+    _, seconds = search(tmp_path / "calm", argv(*flags, "--run_name=calm"), workers=1, kills=0, longest_s=0)
+    hits, _ = search(tmp_path / "killed", argv(*flags), workers=1, kills=7, longest_s=seconds / 4)
+    assert hits >= 3
     calm, killed = trials(tmp_path / "runs" / "calm"), trials()
     assert [each.number for each in killed] == list(range(6))
     assert all(each.state.is_finished() for each in killed)
@@ -43,7 +41,8 @@ def test_a_study_that_is_killed_again_and_again_ends_like_one_that_is_not(
 
 
 def test_two_processes_share_a_study_and_a_killed_one_loses_nothing(tmp_path: Path, argv: Any, trials: Any) -> None:
-    assert search(tmp_path / "two", 2, 2, argv("--trials=10", "--epochs=2")) >= 1
+    hits, _ = search(tmp_path / "two", argv("--trials=10", "--epochs=2"), workers=2, kills=2, longest_s=1.5)
+    assert hits >= 1
     found = trials()
     assert [each.number for each in found] == list(range(10))
     assert {each.state.name for each in found} <= {"COMPLETE", "PRUNED"}

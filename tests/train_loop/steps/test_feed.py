@@ -165,7 +165,7 @@ def test_no_rows_make_a_filler_that_a_model_accepts() -> None:
     assert batch.labels.tolist() == [0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12),
     data=st.data(),

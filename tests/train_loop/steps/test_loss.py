@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
@@ -136,7 +136,6 @@ def test_float64_logits_keep_their_precision() -> None:
 # Numerators over the step's one denominator (promise T7)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 12), max_size=4), st.sampled_from([0.0, 0.2]))
 def test_micro_batches_over_the_steps_weight_sum_match_torchs_weighted_mean(
     cuts: list[int], label_smoothing: float

@@ -31,7 +31,7 @@ def plans(draw):
 
 
 @given(plans(), st.integers(1, 5))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_an_epoch_visits_each_row_exactly_once(arguments, num_processes):
     plan = BatchPlan(**arguments, num_processes=num_processes)
     steps = list(plan)
@@ -41,7 +41,7 @@ def test_an_epoch_visits_each_row_exactly_once(arguments, num_processes):
 
 
 @given(plans(), st.integers(2, 5))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_rows_and_weights_of_a_step_do_not_depend_on_the_processes_or_the_cut(arguments, num_processes):
     whole = {k: v for k, v in arguments.items() if k not in ("num_micro_batches", "max_tokens")}
     for one, many in zip(BatchPlan(**whole), BatchPlan(**arguments, num_processes=num_processes), strict=True):
@@ -52,7 +52,7 @@ def test_rows_and_weights_of_a_step_do_not_depend_on_the_processes_or_the_cut(ar
 
 
 @given(plans(), st.integers(1, 5))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_process_has_the_same_number_of_micro_batches_within_the_budget(arguments, num_processes):
     lengths = arguments["lengths"]
     for step in BatchPlan(**arguments, num_processes=num_processes):
@@ -77,7 +77,7 @@ def fewest_runs(lengths: list[int], max_tokens: int) -> int:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 120), st.integers(1, 4))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_a_step_takes_no_more_passes_than_the_budget_requires(lengths, max_tokens, num_processes):
     step = cut_step(np.arange(len(lengths)), np.array(lengths), max_tokens=max_tokens, num_processes=num_processes)
     assert step.num_micro_batches == math.ceil(fewest_runs(lengths, max_tokens) / num_processes)
@@ -112,7 +112,7 @@ def smallest_cut(widths: list[int], num_runs: int) -> list[tuple[int, int]]:
     st.integers(1, 4),
     st.one_of(st.none(), st.integers(1, 200)),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_a_step_is_cut_like_row_by_row(lengths, is_sorted, num_processes, max_tokens):
     """Finding the ends of runs at once gives the cuts of the slow and obvious way."""
     lengths = sorted(lengths, reverse=True) if is_sorted else lengths
@@ -150,7 +150,7 @@ def test_large_steps_are_cut_in_few_operations(grouping):
 
 
 @given(plans(), st.integers(1, 4), st.integers(1, 2000))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_evaluation_visits_each_row_once_on_equal_numbers_of_passes(arguments, num_processes, max_tokens):
     steps = list(evaluation_plan(arguments["lengths"], num_processes=num_processes, max_tokens=max_tokens))
     rows = np.concatenate([rows for step in steps for process in step.rows for rows in process])

@@ -1,45 +1,30 @@
-"""Fork training from a process that has already imported everything, and kill it.
+"""Training that is killed and resumed, next to the same without kills; for `distributed.on_processes`."""
 
-A fresh interpreter takes seconds to import torch; a fork takes milliseconds, which allows many kills.
-Run as a script, without pytest's threads:
-
-    python fork_server.py NUM_KILLS SEED RUN_NAME ARGUMENT ...
-"""
-
-import gc
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import transformers
+from kills import forked
 
 # Imported before the fork, so that children start at once.
-import train_loop.evaluation
 import train_loop.findings.results
-import train_loop.finish
-import train_loop.loop
 import train_loop.rows.summary
-from train_loop.command_line import QUICKSTART, parse_config
 from train_loop.main import main
+from train_loop.run.progress import Progress
 
 TIMEOUT_S = 120
+SEED = 7
 
-transformers.BertForSequenceClassification  # noqa: B018 - transformers imports it when it is first named
 
-
-def start(arguments: list[str]) -> int:
-    """Fork a child that trains, and return its process id."""
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            status = main(arguments)
-        finally:
-            os._exit(status)
-    return child
+def killed_and_whole(runs: str, arguments: list[str], num_kills: int) -> int:
+    """Train a run `whole`, and a run `killed` that is killed and resumed; return how many kills hit it at work."""
+    train_loop.findings.results.draw_all = lambda *_: []  # which takes more than half of a tiny run
+    for name, kills in (("whole", 0), ("killed", num_kills)):
+        hits = run_with_kills(kills, Path(runs) / name, [*arguments, f"--run_name={name}"])
+    return hits
 
 
 def _entries(folder: Path, prefix: str) -> set[str]:
@@ -75,22 +60,36 @@ def kill_somewhere(child: int, checkpoints: Path, random_source: random.Random) 
     return True
 
 
-def run_with_kills(num_kills: int, seed: int, run: Path, arguments: list[str]) -> int:
+def killed_after_a_step(folder: str, arguments: list[str], step: int) -> str:
+    """Train the run `r` of a folder, killed after a step and resumed; return what the second process printed."""
+    os.chdir(folder)
+    after_step = Progress.after_step
+
+    def kill(self: Progress, report: Any) -> None:
+        after_step(self, report)
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed(arguments: list[str]) -> int:
+        Progress.after_step = kill  # type: ignore[method-assign]
+        return main(arguments)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(killed, arguments), 0)[1]) == -signal.SIGKILL
+    log = Path("resumed.log")
+    resumed = forked(main, ["--resume", "r"], log)
+    assert os.waitstatus_to_exitcode(os.waitpid(resumed, 0)[1]) == 0, log.read_text()
+    return log.read_text()
+
+
+def run_with_kills(num_kills: int, run: Path, arguments: list[str]) -> int:
     """Train, kill, resume, ..., and let the last resume finish; return how many kills hit a running process."""
-    random_source = random.Random(seed)
+    random_source = random.Random(SEED)
     hits = 0
     for attempt in range(num_kills + 1):
-        child = start(arguments if attempt == 0 else ["--resume", str(run)])
+        child = forked(main, arguments if attempt == 0 else ["--resume", str(run)])
         if attempt == num_kills:
             _, status = os.waitpid(child, 0)
             assert os.waitstatus_to_exitcode(status) == 0, "the last resume failed"
         elif kill_somewhere(child, run / "checkpoints", random_source):
             hits += 1
     return hits
-
-
-if __name__ == "__main__":
-    train_loop.findings.results.draw_all = lambda *_: []  # which takes more than half of a tiny run
-    parse_config(["--config", QUICKSTART])  # makes the parsers
-    gc.freeze()  # or each child would copy what it collects
-    print("kills that hit:", run_with_kills(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]))
