@@ -129,7 +129,7 @@ class TrainConfig:
 
     # The optimizer
     learning_rate: Annotated[float, POSITIVE] | None = None
-    """Peak learning rate of AdamW; null: 5e-5 for a hidden size of 768, by its inverse square, at most 2e-4."""
+    """Peak learning rate of AdamW; null: by the width of the model and the number of steps, at most 2e-4."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, FRACTION_BELOW_1] = 0.06

@@ -1,6 +1,7 @@
 """What follows from what is learned: the loss and metric of a run, and the options that have an effect."""
 
 import dataclasses
+import math
 
 from serve.contract.errors import InputError
 from serve.contract.labels import ProblemType
@@ -9,6 +10,8 @@ from train_loop.model.pretrained import load_model_config
 
 USUAL_RATE, USUAL_SIZE, MOST_RATE = 5e-5, 768, 2e-4
 """Learning rate for BERT's hidden size; a narrower model's is higher, up to MiniLM's (docs/TRAINING.md)."""
+FEW_STEPS = 1_000
+"""Steps up to which a narrow model has the higher rate in full, where a row has one label."""
 AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
 METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
@@ -40,8 +43,8 @@ ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
 """Field -> what it has an effect on."""
 
 
-def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig:
-    """Return a configuration with loss, metric and learning rate that suit what is learned and the model.
+def with_defaults(config: TrainConfig, problem_type: ProblemType, num_rows: int) -> TrainConfig:
+    """Return a configuration with loss, metric and learning rate that suit the model and its `num_rows` training rows.
 
     Raises:
         InputError: its own do not suit.
@@ -60,6 +63,16 @@ def with_defaults(config: TrainConfig, problem_type: ProblemType) -> TrainConfig
     loss = config.loss or ("mse" if problem_type == "regression" else "cross_entropy")
     metric, rate = config.metric_for_best or own[0], config.learning_rate
     if rate is None:
-        hidden_size = getattr(load_model_config(config), "hidden_size", USUAL_SIZE)
-        rate = float(f"{min(MOST_RATE, USUAL_RATE * (USUAL_SIZE / hidden_size) ** 2):.2g}")
+        rate = _usual_rate(config, problem_type, num_rows)
     return dataclasses.replace(config, loss=loss, metric_for_best=metric, learning_rate=rate)
+
+
+def _usual_rate(config: TrainConfig, problem_type: ProblemType, num_rows: int) -> float:
+    """Return the learning rate of a model of this width, for this many steps."""
+    rate = USUAL_RATE * (USUAL_SIZE / getattr(load_model_config(config), "hidden_size", USUAL_SIZE)) ** 2
+    if rate > USUAL_RATE:
+        rate = min(MOST_RATE, rate)
+        if problem_type == "single_label_classification":
+            steps = config.max_steps or config.epochs * math.ceil(num_rows / config.batch_size)
+            rate = max(USUAL_RATE, rate * min(1.0, math.sqrt(FEW_STEPS / steps)))
+    return float(f"{rate:.2g}")

@@ -28,7 +28,7 @@ def read(tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path]) -> R
         path = None if text is None else tmp_path / "space.yaml"
         if path is not None:
             path.write_text(str(text))
-        return read_space(path, with_defaults(config, data.problem_type), data)
+        return read_space(path, with_defaults(config, data.problem_type, len(data.train)), data)
 
     return read_text
 
