@@ -15,6 +15,7 @@ from rich.text import Text
 
 from serve.contract.bundle import BUNDLE_FILE, Variant, Verification
 from serve.contract.errors import InputError
+from serve.contract.files import why_unwritable
 from serve.contract.labels import ProblemType
 
 Advance = Callable[[int], None]  # called with the number of parts done since the last call
@@ -46,10 +47,10 @@ def prepared_console(output: Path) -> Console:
     """Return the console of an export into a folder that loses nothing by it; quieten libraries.
 
     Raises:
-        InputError: the folder is a file, or holds something else than a bundle.
+        InputError: the folder is a file, cannot be written to, or holds something else than a bundle.
     """
-    if output.is_file():
-        raise InputError(f"--output {output}: this is a file; name a folder")
+    if problem := why_unwritable(output):
+        raise InputError(f"--output {output}: {problem}")
     if output.exists() and any(output.iterdir()) and not (output / BUNDLE_FILE).is_file():
         raise InputError(f"--output {output}: the folder has other files, and would be replaced; name a new one")
     import transformers  # here: these take seconds

@@ -30,7 +30,7 @@ RECIPES = next(
 QUICKSTART = "quickstart"
 FILE_FIELDS = ("train_file", "validation_file", "test_file", "teacher_rows")
 SOURCE_FIELDS = ("dataset_name", "dataset_config", "dataset_revision", "delimiter", *FILE_FIELDS)
-LIST_FLAGS = ("--label_columns", "--label_names")  # those that also take names with commas between them
+LIST_FLAGS = ("--label_columns", "--label_names", "--trackers")  # those that also take names with commas between them
 DECISION_FLAGS = {"abstain", "threshold", "threshold_scope", "value_range"}
 """Flags that say how scores become answers."""
 RESUME_FLAGS = {

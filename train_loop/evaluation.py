@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError
+from serve.contract.files import why_unwritable
 from train_loop import NEEDED
 from train_loop.config import CONFIG_FILE, TrainConfig
 from train_loop.machine.peers import connected_peers, is_reported_elsewhere
@@ -256,8 +257,8 @@ def _rows(
 def _results_folder(given: Path | None, default: Path) -> Path:
     """Return the folder to write, which has nothing that would be lost."""
     name = given or default
-    if name.is_file():
-        raise InputError(f"--output {name}: this is a file; name a folder")
+    if problem := why_unwritable(name):
+        raise InputError(f"--output {name}: {problem}")
     if name.exists() and any(name.iterdir()) and not (name / "metrics.json").is_file():
         raise InputError(f"--output {name}: the folder has other files, which would be lost; choose a new one")
     return name.resolve()

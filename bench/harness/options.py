@@ -13,6 +13,7 @@ from bench.harness.results import Benchmark, Measurement, Results, Work
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError
 from serve.contract.field_limits import AT_LEAST_1, NOT_NEGATIVE, out_of_range
+from serve.contract.files import why_unwritable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ class CommonOptions:
                 yield f"--{name} must be 1 or more each, found {getattr(self, name)}"
         if not set(self.used_cores) <= set(available_cores()):
             yield f"--cores {self.cores}: this process may use {list(available_cores())}"
-        if self.output is not None and self.output.is_file():
-            yield f"--output {self.output}: is a file; name a folder"
+        if self.output is not None and (problem := why_unwritable(self.output)):
+            yield f"--output {self.output}: {problem}"
 
     @property
     def used_cores(self) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class ModelFacts:
     max_length: int  # longest input of the model [tokens]
     graph_bytes: int  # size of the graph's file
     folder: Path
+    card: bytes = b""  # README.md
     classifier: Classifier
     canary: TextInput
     examples: Sequence[tuple[str, ...]] = ()  # texts or pairs to try

@@ -56,6 +56,16 @@ def damage_of(path: Path, num_bytes: int, sha256: str | None) -> str | None:
     return None
 
 
+def why_unwritable(folder: Path) -> str | None:
+    """Return why a folder can be neither created nor written to, and what to do; None if it can."""
+    if folder.is_file():
+        return "this is a file; name a folder"
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    return f"{there} is not a folder that you may write to; name another"
+
+
 def is_missing_folder(name: str) -> bool:
     """Whether a name, which might be a Hub id, is rather a folder that is not there: the one around it is."""
     path = Path(name)

@@ -102,8 +102,10 @@ class TableClassifier:
             InputError: it is neither, it lacks a column, or Arrow cannot hold one.
         """
         if not isinstance(table, self._arrow.Table):
-            if not hasattr(table, "columns"):
-                raise InputError(f"expected a pyarrow.Table or a pandas.DataFrame, found {type(table).__name__}")
+            if not hasattr(table, "to_parquet"):
+                found = f"{type(table).__module__}.{type(table).__name__}"
+                way_out = "; pass what its to_arrow() gives" if hasattr(table, "to_arrow") else ""
+                raise InputError(f"expected a pyarrow.Table or a pandas.DataFrame, found {found}{way_out}")
             try:
                 rows = self._arrow.Table.from_pandas(table, preserve_index=False)
             except (self._arrow.ArrowException, TypeError) as error:

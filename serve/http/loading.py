@@ -90,6 +90,7 @@ def load_engine(
         max_length=encoder.max_length,
         graph_bytes=bundle.graph(variant).stat().st_size,
         folder=bundle.folder,
+        card=card.read_bytes() if (card := bundle.folder / "README.md").is_file() else b"",
         classifier=bundle.classifier,
         canary=canary_input(bundle),
         examples=bundle.manifest.examples,

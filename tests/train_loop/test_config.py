@@ -53,6 +53,7 @@ def test_appending_flags_extend_the_files_value(recipe: Any) -> None:
     from_file = recipe(train_file="a.csv", trackers=["tensorboard"], class_weights={"bad": 2, "good": 1})
     config = parse_config([*from_file, "--trackers+", "wandb", "--class_weights.bad", "5"])
     assert config.trackers == ["tensorboard", "wandb"]
+    assert parse_config([*recipe(train_file="a.csv"), "--trackers", "mlflow,wandb"]).trackers == ["mlflow", "wandb"]
     assert config.class_weights == {"bad": 5.0, "good": 1.0}
 
 

@@ -121,19 +121,23 @@ def config_of_rows(rows: "TrainConfig | DataFrame | str | Path | None", fields: 
 
 
 def file_of(rows: Any, folder: Path) -> Any:
-    """Return the parquet file in `folder` that a DataFrame is written to, named by its content; anything else as it is.
+    """Return the parquet file in `folder` that a table is written to, named by its content; anything else as it is.
+
+    A table is a DataFrame of pandas, or what Arrow can read, such as polars' and Arrow's own.
 
     Raises:
         InputError: parquet cannot hold a column.
     """
-    if not hasattr(rows, "to_parquet"):
+    is_pandas = hasattr(rows, "to_parquet")
+    if not is_pandas and not hasattr(rows, "__arrow_c_stream__"):
         return rows
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     written = pa.BufferOutputStream()
     try:
-        table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+        table = pa.Table.from_pandas(rows, preserve_index=False) if is_pandas else pa.table(rows)
+        table = table.replace_schema_metadata(None)
         pq.write_table(table, written, store_schema=False)  # else a reader would find pandas' types, such as categories
     except (pa.ArrowException, TypeError, ValueError) as error:
         remedy = "let each column have values of one type, or pass only the columns of texts and labels"

@@ -61,6 +61,7 @@ def upload(run: Path, repository: str, notify: Notify, *, tag: str | None = None
     if tag is not None and not re.fullmatch(r"\w[\w.-]*", tag):
         raise InputError(f"--tag {tag!r}: expected letters, digits, '.', '-' and '_', such as v1")
     require_uploadable(repository)
+    notify(f"Uploading {len(files)} files to {repository} ...")
     # Imported here: most runs are not uploaded.
     from huggingface_hub import HfApi
 
@@ -196,6 +197,9 @@ def _plain(error: BaseException) -> str:
 
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a large file
         error = error.__cause__
+    # requests and urllib3 wrap what happened in one another.
+    while inner := [each for each in (getattr(error, "reason", None), *error.args) if isinstance(each, Exception)]:
+        error = inner[0]
     text = getattr(error, "server_message", None) or first_line(error)
     line = text.splitlines()[0].rstrip(".").replace(get_token() or "\0", "[token]")
     return re.sub(r"\?\S+", "?...", line)

@@ -74,6 +74,9 @@ def _confirm(study: Study, configs: dict[int, TrainConfig], seeds: range, consol
 def _confirming_run(study: Study, number: int, config: TrainConfig, rows: Rows) -> dict[str, Any]:
     """Train with a seed that no trial had, on the study's rows; return the score on test rows, or validation rows."""
     folder = study.folder / f"{study.folder_of(number).name}_seed_{config.seed}"
+    of_rows = rows[1].fingerprint
+    if (folder / "score.json").is_file() and read_yaml(folder / "score.json").get("fingerprint") != of_rows:
+        shutil.rmtree(folder)  # on other test rows, and its weights are gone
     if not (folder / "score.json").is_file():
         training, state = train_run(study, folder.name, config, rows)
         score, test = state.best_score, rows[1].splits.get("test")
@@ -81,7 +84,8 @@ def _confirming_run(study: Study, number: int, config: TrainConfig, rows: Rows) 
             best = training.checkpoints.path_of(state.best_step) / MODEL_FILE
             load_model_tensors(training.accelerator, training.model, best)
             score = study.sign * training.evaluate(test)[study.metric]
-        found = {"seed": config.seed, "score": score, "rows": "validation" if test is None else "test"}
+        where = "validation" if test is None else "test"
+        found = {"seed": config.seed, "score": score, "rows": where, "fingerprint": of_rows}
         write_json(folder / "score.json", found)
         shutil.rmtree(folder / "checkpoints")
     return read_yaml(folder / "score.json")

@@ -149,10 +149,9 @@ async def explain_call(call: Call) -> Reply:
 
 async def card(call: Call) -> Reply:
     """Answer `GET /v1/card`."""
-    file = call.engine.facts.folder / "README.md"
-    if not file.is_file():
+    if not call.engine.facts.card:
         raise NotFound("the bundle has no README.md")
-    return Reply(file.read_bytes(), 200, media_type="text/markdown; charset=utf-8")
+    return Reply(call.engine.facts.card, 200, media_type="text/markdown; charset=utf-8")
 
 
 async def model(call: Call) -> Reply:

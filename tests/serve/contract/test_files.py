@@ -133,3 +133,15 @@ def test_a_folder_retired_before_a_kill_is_kept_until_the_new_one_is_in_place(
     (tmp_path / "final").rename(tmp_path / ".final.retired")
     files.replace_folder(make_folder(tmp_path / "staged", "new"), tmp_path / "final")
     assert content_of(tmp_path) == {"final": "new"}
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert files.why_unwritable(tmp_path / "new" / "results") is None
+    assert files.why_unwritable(file) == "this is a file; name a folder"
+    assert files.why_unwritable(file / "new") == f"{file} is not a folder that you may write to; name another"
+    monkeypatch.setattr("os.access", lambda *_: False)  # as on a disk that is read-only
+    assert files.why_unwritable(tmp_path / "new") == f"{tmp_path} is not a folder that you may write to; name another"

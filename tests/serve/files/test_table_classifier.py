@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kind_bundles
@@ -116,6 +117,8 @@ def test_a_data_frame_of_pandas(bundle: Path) -> None:
     found = TableClassifier(bundle)(frame)
     assert found.index.tolist() == frame.index.tolist()
     assert found["label"].notna().tolist() == [True, False, True, True, True, True]
+    with pytest.raises(InputError, match=r"found types.SimpleNamespace; pass what its to_arrow\(\) gives"):
+        TableClassifier(bundle)(SimpleNamespace(to_arrow=lambda: None, columns=["text"]))
 
 
 def test_metadata_of_pandas_goes_with_the_names_that_it_knows(bundle: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from labelled_rows import labelled_rows
 from tiny_models import save_tiny_model
@@ -16,6 +18,7 @@ from tiny_models import save_tiny_model
 from export import export_run
 from serve import Predictor, TableClassifier
 from train_loop import InputError, Run, TrainConfig, WorkStopped, evaluate, load_rows, train
+from train_loop.api.rows import config_of_rows
 from train_loop.run.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("pictureless")
@@ -112,6 +115,13 @@ def test_a_run_may_be_trained_in_a_thread(fields: dict[str, Any]) -> None:
     with ThreadPoolExecutor(1) as threads:
         run = threads.submit(train, frame_of(60), **fields | {"max_steps": 2}).result()
     assert run.results.headline == "test"
+
+
+def test_tables_of_arrow_and_polars_are_rows(fields: dict[str, Any], tmp_path: Path) -> None:
+    table = pa.Table.from_pandas(frame_of(40))
+    config = config_of_rows(table, fields | {"validation_file": table, "output_dir": str(tmp_path)})
+    assert config.train_file == config.validation_file
+    assert pq.read_table(config.train_file).to_pylist() == frame_of(40).to_dict("records")
 
 
 def test_a_run_is_evaluated_on_a_frame_and_on_a_split(run: Run) -> None:

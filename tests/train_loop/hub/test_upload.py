@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -109,7 +110,8 @@ def test_a_connection_that_stays_broken_ends_with_an_error_and_repeating_sends_o
     assert upload(run) == 1
     repository = hub.repositories["me/router"]
     assert len(repository.commits) == 1
-    shown = capsys.readouterr().err
+    said, shown = capsys.readouterr()
+    assert said.startswith("Uploading ")
     assert "not uploaded" in shown
     assert "Repeat the upload" in shown
     shutil.copyfile(run / "model" / "config.json", run / "results" / "roc.png")  # the other large file
@@ -118,6 +120,17 @@ def test_a_connection_that_stays_broken_ends_with_an_error_and_repeating_sends_o
     assert upload(run) == 0
     assert len(hub.received) == len({*hub.received}) == 2
     assert len(repository.commits) == 2
+
+
+def test_a_hub_that_is_out_of_reach_is_said_in_few_words(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train_loop.hub.upload.WAITS_S", ())
+    retried = Exception("Max retries exceeded")
+    retried.reason = OSError("no such name")  # type: ignore[attr-defined]  # as urllib3 does
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", Mock(side_effect=ConnectionError(retried, "(Request 1)")))
+    assert upload(run) == 1
+    assert "router: not uploaded (no such name). Repeat the upload" in capsys.readouterr().err
 
 
 def test_a_token_without_rights_is_named_and_never_printed(

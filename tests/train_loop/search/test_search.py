@@ -109,6 +109,9 @@ def test_the_winner_is_confirmed_on_other_seeds_with_its_interval(
     before = os.stat(folder / "trial_0000_seed_43" / "score.json").st_mtime_ns
     assert main(argv("--trials=4", "--confirm=3", *flags)) == 0  # nothing is trained twice
     assert os.stat(folder / "trial_0000_seed_43" / "score.json").st_mtime_ns == before
+    write_rows(labelled_rows(200)[160:], "test.csv")
+    assert main(argv("--trials=4", "--confirm=3", *flags)) == 0
+    assert os.stat(folder / "trial_0000_seed_43" / "score.json").st_mtime_ns > before  # on the other test rows
 
 
 def test_without_a_gain_there_is_nothing_to_confirm(
