@@ -7,7 +7,7 @@ All other names in this package are internal (docs/API.md).
 
 from typing import TYPE_CHECKING
 
-from serve import imported_on_use
+from serve.contract import imported_on_use
 
 if TYPE_CHECKING:
     from serve.contract.errors import InputError, WorkStopped

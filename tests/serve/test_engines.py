@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,14 @@ from serve.predict import main as predict
 pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of its own settings
 Capture = pytest.CaptureFixture[str]
 NUM_FILES, NUM_ROWS, ROWS_PER_NULL = 3, 24_000, 1_000
-TIMEOUT_S = 300
+TIMEOUT_S = 900  # Ray takes minutes where it gets a tenth of a core
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_token_of_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or it writes a token into the home folder
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +72,14 @@ def require_answers(bundle: Path, rows: Path, output: Path, *, is_in_order: bool
 def test_an_actor_and_then_the_command_are_killed(bundle: Path, rows: Path, tmp_path: Path) -> None:
     output = tmp_path / "answers"
     words = ["--bundle", str(bundle), "--input", str(rows), "--output", str(output), "--id_column", "id"]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}  # or it writes a token into the home folder
     command = [sys.executable, "-m", "serve.cluster", *words]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, text=True) as job:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, text=True) as job:
         assert kill_one(job, "ray::MapWorker", lambda: any(output.glob("*.parquet")))
         num_files = len([*output.glob("*.parquet")])
         while job.poll() is None and len([*output.glob("*.parquet")]) == num_files:
             time.sleep(0.02)
         job.kill()
-    ended = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert ended.returncode == 0, ended.stderr
     assert not [*output.glob("_checkpoint/*")]
     require_answers(bundle, rows, output, is_in_order=True)
@@ -85,7 +90,6 @@ def test_an_actor_and_then_the_command_are_killed(bundle: Path, rows: Path, tmp_
 
 
 def test_odd_inputs_are_answered(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.chdir(tmp_path)
     Path("rows").mkdir()
     offsets = pa.array([0, 1, 2], pa.int32()).buffers()[1]
@@ -100,8 +104,7 @@ def test_odd_inputs_are_answered(bundle: Path, tmp_path: Path, monkeypatch: pyte
     assert main([*words, "--output", "answers"]) == 2  # they are complete
 
 
-def test_no_rows_have_no_answers(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_no_rows_have_no_answers(bundle: Path, tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string())}), tmp_path / "a.parquet"
     )
@@ -168,7 +171,7 @@ def test_an_address_where_nothing_answers_is_refused_at_once(
 
 def test_the_example_for_ray(bundle: Path, rows: Path, tmp_path: Path) -> None:
     words = [str(ROOT / "examples" / "ray_scoring.py"), str(bundle), str(rows), str(tmp_path / "answers")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
         [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )

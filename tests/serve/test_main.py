@@ -101,9 +101,10 @@ def test_sigterm_loses_nothing_that_was_accepted_over_grpc(bundle: Path) -> None
         flags = ("--grpc-port", port, "--drain_delay_s", "0", "--threads", "2")
     many = 40_000  # takes seconds
     limits = ("--max_inputs", str(many), "--max_queued_tokens", str(20 * many), "--stall_after_s", "60")
+    patience = ("--request_timeout_ms", "120000", "--max_request_timeout_ms", "120000", "--drain_timeout_s", "120")
     place = ("127.0.0.1", int(port))
     with (
-        started(bundle, *flags, *limits) as (process, url),
+        started(bundle, *flags, *limits, *patience) as (process, url),
         triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
     ):
         texts = triton.InferInput("text", [many], "BYTES")

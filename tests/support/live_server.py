@@ -27,7 +27,7 @@ from serve.http.server import _bound_socket, _start_grpc_server
 from serve.http.settings import ServeSettings
 from serve.session import Session
 
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 
 def save_served_bundle(folder: Path, **options: Any) -> Path:

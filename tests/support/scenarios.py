@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from train_loop import loop
 from train_loop.config import TrainConfig
+from train_loop.findings import results
 from train_loop.machine import device, processes
 from train_loop.run.checkpoint import TrainState
 from train_loop.training import restore
@@ -173,11 +174,12 @@ def work_and_step_that_outlast_a_step() -> tuple[str, str]:
 
 
 def command(words: list[str], interrupt: int | None = None, once_written: str = "") -> dict[str, Any]:
-    """Run `python -m MODULE ...` as `words` says, and return its status, stdout and stderr.
+    """Run `python -m MODULE ...` as `words` says, without pictures, and return its status, stdout and stderr.
 
     `interrupt` is a signal that this process gets as soon as the file `once_written` has two lines.
     """
     module, *sys.argv[1:] = words
+    results.draw_all = lambda *_: []  # pictures take more than half of a tiny run
     if interrupt is not None:
         threading.Thread(target=_interrupt, args=(interrupt, Path(once_written)), daemon=True).start()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors, warnings.catch_warnings():

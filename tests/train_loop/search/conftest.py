@@ -4,12 +4,19 @@ from pathlib import Path
 import optuna
 import pytest
 from labelled_rows import labelled_rows
+from matplotlib.figure import Figure
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
 Argv = Callable[..., list[str]]
 SPACE = "learning_rate: {low: 1e-4, high: 3e-2, log: true}\nbatch_size: {choices: [8, 16]}\n"
+
+
+@pytest.fixture(autouse=True)
+def empty_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing into search.png, which takes as long as a trial; one test looks at it."""
+    monkeypatch.setattr("train_loop.search.results._draw", lambda study: Figure())
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from train_loop.search import results, study, trial
 from train_loop.search.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("pictureless")
+DRAW = results._draw  # which a fixture replaces
 
 
 def evaluations(run: Path) -> int:
@@ -32,6 +33,7 @@ def test_poor_trials_are_pruned_counted_and_leave_no_checkpoints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(study, "NUM_UNPRUNED", 1)
+    monkeypatch.setattr(results, "_draw", DRAW)
     (tmp_path / "space.yaml").write_text("learning_rate: {choices: [5e-3, 1e-9]}")
     assert main(argv("--trials=7", "--epochs=5")) == 0
     found, output, folder = trials(), capsys.readouterr().out, tmp_path / "runs" / "s"

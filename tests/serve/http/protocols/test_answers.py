@@ -1,7 +1,6 @@
 """Several labels and numbers through every protocol: equal to what the logits say."""
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from kind_bundles import (
     several_scores,
     values_of,
 )
-from live_server import LiveServer, huggingface_client, live_server, save_served_bundle
+from live_server import LiveServer, huggingface_client, live_server, save_served_bundle, until
 
 from serve.batching.engine import CanaryFailed
 from serve.contract.bundle import NumberAgreement, read_bundle, write_manifest
@@ -252,11 +251,8 @@ def test_an_explanation_says_that_the_model_abstained(tmp_path: Path) -> None:
 
 def metrics_with(live: LiveServer, line: str) -> str:
     """Return the metrics once they have a line: batches are counted after their answers are out."""
-    deadline = time.monotonic() + 10.0
-    while line not in (text := live.get("/metrics").text):
-        assert time.monotonic() < deadline, f"no {line} in {text}"
-        time.sleep(0.01)
-    return text
+    until(lambda: line in live.get("/metrics").text)
+    return live.get("/metrics").text
 
 
 def test_metrics_count_each_given_label(several_bundle: Path, numbers_bundle: Path) -> None:
