@@ -71,7 +71,8 @@ def odd_shapes(encoder: Encoder, encodings: Sequence[Encoding], reference: Refer
         "mixed": {name: np.where(is_odd, right[name], left[name]) for name in right},
     }
     rows = {"1x1": (by_length[0], 1), "1xlongest": (by_length[-1], encoder.max_length)}
-    stretched = {name: encoder.pad([_stretched(row, length)]) for name, (row, length) in rows.items()}
+    side = encoder.classifier.padding_side
+    stretched = {name: encoder.pad([_stretched(row, length, side)]) for name, (row, length) in rows.items()}
     shapes = [OddShape(name, arrays, reference.run(arrays)) for name, arrays in stretched.items()]
     for name, arrays in paddings.items():
         expected = reference.run(arrays)
@@ -92,7 +93,15 @@ def _size(values: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.square(values).mean()))
 
 
-def _stretched(encoding: Encoding, length: int) -> Encoding:
-    """Return an encoding with its tokens repeated, or cut, to a length."""
-    type_ids = None if encoding.type_ids is None else np.resize(encoding.type_ids, length)
-    return Encoding(np.resize(encoding.ids, length), type_ids, truncated=False)
+def _stretched(encoding: Encoding, length: int, padding_side: Side) -> Encoding:
+    """Return an encoding with its tokens repeated, or cut, to a length; the token that the head reads keeps its place.
+
+    Padding on the left leaves it last, as XLNet's [CLS]. The last layer's integers are made for no other token.
+    """
+    step = 1 if padding_side == "right" else -1
+
+    def stretch(values: NDArray[np.int32]) -> NDArray[np.int32]:
+        return np.resize(values[::step], length)[::step]
+
+    type_ids = None if encoding.type_ids is None else stretch(encoding.type_ids)
+    return Encoding(stretch(encoding.ids), type_ids, truncated=False)

@@ -117,7 +117,9 @@ def record_activations(
     folder: Path,
     advance: Advance,
 ) -> dict[str, Activations]:
-    """Run the float graph over calibration rows, padding excluded; return layer name -> activations.
+    """Run the float graph over calibration rows; return layer name -> activations.
+
+    Rows of a batch have one length, so there is no padding to leave out, wherever a graph has it: XLNet's is [T, B, K].
 
     `advance` gets the number of rows done. The probe, a copy of the graph that also outputs the layers' inputs, is
     written into `folder` and removed.
@@ -135,23 +137,22 @@ def record_activations(
     onnx.save(probe, path)
     try:
         session = load_graph(path, ON_CPU, num_threads=num_usable_cores(), spinning=True)
-        total = sum(encoding.num_tokens for encoding in encodings)
-        for rows in length_sorted_batches([e.num_tokens for e in encodings], MAX_TOKENS, MAX_ROWS):
+        lengths = np.array([encoding.num_tokens for encoding in encodings])
+        batches = length_sorted_batches(lengths, MAX_TOKENS, MAX_ROWS)
+        for rows in (part for batch in batches for part in _by_length(batch, lengths)):
             inputs = encoder.pad([encodings[row] for row in rows])
-            is_token = inputs["attention_mask"].astype(np.bool_)
-            share = MAX_SAMPLE * is_token.sum() / total
+            share = MAX_SAMPLE * inputs["attention_mask"].sum() / lengths.sum()
             outputs = dict(zip(names, session.run(names, inputs), strict=True))
             for layer in layers:
                 for name in layer.inputs:
-                    found[layer.name].add(_tokens(outputs[name], is_token), int(np.ceil(share / len(layer.inputs))))
+                    values = outputs[name].reshape(-1, outputs[name].shape[-1])  # [n, K]
+                    found[layer.name].add(values, int(np.ceil(share / len(layer.inputs))))
             advance(len(rows))
     finally:
         path.unlink(missing_ok=True)
     return found
 
 
-def _tokens(values: NDArray[np.float32], is_token: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the tokens of an activation [n, K], without padding if it has the batch's shape."""
-    if values.shape[:2] == is_token.shape and values.ndim == 3:
-        return values[is_token]
-    return values.reshape(-1, values.shape[-1])
+def _by_length(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return rows, shortest first, in parts of one length each."""
+    return np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1)
