@@ -24,7 +24,7 @@ def save_existing_model(folder: Path, architecture: str = "bert", labels: Sequen
     torch.manual_seed(5)
     model = AutoModelForSequenceClassification.from_config(config)
     for parameter in model.parameters():
-        if parameter.dim() == 2:
+        if parameter.dim() >= 2:  # 3 in XLNet's attention
             torch.nn.init.normal_(parameter.data, std=0.4)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():

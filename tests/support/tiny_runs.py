@@ -14,6 +14,7 @@ from serve.contract.labels import ProblemType
 from train_loop.model.weights import last_layer
 
 LABELS = ("bad", "good")
+NUM_STEPS = 100  # of a model that learns
 LABELS_OF: dict[ProblemType, tuple[str, ...]] = {
     "single_label_classification": LABELS,
     "multi_label_classification": ("angry", "happy", "sad"),
@@ -41,12 +42,17 @@ def answer_of(number: int, problem_type: ProblemType) -> str | list[str] | float
     return labels[number % 2]
 
 
+def _answer_to_learn(number: int) -> str:
+    """Return by which half of the words a text's first word is in."""
+    return LABELS[WORDS.index(text_of(number).split()[0]) < len(WORDS) // 2]
+
+
 def _spread_out(model: Path, problem_type: ProblemType) -> None:
     """Set the label names and kind of a random model, and larger weights, so that texts get different answers."""
     loaded = AutoModelForSequenceClassification.from_pretrained(model)
     torch.manual_seed(1)
     for parameter in loaded.parameters():
-        if parameter.dim() == 2:
+        if parameter.dim() >= 2:  # 3 in XLNet's attention
             torch.nn.init.normal_(parameter.data, std=0.4)
     if problem_type != "single_label_classification":  # whose config.json need not say so
         loaded.config.problem_type = problem_type
@@ -60,6 +66,26 @@ def _spread_out(model: Path, problem_type: ProblemType) -> None:
     loaded.save_pretrained(model)
 
 
+def _teach(model: Path, num_rows: int) -> None:
+    """Train a model on its run's training rows, so that its logits are as far apart as a trained one's.
+
+    In float64, so that other processors and numbers of threads train the same model.
+    """
+    loaded = AutoModelForSequenceClassification.from_pretrained(model).double()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoded = tokenizer([text_of(number) for number in range(num_rows)], padding=True, return_tensors="pt")
+    labels = torch.tensor([LABELS.index(_answer_to_learn(number)) for number in range(num_rows)])
+    optimizer = torch.optim.AdamW(loaded.parameters(), lr=5e-3)
+    loaded.train()
+    for _ in range(NUM_STEPS):
+        rows = torch.randperm(num_rows)[:64]
+        loss = loaded(**{name: values[rows] for name, values in encoded.items()}, labels=labels[rows]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    loaded.float().save_pretrained(model)
+
+
 def save_tiny_run(
     folder: Path,
     architecture: str = "bert",
@@ -67,11 +93,17 @@ def save_tiny_run(
     pairs: bool = False,
     num_rows: int = 60,
     problem_type: ProblemType = "single_label_classification",
+    learned: bool = False,
 ) -> Path:
-    """Save a tiny run and return its folder."""
+    """Save a tiny run and return its folder.
+
+    A random model gives many texts almost equal logits, or all one label; one that has `learned` an answer does not.
+    """
     labels = LABELS_OF[problem_type]
     model = save_tiny_model(folder / "model", architecture, num_labels=len(labels))
     _spread_out(model, problem_type)
+    if learned:
+        _teach(model, num_rows)
     max_length = MAX_POSITIONS - 8
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.backend_tokenizer.enable_truncation(max_length)
@@ -95,6 +127,8 @@ def save_tiny_run(
         columns = {"text": [text_of(number) for number in numbers]}
         if pairs:
             columns["text_pair"] = [text_of(number + 3) for number in numbers]
-        columns["label"] = [answer_of(number, problem_type) for number in numbers]
+        columns["label"] = [
+            _answer_to_learn(number) if learned else answer_of(number, problem_type) for number in numbers
+        ]
         pq.write_table(pa.table(columns), folder / "samples" / f"{name}.parquet")
     return folder
