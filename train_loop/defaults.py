@@ -74,5 +74,5 @@ def _usual_rate(config: TrainConfig, problem_type: ProblemType, num_rows: int) -
         rate = min(MOST_RATE, rate)
         if problem_type == "single_label_classification":
             steps = config.max_steps or config.epochs * math.ceil(num_rows / config.batch_size)
-            rate = max(USUAL_RATE, rate * min(1.0, math.sqrt(FEW_STEPS / steps)))
+            rate = max(USUAL_RATE, rate * min(1.0, FEW_STEPS / steps))
     return float(f"{rate:.2g}")
