@@ -103,7 +103,7 @@ class TableClassifier:
         """
         if not isinstance(table, self._arrow.Table):
             if not hasattr(table, "to_parquet"):
-                found = f"{type(table).__module__}.{type(table).__name__}"
+                found = f"{type(table).__module__}.{type(table).__name__}".removeprefix("builtins.")
                 way_out = "; pass what its to_arrow() gives" if hasattr(table, "to_arrow") else ""
                 raise InputError(f"expected a pyarrow.Table or a pandas.DataFrame, found {found}{way_out}")
             try:
