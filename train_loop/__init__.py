@@ -28,21 +28,6 @@ __all__ = [
     "train",
 ]
 
-NEEDED = (
-    "torch",
-    "accelerate",
-    "transformers",
-    "datasets",
-    "evaluate",
-    "jsonargparse",
-    "rich",
-    "sklearn",
-    "matplotlib",
-    "jinja2",
-    "datasketch",
-)
-"""Modules that every command here imports; the extra `train` installs them."""
-
 _HOME = {
     **dict.fromkeys(("InputError", "WorkStopped"), "serve.contract.errors"),
     **dict.fromkeys(("Results", "Run"), "train_loop.api.results"),

@@ -17,7 +17,7 @@ from typing import Any
 from serve.contract.command import given_arguments, run_child, run_command
 from serve.contract.errors import InputError, WorkStopped
 from serve.contract.files import write_json
-from train_loop import NEEDED
+from train_loop.machine.packages import NEEDED
 from train_loop.machine.threads import limit_spinning
 
 FRACTIONS = (0.1, 0.3, 1.0)

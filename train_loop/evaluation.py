@@ -21,8 +21,8 @@ from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError
 from serve.contract.files import why_unwritable
-from train_loop import NEEDED
 from train_loop.config import CONFIG_FILE, TrainConfig
+from train_loop.machine.packages import NEEDED
 from train_loop.machine.peers import connected_peers, is_reported_elsewhere
 from train_loop.machine.threads import limit_spinning
 from train_loop.model.flags import ModelFlags

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve.contract.command import given_arguments, is_main_process, run_command
-from train_loop import NEEDED
 from train_loop.config import TrainConfig
+from train_loop.machine.packages import NEEDED
 from train_loop.machine.peers import advise, connected_peers, is_reported_elsewhere
 from train_loop.machine.threads import limit_spinning
 

@@ -66,10 +66,12 @@ def why_unwritable(folder: Path) -> str | None:
     return f"{there} is not a folder that you may write to; name another"
 
 
-def is_missing_folder(name: str) -> bool:
-    """Whether a name, which might be a Hub id, is rather a folder that is not there: the one around it is."""
+def why_missing(name: str) -> str | None:
+    """Return why a name, which might be a Hub id, is rather a folder that is not there; None if it may be an id."""
     path = Path(name)
-    return path.parent.name != "" and path.parent.is_dir() and not path.exists()
+    if path.exists() or path.parent.name == "" or not path.parent.is_dir():
+        return None
+    return f"no such folder (looked in {Path.cwd()}); if it is a Hub id, start where there is no folder {path.parent}"
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from serve.contract.errors import InputError, first_line
 from serve.contract.files import write_bytes
 from serve.contract.labels import ProblemType
 from serve.contract.text import clean
-from train_loop import NEEDED
 from train_loop.config import TrainConfig
+from train_loop.machine.packages import NEEDED
 from train_loop.machine.threads import limit_spinning
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from serve.contract.classifier import Side
 from serve.contract.command import make_ready
 from serve.contract.errors import InputError
-from train_loop import NEEDED
 from train_loop.api.results import Results, Run
 from train_loop.api.rows import FRAMES, config_of_rows, file_of
 from train_loop.config import TrainConfig
+from train_loop.machine.packages import NEEDED
 from train_loop.machine.threads import limit_spinning
 
 if TYPE_CHECKING:

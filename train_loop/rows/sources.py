@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError, first_line
-from serve.contract.files import is_missing_folder
+from serve.contract.files import why_missing
 from serve.contract.rows.columns import require_columns
 from serve.contract.rows.file import TABLE_SUFFIXES, stem_of, suffix_of
 from serve.contract.rows.reader import open_rows
@@ -140,8 +140,8 @@ def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets
     assert name is not None
     if suffix_of(Path(name)) in TABLE_SUFFIXES:
         raise InputError(f"--dataset_name {name}: that is a file's name; use --train_file {name}")
-    if is_missing_folder(name):
-        raise InputError(f"--dataset_name {name}: no such folder (looked in {Path.cwd()})")
+    if problem := why_missing(name):
+        raise InputError(f"--dataset_name {name}: {problem}")
     try:
         loaded = datasets.load_dataset(name, config.dataset_config, revision=config.dataset_revision)
     except Exception as error:  # the Hub client, requests and datasets raise dozens of types here

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from serve.contract.command import given_arguments, run_command
 from serve.contract.errors import InputError
-from train_loop import NEEDED
+from train_loop.machine.packages import NEEDED
 from train_loop.machine.peers import connected_peers
 from train_loop.machine.threads import limit_spinning
 
