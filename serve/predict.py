@@ -243,7 +243,7 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
     if not target.is_dir() and (target.exists() or target.suffix.lower()[1:] in OUTPUT_FORMATS):
         raise InputError(f"--file {source}: is a folder, but --output {target} is a file; pass another folder")
     answers = files_to_answer(source, target)
-    num_done, failed = 0, set()
+    num_done, num_without_answers, failed = 0, 0, set()
     with contextlib.closing(open_pipeline(arguments.bundle, **_model_options(arguments))) as pipeline:
         target.mkdir(parents=True, exist_ok=True)
         settings = _given(
@@ -261,6 +261,7 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
                     one = {"file": str(file), "output": str(output), "resume": journal_path(output).exists()}
                     if reason := _run_job(argparse.Namespace(**vars(arguments) | one), pipeline):
                         print(f"note: {reason}", file=sys.stderr)
+                        num_without_answers += 1
                     num_done += 1
             except (InputError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in OF_THE_DISK:
@@ -273,6 +274,8 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
         print(f"{num_done:,} of {len(answers):,} files classified by this worker{others}", file=sys.stderr)
     if failed:
         raise InputError(f"--file {source}: {len(failed):,} of its files failed, for the reasons above")
+    if num_without_answers == len(answers):
+        raise InputError(f"--file {source}: no row of its files could be classified, for the reasons above")
     return 0
 
 

@@ -11,6 +11,7 @@ from serve.contract.errors import InputError
 from serve.contract.field_limits import (
     AT_LEAST_1,
     FRACTION,
+    FRACTION_ABOVE_0,
     FRACTION_BELOW_1,
     NOT_NEGATIVE,
     POSITIVE,
@@ -122,14 +123,15 @@ class TrainConfig:
     gradient_accumulation_steps: Annotated[int, AT_LEAST_1] | None = None
     """Forward passes per process and step; null: derived from max_tokens_per_forward."""
     max_tokens_per_forward: Annotated[int, AT_LEAST_1] | None = None
-    """Most tokens of one forward pass, padding included; null: no limit. What is learned stays the same: up to
-    rounding without dropout, in expectation with it."""
+    """Most tokens of one forward pass, padding included; null: no limit. What is learned does not depend on it."""
     length_grouping: LengthGrouping = "window"
     """window: rows of similar length share a step; batch: random steps, sorted within; none: random order."""
 
     # The optimizer
     learning_rate: Annotated[float, POSITIVE] | None = None
-    """Peak learning rate of AdamW; null: by the width of the model and the number of steps, at most 2e-4."""
+    """Peak learning rate of AdamW; null: by the width of the model and the number of steps, at most 5e-4."""
+    layer_decay: Annotated[float, FRACTION_ABOVE_0] | None = None
+    """A layer's learning rate as a share of the layer's above; null: 1, or what the default learning rate goes with."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, FRACTION_BELOW_1] = 0.06
@@ -147,8 +149,7 @@ class TrainConfig:
 
     # The loss
     loss: LossName | None = None
-    """focal multiplies each row's loss by (1 - p)^focal_gamma; mse and huber (delta 1) are of numbers, scaled to a
-    standard deviation of 1; null: cross_entropy, of each label on its own if there are several, or mse."""
+    """focal: times (1 - p)^focal_gamma; mse and huber: of numbers, standardized; null: cross_entropy, or mse."""
     focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0
     """Exponent of the focal loss."""
     class_weights: ClassWeights = "none"
@@ -163,8 +164,7 @@ class TrainConfig:
     teacher: str | None = None
     """Run directory, folder or Hub id of a classifier of the same labels, whose logits are learned too."""
     teacher_rows: str | None = None
-    """File with texts, in the same columns, that only the teacher labels; training, validation and test texts in it are
-    left out."""
+    """File with texts, in the same columns, that only the teacher labels; texts of the other rows are left out."""
     distil_weight: Annotated[float, FRACTION] = 0.5
     """The teacher's share of the loss of a row that has a label."""
     distil_temperature: Annotated[float, POSITIVE] = 2.0

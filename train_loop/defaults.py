@@ -10,8 +10,10 @@ from train_loop.model.pretrained import load_model_config
 
 USUAL_RATE, USUAL_SIZE, MOST_RATE = 5e-5, 768, 2e-4
 """Learning rate for BERT's hidden size; a narrower model's is higher, up to MiniLM's (docs/TRAINING.md)."""
-FEW_STEPS = 1_000
-"""Steps up to which a narrow model has the higher rate in full, where a row has one label."""
+FEW_STEPS = 700
+"""Steps up to which a narrow model has the higher rate in full, where a row has one label; beyond, it falls."""
+LAYER_DECAY, RATE_OF_TOP = 0.8, 2.5
+"""As long as it is above the usual one, the last layer and the head have so many times that rate, the others less."""
 AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
 METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
@@ -61,18 +63,19 @@ def with_defaults(config: TrainConfig, problem_type: ProblemType, num_rows: int)
             f"{', '.join(own)}"
         )
     loss = config.loss or ("mse" if problem_type == "regression" else "cross_entropy")
-    metric, rate = config.metric_for_best or own[0], config.learning_rate
+    metric, rate, decay = config.metric_for_best or own[0], config.learning_rate, config.layer_decay
     if rate is None:
-        rate = _usual_rate(config, problem_type, num_rows)
-    return dataclasses.replace(config, loss=loss, metric_for_best=metric, learning_rate=rate)
+        rate, decay = _usual_rate(config, problem_type, num_rows)
+    return dataclasses.replace(config, loss=loss, metric_for_best=metric, learning_rate=rate, layer_decay=decay or 1.0)
 
 
-def _usual_rate(config: TrainConfig, problem_type: ProblemType, num_rows: int) -> float:
-    """Return the learning rate of a model of this width, for this many steps."""
+def _usual_rate(config: TrainConfig, problem_type: ProblemType, num_rows: int) -> tuple[float, float]:
+    """Return the learning rate of a model of this width, for this many steps, and the decay by layer it goes with."""
     rate = USUAL_RATE * (USUAL_SIZE / getattr(load_model_config(config), "hidden_size", USUAL_SIZE)) ** 2
-    if rate > USUAL_RATE:
-        rate = min(MOST_RATE, rate)
-        if problem_type == "single_label_classification":
-            steps = config.max_steps or config.epochs * math.ceil(num_rows / config.batch_size)
-            rate = max(USUAL_RATE, rate * min(1.0, FEW_STEPS / steps))
-    return float(f"{rate:.2g}")
+    rate, decay = min(MOST_RATE, rate), config.layer_decay or 1.0
+    if rate > USUAL_RATE and problem_type == "single_label_classification":
+        steps = config.max_steps or config.epochs * math.ceil(num_rows / config.batch_size)
+        rate = max(USUAL_RATE, rate * min(1.0, FEW_STEPS / steps))
+        if rate > USUAL_RATE and config.layer_decay != 1.0:
+            rate, decay = rate * RATE_OF_TOP, config.layer_decay or LAYER_DECAY
+    return float(f"{rate:.1g}"), decay

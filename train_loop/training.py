@@ -281,7 +281,8 @@ def print_run(console: Console, training: Training) -> None:
         + ("; so few may learn too little: try --epochs 10" if is_short else ""),
         "rows per step": f"{config.batch_size:,} (micro-batches per process: {plan.step(0).num_micro_batches})",
         "tokens per step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
-        "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}",
+        "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}"
+        + (f", x {config.layer_decay:g} a layer from the top down" if config.layer_decay != 1.0 else ""),
         "class weights": str(config.class_weights),
         "run directory": str(training.checkpoints.folder.parent),
     }

@@ -23,6 +23,7 @@ UP_TO_1024 = Limit(lambda value: 1 <= value <= 1024, "from 1 to 1,024")
 NOT_NEGATIVE = Limit(lambda value: 0 <= value < math.inf, "0 or more, and finite")
 POSITIVE = Limit(lambda value: 0 < value < math.inf, "positive, and finite")
 FRACTION = Limit(lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
+FRACTION_ABOVE_0 = Limit(lambda value: 0 < value <= 1, "in (0, 1]")
 FRACTION_BELOW_1 = Limit(lambda value: 0 <= value < 1, "in [0, 1)")
 NOT_EMPTY = Limit(lambda values: len(values) >= 1, "one or more")
 

@@ -12,11 +12,11 @@ from train_loop.defaults import with_defaults
     ("model_config", "rate"),
     [
         (BertConfig(hidden_size=768), 5e-5),
-        (BertConfig(hidden_size=1024), 2.8e-5),
+        (BertConfig(hidden_size=1024), 3e-5),
         (DistilBertConfig(dim=768), 5e-5),
-        (XLNetConfig(d_model=512, n_head=8), 1.1e-4),
-        (BertConfig(hidden_size=384), 2e-4),
-        (BertConfig(hidden_size=128), 2e-4),
+        (XLNetConfig(d_model=512, n_head=8), 3e-4),
+        (BertConfig(hidden_size=384), 5e-4),
+        (BertConfig(hidden_size=128), 5e-4),
     ],
     ids=["base", "large", "distilbert", "xlnet", "minilm", "tiny"],
 )
@@ -27,25 +27,51 @@ def test_the_learning_rate_is_higher_for_a_narrow_model(model_config: BertConfig
 
 
 @pytest.mark.parametrize(
-    ("problem_type", "hidden_size", "num_rows", "rate"),
+    ("problem_type", "hidden_size", "num_rows", "found"),
     [
-        ("single_label_classification", 384, 10_600, 2e-4),
-        ("single_label_classification", 384, 21_333, 1e-4),
-        ("single_label_classification", 384, 45_615, 5e-5),
-        ("single_label_classification", 384, 10_000_000, 5e-5),
-        ("single_label_classification", 768, 45_615, 5e-5),
-        ("single_label_classification", 1024, 45_615, 2.8e-5),
-        ("multi_label_classification", 384, 45_615, 2e-4),
+        ("single_label_classification", 384, 7_000, (5e-4, 0.8)),
+        ("single_label_classification", 384, 9_003, (4e-4, 0.8)),
+        ("single_label_classification", 384, 29_000, (1e-4, 0.8)),
+        ("single_label_classification", 384, 45_615, (5e-5, 1.0)),
+        ("single_label_classification", 384, 10_000_000, (5e-5, 1.0)),
+        ("single_label_classification", 768, 45_615, (5e-5, 1.0)),
+        ("single_label_classification", 1024, 45_615, (3e-5, 1.0)),
+        ("multi_label_classification", 384, 45_615, (2e-4, 1.0)),
     ],
 )
 def test_the_rate_of_a_narrow_model_is_lower_for_many_steps_of_one_label(
-    problem_type: ProblemType, hidden_size: int, num_rows: int, rate: float, tmp_path: Path
+    problem_type: ProblemType, hidden_size: int, num_rows: int, found: tuple[float, float], tmp_path: Path
 ) -> None:
     BertConfig(hidden_size=hidden_size, num_attention_heads=8).save_pretrained(tmp_path)
     config = TrainConfig(train_file="a.csv", model_name=str(tmp_path), epochs=3, batch_size=32)
-    assert with_defaults(config, problem_type, num_rows).learning_rate == pytest.approx(rate, rel=0.03)
+    filled = with_defaults(config, problem_type, num_rows)
+    assert (filled.learning_rate, filled.layer_decay) == found
 
 
-def test_a_learning_rate_that_was_asked_for_is_kept() -> None:
-    config = TrainConfig(train_file="a.csv", model_name="no/such-model", learning_rate=1e-5)
-    assert with_defaults(config, "single_label_classification", 100).learning_rate == 1e-5
+@pytest.mark.parametrize(
+    ("hidden_size", "problem_type", "asked", "found"),
+    [
+        (384, "single_label_classification", None, (5e-4, 0.8)),
+        (384, "single_label_classification", 0.9, (5e-4, 0.9)),
+        (384, "single_label_classification", 1.0, (2e-4, 1.0)),
+        (384, "multi_label_classification", None, (2e-4, 1.0)),
+        (384, "multi_label_classification", 0.9, (2e-4, 0.9)),
+        (384, "regression", None, (2e-4, 1.0)),
+        (768, "single_label_classification", None, (5e-5, 1.0)),
+        (768, "single_label_classification", 0.9, (5e-5, 0.9)),
+    ],
+)
+def test_layers_of_a_narrow_model_have_rates_of_their_own_for_one_label(
+    hidden_size: int, problem_type: ProblemType, asked: float | None, found: tuple[float, float], tmp_path: Path
+) -> None:
+    BertConfig(hidden_size=hidden_size, num_attention_heads=8).save_pretrained(tmp_path)
+    config = TrainConfig(train_file="a.csv", model_name=str(tmp_path), layer_decay=asked, problem_type=problem_type)
+    filled = with_defaults(config, problem_type, 100)
+    assert (filled.learning_rate, filled.layer_decay) == found
+
+
+@pytest.mark.parametrize(("asked", "decay"), [(None, 1.0), (0.7, 0.7)])
+def test_a_learning_rate_that_was_asked_for_is_kept_for_every_layer(asked: float | None, decay: float) -> None:
+    config = TrainConfig(train_file="a.csv", model_name="no/such-model", learning_rate=1e-5, layer_decay=asked)
+    found = with_defaults(config, "single_label_classification", 100)
+    assert (found.learning_rate, found.layer_decay) == (1e-5, decay)

@@ -24,7 +24,7 @@ from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, RESUME_FLAGS, 
 from train_loop.config import BY_NAME, CONFIG_FILE, TrainConfig
 from train_loop.machine.processes import on_main_process
 
-FILLED_IN = ("loss", "metric_for_best", "learning_rate")  # fields that a run writes where they are null
+FILLED_IN = ("loss", "metric_for_best", "learning_rate", "layer_decay")  # fields that a run writes where they are null
 RECORDED_PACKAGES = ("rawloop", "torch", "accelerate", "transformers", "datasets", "tokenizers", "numpy")
 
 

@@ -16,9 +16,9 @@ from train_loop.rows.data import Data, class_counts
 Space = dict[str, dict[str, Any]]
 SEARCHABLE = (
     *("model_name", "cleaning", "max_length", "long_texts", "head_tokens", "window_stride", "max_windows", "epochs"),
-    *("max_steps", "batch_size", "length_grouping", "early_stopping_patience", "learning_rate", "lr_schedule"),
-    *("warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "loss"),
-    *("focal_gamma", "class_weights", "label_smoothing", "dropout", "distil_weight", "distil_temperature"),
+    *("max_steps", "batch_size", "length_grouping", "early_stopping_patience", "learning_rate", "layer_decay"),
+    *("lr_schedule", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("loss", "focal_gamma", "class_weights", "label_smoothing", "dropout", "distil_weight", "distil_temperature"),
 )
 """Fields that change what is learned, but neither the rows nor how they are judged. Not the seed: its best is luck."""
 IMBALANCED = 1.5  # times as many rows of one label as of another, from which class weights are searched

@@ -40,11 +40,12 @@ def num_warmup_updates(num_updates: int, config: TrainConfig) -> int:
     return math.ceil(config.warmup_ratio * num_updates - 1e-9)  # 0.07 * 100 is slightly above 7
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters into decayed and undecayed: biases and everything in a norm layer are not decayed.
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Return the parameters in groups of one weight decay and one share of the learning rate.
 
-    Norms are recognised by type, not name: "LayerNorm.weight" misses DistilBERT's `sa_layer_norm` and
-    ModernBERT's `norm`.
+    Biases and everything in a norm layer have no weight decay. Norms are recognised by type, not name:
+    "LayerNorm.weight" misses DistilBERT's `sa_layer_norm` and ModernBERT's `norm`. The head has the whole learning
+    rate, and so has the last layer; each layer below has `layer_decay` of the one above, and the embeddings the least.
     """
     norms = {
         f"{module_name}.{name}" if module_name else name
@@ -52,20 +53,41 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         if "norm" in type(module).__name__.lower()
         for name, _ in module.named_parameters(recurse=False)
     }
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    depths = {} if layer_decay == 1.0 else _depths(model)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (undecayed if name in norms or name.endswith("bias") else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            decay = 0.0 if name in norms or name.endswith("bias") else weight_decay
+            groups.setdefault((layer_decay ** depths.get(name, 0), decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "share": share} for (share, decay), parameters in groups.items()
+    ]
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """Return how many layers are above each parameter of the layers and of the embeddings, by name."""
+    encoder = getattr(model, "base_model", model)
+    stacks = [(name, child) for name, child in encoder.named_modules() if isinstance(child, nn.ModuleList)]
+    path, layers = max(stacks, key=lambda stack: len(stack[1]), default=("", nn.ModuleList()))
+    inside = {
+        id(parameter): len(layers) - 1 - number
+        for number, layer in enumerate(layers)
+        for parameter in layer.parameters()
+    }
+    embeddings = {
+        id(parameter): len(layers)
+        for name, parameter in encoder.named_parameters()
+        if "emb" in name and not name.startswith(f"{path}.")
+    }
+    depths = embeddings | inside
+    return {name: depths[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in depths}
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over the model's parameters, fused if torch has a fused kernel for their device."""
     devices = {parameter.device.type for parameter in model.parameters()}
     return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
+        parameter_groups(model, config.weight_decay, config.layer_decay or 1.0),
         lr=config.learning_rate or 0.0,  # `update` sets it
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
@@ -79,7 +101,7 @@ def update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, learning_
     The device decides by itself, so that the CPU need not wait for it. Both flags are scalars on the device.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["share"]
     scaler = accelerator.scaler
     if scaler is None:
         fused: Any = getattr(optimizer, "optimizer", optimizer)  # inside Accelerate's wrapper

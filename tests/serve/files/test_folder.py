@@ -166,6 +166,15 @@ def test_a_file_without_a_good_row_is_answered_with_a_note(
     assert "no row could be classified" in error
 
 
+def test_a_folder_without_a_good_row_ends_as_a_failure(bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).write_text('{"text": null}\n')
+    assert main(["--bundle", str(bundle), "--file", str(folder), "--output", str(tmp_path / "answers")]) == 2
+    assert f"--file {folder}: no row of its files could be classified" in capsys.readouterr().err
+
+
 def test_files_that_would_share_their_answers_are_named(rows: Path, tmp_path: Path) -> None:
     (rows / "b.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"the answers of b.jsonl and b.txt would both be b.jsonl"):

@@ -15,7 +15,9 @@ from teachers import save_teacher
 from transformers import pipeline
 
 from serve.contract.errors import InputError
+from train_loop import defaults
 from train_loop import main as train
+from train_loop.command_line import read_config
 from train_loop.distillation import teacher as teaching
 from train_loop.steps.scoring import predict_splits
 
@@ -167,6 +169,14 @@ def test_a_student_learns_what_only_the_teacher_knows(argv: list[str], tmp_path:
     before = gap()
     loop.train(training, restore(training))
     assert gap() < 0.5 * before
+
+
+def test_the_default_learning_rate_counts_texts_that_only_the_teacher_labels(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "FEW_STEPS", 8)  # as many as the rows with labels make; the 9 texts make another
+    assert train.main([*argv, *with_new_texts(tmp_path), "--run_name=taught"]) == 0
+    assert read_config(tmp_path / "runs/taught/config.yaml").learning_rate == 4e-4
 
 
 def test_kills_while_the_teacher_answers_and_while_learning_change_nothing(argv: list[str], tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_values_have_the_types_of_their_fields(read: Read) -> None:
             "batch_size: add the configuration's own, 32, which is tried first; or pass",
         ),
         ("dropout: {low: 0.0, high: 0.3}", "dropout: add the configuration's own, null"),
-        ("learning_rate: {low: 1e-3, high: 1e-2}", "learning_rate: add the configuration's own, 0.0002"),
+        ("learning_rate: {low: 1e-3, high: 1e-2}", "learning_rate: add the configuration's own, 0.0005"),
         ("epochs: {low: 0, high: 3}", "--epochs must be at least 1, found 0 (with epochs 0)"),
         ("loss: {choices: [cross_entropy, mse]}", "--loss mse is for numbers"),
         ("max_length: {choices: [null, 100000]}", "max_length 100000"),
@@ -94,7 +94,8 @@ def test_all_problems_are_named_at_once(read: Read) -> None:
 
 def test_the_default_space_has_what_fits_and_the_configurations_own_values(read: Read) -> None:
     space = read(None, learning_rate=1e-3, batch_size=24, epochs=9)
-    assert [*space] == ["learning_rate", "batch_size", "epochs", "warmup_ratio", "weight_decay", "label_smoothing"]
+    usual = ["learning_rate", "layer_decay", "batch_size", "epochs", "warmup_ratio", "weight_decay", "label_smoothing"]
+    assert [*space] == usual
     assert space["learning_rate"] == {"low": 1e-5, "high": 1e-3, "log": True}
     assert space["batch_size"] == {"choices": [16, 32, 64, 24]}
     assert (space["epochs"]["low"], space["epochs"]["high"]) == (2, 9)

@@ -117,6 +117,29 @@ def test_each_trainable_parameter_is_in_exactly_one_group(tiny_classifier: torch
     assert sorted(grouped) == sorted(id(p) for p in tiny_classifier.parameters() if p is not first)
 
 
+def test_the_learning_rate_falls_from_the_head_to_the_embeddings(tiny_classifier: torch.nn.Module) -> None:
+    names = {id(parameter): name for name, parameter in tiny_classifier.named_parameters()}
+    groups = parameter_groups(tiny_classifier, 0.1, layer_decay=0.5)
+    shares = {names[id(parameter)]: group["share"] for group in groups for parameter in group["params"]}
+    assert sorted(shares) == sorted(names.values())
+    num_layers = tiny_classifier.config.num_hidden_layers
+    is_shared = tiny_classifier.config.model_type == "albert"  # whose layers are one
+    of_layers = {name: re.search(r"\.(?:layers?|albert_layers)\.(\d)\.", name) for name in shares}
+    assert sum(bool(found) for found in of_layers.values()) > 4
+    for name, found in of_layers.items():
+        if found:
+            assert shares[name] == 0.5 ** (0 if is_shared else num_layers - 1 - int(found[1]))
+    embeddings = {name for name in shares if "word_emb" in name or "tok_emb" in name}
+    assert {shares[name] for name in embeddings} == {0.5 if is_shared else 0.5**num_layers}
+    head = {name for name in shares if re.match(r"classifier|pre_classifier|logits_proj|pooler|head", name)}
+    assert head
+    assert {shares[name] for name in head} == {1.0}
+
+
+def test_without_layer_decay_every_layer_learns_alike(tiny_classifier: torch.nn.Module) -> None:
+    assert {group["share"] for group in parameter_groups(tiny_classifier, 0.1)} == {1.0}
+
+
 @pytest.mark.parametrize(
     ("architecture", "names"),
     [
