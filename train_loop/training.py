@@ -282,7 +282,7 @@ def print_run(console: Console, training: Training) -> None:
         "rows per step": f"{config.batch_size:,} (micro-batches per process: {plan.step(0).num_micro_batches})",
         "tokens per step": f"{plan.lengths.sum() / len(plan):,.0f} on average",
         "learning rate": f"{config.learning_rate:g}, {config.lr_schedule}, warm-up over {config.warmup_ratio:.0%}"
-        + (f", x {config.layer_decay:g} a layer from the top down" if config.layer_decay != 1.0 else ""),
+        + ("" if config.layer_decay in (None, 1.0) else f"; each layer {config.layer_decay:g} of the one above"),
         "class weights": str(config.class_weights),
         "run directory": str(training.checkpoints.folder.parent),
     }

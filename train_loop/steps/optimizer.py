@@ -58,29 +58,24 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = 0.0 if name in norms or name.endswith("bias") else weight_decay
-            groups.setdefault((layer_decay ** depths.get(name, 0), decay), []).append(parameter)
+            groups.setdefault((layer_decay ** depths.get(parameter, 0), decay), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "share": share} for (share, decay), parameters in groups.items()
     ]
 
 
-def _depths(model: nn.Module) -> dict[str, int]:
-    """Return how many layers are above each parameter of the layers and of the embeddings, by name."""
+def _depths(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Return how many layers are above each parameter of the encoder's layers and embeddings."""
     encoder = getattr(model, "base_model", model)
     stacks = [(name, child) for name, child in encoder.named_modules() if isinstance(child, nn.ModuleList)]
     path, layers = max(stacks, key=lambda stack: len(stack[1]), default=("", nn.ModuleList()))
-    inside = {
-        id(parameter): len(layers) - 1 - number
-        for number, layer in enumerate(layers)
-        for parameter in layer.parameters()
-    }
-    embeddings = {
-        id(parameter): len(layers)
-        for name, parameter in encoder.named_parameters()
-        if "emb" in name and not name.startswith(f"{path}.")
-    }
-    depths = embeddings | inside
-    return {name: depths[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in depths}
+    depths = {}
+    for name, parameter in encoder.named_parameters():
+        if name.startswith(f"{path}."):
+            depths[parameter] = len(layers) - 1 - int(name.removeprefix(f"{path}.").split(".")[0])
+        elif "emb" in name:
+            depths[parameter] = len(layers)
+    return depths
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
