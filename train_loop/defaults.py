@@ -7,13 +7,14 @@ from serve.contract.errors import InputError
 from serve.contract.labels import ProblemType
 from train_loop.config import MetricName, TrainConfig
 from train_loop.model.pretrained import load_model_config
+from train_loop.rows.data import Data
 
 USUAL_RATE, USUAL_SIZE, MOST_RATE = 5e-5, 768, 2e-4
 """Learning rate for BERT's hidden size; a narrower model's is higher, up to MiniLM's (docs/TRAINING.md)."""
 FEW_STEPS = 700
 """Steps up to which a narrow model has the higher rate in full, where a row has one label; beyond, it falls."""
-LAYER_DECAY, RATE_OF_TOP = 0.8, 2.5
-"""As long as it is above the usual one, the last layer and the head have so many times that rate, the others less."""
+LAYER_DECAY, RATE_OF_TOP, FEW_LABELS = 0.8, 2.5, 3
+"""As long as it is above the usual one, layers have rates of their own, and with more labels the top has more of it."""
 AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
 METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
@@ -45,12 +46,13 @@ ONLY_FOR: dict[str, tuple[ProblemType, ...]] = {
 """Field -> what it has an effect on."""
 
 
-def with_defaults(config: TrainConfig, problem_type: ProblemType, num_rows: int) -> TrainConfig:
-    """Return a configuration with loss, metric and learning rate that suit the model and its `num_rows` training rows.
+def with_defaults(config: TrainConfig, data: Data) -> TrainConfig:
+    """Return a configuration with loss, metric and learning rates that suit the model and what it learns from.
 
     Raises:
         InputError: its own do not suit.
     """
+    problem_type = data.problem_type
     usual = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, kinds in ONLY_FOR.items():
         if problem_type not in kinds and getattr(config, name) != usual[name]:
@@ -65,17 +67,18 @@ def with_defaults(config: TrainConfig, problem_type: ProblemType, num_rows: int)
     loss = config.loss or ("mse" if problem_type == "regression" else "cross_entropy")
     metric, rate, decay = config.metric_for_best or own[0], config.learning_rate, config.layer_decay
     if rate is None:
-        rate, decay = _usual_rate(config, problem_type, num_rows)
+        rate, decay = _usual_rate(config, data)
     return dataclasses.replace(config, loss=loss, metric_for_best=metric, learning_rate=rate, layer_decay=decay or 1.0)
 
 
-def _usual_rate(config: TrainConfig, problem_type: ProblemType, num_rows: int) -> tuple[float, float]:
+def _usual_rate(config: TrainConfig, data: Data) -> tuple[float, float]:
     """Return the learning rate of a model of this width, for this many steps, and the decay by layer it goes with."""
     rate = USUAL_RATE * (USUAL_SIZE / getattr(load_model_config(config), "hidden_size", USUAL_SIZE)) ** 2
     rate, decay = min(MOST_RATE, rate), config.layer_decay or 1.0
-    if rate > USUAL_RATE and problem_type == "single_label_classification":
-        steps = config.max_steps or config.epochs * math.ceil(num_rows / config.batch_size)
+    if rate > USUAL_RATE and data.problem_type == "single_label_classification":
+        steps = config.max_steps or config.epochs * math.ceil(len(data.learned) / config.batch_size)
         rate = max(USUAL_RATE, rate * min(1.0, FEW_STEPS / steps))
         if rate > USUAL_RATE and config.layer_decay != 1.0:
-            rate, decay = rate * RATE_OF_TOP, config.layer_decay or LAYER_DECAY
+            rate *= RATE_OF_TOP if len(data.labels) > FEW_LABELS else 1.0
+            decay = config.layer_decay or LAYER_DECAY
     return float(f"{rate:.1g}"), decay

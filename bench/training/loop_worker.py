@@ -35,7 +35,7 @@ class OurLoop(PacedTraining):
         tokenizer, max_length = load_tokenizer(config)
         with local_main_process_first(accelerator):
             data = load_data(config, tokenizer, max_length)
-        config = with_defaults(config, data.problem_type, len(data.train))
+        config = with_defaults(config, data)
         model, weights = initial_model(config, accelerator, tokenizer, data)
         with open_run(config, accelerator) as run:
             console = Console(quiet=True)

@@ -87,7 +87,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     source = read_config(file)
     tokenizer, max_length = load_tokenizer(source)
     data = load_data(source, tokenizer, max_length)
-    source = with_defaults(source, data.problem_type, len(data.train))
+    source = with_defaults(source, data)
     random = np.random.default_rng(options.seed)
     columns = {"text": source.text_column} | ({"pair": source.text_pair_column} if source.text_pair_column else {})
     num_held_out = QUICK_HELD_OUT_ROWS if options.quick else HELD_OUT_ROWS

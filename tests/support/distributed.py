@@ -139,7 +139,7 @@ def build(argv: list[str], dtype: torch.dtype = torch.float32) -> Any:
     tokenizer, max_length = load_tokenizer(config)
     with local_main_process_first(accelerator):
         data = load_data(config, tokenizer, max_length)
-    config = with_defaults(config, data.problem_type, len(data.train))
+    config = with_defaults(config, data)
     data = with_teacher(config, accelerator, tokenizer, data, build_console(quiet=True))
     model, weights = initial_model(config, accelerator, tokenizer, data, print)
     console = build_console(quiet=True)

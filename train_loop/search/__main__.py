@@ -72,7 +72,7 @@ def _search(given: argparse.Namespace, rest: list[str]) -> None:
     require_writable(str(folder))
     _, data = load_rows(config)
     print_data(console, data)
-    config = with_defaults(config, data.problem_type, len(data.train))
+    config = with_defaults(config, data)
     study, num_run = Study(folder, config, read_space(given.space, config, data), data.fingerprint), 0
     while (minutes := (time.monotonic() - began) / 60) < given.minutes:
         with study.claimed(given.trials) as trial:

@@ -87,7 +87,7 @@ def _require_compatible(space: Space, config: TrainConfig, data: Data, where: st
     for values in itertools.islice(itertools.product(*ends), MAX_COMBINED):
         given = dict(zip(space, values, strict=True))
         try:
-            tried = with_defaults(dataclasses.replace(config, **given), data.problem_type, len(data.train))
+            tried = with_defaults(dataclasses.replace(config, **given), data)
             if (model := (tried.model_name, tried.max_length)) not in models:
                 load_tokenizer(tried)
                 models.add(model)

@@ -28,7 +28,7 @@ def read(tmp_path: Path, tiny_model: Path, write_rows: Callable[..., Path]) -> R
         path = None if text is None else tmp_path / "space.yaml"
         if path is not None:
             path.write_text(str(text))
-        return read_space(path, with_defaults(config, data.problem_type, len(data.train)), data)
+        return read_space(path, with_defaults(config, data), data)
 
     return read_text
 
@@ -67,7 +67,7 @@ def test_values_have_the_types_of_their_fields(read: Read) -> None:
             "batch_size: add the configuration's own, 32, which is tried first; or pass",
         ),
         ("dropout: {low: 0.0, high: 0.3}", "dropout: add the configuration's own, null"),
-        ("learning_rate: {low: 1e-3, high: 1e-2}", "learning_rate: add the configuration's own, 0.0005"),
+        ("learning_rate: {low: 1e-3, high: 1e-2}", "learning_rate: add the configuration's own, 0.0002"),
         ("epochs: {low: 0, high: 3}", "--epochs must be at least 1, found 0 (with epochs 0)"),
         ("loss: {choices: [cross_entropy, mse]}", "--loss mse is for numbers"),
         ("max_length: {choices: [null, 100000]}", "max_length 100000"),
