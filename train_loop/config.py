@@ -123,7 +123,7 @@ class TrainConfig:
     gradient_accumulation_steps: Annotated[int, AT_LEAST_1] | None = None
     """Forward passes per process and step; null: derived from max_tokens_per_forward."""
     max_tokens_per_forward: Annotated[int, AT_LEAST_1] | None = None
-    """Most tokens of one forward pass, padding included; null: no limit. What is learned does not depend on it."""
+    """Most tokens of one forward pass, padding included; null: no limit. Changes only rounding and dropout's draws."""
     length_grouping: LengthGrouping = "window"
     """window: rows of similar length share a step; batch: random steps, sorted within; none: random order."""
 
@@ -131,7 +131,7 @@ class TrainConfig:
     learning_rate: Annotated[float, POSITIVE] | None = None
     """Peak learning rate of AdamW; null: by the width of the model and the number of steps, at most 5e-4."""
     layer_decay: Annotated[float, FRACTION_ABOVE_0] | None = None
-    """A layer's learning rate as a share of the layer's above; null: 1, or what the default learning rate goes with."""
+    """Learning rate of each layer, as a share of that of the layer above; null: 1, or what suits a null learning_rate."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, FRACTION_BELOW_1] = 0.06
@@ -149,7 +149,7 @@ class TrainConfig:
 
     # The loss
     loss: LossName | None = None
-    """focal: times (1 - p)^focal_gamma; mse and huber: of numbers, standardized; null: cross_entropy, or mse."""
+    """focal: times (1 - p)^focal_gamma; mse, huber (delta 1): of standardized numbers; null: cross_entropy, or mse."""
     focal_gamma: Annotated[float, NOT_NEGATIVE] = 2.0
     """Exponent of the focal loss."""
     class_weights: ClassWeights = "none"

@@ -72,7 +72,7 @@ def train_as_configured(config: TrainConfig) -> Path:
     print_data(console, data)
     given, config = config, with_defaults(config, data)
     data = with_teacher(config, accelerator, tokenizer, data, console)
-    config = with_defaults(given, data)  # among them texts that only the teacher labels
+    config = with_defaults(given, data)  # counts texts that only the teacher labels
     report = console.print if config.resume is None else lambda line: None  # a checkpoint replaces the weights
     model, weights = initial_model(config, accelerator, tokenizer, data, report)
     require_same_data(accelerator, data, model)
