@@ -131,7 +131,7 @@ class TrainConfig:
     learning_rate: Annotated[float, POSITIVE] | None = None
     """Peak learning rate of AdamW; null: by the width of the model and the number of steps, at most 5e-4."""
     layer_decay: Annotated[float, FRACTION_ABOVE_0] | None = None
-    """Learning rate of each layer, as a share of that of the layer above; null: 1, or what suits a null learning_rate."""
+    """Learning rate of each layer, as a share of the layer above; null: 1, or what suits a null learning_rate."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, FRACTION_BELOW_1] = 0.06
