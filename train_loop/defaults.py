@@ -14,7 +14,7 @@ USUAL_RATE, USUAL_SIZE, MOST_RATE = 5e-5, 768, 2e-4
 FEW_STEPS = 700
 """Steps up to which a narrow model has the higher rate in full, where a row has one label; beyond, it falls."""
 LAYER_DECAY, RATE_OF_TOP, FEW_LABELS = 0.8, 2.5, 3
-"""While that rate is above the usual one: each layer's share of the one above, and the head's factor for more labels."""
+"""While that rate is above the usual one: each layer's share of the one above, the head's factor for more labels."""
 AVERAGES: tuple[MetricName, ...] = ("macro_f1", "weighted_f1", "macro_precision", "macro_recall", "loss")
 METRICS: dict[ProblemType, tuple[MetricName, ...]] = {
     "single_label_classification": (*AVERAGES, "accuracy", "balanced_accuracy"),
