@@ -91,13 +91,18 @@ class Predictions:
         return self.split.answer_of(row, self.labels)
 
     @property
+    def _abstains(self) -> bool:
+        return self.classifier.decision.abstain_below > 0.0
+
+    @property
     def score_columns(self) -> list[str]:
         """Further columns of predictions.csv."""
-        return [f"probability_{label}" for label in self.labels]
+        return [*(f"probability_{label}" for label in self.labels), *["abstained"] * self._abstains]
 
     def score_cells(self, row: int) -> list[str]:
         """Return a row's values in them."""
-        return [f"{value:.6g}" for value in self.probabilities[row]]
+        cells = [f"{value:.6g}" for value in self.probabilities[row]]
+        return [*cells, str(self.classifier.abstains(self.scores[row])).lower()] if self._abstains else cells
 
     mistake_columns: ClassVar[Names] = ("probability_of_true", "runner_up", "margin")
     """Further columns of misclassified.csv."""
@@ -152,7 +157,7 @@ class Predictions:
             in_set = self.probabilities >= cut  # [N, C]
             values["label_set_90_coverage"] = float(in_set[np.arange(len(in_set)), self.split.labels].mean())
             values["label_set_90_size"] = float(in_set.sum(axis=1).mean())
-        if self.classifier.decision.abstain_below > 0.0:
+        if self._abstains:
             is_answered = self.scores >= self.classifier.decision.abstain_below
             is_right = self.is_correct[is_answered]
             values["answered"] = float(is_answered.mean())
