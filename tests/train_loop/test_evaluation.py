@@ -137,9 +137,15 @@ def test_an_unsupported_precision_is_replaced_and_reported(
 @pytest.mark.usefixtures("no_more_pictures")
 def test_labels_the_model_was_trained_on_are_not_suspected(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--run", str(finished), "--split", "train"]) == 0
-    assert "0 suspected label errors, 0 near duplicates" in capsys.readouterr().out
+    assert "0 suspected label errors, not checked for near duplicates" in capsys.readouterr().out
     warnings = metrics_of(finished / "results_train")["warnings"]
     assert "The metrics are of the train split: the model was trained on these rows." in warnings  # type: ignore[operator]
+
+
+def test_an_unfinished_run_is_to_be_resumed(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(finished / "config.yaml", tmp_path)
+    assert evaluate(["--run", str(tmp_path)]) == 2
+    assert f"this run is not finished; continue it with train_loop/main.py --resume {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

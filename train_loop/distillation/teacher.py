@@ -125,7 +125,7 @@ def _unlabelled_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, da
             f"--teacher_rows {path}: all {len(rows):,} texts are among the training, validation and test rows; pass "
             "others"
         )
-    return split.take(new, name="taught", origin=str(path))
+    return split.take(new)
 
 
 def _likeliest(soft: SoftTargets, first: int, data: Data) -> Labels:
@@ -211,4 +211,4 @@ class _Teacher:
             with local_main_process_first(self._accelerator):  # the others find the tokens cached
                 own = build_split(chosen, split.labels[rows], "", "", self._config, self._tokenizer, limit)
             for first in range(0, len(own), ROWS_AT_ONCE):
-                yield own.take(np.arange(first, min(first + ROWS_AT_ONCE, len(own))), name="", origin="")
+                yield own.take(np.arange(first, min(first + ROWS_AT_ONCE, len(own))))

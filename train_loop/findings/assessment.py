@@ -132,7 +132,7 @@ def assess(
         confused=confused_pairs(main, metrics[headline].matrix),
         findings=worst_first(findings),
         baselines=baselines,
-        compared_with_training=train is not None,
+        compared_with_training=train is not None and bool(held_out),
         warnings=warnings,
         footnotes=footnotes,
     )
@@ -142,7 +142,7 @@ def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Findi
     """Compare all held-out splits with the training rows, in one pass over the latter."""
     any_split = next(iter(predictions.values()))
     if len(train) > MAX_TRAINING_ROWS:
-        train = train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
+        train = train.take(np.arange(MAX_TRAINING_ROWS))
     texts = (text for held_out in predictions.values() for text in held_out.texts())
     found = near_duplicates(texts, train.texts(any_split.text_columns))
     findings: list[Finding] = []

@@ -73,7 +73,7 @@ def compare(
     generator, kind, columns = np.random.default_rng(seed), type(main), main.text_columns
     fitted = _sample(train, columns, max(1_000, MAX_TARGETS // len(main.labels)), generator)
     rows = _sample(main.split, columns, len(main.split), generator)
-    split = main.split.take(rows, name=main.split.name, origin=main.split.origin)
+    split = main.split.take(rows)
     mine = kind(split, main.classifier, columns, main.logits[rows])
     texts, known = [_texts(train, fitted, columns), _texts(main.split, rows, columns)], train.labels[fitted]
     decision = dataclasses.replace(main.classifier.decision, thresholds=())  # the model's are of its own scores

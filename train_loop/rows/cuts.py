@@ -36,11 +36,11 @@ def complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: T
             raise InputError(f"{error}; {_way_out(given, config)}") from None
         origin = f"{fraction:.0%} of {origin_of(config, 'train')}, stratified, seed {config.seed}"
         splits[name] = train.take(cut, name=name, origin=origin)
-        splits["train"] = train.take(kept, name="train", origin=train.origin)
+        splits["train"] = train.take(kept)
     if config.max_train_rows is not None:
         train = splits["train"]
         chosen = stratified_sample(strata(train.labels), config.max_train_rows, config.seed)
-        splits["train"] = train.take(chosen, name="train", origin=f"{len(chosen):,} rows of {train.origin}")
+        splits["train"] = train.take(chosen, origin=f"{len(chosen):,} rows of {train.origin}")
     return {name: splits[name] for name in SPLITS if name in splits}
 
 

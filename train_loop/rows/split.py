@@ -97,7 +97,8 @@ class Split:
             **joined,
         )
 
-    def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> Self:
+    def take(self, indices: NDArray[np.int64], **changes: str) -> Self:
+        """Return some of the rows; `changes` are another name and origin."""
         tables = {table: getattr(self, table).select(indices, keep_in_memory=True) for table in ("rows", "tokens")}
         arrays = {array: getattr(self, array)[indices] for array in (*ARRAYS, "source_rows")}
-        return dataclasses.replace(self, name=name, origin=origin, **tables, **arrays)
+        return dataclasses.replace(self, **changes, **tables, **arrays)
