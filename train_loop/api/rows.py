@@ -89,17 +89,9 @@ def load_rows(rows: "TrainConfig | DataFrame | str | Path | None" = None, **fiel
 
 
 def _frame(split: "Split", data: "Data", config: TrainConfig) -> "DataFrame":
-    import numpy as np
-
-    from train_loop.rows.split import names_of
-
     frame = split.rows.select_columns(list(config.text_columns)).to_pandas()
     frame.insert(0, "row", split.source_rows + 1)
-    if split.labels.ndim == 2:
-        frame[config.label_column] = [names_of(row, data.labels) for row in split.labels]
-    else:
-        is_number = data.problem_type == "regression"
-        frame[config.label_column] = split.labels if is_number else np.array(data.labels, object)[split.labels]
+    frame[config.label_column] = split.answers(data.labels)
     return frame.assign(num_tokens=split.lengths, truncated=split.truncated)
 
 

@@ -69,6 +69,13 @@ class Split:
             return ", ".join(names_of(known, labels))
         return f"{known:.15g}" if self.labels.dtype.kind == "f" else labels[known]
 
+    def answers(self, labels: tuple[str, ...]) -> list[Any]:
+        """Return what is known of each row: its label, the list of its labels, or its number."""
+        if self.labels.ndim == 2:
+            return [names_of(row, labels) for row in self.labels]
+        known: list[Any] = self.labels.tolist()
+        return known if self.labels.dtype.kind == "f" else [labels[code] for code in known]
+
     def texts(self, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """Yield each row's texts, in the order of the columns, without loading them all."""
         for start in range(0, len(self), ROWS_PER_BATCH):
