@@ -33,11 +33,7 @@ if TYPE_CHECKING:
 
     from train_loop.rows.split import Split
 
-COLUMN_FLAGS = {
-    **{"text_column": "text", "text_pair_column": "none", "label_column": "label", "label_separator": "none"},
-    **{"label_columns": "none", "delimiter": "the format's"},
-}
-"""Flag -> what it is with --model, where it is not given."""
+COLUMN_FLAGS = ("text_column", "text_pair_column", "label_column", "label_separator", "label_columns", "delimiter")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,7 +202,8 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to write, replaced as a whole (default: RUN/results; with --split or --file, RUN/results_NAME; "
         "with --model, results_MODEL_NAME in the current folder)",
     )
-    for name, default in COLUMN_FLAGS.items():
+    defaults = dict(zip(COLUMN_FLAGS, ("text", "none", "label", "none", "none", "the format's"), strict=True))
+    for name, default in defaults.items():
         what = f"the file's {name.replace('_', ' ')}"
         kind = (lambda names: names.split(",")) if name == "label_columns" else str
         parser.add_argument(f"--{name}", type=kind, help=f"{what} (default: the run's; with --model, {default})")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.near_duplicates import NearDuplicate
+from train_loop.findings.near_duplicates import near_duplicates
 from train_loop.findings.predictions import Predictions
 from train_loop.rows.split import Split
 
@@ -116,20 +116,22 @@ def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence
     return _findings("contradiction", split, text_columns, suspects)
 
 
-def duplicate_findings(
-    duplicates: Sequence[NearDuplicate],
-    held_out: Split,
-    train: Split,
-    labels: tuple[str, ...],
-    text_columns: Sequence[str],
-) -> list[Finding]:
-    """Return the held-out rows that nearly equal a training row."""
-    others = train.texts_of(np.array([each.train_row for each in duplicates], np.int64), text_columns)
-    suspects = []
-    for each, text in zip(duplicates, others, strict=True):
-        label, other = held_out.answer_of(each.row, labels), train.answer_of(each.train_row, labels)
-        suspects.append((each.row, each.similarity, label, other, train.row_number(each.train_row), text))
-    return _findings("near_duplicate", held_out, text_columns, suspects)
+def duplicate_findings(held_out: Sequence[Predictions], train: Split) -> list[Finding]:
+    """Return the rows of held-out splits that nearly equal a training row; one pass over the latter for all splits."""
+    labels, columns = held_out[0].labels, held_out[0].text_columns
+    duplicates = near_duplicates((text for each in held_out for text in each.texts()), train.texts(columns))
+    others = train.texts_of(np.array([each.train_row for each in duplicates], np.int64), columns)
+    findings: list[Finding] = []
+    first = 0  # of the split's rows, among those of all
+    for split in (each.split for each in held_out):
+        suspects = []
+        for each, text in zip(duplicates, others, strict=True):
+            if 0 <= (row := each.row - first) < len(split):
+                answers = split.answer_of(row, labels), train.answer_of(each.train_row, labels)
+                suspects.append((row, each.similarity, *answers, train.row_number(each.train_row), text))
+        findings += _findings("near_duplicate", split, columns, suspects)
+        first += len(split)
+    return findings
 
 
 def _findings(

@@ -27,8 +27,8 @@ def fit_temperature(logits: NDArray[np.floating], labels: Labels) -> Calibration
 
     It changes no predicted label (Guo et al. 2017, arXiv 1706.04599). Any fit lowers the mean log loss of its own rows,
     by about 1 / N more than that of others (Akaike 1973), so it must lower it by more; leave-one-out cross-validation
-    asks the same (Stone 1977). If there is no mistake, the best fit would be certainty, which new rows would refute; the
-    target is then (N + 1) / (N + 2) (Platt 1999).
+    asks the same (Stone 1977). If there is no mistake, the best fit would be certainty, which new rows would refute;
+    the target is then (N + 1) / (N + 2) (Platt 1999).
     """
     num_rows, num_classes = logits.shape
     if labels.dtype.kind == "f":

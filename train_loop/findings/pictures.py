@@ -18,11 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 
-from train_loop.findings.predictions import Predictions
+from train_loop.findings.predictions import Predictions, SplitMetrics
 from train_loop.metrics.classes import Counts, most_confused
 from train_loop.metrics.label_sets import averages
 from train_loop.metrics.probabilities import NUM_BINS, Floats
-from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.data import class_counts
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")

@@ -42,7 +42,7 @@ def run_trial(study: Study, trial: Trial, config: TrainConfig) -> FrozenTrial:
     """Train a trial to its end, or until it is pruned, and return how it ended."""
 
     def judge(share: float, score: float) -> None:
-        place = round(1_000 * share)  # in its own schedule: where a longer one still learns fast, a short one has settled
+        place = round(1_000 * share)  # of its own schedule: where a short one has settled, a long one still learns fast
         if place not in study.optuna.trials[trial.number].intermediate_values:  # it is there after a kill
             trial.report(score, place)
         if trial.number and share < 1.0 and trial.should_prune():  # the configuration itself is what others are held to
