@@ -104,7 +104,7 @@ class Split:
             **joined,
         )
 
-    def take(self, indices: NDArray[np.int64], **changes: str) -> Self:
+    def take(self, indices: NDArray[np.int64], **changes: Any) -> Self:
         """Return some of the rows; `changes` are another name and origin."""
         tables = {table: getattr(self, table).select(indices, keep_in_memory=True) for table in ("rows", "tokens")}
         arrays = {array: getattr(self, array)[indices] for array in (*ARRAYS, "source_rows")}
