@@ -227,8 +227,7 @@ def _rows(
     from train_loop.rows.label_codes import OTHER_COLUMN
 
     if arguments.file is not None:
-        remedies = OTHER_COLUMN
-        remedies += "" if arguments.model is None else ", or name the model's labels with --label_names"
+        remedies = OTHER_COLUMN + (", or name the model's labels with --label_names" if arguments.model else "")
         limit, kind = classifier.max_length, classifier.problem_type
         split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, limit, remedies, kind)
         return {split.name: split}, None, ""
@@ -238,10 +237,9 @@ def _rows(
             f"the run's rows now have the labels {list(data.labels)}, the model {list(classifier.labels)}; restore the "
             "rows it was trained on, or evaluate others with --file"
         )
-    names = [arguments.split] if arguments.split else [name for name in data.splits if name != "train"]
-    missing = [name for name in names if name not in data.splits]
-    if missing:
-        raise InputError(f"--split {missing[0]}: the run has no such split; choose one of {', '.join(data.splits)}")
+    if (asked := arguments.split) not in (None, *data.splits):
+        raise InputError(f"--split {asked}: the run has no such split; choose one of {', '.join(data.splits)}")
+    names = [asked] if asked else [name for name in data.splits if name != "train"]
     return {name: data.splits[name] for name in names}, data.train, data.fingerprint
 
 
