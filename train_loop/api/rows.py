@@ -63,8 +63,8 @@ def load_rows(rows: "TrainConfig | DataFrame | str | Path | None" = None, **fiel
         fields: fields of `TrainConfig`, as in `train`; text_column and label_column say what is read.
 
     Raises:
-        InputError: a file or column is missing, a row is malformed, a class is too small to be split, or a field is
-            unknown or out of range.
+        InputError: a file or column is missing or has the name of one that is added, a row is malformed, a class is too
+            small to be split, or a field is unknown or out of range.
     """
     make_ready(NEEDED, "train")
     limit_spinning()  # before torch is imported
@@ -75,6 +75,8 @@ def load_rows(rows: "TrainConfig | DataFrame | str | Path | None" = None, **fiel
     from train_loop.rows.summary import figures_of
 
     config = config_of_rows(rows, fields)
+    if taken := {"row", "num_tokens", "truncated"}.intersection(config.columns):
+        raise InputError(f"column {taken.pop()!r}: load_rows adds one of that name to the texts and labels; rename yours")
     tokenizer, max_length = load_tokenizer(config)
     data = load_data(config, tokenizer, max_length)
     return LabelledRows(
