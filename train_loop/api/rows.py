@@ -76,7 +76,7 @@ def load_rows(rows: "TrainConfig | DataFrame | str | Path | None" = None, **fiel
 
     config = config_of_rows(rows, fields)
     if taken := {"row", "num_tokens", "truncated"}.intersection(config.columns):
-        raise InputError(f"column {taken.pop()!r}: load_rows adds one of that name to the texts and labels; rename yours")
+        raise InputError(f"column {taken.pop()!r}: load_rows adds one of that name; rename yours")
     tokenizer, max_length = load_tokenizer(config)
     data = load_data(config, tokenizer, max_length)
     return LabelledRows(
