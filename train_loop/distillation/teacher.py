@@ -114,7 +114,7 @@ def _require_fitting(config: TrainConfig, classifier: Classifier, data: Data) ->
 def _unlabelled_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, data: Data) -> Split:
     """Return the rows that only the teacher labels, each text once, and none that a split has."""
     path = Path(str(config.teacher_rows))
-    rows = read_file(path, list(config.text_columns), config.delimiter)
+    rows = read_file(path, config.text_columns, config.delimiter, has_label=False)
     check_texts(rows, config, "--teacher_rows", str(path))
     split = build_split(rows, np.zeros(len(rows), np.int64), "taught", str(path), config, tokenizer, data.max_length)
     known = np.concatenate([each.text_hashes for each in data.splits.values()])
