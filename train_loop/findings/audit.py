@@ -106,13 +106,13 @@ def label_findings(predictions: Predictions) -> list[Finding]:
 def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence[str]) -> list[Finding]:
     """Return each row whose text has another label earlier in the split."""
     order = np.argsort(split.text_hashes, kind="stable")
-    starts = np.flatnonzero(np.diff(split.text_hashes[order])) + 1
-    suspects: list[tuple[Any, ...]] = []
-    for first, *others in np.split(order, starts) if len(order) else ():
-        for row in others:
-            if np.any(split.labels[row] != split.labels[first]):
-                answers = (split.answer_of(each, labels) for each in (row, first))
-                suspects.append((row, 1.0, *answers, split.row_number(first)))
+    hashes = split.text_hashes[order]
+    firsts = order[np.searchsorted(hashes, hashes)]  # of each row, the first one with its text
+    differs = np.atleast_2d((split.labels[order] != split.labels[firsts]).T).any(axis=0)  # [N], of several labels too
+    suspects = [
+        (row, 1.0, split.answer_of(row, labels), split.answer_of(first, labels), split.row_number(first))
+        for row, first in zip(order[differs].tolist(), firsts[differs].tolist(), strict=True)
+    ]
     return _findings("contradiction", split, text_columns, suspects)
 
 
