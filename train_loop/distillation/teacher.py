@@ -34,11 +34,7 @@ REPORT_EVERY = 10.0  # seconds between reports of progress
 
 
 def with_teacher(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    tokenizer: PreTrainedTokenizerFast,
-    data: Data,
-    console: Console,
+    config: TrainConfig, accelerator: Accelerator, tokenizer: PreTrainedTokenizerFast, data: Data, console: Console
 ) -> Data:
     """Return the data with a teacher's logits of the rows to learn from; call on all processes.
 
