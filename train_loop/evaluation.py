@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +95,7 @@ def _run_of(arguments: argparse.Namespace) -> _Subject:
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
     if not (folder / "model" / CLASSIFIER_FILE).is_file():
-        way_out = f"continue it with train_loop/main.py --resume {arguments.run}"
+        way_out = f"continue it with train_loop/main.py --resume {shlex.quote(str(folder))}"
         raise InputError(f"--run {arguments.run}: this run is not finished; {way_out}")
     config, classifier = read_config(folder / CONFIG_FILE), read_classifier(folder / "model")
     columns = {name: getattr(arguments, name) for name in COLUMN_FLAGS if getattr(arguments, name) is not None}

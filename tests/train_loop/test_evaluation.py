@@ -143,9 +143,11 @@ def test_labels_the_model_was_trained_on_are_not_suspected(finished: Path, capsy
 
 
 def test_an_unfinished_run_is_to_be_resumed(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(finished / "config.yaml", tmp_path)
-    assert evaluate(["--run", str(tmp_path)]) == 2
-    assert f"not finished; continue it with train_loop/main.py --resume {tmp_path}" in capsys.readouterr().err
+    run = tmp_path / "my run"
+    run.mkdir()
+    shutil.copy(finished / "config.yaml", run)
+    assert evaluate(["--run", str(run)]) == 2
+    assert f"not finished; continue it with train_loop/main.py --resume '{run}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

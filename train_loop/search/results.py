@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import shutil
 import warnings
 from typing import Any
@@ -46,8 +47,9 @@ def report(study: Study, config: TrainConfig, num_seeds: int, console: Console) 
         console.print(_confirm(study, {0: config, best[0].number: winner}, seeds, console), highlight=False)
     elif num_seeds:
         console.print("The configuration as it is was the best: there is no gain to confirm.")
-    console.print(f"Picture: {path.with_name('search.png')}", highlight=False)
-    console.print(f"Next: accelerate launch train_loop/main.py --config {path}", highlight=False)
+    console.print(f"Picture: {path.with_name('search.png')}", highlight=False, markup=False)
+    command = f"accelerate launch train_loop/main.py --config {shlex.quote(str(path))}"
+    console.print(f"Next: {command}", highlight=False, markup=False)
 
 
 def _confirm(study: Study, configs: dict[int, TrainConfig], seeds: range, console: Console) -> str:

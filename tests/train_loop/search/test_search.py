@@ -161,9 +161,11 @@ def test_the_winner_is_confirmed_on_other_seeds_with_its_interval(
 def test_without_a_gain_there_is_nothing_to_confirm(
     tmp_path: Path, argv: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(argv("--trials=1", "--confirm=2")) == 0
-    assert "there is no gain to confirm" in capsys.readouterr().out
-    assert not (tmp_path / "runs" / "s" / "confirmed.json").exists()
+    assert main(argv("--trials=1", "--confirm=2", "--run_name=my [s]")) == 0
+    output, folder = capsys.readouterr().out, tmp_path / "runs" / "my [s]"
+    assert "there is no gain to confirm" in output
+    assert f"Next: accelerate launch train_loop/main.py --config '{folder / 'best.yaml'}'" in output
+    assert not (folder / "confirmed.json").exists()
 
 
 def test_a_trial_whose_loss_is_not_finite_failed_and_the_others_go_on(
