@@ -151,7 +151,8 @@ def _evaluate(
             style="yellow",
         )
     console.print(
-        f"Running the model over {' and '.join(f'{len(each):,} rows of {name}' for name, each in splits.items())} ..."
+        f"Running the model over {' and '.join(f'{len(each):,} rows of {name}' for name, each in splits.items())} ...",
+        markup=False,
     )
     limit = config.eval_max_tokens_per_forward
     found = predict_splits(accelerator, model_folder, classifier, tokenizer, splits.values(), limit)

@@ -76,13 +76,16 @@ def test_a_split_is_written_to_its_own_folder(finished: Path) -> None:
 def test_any_labelled_file_is_evaluated_with_its_own_columns(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = write(tmp_path / "new rows.csv", labelled_rows(20), ("message", "team"))
+    rows = write(tmp_path / "new [rows].csv", labelled_rows(20), ("message", "team"))
     arguments = ["--run", str(finished), "--file", str(rows), "--text_column", "message", "--label_column", "team"]
     assert evaluate(arguments) == 0
-    assert "not checked for near duplicates of training rows" in " ".join(capsys.readouterr().out.split())
-    folder = finished / "results_new_rows"
+    output = " ".join(capsys.readouterr().out.split())
+    assert "not checked for near duplicates of training rows" in output
+    assert "20 rows of new [rows] ..." in output
+    assert "new [rows] (95 % interval)" in output
+    folder = finished / "results_new_rows_"
     found = metrics_of(folder)
-    assert found["splits"]["new rows"]["rows"] == 20  # type: ignore[index]
+    assert found["splits"]["new [rows]"]["rows"] == 20  # type: ignore[index]
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         assert [row["message"] for row in csv.DictReader(file)] == [text for text, _ in labelled_rows(20)]
     assert (finished / "results" / "training.png").is_file()

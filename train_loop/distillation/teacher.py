@@ -50,7 +50,8 @@ def with_teacher(
     if config.teacher_rows is not None:
         with local_main_process_first(accelerator):  # the others find the tokens cached
             taught = _unlabelled_rows(config, tokenizer, data)
-        console.print(f"Rows that only the teacher labels: {len(taught):,}, from {taught.origin}", highlight=False)
+        line = f"Rows that only the teacher labels: {len(taught):,}, from {taught.origin}"
+        console.print(line, highlight=False, markup=False)
     with _teacher_folder(config, accelerator) as folder:
         classifier = read_classifier(folder)
         _require_fitting(config, classifier, data)
@@ -64,7 +65,8 @@ def with_teacher(
         taught = dataclasses.replace(taught, labels=_likeliest(soft, len(data.train), data))
     metrics = evaluate_logits(logits, validation.labels, data.offset, data.scale)
     name = config.metric_for_best or "loss"
-    console.print(f"Teacher: {config.teacher}, {name} {metrics[name]:.4f} on validation rows", highlight=False)
+    line = f"Teacher: {config.teacher}, {name} {metrics[name]:.4f} on validation rows"
+    console.print(line, highlight=False, markup=False)
     return dataclasses.replace(data, teacher=soft, taught=taught)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -18,8 +19,8 @@ PERCENTILES = (50, 90, 99, 100)  # of the tokens of a row
 
 def figures_table(title: str, first: str, others: Iterable[str]) -> Table:
     """Return an empty table with a first column of words, the others of figures, by their headers."""
-    figures = (Column(name, justify="right") for name in others)
-    return Table(Column(first), *figures, title=title, title_justify="left", box=None, pad_edge=False)
+    figures = (Column(escape(name), justify="right") for name in others)  # a file's name may look like rich markup
+    return Table(Column(first), *figures, title=escape(title), title_justify="left", box=None, pad_edge=False)
 
 
 def print_data(console: Console, data: Data) -> None:

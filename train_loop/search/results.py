@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from serve.contract.errors import InputError
 from serve.contract.files import write_json
@@ -37,7 +38,7 @@ def report(study: Study, config: TrainConfig, num_seeds: int, console: Console) 
     table = Table("trial", f"validation {study.metric}", "values", title="Best trials", title_justify="left", box=None)
     for trial in best[:NUM_SHOWN]:
         name = f"{trial.number}{'' if trial.number else ' (as configured)'}"
-        table.add_row(name, f"{study.sign * trial.values[0]:.4f}", shown(trial.params))
+        table.add_row(name, f"{study.sign * trial.values[0]:.4f}", Text(shown(trial.params)))
     console.print(table, highlight=False)
     winner, path = dataclasses.replace(config, run_name=None, **best[0].params), study.folder / "best.yaml"
     write_yaml(path, winner)
