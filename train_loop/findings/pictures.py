@@ -53,7 +53,7 @@ def draw_all(folder: Path, metrics: SplitMetrics, predictions: Predictions, titl
             figures["thresholds.png"] = thresholds_figure
         case _:
             figures["risk_coverage.png"] = risk_coverage_figure
-    pictures = {name: partial(figure, metrics, predictions, title) for name, figure in figures.items()}
+    pictures = {name: partial(figure, metrics, predictions, _plain(title)) for name, figure in figures.items()}
     if log is not None and log.is_file():
         pictures["training.png"] = partial(training_figure, log, predictions.during)
     families, absent = _fonts_for("".join((*predictions.labels, title)))
