@@ -464,19 +464,19 @@ def test_cudas_libraries_are_found_in_overlays(tmp_path: Path, monkeypatch: pyte
     monkeypatch.syspath_prepend(tmp_path / "two")
     names = ["libcublasLt.so.13", "libcublas.so.13", "libcudnn.so.9"]
     assert [library.name for library in cuda_libraries() if library.is_relative_to(tmp_path)] == names
-    loaded: list[str] = []
+    loaded: list[Path] = []
 
     def load(name: str, mode: int = 0) -> None:
         if mode:
             raise OSError("not in the process")
-        loaded.append(Path(name).name)
+        loaded.append(Path(name))
         if name.endswith("libcublas.so.13"):
             raise OSError("made for another system")
 
     monkeypatch.setattr("ctypes.CDLL", load)
     runtime = FakeRuntime(available=[CUDA], found=CUDA)
     preload_cuda_libraries(runtime)
-    assert [name for name in loaded if name in names] == names
+    assert [library.name for library in loaded if library.is_relative_to(tmp_path)] == names
     assert runtime.asked == ["preload_dlls"]
 
 
