@@ -6,7 +6,8 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as Refusal
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -53,7 +54,7 @@ EXAMPLES = {
 def build_app(models: Models, traces: Traces) -> ASGIApp:
     """Return the ASGI application of models that were started."""
     # Redirects would send clients to whatever host their request names.
-    api = FastAPI(title="rawloop", redirect_slashes=False)
+    api = FastAPIOffline(title="rawloop", redoc_url=None, redirect_slashes=False)
     routes = [
         route
         for each in (native, tei, huggingface, open_inference, triton, infinity, operations)
