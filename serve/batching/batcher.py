@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 LONG_INPUT_CHARS = 20_000
 """Requests with more characters have a tokenizer thread of their own, so that they hold up no short ones."""
-MAYBE_HANGS_S = 1.0  # nothing is put behind a batch that has been running on a GPU for longer: it may never end
+MAYBE_HANGS_S = 1.0  # a batch that runs longer may never end: its GPU gets no other, and closing lends its cores
 SHORT_EXPECTED_S = 1.0  # time after an input of one window for which a narrow session is kept for the next [s]
 JOIN_TIMEOUT_S = 1.0  # how long closing waits for running batches whose answers are no longer wanted
 
@@ -303,14 +303,16 @@ class Batcher:
         """Answer what was accepted, for `timeout_s` at most; refuse the rest, and end the threads."""
         deadline = time.monotonic() + timeout_s
         while self._tickets and time.monotonic() < deadline:
+            self.lend_stalled_cores(MAYBE_HANGS_S)  # of a model that a reload has replaced, nothing else does
             await asyncio.sleep(0.005)
         self._shut("the server is stopping")
         for ticket in list(self._tickets):
             ticket.fail(Unavailable("the server stopped before this request was answered"))
         for thread in (*self._tokenizers, *self.workers):
             thread.stop()
-        await asyncio.to_thread(self.workers.join, JOIN_TIMEOUT_S)
-        self.lend_stalled_cores(0.0)  # those of a batch that may never end
+        if num_stuck := await asyncio.to_thread(self.workers.join, JOIN_TIMEOUT_S):
+            logger.warning("%d running batches are left behind; each keeps its memory until it ends", num_stuck)
+            self.lend_stalled_cores(0.0)
         self._on_close()
 
     def _shut(self, reason: str) -> None:

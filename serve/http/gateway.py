@@ -52,17 +52,18 @@ class Gateway:
         if scope["type"] != "http":
             await self._fallback(scope, receive, send)
             return
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # uvicorn drops the body
         root, path, model = self._models.settings.root_path, scope["path"], None
         if root and (path == root or path.startswith(f"{root}/")):  # else the proxy has removed it
             path = path[len(root) :]
-        route, path_values = self._find(scope["method"], path)
+        route, path_values = self._find(method, path)
         if route is None and (of_one := ONE_MODEL.fullmatch(path)):
             model, rest = of_one[1], of_one[2] or "/"
-            route, path_values = self._find(scope["method"], rest)
+            route, path_values = self._find(method, rest)
             if model in self._models.names:  # nothing else that a path says may get into the page of /docs
                 root, path = f"{root}/models/{model}", rest
         if route is None:
-            await self._fallback({**scope, "root_path": root, "path": root + path}, receive, send)
+            await self._fallback({**scope, "method": method, "root_path": root, "path": root + path}, receive, send)
         else:
             request_id = self._request_id(headers := dict(scope["headers"]))
             facts = {
@@ -78,7 +79,6 @@ class Gateway:
 
     def _find(self, method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
         """Return the route of a request, and the values of the {names} in its path."""
-        method = "GET" if method == "HEAD" else method
         route = self._routes.get((method, path))
         if route is not None:
             return route, {}
