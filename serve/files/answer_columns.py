@@ -105,7 +105,8 @@ def _separator(classifier: Classifier, options: AnswerOptions, holds_lists: bool
     if holds_lists or options.column_per_label:
         return None
     separator = given if given is not None else classifier.label_separator or ","
-    if split := [label for label in classifier.labels if separator in label]:
+    # Not only `separator in label`: "a|" before "||" would be read as "a" and "|".
+    if split := [label for label in classifier.labels if f"{label}{separator}".split(separator) != [label, ""]]:
         raise InputError(
             f"--label_separator {separator!r}: is part of the label {split[0]!r:.80}; pass another, write .jsonl or "
             ".parquet, which hold lists, or pass --column_per_label"

@@ -163,10 +163,17 @@ def _as_lines(kind: str, predictions: list[dict[str, Any]]) -> Reply:
 
 
 def _as_csv(predictions: list[dict[str, Any]]) -> Reply:
-    """Write value; labels, with semicolons between them, and the highest score; or label and score."""
+    """Write value; labels, as csv with semicolons, and the highest score; or label and score."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     for each in predictions:
-        label = ";".join(each["labels"]) if "labels" in each else each.get("label")
+        label = _joined(each["labels"]) if "labels" in each else each.get("label")
         rows.writerow([each["value"]] if "value" in each else [label, each["score"]])
     return Reply(text.getvalue().encode(), media_type=f"{CSV}; charset=utf-8")
+
+
+def _joined(labels: list[str]) -> str:
+    """Return labels with semicolons between them; one that has a semicolon is quoted."""
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=";", lineterminator="").writerow(labels)
+    return text.getvalue()
