@@ -240,7 +240,8 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
     if arguments.output in (None, "", STDOUT):
         raise InputError(f"--file {source}: is a folder; pass another folder as --output")
     target = Path(arguments.output)
-    if not target.is_dir() and (target.exists() or target.suffix.lower()[1:] in OUTPUT_FORMATS):
+    # In this order: another worker may make the folder meanwhile.
+    if (target.exists() or target.suffix.lower()[1:] in OUTPUT_FORMATS) and not target.is_dir():
         raise InputError(f"--file {source}: is a folder, but --output {target} is a file; pass another folder")
     answers = files_to_answer(source, target)
     num_done, num_without_answers, failed = 0, 0, set()
