@@ -8,7 +8,7 @@ The way of a request, in the order of the methods of `Batcher`:
 4. `_finish`, in the worker's thread, sends the outcomes to the event loop and dispatches again.
 5. `_settle`, on the event loop, sets each outcome; the last one of a request resolves the future that `submit` awaits.
 
-What ends a request early follows: its timeout, a client that hangs up, a worker's death, and closing.
+A worker's death and closing end requests too: their methods follow.
 
 There is no timer. While nothing runs, an input goes at once to the wide session, which spreads it over all cores; when
 more wait, narrow sessions of one thread each take small batches side by side. On GPUs there are only wide sessions, one
@@ -96,7 +96,6 @@ class Batcher:
     ) -> None:
         self.limits, self.to_scores = limits, to_scores
         self._join = partial(joined, pooling=pooling, to_scores=to_scores)
-        self._pad = partial(encoder.pad, length_multiple=length_multiple)
         self._observer = observer
         self._on_death, self._on_close = on_death, on_close
         self._shares_cores = cores is not None
@@ -116,11 +115,10 @@ class Batcher:
         )
         self.closed_because: str | None = None  # why nothing is accepted any more; None while it is open
         self._tickets: set[Ticket] = set()  # used only by the event loop
-        self.workers = Workers(wide, narrow, self._start_worker, turns=turns, restart=restart_workers)
+        pad = partial(encoder.pad, length_multiple=length_multiple)
+        start = partial(Worker, pad=pad, to_scores=to_scores, finished=self._finish, died=self._died)
+        self.workers = Workers(wide, narrow, start, turns=turns, restart=restart_workers)
         self._tokenizers = [TokenizerThread(f"tokenize-{name}", encoder, self._admit) for name in ("short", "long")]
-
-    def _start_worker(self, name: str, runner: Runner) -> Worker:
-        return Worker(name, runner, self._pad, self.to_scores, self._finish, self._died)
 
     async def submit(
         self,
@@ -153,7 +151,8 @@ class Batcher:
             self._require_open()
             self._admission.check_early(len(inputs), timeout_s)
         ticket = Ticket(inputs, timeout_s, truncation=truncation, whole=whole, is_privileged=privileged)
-        timer = ticket.loop.call_later(timeout_s, self._expire, ticket)
+        too_late = DeadlineExceeded("the request's time was over before it was answered")
+        timer = ticket.loop.call_later(timeout_s, ticket.fail, too_late)
         self._tickets.add(ticket)
         is_long = sum(map(num_characters, inputs)) > LONG_INPUT_CHARS
         thread = min(self._tokenizers, key=len) if privileged else self._tokenizers[is_long]
@@ -164,7 +163,9 @@ class Batcher:
             timer.cancel()
             self._tickets.discard(ticket)
             if ticket.remaining:
-                self._abandon(ticket)
+                ticket.closed = True
+                with self._lock:
+                    self._lines.abandon(ticket.num_items, time.monotonic())
 
     def _admit(self, ticket: Ticket, encodings: Sequence[Any]) -> None:
         """Put the inputs of a request into the line, or refuse them all; in a tokenizer thread."""
@@ -266,15 +267,7 @@ class Batcher:
             elif (whole := item.ticket.settle_window(item, outcome, self._join)) and self._observer is not None:
                 self._observer.input_done(whole)
 
-    # ---- what ends a request early
-
-    def _expire(self, ticket: Ticket) -> None:
-        ticket.fail(DeadlineExceeded("the request's time was over before it was answered"))
-
-    def _abandon(self, ticket: Ticket) -> None:
-        ticket.closed = True
-        with self._lock:
-            self._lines.abandon(ticket.num_items, time.monotonic())
+    # ---- what else ends a request
 
     def _died(self, worker: Worker, error: BaseException) -> None:
         """Fail what a dying worker held, and replace it or close; in its thread."""

@@ -49,9 +49,6 @@ class Gateway:
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._fallback(scope, receive, send)
-            return
         method = "GET" if scope["method"] == "HEAD" else scope["method"]  # uvicorn drops the body
         root, path, model = self._models.settings.root_path, scope["path"], None
         if root and (path == root or path.startswith(f"{root}/")):  # else the proxy has removed it

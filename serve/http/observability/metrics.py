@@ -177,7 +177,7 @@ class BatchMetrics:
 
 
 class GpuCollector:
-    """A collector for a Prometheus registry. The driver may take long to answer: collect in a thread.
+    """The metrics of the GPUs. The driver may take long to answer: collect in a thread.
 
     A GPU is numbered as nvidia-smi does, which CUDA_VISIBLE_DEVICES does not change.
     """
@@ -186,10 +186,6 @@ class GpuCollector:
         self._reading = threading.Lock()
         self._nvml: Any = None
         self._is_absent = False
-
-    def describe(self) -> list[Any]:
-        """Return nothing: so a registry does not read the GPUs when it gets this collector."""
-        return []
 
     def collect(self) -> Iterator[Any]:
         """Yield a gauge of each kind, with a sample for each GPU that tells it."""

@@ -23,6 +23,7 @@ from serve.batching.request_errors import InvalidRequest, UnsupportedEncoding
 from serve.batching.ticket import Answer
 from serve.encoder import TextInput
 from serve.http.protocols.native import TextOrPair, as_input
+from serve.http.protocols.open_inference import model_ready
 from serve.http.protocols.schemas import TEXT, array, record, value
 from serve.http.routes import JSON, Call, Reply, Route, json_reply, one_by_one, plain_error
 from serve.http.settings import ServeSettings
@@ -69,7 +70,7 @@ def routes(settings: ServeSettings) -> list[Route]:
     ping = partial(route, handler=_ping, is_public=True, statuses=(503,), response={"type": "object"})
     found = [
         route("GET", "/v1/models", _models, "The served models, by KServe's V1 protocol", statuses=(503,), **models),
-        route("GET", "/v1/models/{name}", _ready, "Whether it answers", statuses=(404, 503), **ready),
+        route("GET", "/v1/models/{name}", model_ready, "Whether it answers", statuses=(404, 503), **ready),
         predict("POST", "/v1/models/{name}:predict", _predict, "Classify, by KServe's V1 protocol", statuses=(404,)),
         predict("POST", "/invocations", _invoke, "Classify, as Amazon SageMaker asks: JSON, JSON lines or csv"),
         ping(method="GET", path="/ping", summary="Whether to send traffic, for Amazon SageMaker"),
@@ -83,12 +84,6 @@ def routes(settings: ServeSettings) -> list[Route]:
 
 async def _models(call: Call) -> Reply:
     return json_reply({"models": call.models.names})
-
-
-async def _ready(call: Call) -> Reply:
-    _require_model(call)
-    is_ready = call.service.not_ready_because is None
-    return json_reply({"name": call.path_values["name"], "ready": is_ready}, 200 if is_ready else 503)
 
 
 async def _ping(call: Call) -> Reply:
