@@ -174,7 +174,7 @@ class Gateway:
                 if size > limit:
                     raise errors.TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
                 if size > FREE_BYTES and self._num_receiving > MAX_LARGE_BODIES * limit:
-                    raise errors.Overloaded("overloaded: too many large bodies are on their way in", 1.0)
+                    raise errors.Overloaded("overloaded: too many large bodies are on their way in")
                 chunks.append(chunk)
                 if not message.get("more_body"):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
