@@ -7,6 +7,7 @@ python -m serve.predict --bundle runs/latest/onnx --file rows/ --output predicti
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import sys
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,8 @@ DEFAULT_TOP_K = 3
 CONTINUED = "a job that writes a file continues with --resume, one that writes a folder when it is run again"
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that would strike the next file too
 TEXT_OPTIONS = ("text_pair", "top_k", "json")
-FILE_OPTIONS = [name for name in JobSettings.names() if name not in ("file", "format_is_assumed", "truncation")]
+OTHER_OPTIONS = ("file", "format_is_assumed", "truncation")
+FILE_OPTIONS = [each.name for each in dataclasses.fields(JobSettings) if each.name not in OTHER_OPTIONS]
 MODEL_OPTIONS = (
     *("device", "variant", "num_threads", "max_tokens_per_batch", "max_length"),
     *("cuda_graphs", "device_id", "gpu_memory_limit_mib", "tensorrt"),

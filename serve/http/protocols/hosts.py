@@ -92,7 +92,8 @@ async def _ping(call: Call) -> Reply:
 
 
 async def _predict(call: Call) -> Reply:
-    _require_model(call)
+    if (name := call.path_values.get("name")) is not None:
+        call.models = call.models.only(name)
     request: PredictRequest = await call.read(PredictRequest)
     return await _answered(call, request.instances, request.parameters, _as_json)
 
@@ -112,11 +113,6 @@ async def _invoke(call: Call) -> Reply:
     if kind != JSON:
         raise UnsupportedEncoding(f"content type {kind!r:.100}; this server takes {JSON}, {LINES[0]} and {CSV}")
     return await _predict(call)
-
-
-def _require_model(call: Call) -> None:
-    if (name := call.path_values.get("name")) is not None:
-        call.models = call.models.only(name)
 
 
 def _csv_rows(body: bytes) -> list[str | TextOrPair]:
