@@ -242,12 +242,10 @@ class Encoder:
 
     def tokenizer(self, truncation: Truncation) -> Tokenizer:
         """Return the tokenizer for a kind of truncation (`error`: without any); do not change its settings."""
-        tokenizer = self._tokenizers.get(truncation)
-        if tokenizer is None:
-            with self._loading:
-                tokenizer = self._tokenizers.get(truncation) or self._load(truncation)
-                self._tokenizers[truncation] = tokenizer
-        return tokenizer
+        with self._loading:
+            if truncation not in self._tokenizers:
+                self._tokenizers[truncation] = self._load(truncation)
+            return self._tokenizers[truncation]
 
     def _load(self, truncation: Truncation) -> Tokenizer:
         try:

@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from serve.batching.admission import Admission
 from serve.batching.cores import Cores
@@ -60,21 +60,15 @@ class BatchLimits:
     """Cost of one more forward pass, in tokens: an input that causes less padding joins a batch."""
 
 
-class BatchObserver(Protocol):
-    """Sees every batch that ran, in a worker's thread, after the answers are out; and long texts that are done."""
-
-    def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None: ...
-    def input_done(self, outcome: Outcome) -> None: ...
-
-
 class Batcher:
     """Answers requests in batches; see the module's docstring.
 
     On GPUs there is a `wide` session for each, with `turns` workers: two, so that one pads a batch while the other's
     runs. Without `narrow` sessions, which run batches side by side, the wide ones run everything. Batches are padded to
     a multiple of `length_multiple` [tokens]. A worker that died is replaced if `restart_workers`, otherwise the batcher
-    closes; `on_death` gets its error, in its thread. `on_close` frees the sessions. `pooling` makes the logits of a
-    long text from those of its windows. `cores` are those of a CPU that it shares with other batchers.
+    closes; `on_death` gets its error, in its thread, and `on_batch` every batch with its outcomes and seconds, after
+    the answers are out. `on_long_text` gets the outcome of a text of several windows; `pooling` makes its logits from
+    those of its windows. `on_close` frees the sessions. `cores` are those of a CPU that it shares with other batchers.
     """
 
     def __init__(
@@ -87,8 +81,9 @@ class Batcher:
         *,
         turns: int = 1,
         length_multiple: int = 1,
-        observer: BatchObserver | None = None,
         restart_workers: bool = True,
+        on_batch: Callable[[list[Item], list[Outcome], float], None] = lambda *batch: None,
+        on_long_text: Callable[[Outcome], None] = lambda outcome: None,
         on_death: Callable[[BaseException], None] = lambda error: None,
         on_close: Callable[[], None] = lambda: None,
         pooling: Pooling = "mean",
@@ -96,8 +91,7 @@ class Batcher:
     ) -> None:
         self.limits, self.to_scores = limits, to_scores
         self._join = partial(joined, pooling=pooling, to_scores=to_scores)
-        self._observer = observer
-        self._on_death, self._on_close = on_death, on_close
+        self._on_batch, self._on_long_text, self._on_death, self._on_close = on_batch, on_long_text, on_death, on_close
         self._shares_cores = cores is not None
         self._wide_cores = max(1, len(narrow))  # those that a batch on a wide session takes
         self._cores = cores or Cores(len(narrow) or turns * len(wide))
@@ -254,8 +248,7 @@ class Batcher:
             self._cores.give_back(worker.release(), now)
             self._dispatch(now)
             self._admission.throughput.ran(tokens, len(items), now, share_s, others_wait=len(self._lines) > 0)
-        if self._observer is not None:
-            self._observer.batch_ran(items, outcomes, seconds)
+        self._on_batch(items, outcomes, seconds)
 
     def _deliver(self, items: list[Item], outcomes: list[Outcome]) -> None:
         in_loop(items[0].ticket.loop, self._settle, items, outcomes)  # all tickets have the same event loop
@@ -264,8 +257,8 @@ class Batcher:
         for item, outcome in zip(items, outcomes, strict=True):
             if item.num_windows == 1:
                 item.ticket.settle(item.position, outcome)
-            elif (whole := item.ticket.settle_window(item, outcome, self._join)) and self._observer is not None:
-                self._observer.input_done(whole)
+            elif whole := item.ticket.settle_window(item, outcome, self._join):
+                self._on_long_text(whole)
 
     # ---- what else ends a request
 

@@ -16,7 +16,7 @@ from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import Encoder
 from serve.gpu.tensorrt import tensorrt_for
-from serve.http.observability.metrics import BatchMetrics, Metrics
+from serve.http.observability.metrics import Metrics
 from serve.http.settings import ServeSettings
 from serve.pipeline import TOKENS_PER_BATCH
 from serve.providers import GpuOptions
@@ -108,7 +108,8 @@ def load_engine(
         limits,
         turns=pools[0].num_workers if device == "cuda" else 1,
         length_multiple=first.length_multiple,
-        observer=BatchMetrics(metrics, facts.classifier, first.length_multiple),
+        on_batch=partial(metrics.batch_ran, facts.classifier, first.length_multiple),
+        on_long_text=partial(metrics.input_done, facts.classifier),
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
         on_close=partial(_close, pools),
