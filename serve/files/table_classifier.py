@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.contract.bundle import BUNDLE_FILE
 from serve.contract.errors import InputError
-from serve.contract.rows.columns import require_columns
+from serve.contract.rows.file import require_columns
 from serve.contract.rows.parquet import import_pyarrow, values_of
 from serve.encoder import Truncation, num_characters
 from serve.files.answer_columns import Answered, answer_columns

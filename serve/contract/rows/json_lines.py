@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import InputError
-from serve.contract.rows.columns import missing_columns
-from serve.contract.rows.file import RowFile, stem_of
+from serve.contract.rows.file import RowFile, missing_columns, stem_of
 from serve.contract.rows.row import Malformed, Row, is_not_utf8, not_utf8
 
 Repair = Callable[[str], str]
