@@ -88,7 +88,6 @@ class Encoder:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, max_length: int | None = None) -> "Encoder":
-        """Return the encoder of a bundle."""
         return cls(
             bundle.tokenizer_file,
             bundle.classifier,
@@ -273,7 +272,6 @@ class Encoder:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[TextInput], *, with_offsets: bool) -> Sequence[Any]:
-    """Return the library's encodings of texts or pairs."""
     if len(texts) == 1 and num_characters(texts[0]) <= SHORT_TEXT:
         return [tokenizer.encode(*([texts[0]] if isinstance(texts[0], str) else texts[0]))]
     # The fast one knows neither words nor offsets.

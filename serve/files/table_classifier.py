@@ -124,7 +124,6 @@ class TableClassifier:
         return kept
 
     def _batch(self, answers: Answers) -> Any:
-        """Return the added columns of a chunk."""
         found = Answered.of(answers, self._pipeline.encoder.classifier)
         columns = [*self._answer.values(found), [None] * len(found.positions)]
         num_rows = len(answers.logits)

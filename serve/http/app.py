@@ -88,7 +88,6 @@ def _document(routes: list[Route], served: dict[str, str]) -> dict[str, Any]:
 
 
 def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
-    """Return what the document says of a route."""
     operation: dict[str, Any] = {
         "tags": [route.protocol],
         "summary": route.summary,

@@ -102,7 +102,6 @@ class Metrics:
                 self.input_done(classifier, outcome)
 
     def input_done(self, classifier: Classifier, outcome: Outcome) -> None:
-        """Count the outcome of an input."""
         if isinstance(outcome, RequestError):
             self._failed_inputs.inc()
             return
@@ -156,7 +155,6 @@ class Exposition:
         return generate_latest(self)
 
     def collect(self) -> Iterator[Any]:
-        """Yield each metric."""
         yield from ProcessCollector(registry=None).collect()
         if gpus := next((each.gpus for each in self._of_models.values() if each.gpus is not None), None):
             yield from gpus.collect()
