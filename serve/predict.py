@@ -285,12 +285,10 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
 def _run_job(arguments: argparse.Namespace, pipeline: Pipeline) -> str | None:
     """Classify a file; return what is wrong with all of its rows, if none could be classified."""
     settings = _job_settings(arguments, pipeline.encoder.classifier)
-    standard_input = "standard input" if settings.file == STDIN else settings.file
     if settings.format_is_assumed and not arguments.quiet:
-        print(
-            f"{standard_input} is read as plain lines, one text per line; --input_format sets another format",
-            file=sys.stderr,
-        )
+        source = "standard input" if settings.file == STDIN else settings.file
+        note = f"{source} is read as plain lines, one text per line; --input_format sets another format"
+        print(note, file=sys.stderr)
     journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
     rejects = str(settings.rejects_path or "standard error")
     if not arguments.quiet:
@@ -323,13 +321,12 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
     form = arguments.input_format or input_format(arguments.file)
     if form == "lines" and classifier.text_pair_column is not None:
         raise InputError(f"--file {arguments.file}: plain lines hold one text each, but this classifier takes pairs")
-    own_column = LINES_COLUMN if form == "lines" else classifier.text_column
     kept = arguments.keep_columns
     changed = {
         "input_format": form,
         "format_is_assumed": is_standard_input(arguments.file) and arguments.input_format is None,
         "delimiter": given_delimiter(arguments.delimiter),
-        "text_column": arguments.text_column or own_column,
+        "text_column": arguments.text_column or (LINES_COLUMN if form == "lines" else classifier.text_column),
         "text_pair_column": arguments.text_pair_column or classifier.text_pair_column,
         "keep_columns": () if kept is None else tuple(kept) or None,
     }
