@@ -29,10 +29,10 @@ answer; a request that cannot be answered in that time is refused at once (429, 
 
 WORKING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
 FAILURES = (
-    *(errors.Unauthorized, errors.Forbidden, errors.NotFound, errors.OwnDeadlineExceeded, errors.Conflict),
-    *(errors.TooLarge, errors.UnsupportedEncoding, errors.InvalidRequest, errors.InferenceFailed, errors.Overloaded),
-    *(errors.RequestError, errors.Unavailable, errors.DeadlineExceeded),
-)
+    errors.Unauthorized, errors.Forbidden, errors.NotFound, errors.OwnDeadlineExceeded, errors.Conflict,
+    errors.TooLarge, errors.UnsupportedEncoding, errors.InvalidRequest, errors.InferenceFailed, errors.Overloaded,
+    errors.RequestError, errors.Unavailable, errors.DeadlineExceeded,
+)  # fmt: skip
 EXAMPLES = {kind.status: kind(str(kind.__doc__)) for kind in FAILURES}
 """Status -> an error of that status."""
 
