@@ -7,7 +7,7 @@ python -m serve --help
 import sys
 from collections.abc import Sequence
 
-NEEDED = ("fastapi", "pydantic", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client")
+NEEDED = ("fastapi", "fastapi_offline", "pydantic", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

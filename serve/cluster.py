@@ -24,7 +24,7 @@ from serve.contract.command import given_arguments, run_command
 from serve.contract.cores import num_usable_cores
 from serve.contract.errors import InputError, WorkStopped
 from serve.contract.files import sha256_of_file, write_json
-from serve.contract.rows.columns import require_columns
+from serve.contract.rows.file import require_columns
 from serve.contract.rows.json_text import json_text
 from serve.contract.rows.parquet import values_of
 from serve.encoder import Truncation

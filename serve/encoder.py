@@ -88,7 +88,6 @@ class Encoder:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, max_length: int | None = None) -> "Encoder":
-        """Return the encoder of a bundle."""
         return cls(
             bundle.tokenizer_file,
             bundle.classifier,
@@ -242,12 +241,10 @@ class Encoder:
 
     def tokenizer(self, truncation: Truncation) -> Tokenizer:
         """Return the tokenizer for a kind of truncation (`error`: without any); do not change its settings."""
-        tokenizer = self._tokenizers.get(truncation)
-        if tokenizer is None:
-            with self._loading:
-                tokenizer = self._tokenizers.get(truncation) or self._load(truncation)
-                self._tokenizers[truncation] = tokenizer
-        return tokenizer
+        with self._loading:
+            if truncation not in self._tokenizers:
+                self._tokenizers[truncation] = self._load(truncation)
+            return self._tokenizers[truncation]
 
     def _load(self, truncation: Truncation) -> Tokenizer:
         try:
@@ -275,7 +272,6 @@ class Encoder:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[TextInput], *, with_offsets: bool) -> Sequence[Any]:
-    """Return the library's encodings of texts or pairs."""
     if len(texts) == 1 and num_characters(texts[0]) <= SHORT_TEXT:
         return [tokenizer.encode(*([texts[0]] if isinstance(texts[0], str) else texts[0]))]
     # The fast one knows neither words nor offsets.

@@ -7,6 +7,7 @@ python -m serve.predict --bundle runs/latest/onnx --file rows/ --output predicti
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import sys
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,8 @@ DEFAULT_TOP_K = 3
 CONTINUED = "a job that writes a file continues with --resume, one that writes a folder when it is run again"
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that would strike the next file too
 TEXT_OPTIONS = ("text_pair", "top_k", "json")
-FILE_OPTIONS = [name for name in JobSettings.names() if name not in ("file", "format_is_assumed", "truncation")]
+OTHER_OPTIONS = ("file", "format_is_assumed", "truncation")
+FILE_OPTIONS = [each.name for each in dataclasses.fields(JobSettings) if each.name not in OTHER_OPTIONS]
 MODEL_OPTIONS = (
     *("device", "variant", "num_threads", "max_tokens_per_batch", "max_length"),
     *("cuda_graphs", "device_id", "gpu_memory_limit_mib", "tensorrt"),
@@ -240,7 +242,8 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
     if arguments.output in (None, "", STDOUT):
         raise InputError(f"--file {source}: is a folder; pass another folder as --output")
     target = Path(arguments.output)
-    if not target.is_dir() and (target.exists() or target.suffix.lower()[1:] in OUTPUT_FORMATS):
+    # In this order: another worker may make the folder meanwhile.
+    if (target.exists() or target.suffix.lower()[1:] in OUTPUT_FORMATS) and not target.is_dir():
         raise InputError(f"--file {source}: is a folder, but --output {target} is a file; pass another folder")
     answers = files_to_answer(source, target)
     num_done, num_without_answers, failed = 0, 0, set()
@@ -282,12 +285,10 @@ def _predict_folder(arguments: argparse.Namespace) -> int:
 def _run_job(arguments: argparse.Namespace, pipeline: Pipeline) -> str | None:
     """Classify a file; return what is wrong with all of its rows, if none could be classified."""
     settings = _job_settings(arguments, pipeline.encoder.classifier)
-    standard_input = "standard input" if settings.file == STDIN else settings.file
     if settings.format_is_assumed and not arguments.quiet:
-        print(
-            f"{standard_input} is read as plain lines, one text per line; --input_format sets another format",
-            file=sys.stderr,
-        )
+        source = "standard input" if settings.file == STDIN else settings.file
+        note = f"{source} is read as plain lines, one text per line; --input_format sets another format"
+        print(note, file=sys.stderr)
     journal, progress = Job(settings, pipeline, _model_identity(arguments, pipeline)).run()
     rejects = str(settings.rejects_path or "standard error")
     if not arguments.quiet:
@@ -320,13 +321,12 @@ def _job_settings(arguments: argparse.Namespace, classifier: Classifier) -> JobS
     form = arguments.input_format or input_format(arguments.file)
     if form == "lines" and classifier.text_pair_column is not None:
         raise InputError(f"--file {arguments.file}: plain lines hold one text each, but this classifier takes pairs")
-    own_column = LINES_COLUMN if form == "lines" else classifier.text_column
     kept = arguments.keep_columns
     changed = {
         "input_format": form,
         "format_is_assumed": is_standard_input(arguments.file) and arguments.input_format is None,
         "delimiter": given_delimiter(arguments.delimiter),
-        "text_column": arguments.text_column or own_column,
+        "text_column": arguments.text_column or (LINES_COLUMN if form == "lines" else classifier.text_column),
         "text_pair_column": arguments.text_pair_column or classifier.text_pair_column,
         "keep_columns": () if kept is None else tuple(kept) or None,
     }

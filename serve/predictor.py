@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from serve.canary import require_canary
 from serve.contract.bundle import DeviceName, VariantName, read_bundle
 from serve.contract.classifier import Classifier
+from serve.contract.errors import InputError
 from serve.encoder import Encoder, ItemError, TextInput, Truncation, num_characters
 from serve.gpu.tensorrt import tensorrt_for
 from serve.pipeline import CHUNK_ROWS, Answers, Pipeline, cut_into_chunks
@@ -200,8 +201,13 @@ class Predictor:
             errors: `return` yields an `ItemError` in the place of a prediction and continues; `raise` raises it.
 
         Raises:
+            InputError: `inputs` is one text.
             ItemError: as in a call, after the predictions before it.
         """
+        if isinstance(inputs, str):  # its characters are texts too
+            raise InputError(
+                f"stream: expected texts, found one ({inputs!r:.80}); pass a list of it, or call the predictor"
+            )
         for outcome in self._outcomes(self.pipeline.answer_chunks(cut_into_chunks(inputs, num_characters), truncation)):
             if isinstance(outcome, ItemError) and errors == "raise":
                 raise outcome

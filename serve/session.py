@@ -35,7 +35,6 @@ class Session:
         num_threads: cores that one run is spread over, on a CPU; 1: the calling thread.
         spinning: whether threads busy-wait for the next operator and, for a while, for the next run: faster, at the
             expense of other processes; "in runs": only for the next operator.
-        io_binding: run through buffers on the device that are reused from run to run; None: only on CUDA.
 
     Raises:
         InputError: ONNX Runtime is not installed, the file is not a graph, or the device is not available.
@@ -48,7 +47,6 @@ class Session:
         *,
         num_threads: int = 1,
         spinning: Spinning = False,
-        io_binding: bool | None = None,
     ) -> None:
         self.device = gpu.device
         with _cuda_calls(gpu.device):
@@ -58,8 +56,7 @@ class Session:
         self.length_multiple = 1 if gpu.device == "cpu" else LENGTH_MULTIPLE if gpu.cuda_graphs else 8
         """Lengths are best padded to a multiple of this [tokens]: for a GPU's matrix units, and to reuse buffers."""
         self._graphs = CudaGraphs(self._session, gpu.device_id, gpu.max_length) if gpu.cuda_graphs else None
-        is_bound = gpu.device == "cuda" if io_binding is None else io_binding
-        has_buffers = is_bound and not gpu.cuda_graphs
+        has_buffers = gpu.device == "cuda" and not gpu.cuda_graphs
         self._buffers = DeviceBuffers(self._session, gpu.device, gpu.device_id) if has_buffers else None
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ The way of a request, in the order of the methods of `Batcher`:
 4. `_finish`, in the worker's thread, sends the outcomes to the event loop and dispatches again.
 5. `_settle`, on the event loop, sets each outcome; the last one of a request resolves the future that `submit` awaits.
 
-What ends a request early follows: its timeout, a client that hangs up, a worker's death, and closing.
+A worker's death and closing end requests too: their methods follow.
 
 There is no timer. While nothing runs, an input goes at once to the wide session, which spreads it over all cores; when
 more wait, narrow sessions of one thread each take small batches side by side. On GPUs there are only wide sessions, one
@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from serve.batching.admission import Admission
 from serve.batching.cores import Cores
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 LONG_INPUT_CHARS = 20_000
 """Requests with more characters have a tokenizer thread of their own, so that they hold up no short ones."""
-MAYBE_HANGS_S = 1.0  # nothing is put behind a batch that has been running on a GPU for longer: it may never end
+MAYBE_HANGS_S = 1.0  # a batch that runs longer may never end: its GPU gets no other, and closing lends its cores
 SHORT_EXPECTED_S = 1.0  # time after an input of one window for which a narrow session is kept for the next [s]
 JOIN_TIMEOUT_S = 1.0  # how long closing waits for running batches whose answers are no longer wanted
 
@@ -60,21 +60,15 @@ class BatchLimits:
     """Cost of one more forward pass, in tokens: an input that causes less padding joins a batch."""
 
 
-class BatchObserver(Protocol):
-    """Sees every batch that ran, in a worker's thread, after the answers are out; and long texts that are done."""
-
-    def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None: ...
-    def input_done(self, outcome: Outcome) -> None: ...
-
-
 class Batcher:
     """Answers requests in batches; see the module's docstring.
 
     On GPUs there is a `wide` session for each, with `turns` workers: two, so that one pads a batch while the other's
     runs. Without `narrow` sessions, which run batches side by side, the wide ones run everything. Batches are padded to
     a multiple of `length_multiple` [tokens]. A worker that died is replaced if `restart_workers`, otherwise the batcher
-    closes; `on_death` gets its error, in its thread. `on_close` frees the sessions. `pooling` makes the logits of a
-    long text from those of its windows. `cores` are those of a CPU that it shares with other batchers.
+    closes; `on_death` gets its error, in its thread, and `on_batch` every batch with its outcomes and seconds, after
+    the answers are out. `on_long_text` gets the outcome of a text of several windows; `pooling` makes its logits from
+    those of its windows. `on_close` frees the sessions. `cores` are those of a CPU that it shares with other batchers.
     """
 
     def __init__(
@@ -87,8 +81,9 @@ class Batcher:
         *,
         turns: int = 1,
         length_multiple: int = 1,
-        observer: BatchObserver | None = None,
         restart_workers: bool = True,
+        on_batch: Callable[[list[Item], list[Outcome], float], None] = lambda *batch: None,
+        on_long_text: Callable[[Outcome], None] = lambda outcome: None,
         on_death: Callable[[BaseException], None] = lambda error: None,
         on_close: Callable[[], None] = lambda: None,
         pooling: Pooling = "mean",
@@ -96,9 +91,7 @@ class Batcher:
     ) -> None:
         self.limits, self.to_scores = limits, to_scores
         self._join = partial(joined, pooling=pooling, to_scores=to_scores)
-        self._pad = partial(encoder.pad, length_multiple=length_multiple)
-        self._observer = observer
-        self._on_death, self._on_close = on_death, on_close
+        self._on_batch, self._on_long_text, self._on_death, self._on_close = on_batch, on_long_text, on_death, on_close
         self._shares_cores = cores is not None
         self._wide_cores = max(1, len(narrow))  # those that a batch on a wide session takes
         self._cores = cores or Cores(len(narrow) or turns * len(wide))
@@ -116,11 +109,10 @@ class Batcher:
         )
         self.closed_because: str | None = None  # why nothing is accepted any more; None while it is open
         self._tickets: set[Ticket] = set()  # used only by the event loop
-        self.workers = Workers(wide, narrow, self._start_worker, turns=turns, restart=restart_workers)
+        pad = partial(encoder.pad, length_multiple=length_multiple)
+        start = partial(Worker, pad=pad, to_scores=to_scores, finished=self._finish, died=self._died)
+        self.workers = Workers(wide, narrow, start, turns=turns, restart=restart_workers)
         self._tokenizers = [TokenizerThread(f"tokenize-{name}", encoder, self._admit) for name in ("short", "long")]
-
-    def _start_worker(self, name: str, runner: Runner) -> Worker:
-        return Worker(name, runner, self._pad, self.to_scores, self._finish, self._died)
 
     async def submit(
         self,
@@ -153,7 +145,8 @@ class Batcher:
             self._require_open()
             self._admission.check_early(len(inputs), timeout_s)
         ticket = Ticket(inputs, timeout_s, truncation=truncation, whole=whole, is_privileged=privileged)
-        timer = ticket.loop.call_later(timeout_s, self._expire, ticket)
+        too_late = DeadlineExceeded("the request's time was over before it was answered")
+        timer = ticket.loop.call_later(timeout_s, ticket.fail, too_late)
         self._tickets.add(ticket)
         is_long = sum(map(num_characters, inputs)) > LONG_INPUT_CHARS
         thread = min(self._tokenizers, key=len) if privileged else self._tokenizers[is_long]
@@ -164,7 +157,9 @@ class Batcher:
             timer.cancel()
             self._tickets.discard(ticket)
             if ticket.remaining:
-                self._abandon(ticket)
+                ticket.closed = True
+                with self._lock:
+                    self._lines.abandon(ticket.num_items, time.monotonic())
 
     def _admit(self, ticket: Ticket, encodings: Sequence[Any]) -> None:
         """Put the inputs of a request into the line, or refuse them all; in a tokenizer thread."""
@@ -253,8 +248,7 @@ class Batcher:
             self._cores.give_back(worker.release(), now)
             self._dispatch(now)
             self._admission.throughput.ran(tokens, len(items), now, share_s, others_wait=len(self._lines) > 0)
-        if self._observer is not None:
-            self._observer.batch_ran(items, outcomes, seconds)
+        self._on_batch(items, outcomes, seconds)
 
     def _deliver(self, items: list[Item], outcomes: list[Outcome]) -> None:
         in_loop(items[0].ticket.loop, self._settle, items, outcomes)  # all tickets have the same event loop
@@ -263,18 +257,10 @@ class Batcher:
         for item, outcome in zip(items, outcomes, strict=True):
             if item.num_windows == 1:
                 item.ticket.settle(item.position, outcome)
-            elif (whole := item.ticket.settle_window(item, outcome, self._join)) and self._observer is not None:
-                self._observer.input_done(whole)
+            elif whole := item.ticket.settle_window(item, outcome, self._join):
+                self._on_long_text(whole)
 
-    # ---- what ends a request early
-
-    def _expire(self, ticket: Ticket) -> None:
-        ticket.fail(DeadlineExceeded("the request's time was over before it was answered"))
-
-    def _abandon(self, ticket: Ticket) -> None:
-        ticket.closed = True
-        with self._lock:
-            self._lines.abandon(ticket.num_items, time.monotonic())
+    # ---- what else ends a request
 
     def _died(self, worker: Worker, error: BaseException) -> None:
         """Fail what a dying worker held, and replace it or close; in its thread."""
@@ -303,14 +289,16 @@ class Batcher:
         """Answer what was accepted, for `timeout_s` at most; refuse the rest, and end the threads."""
         deadline = time.monotonic() + timeout_s
         while self._tickets and time.monotonic() < deadline:
+            self.lend_stalled_cores(MAYBE_HANGS_S)  # of a model that a reload has replaced, nothing else does
             await asyncio.sleep(0.005)
         self._shut("the server is stopping")
         for ticket in list(self._tickets):
             ticket.fail(Unavailable("the server stopped before this request was answered"))
         for thread in (*self._tokenizers, *self.workers):
             thread.stop()
-        await asyncio.to_thread(self.workers.join, JOIN_TIMEOUT_S)
-        self.lend_stalled_cores(0.0)  # those of a batch that may never end
+        if num_stuck := await asyncio.to_thread(self.workers.join, JOIN_TIMEOUT_S):
+            logger.warning("%d running batches are left behind; each keeps its memory until it ends", num_stuck)
+            self.lend_stalled_cores(0.0)
         self._on_close()
 
     def _shut(self, reason: str) -> None:

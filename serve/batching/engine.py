@@ -117,7 +117,6 @@ class Engine:
         return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
 
     def ranked(self, values: Sequence[float], top_k: int | None = None) -> list[dict[str, Any]]:
-        """Return labels with their values, highest first."""
         return ranked(self.facts.labels, values, top_k)
 
     async def check_canary(self, timeout_s: float) -> float:

@@ -1,10 +1,13 @@
-"""Errors of a request or one of its inputs: one family, with the HTTP status of each kind."""
+"""Errors of a request or one of its inputs: one family, with the HTTP status of each kind.
+
+Messages are for the client. The docstrings are what `/docs` says of each status.
+"""
 
 from collections.abc import Mapping
 
 
 class RequestError(Exception):
-    """A request or one of its inputs that cannot be answered; the message is for the client."""
+    """No answer to a request, or to one of its inputs; if it is of no kind below, because of a bug in the server."""
 
     status = 500  # HTTP status, unless a protocol has its own for this kind
     kind = "Backend"  # name of the kind; Text Embeddings Inference's if it has one
@@ -47,24 +50,24 @@ class Unauthorized(RequestError, status=401, kind="Unauthorized"):
 
 
 class Forbidden(RequestError, status=403, kind="Unauthorized"):
-    """Closed to everyone in the configuration of this server."""
+    """Closed in the configuration of this server."""
 
 
 class Conflict(RequestError, status=409, kind="Conflict"):
-    """The same operation is already in progress."""
+    """Another reload is under way."""
 
 
 class Overloaded(RequestError, status=429, kind="Overloaded"):
-    """Refused at once: waiting for an answer would take longer than the request allows."""
+    """Refused at once: waiting for an answer would take longer than the request allows; see Retry-After."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = max(1, round(retry_after_s))  # the header counts whole seconds
         self.headers = {"retry-after": str(self.retry_after_s)}
 
 
 class InferenceFailed(RequestError, status=424):
-    """The model raised on this input, or returned no finite numbers."""
+    """The model raised on an input, or returned no finite numbers."""
 
 
 class Unavailable(RequestError, status=503, kind="Unhealthy"):
@@ -72,11 +75,11 @@ class Unavailable(RequestError, status=503, kind="Unhealthy"):
 
 
 class DeadlineExceeded(RequestError, status=504, kind="Timeout"):
-    """The time of the request was over before it was answered."""
+    """The time allowed by this server was over before the request was answered."""
 
 
 class OwnDeadlineExceeded(DeadlineExceeded, status=408):
-    """The same, if the client itself set the time or was too slow to send."""
+    """The time allowed by X-Request-Timeout-Ms was over, or the body did not arrive in time."""
 
 
 class ClientGone(RequestError, status=499, kind="Disconnected"):

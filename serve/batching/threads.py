@@ -111,9 +111,10 @@ class Worker:
         """End the thread after the batch it already has."""
         self._inbox.put(None)
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for the thread to end, at most `timeout_s` seconds."""
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end, at most `timeout_s` seconds; return whether it did."""
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -201,8 +202,7 @@ class Workers:
         now = time.monotonic()
         return max((now - worker.began for worker in self if worker.began is not None), default=0.0)
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for all of them together, at most `timeout_s` seconds: one that is stuck is left behind."""
+    def join(self, timeout_s: float) -> int:
+        """Wait for all of them together, at most `timeout_s` seconds; return how many are stuck."""
         deadline = time.monotonic() + timeout_s
-        for worker in self:
-            worker.join(max(0.0, deadline - time.monotonic()))
+        return sum(not worker.join(max(0.0, deadline - time.monotonic())) for worker in self)

@@ -73,11 +73,6 @@ class Ticket:
     `truncation`, `whole` and `is_privileged` are as in `Batcher.submit`.
     """
 
-    __slots__ = (
-        *("closed", "deadline", "future", "inputs", "is_privileged", "num_items"),
-        *("loop", "outcomes", "parts", "remaining", "truncation", "whole"),
-    )
-
     def __init__(
         self,
         inputs: Sequence[TextInput],
@@ -147,9 +142,8 @@ class Item:
     window: int = 0
     num_windows: int = 1
     length: int = dataclasses.field(init=False)
-    sequence: int = dataclasses.field(default=0, init=False)  # order of arrival in the waiting line, which sets it
     rank: int = dataclasses.field(default=0, init=False)
-    """Order in which inputs go into batches: that of arrival, but privileged ones first."""
+    """Order in which inputs go into batches, set by the line: that of arrival, but privileged ones first."""
 
     def __post_init__(self) -> None:
         self.length = self.encoding.num_tokens

@@ -109,7 +109,7 @@ class TokenLister:
             InferenceFailed: the tokenizer failed.
         """
         if self.num_pending >= MAX_PENDING:
-            raise Overloaded("overloaded: too many requests are waiting for lists of tokens", 1.0)
+            raise Overloaded("overloaded: too many requests are waiting for lists of tokens")
         is_over = threading.Event()
 
         def work() -> T:

@@ -48,8 +48,7 @@ class WaitingLine:
     def add(self, item: Item) -> None:
         self.tokens += item.length
         self._num_added += 1
-        item.sequence = self._num_added
-        item.rank = item.sequence - (PRIVILEGE if item.ticket.is_privileged else 0)
+        item.rank = self._num_added - (PRIVILEGE if item.ticket.is_privileged else 0)
         if not item.ticket.is_privileged and (self._backlog or len(self._window) >= self._window_size):
             self._backlog.append(item)
         else:

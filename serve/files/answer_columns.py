@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +12,55 @@ from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.files.output import TEXTS, Columns
 from serve.files.settings import AnswerOptions
+from serve.pipeline import Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The inputs of a chunk that have an answer, N of them."""
+
+    positions: list[int]  # in the chunk
+    scores: NDArray[np.float64]  # [N, C]
+    given: NDArray[np.bool_]  # which labels are given [N, C]
+    num_windows: list[int]
+    truncated: list[bool]
+
+    @classmethod
+    def of(cls, answers: Answers, classifier: Classifier) -> Self:
+        positions = [position for position in range(len(answers.logits)) if position not in answers.refused]
+        scores = classifier.scores(answers.logits[positions])
+        num_windows = [len(answers.windows.get(position, (None,))) for position in positions]
+        return cls(positions, scores, classifier.decisions(scores), num_windows, answers.truncated[positions].tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerColumns:
-    """Columns of N answers."""
+    """Columns of answers."""
 
     names: list[str]
     types: list[Any]  # as `Parquet` takes them
-    values: Callable[[NDArray[np.float64], NDArray[np.bool_]], Columns]
-    """Scores [N, C], and which labels are given [N, C] -> the values of each column."""
+    values: Callable[[Answered], Columns]
 
 
 def answer_columns(classifier: Classifier, options: AnswerOptions, *, holds_lists: bool) -> AnswerColumns:
-    """Return the columns of the answers; `holds_lists` says whether a cell may be a list.
+    """Return the columns of the answers and of what was read; `holds_lists` says whether a cell may be a list.
 
     Raises:
         InputError: a setting does not fit the classifier, or its labels.
     """
+    said = _said(classifier, options, holds_lists=holds_lists)
+    if options.submission:
+        return said
+    read = {"num_windows": "int64"} if classifier.long_texts.strategy == "windows" else {}
+    read |= {"truncated": "bool"}
+
+    def values(found: Answered) -> Columns:
+        return [*said.values(found), *(getattr(found, name) for name in read)]
+
+    return AnswerColumns([*said.names, *read], [*said.types, *read.values()], values)
+
+
+def _said(classifier: Classifier, options: AnswerOptions, *, holds_lists: bool) -> AnswerColumns:
     if classifier.problem_type == "multi_label_classification":
         return _several_labels(classifier, options, holds_lists)
     is_number = classifier.problem_type == "regression"
@@ -49,14 +80,15 @@ def _one_label(classifier: Classifier, options: AnswerOptions) -> AnswerColumns:
     abstains = own and bool(classifier.decision.abstain_below)
     score_names = _score_names(labels, options)
 
-    def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
+    def values(found: Answered) -> Columns:
+        scores = found.scores
         best = scores.argmax(axis=1)
         columns: list[Any] = [[labels[index] for index in best.tolist()]]
         if own:
             columns.append(_rounded(scores[np.arange(len(best)), best]))
         columns += [_rounded(scores[:, label]) for label in range(len(score_names))]
         if abstains:
-            columns.append((~given.any(axis=1)).tolist())
+            columns.append((~found.given.any(axis=1)).tolist())
         return columns
 
     names = ["label", *["score"] * own, *score_names, *["abstained"] * abstains]
@@ -67,7 +99,8 @@ def _several_labels(classifier: Classifier, options: AnswerOptions, holds_lists:
     labels, score_names = classifier.labels, _score_names(classifier.labels, options)
     per_label, separator = options.column_per_label, _separator(classifier, options, holds_lists)
 
-    def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
+    def values(found: Answered) -> Columns:
+        scores, given = found.scores, found.given
         score_columns = [_rounded(scores[:, label]) for label in range(len(score_names))]
         if per_label:
             return [*given.T.astype(int).tolist(), *score_columns]
@@ -86,10 +119,10 @@ def _several_labels(classifier: Classifier, options: AnswerOptions, holds_lists:
 def _number(classifier: Classifier, options: AnswerOptions) -> AnswerColumns:
     has_interval = shown_coverage(classifier) is not None and not options.submission
 
-    def values(scores: NDArray[np.float64], given: NDArray[np.bool_]) -> Columns:
-        found = scores[:, 0].tolist()
-        ends = [classifier.interval(value, SHOWN_COVERAGE) for value in found] if has_interval else []
-        columns = [found, [low for low, _ in ends], [high for _, high in ends]]
+    def values(found: Answered) -> Columns:
+        numbers = found.scores[:, 0].tolist()
+        ends = [classifier.interval(value, SHOWN_COVERAGE) for value in numbers] if has_interval else []
+        columns = [numbers, [low for low, _ in ends], [high for _, high in ends]]
         return [[float(f"{value:.9g}") for value in column] for column in columns[: 3 if has_interval else 1]]
 
     names = ["value", *["low", "high"] * has_interval]
@@ -105,7 +138,8 @@ def _separator(classifier: Classifier, options: AnswerOptions, holds_lists: bool
     if holds_lists or options.column_per_label:
         return None
     separator = given if given is not None else classifier.label_separator or ","
-    if split := [label for label in classifier.labels if separator in label]:
+    # Not only `separator in label`: "a|" before "||" would be read as "a" and "|".
+    if split := [label for label in classifier.labels if f"{label}{separator}".split(separator) != [label, ""]]:
         raise InputError(
             f"--label_separator {separator!r}: is part of the label {split[0]!r:.80}; pass another, write .jsonl or "
             ".parquet, which hold lists, or pass --column_per_label"

@@ -21,18 +21,19 @@ from serve.contract.files import write_json
 from serve.contract.records import read_record
 from serve.contract.rows.reader import Rows, open_rows
 from serve.contract.rows.row import Malformed, Row
-from serve.encoder import TextInput, without_surrogates
+from serve.encoder import TextInput, is_blank, without_surrogates
+from serve.files.answer_columns import Answered
 from serve.files.output import (
     STDOUT,
     StagedFile,
     StandardStream,
     errors_name,
     output_format,
+    publish,
     require_unwritten,
     staged_path,
 )
 from serve.files.progress import Progress
-from serve.files.rejects import publish_rejects, reject_line
 from serve.files.row_chunk import RowChunk, RowInputs, num_row_characters
 from serve.files.same_job import changes
 from serve.files.settings import STDIN, JobSettings, journal_path
@@ -95,7 +96,8 @@ class Job:
                     rows.values = _not_json(rows.values, settings.file)
                 journal = self._classify(rows, journal, progress)
                 note = str(rows.joined)
-        publish_rejects(settings.rejects_path)
+        if settings.rejects_path is not None:
+            _publish_rejects(settings.rejects_path)
         if not self._to_stdout:
             self._remove_journal()
         if note:
@@ -150,17 +152,17 @@ class Job:
                 output.append(form.begin())
             saved_at = time.monotonic()
             for chunk, answers in self._answered_chunks(rows, journal.num_rows):
-                answered, refused = chunk.sort_out(answers, classifier)
-                output.append(form.rows(table.columns(answered)))
+                answered, refused = Answered.of(answers, classifier), chunk.refusals(answers.refused)
+                output.append(form.rows(table.columns(*chunk.rows_of(answered.positions), answered)))
                 if refused:
-                    rejects.append("".join(reject_line(each, rows.columns) for each in refused).encode())
+                    rejects.append("".join(each.as_line(rows.columns) for each in refused).encode())
                 journal = dataclasses.replace(
                     journal,
                     num_rows=journal.num_rows + len(chunk),
                     num_rejected=journal.num_rejected + len(refused),
                     num_rejected_lines=journal.num_rejected_lines + sum(each.num_lines for each in refused),
                     num_truncated=journal.num_truncated + sum(answered.truncated),
-                    num_empty=journal.num_empty + answered.num_empty,
+                    num_empty=journal.num_empty + sum(is_blank(chunk.inputs[each]) for each in answered.positions),
                     num_without_label=journal.num_without_label + int((~answered.given.any(axis=1)).sum()),
                     output_bytes=output.size,
                     rejects_bytes=rejects.size,
@@ -207,6 +209,15 @@ class Job:
             rejects.flush()
             with errors_name(self._journal_path):
                 write_json(self._journal_path, dataclasses.asdict(journal))
+
+
+def _publish_rejects(path: Path) -> None:
+    """Give the staged file its name; an empty one is removed, and so is the file of an earlier job."""
+    staged = staged_path(path)
+    if staged.exists() and staged.stat().st_size == 0:
+        staged.unlink()
+        path.unlink(missing_ok=True)
+    publish(path)
 
 
 def _not_json(rows: Iterator[Row | Malformed], file: str) -> Iterator[Row | Malformed]:

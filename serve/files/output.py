@@ -194,7 +194,6 @@ class Parquet(TableFormat):
         return bytes(self.batch(columns).serialize())
 
     def batch(self, columns: Columns) -> Any:
-        """Return rows as a record batch."""
         arrays = [
             self._arrow.array(map(_text, values) if self._arrow.types.is_string(column.type) else values, column.type)
             for values, column in zip(columns, self.schema, strict=True)

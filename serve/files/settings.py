@@ -43,11 +43,6 @@ class JobSettings(AnswerOptions):
     resume: bool = False  # continue an interrupted job
     quiet: bool = False
 
-    @classmethod
-    def names(cls) -> list[str]:
-        """Return the names of all settings; those on the command line are the flags'."""
-        return [field.name for field in dataclasses.fields(cls)]
-
     def __post_init__(self) -> None:
         problems = []
         if self.submission and (self.all_scores or self.keep_columns != ()):

@@ -8,10 +8,10 @@ from typing import Any
 
 from serve.contract.bundle import BUNDLE_FILE
 from serve.contract.errors import InputError
-from serve.contract.rows.columns import require_columns
+from serve.contract.rows.file import require_columns
 from serve.contract.rows.parquet import import_pyarrow, values_of
 from serve.encoder import Truncation, num_characters
-from serve.files.answer_columns import answer_columns
+from serve.files.answer_columns import Answered, answer_columns
 from serve.files.output import Parquet
 from serve.files.settings import AnswerOptions
 from serve.files.table import free_names
@@ -55,16 +55,10 @@ class TableClassifier:
         truncation: Truncation | None = None,
         **options: Any,
     ) -> None:
+        given = locals().items()
+        self._arguments = {name: value for name, value in given if name not in ("self", "bundle", "options")} | options
         self._arrow = import_pyarrow("TableClassifier")
         self._bundle = Path(bundle).absolute()
-        self._arguments = {
-            "text_column": text_column,
-            "text_pair_column": text_pair_column,
-            "keep_columns": keep_columns,
-            "all_scores": all_scores,
-            "truncation": truncation,
-            **options,
-        }
         manifest = self._bundle / BUNDLE_FILE
         version = manifest.stat().st_mtime_ns if manifest.exists() else 0  # without one, `open_pipeline` says so
         self._pipeline = _pipeline(os.getpid(), self._bundle, version, tuple(sorted(options.items())))
@@ -79,11 +73,9 @@ class TableClassifier:
         self.columns = tuple(name for name in names if name is not None)
         """The columns of a table that are read."""
         self._answer = answer_columns(classifier, AnswerOptions(all_scores=all_scores), holds_lists=True)
-        self._has_windows = classifier.long_texts.strategy == "windows"
-        read = [*["num_windows"] * self._has_windows, "truncated"]
-        self.added = (*self._answer.names, *read, "reason")
+        self.added = (*self._answer.names, "reason")
         """The columns that are added."""
-        self._form = Parquet(list(self.added), [*self._answer.types, *["int64"] * self._has_windows, "bool", None])
+        self._form = Parquet(self.added, [*self._answer.types, None])
 
     def schema(self, schema: Any) -> Any:
         """Return the Arrow schema of what becomes of a table of this one; raises InputError if it lacks a column."""
@@ -132,16 +124,10 @@ class TableClassifier:
         return kept
 
     def _batch(self, answers: Answers) -> Any:
-        """Return the added columns of a chunk."""
-        classifier = self._pipeline.encoder.classifier
+        found = Answered.of(answers, self._pipeline.encoder.classifier)
+        columns = [*self._answer.values(found), [None] * len(found.positions)]
         num_rows = len(answers.logits)
-        answered = [row for row in range(num_rows) if row not in answers.refused]
-        scores = classifier.scores(answers.logits[answered])
-        columns = [*self._answer.values(scores, classifier.decisions(scores))]
-        if self._has_windows:
-            columns.append([len(answers.windows.get(row, (None,))) for row in answered])
-        columns += [answers.truncated[answered].tolist(), [None] * len(answered)]
-        places = dict(zip(answered, range(len(answered)), strict=True))
+        places = dict(zip(found.positions, range(num_rows), strict=False))
         rows = self._arrow.array([places.get(row) for row in range(num_rows)], self._arrow.int64())
         reasons = [answers.refused[row].reason if row in answers.refused else None for row in range(num_rows)]
         spread = self._form.batch(columns).take(rows)  # a null index gives a row of nulls

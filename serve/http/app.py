@@ -6,7 +6,8 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as Refusal
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -27,33 +28,19 @@ Every answer carries `X-Request-Id`, the request's own if it has one. `X-Request
 answer; a request that cannot be answered in that time is refused at once (429, with `Retry-After`)."""
 
 WORKING_STATUSES = (408, 413, 415, 422, 424, 429, 503, 504)
-EXAMPLES = {
-    error.status: error
-    for error in (
-        errors.Unauthorized("No key, or a wrong one"),
-        errors.Forbidden("Closed in the configuration of this server"),
-        errors.NotFound("No such model"),
-        errors.OwnDeadlineExceeded(
-            "The time allowed by X-Request-Timeout-Ms is over, or the body did not arrive in time"
-        ),
-        errors.Conflict("Another reload is under way"),
-        errors.TooLarge("More bytes, inputs, characters or tokens than this server takes"),
-        errors.UnsupportedEncoding("A body that is compressed, but not by gzip"),
-        errors.InvalidRequest("The request is malformed, or not what the model takes"),
-        errors.InferenceFailed("The model failed on an input"),
-        errors.Overloaded("Overloaded; Retry-After says when to try again", 1.0),
-        errors.RequestError("A bug in the server"),
-        errors.Unavailable("Starting, stopping or broken"),
-        errors.DeadlineExceeded("The time allowed by this server is over"),
-    )
-}
-"""Status -> an error of that status; its message is the description in `/docs`."""
+FAILURES = (
+    errors.Unauthorized, errors.Forbidden, errors.NotFound, errors.OwnDeadlineExceeded, errors.Conflict,
+    errors.TooLarge, errors.UnsupportedEncoding, errors.InvalidRequest, errors.InferenceFailed, errors.Overloaded,
+    errors.RequestError, errors.Unavailable, errors.DeadlineExceeded,
+)  # fmt: skip
+EXAMPLES = {kind.status: kind(str(kind.__doc__)) for kind in FAILURES}
+"""Status -> an error of that status."""
 
 
 def build_app(models: Models, traces: Traces) -> ASGIApp:
     """Return the ASGI application of models that were started."""
     # Redirects would send clients to whatever host their request names.
-    api = FastAPI(title="rawloop", redirect_slashes=False)
+    api = FastAPIOffline(title="rawloop", redoc_url=None, redirect_slashes=False)
     routes = [
         route
         for each in (native, tei, huggingface, open_inference, triton, infinity, operations)
@@ -101,7 +88,6 @@ def _document(routes: list[Route], served: dict[str, str]) -> dict[str, Any]:
 
 
 def _operation(route: Route, served: dict[str, str]) -> dict[str, Any]:
-    """Return what the document says of a route."""
     operation: dict[str, Any] = {
         "tags": [route.protocol],
         "summary": route.summary,

@@ -49,20 +49,18 @@ class Gateway:
         self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._fallback(scope, receive, send)
-            return
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # uvicorn drops the body
         root, path, model = self._models.settings.root_path, scope["path"], None
         if root and (path == root or path.startswith(f"{root}/")):  # else the proxy has removed it
             path = path[len(root) :]
-        route, path_values = self._find(scope["method"], path)
+        route, path_values = self._find(method, path)
         if route is None and (of_one := ONE_MODEL.fullmatch(path)):
             model, rest = of_one[1], of_one[2] or "/"
-            route, path_values = self._find(scope["method"], rest)
+            route, path_values = self._find(method, rest)
             if model in self._models.names:  # nothing else that a path says may get into the page of /docs
                 root, path = f"{root}/models/{model}", rest
         if route is None:
-            await self._fallback({**scope, "root_path": root, "path": root + path}, receive, send)
+            await self._fallback({**scope, "method": method, "root_path": root, "path": root + path}, receive, send)
         else:
             request_id = self._request_id(headers := dict(scope["headers"]))
             facts = {
@@ -78,7 +76,6 @@ class Gateway:
 
     def _find(self, method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
         """Return the route of a request, and the values of the {names} in its path."""
-        method = "GET" if method == "HEAD" else method
         route = self._routes.get((method, path))
         if route is not None:
             return route, {}
@@ -177,7 +174,7 @@ class Gateway:
                 if size > limit:
                     raise errors.TooLarge(f"more than the {limit:,} bytes that this server takes; send it in parts")
                 if size > FREE_BYTES and self._num_receiving > MAX_LARGE_BODIES * limit:
-                    raise errors.Overloaded("overloaded: too many large bodies are on their way in", 1.0)
+                    raise errors.Overloaded("overloaded: too many large bodies are on their way in")
                 chunks.append(chunk)
                 if not message.get("more_body"):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

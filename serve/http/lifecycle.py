@@ -124,8 +124,8 @@ class Service:
                 raise InputError(f"{folder}: {error}") from error
             raise
         former, self._engine = self._engine, engine
-        if former is not None:  # clients go on asking for the name that they know
-            engine.facts = dataclasses.replace(engine.facts, name=former.facts.name)
+        if former is None:  # whatever later bundles call themselves: clients go on asking for the name that they know
+            self.settings = dataclasses.replace(self.settings, model_name=engine.facts.name)
         self._not_ready = None
         self.metrics.model_serves(engine)
         grown_bytes = max(0, _resident_bytes() - resident_bytes)

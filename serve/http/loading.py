@@ -16,7 +16,7 @@ from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file
 from serve.encoder import Encoder
 from serve.gpu.tensorrt import tensorrt_for
-from serve.http.observability.metrics import BatchMetrics, Metrics
+from serve.http.observability.metrics import Metrics
 from serve.http.settings import ServeSettings
 from serve.pipeline import TOKENS_PER_BATCH
 from serve.providers import GpuOptions
@@ -65,10 +65,11 @@ def load_engine(
     bundle = read_bundle(folder)
     device = resolve_device(settings.device, *settings.devices[:1])
     variant = choose_variant(bundle, device, settings.variant or "auto")
-    if settings.model_name is None and "/" in bundle.classifier.name:
+    own_name = bundle.classifier.name
+    if settings.model_name is None and "/" in own_name:
         raise InputError(
-            f"{folder}: its name, {bundle.classifier.name}, has a slash, which cannot be part of the path "
-            "/v2/models/NAME; start the server with another --model_name"
+            f"{folder}: its name, {own_name}, has a slash, which cannot be part of the path /v2/models/NAME; "
+            f"start the server with --model_name {own_name.replace('/', '-')}"
         )
     encoder = Encoder.from_bundle(bundle, max_length=settings.max_length)
     limits = _limits(settings, device)
@@ -83,7 +84,7 @@ def load_engine(
     num_narrow = _num_narrow(settings) if device == "cpu" else 0
     record = bundle.manifest.variants[variant]
     facts = ModelFacts(
-        name=settings.model_name or bundle.classifier.name,
+        name=settings.model_name or own_name,
         version=sha256_of_file(bundle.folder / BUNDLE_FILE)[:VERSION_DIGITS],
         variant=variant,
         provider=first.provider,
@@ -107,7 +108,8 @@ def load_engine(
         limits,
         turns=pools[0].num_workers if device == "cuda" else 1,
         length_multiple=first.length_multiple,
-        observer=BatchMetrics(metrics, facts.classifier, first.length_multiple),
+        on_batch=partial(metrics.batch_ran, facts.classifier, first.length_multiple),
+        on_long_text=partial(metrics.input_done, facts.classifier),
         restart_workers=settings.on_worker_death == "restart",
         on_death=on_death,
         on_close=partial(_close, pools),

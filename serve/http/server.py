@@ -30,6 +30,7 @@ from serve.http.lifecycle import Models, Service
 from serve.http.loading import load_engine, shared_cores
 from serve.http.observability.traces import Traces
 from serve.http.settings import ServeSettings
+from serve.providers import import_onnxruntime
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,12 @@ async def _serve(settings: ServeSettings) -> int:
         is_forced = False
         grpc_server = None
         try:
-            await models.start()  # before the port listens: no one should connect to what cannot answer
+            import_onnxruntime()
             gc.collect()
-            gc.freeze()  # else each full collection, of which long replies cause some, looks at every import: 40 ms
+            # Else each full collection, of which long replies cause some, looks at every import: 40 ms. Models come
+            # after it: what is frozen is never freed, and a reload replaces them.
+            gc.freeze()
+            await models.start()  # before the port listens: no one should connect to what cannot answer
             server = uvicorn.Server(_uvicorn_config(build_app(models, traces), settings))
             server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # see _handle_signals
             if grpc_place is not None:

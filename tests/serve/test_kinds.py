@@ -159,6 +159,7 @@ def test_the_separator_of_the_training_file_is_the_default(tmp_path: Path, rows:
     [
         ([], "o.csv", "--label_separator ',': is part of the label 'joy, or love'; pass another"),
         (["--label_separator", "y"], "o.tsv", "--label_separator 'y': is part of the label 'joy, or love'"),
+        (["--label_separator", "||"], "o.csv", r"--label_separator '\|\|': is part of the label 'fear\|'"),
         (["--label_separator", ""], "o.csv", "is empty"),
         (["--label_separator", ";"], "o.jsonl", "has no effect with an output that holds lists"),
         (["--label_separator", ";", "--column_per_label"], "o.csv", "has no effect with --column_per_label"),
@@ -168,7 +169,7 @@ def test_the_separator_of_the_training_file_is_the_default(tmp_path: Path, rows:
 def test_what_could_not_be_read_again_is_refused(
     tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str], flags: list[str], output: str, complaint: str
 ) -> None:
-    bundle = save_several_labels(tmp_path / "b", labels=("joy, or love", "fear", "id"))
+    bundle = save_several_labels(tmp_path / "b", labels=("joy, or love", "fear|", "id"))
     command = ["--bundle", str(bundle), "--file", str(rows), "--output", str(tmp_path / output), *flags]
     assert main(command) == 2
     message = capsys.readouterr().err

@@ -22,7 +22,7 @@ from live_server import TIMEOUT_S, save_served_bundle
 
 from serve.__main__ import main
 from serve.contract.errors import InputError
-from serve.http.server import _address_errors, _bound_socket
+from serve.http.server import _address_errors, _bound_socket, run_server
 from serve.http.settings import ServeSettings
 
 RELOADS = {"first": "refused", "second": "done"}
@@ -156,6 +156,21 @@ def test_a_reload_that_fails_does_not_end_the_watch_for_signals(tmp_path: Path) 
         reload(whole, "done")
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_model_is_not_frozen_so_that_a_reload_frees_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def load(*arguments: object, **options: object) -> None:
+        steps.append("load")
+        raise InputError("enough")
+
+    monkeypatch.setattr("serve.http.server.sys.setswitchinterval", lambda seconds: None)
+    monkeypatch.setattr("serve.http.server.gc.freeze", lambda: steps.append("freeze"))
+    monkeypatch.setattr("serve.http.server.load_engine", load)
+    with pytest.raises(InputError, match="enough"):
+        run_server(ServeSettings(bundle=bundle, port=0))
+    assert steps == ["freeze", "load"]
 
 
 def test_sighup_reloads_all_models_although_one_cannot_be(bundle: Path, tmp_path: Path) -> None:

@@ -201,6 +201,13 @@ def test_a_stream_reads_only_a_little_ahead(predictor: Predictor) -> None:
     assert predictor("w1 good").label == "positive"
 
 
+def test_a_text_is_no_stream_of_its_characters(predictor: Predictor) -> None:
+    with pytest.raises(InputError, match="expected texts, found one"):
+        next(predictor.stream("w1 good"))
+    (found,) = predictor.stream(["w1 good"])
+    assert found == predictor("w1 good"), "both ways that the message names"
+
+
 def test_an_error_of_the_source_reaches_who_reads_the_stream(predictor: Predictor) -> None:
     def texts() -> Iterator[str]:
         yield "w1"

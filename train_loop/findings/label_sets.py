@@ -11,7 +11,7 @@ from train_loop.metrics.classes import Counts, per_class
 from train_loop.metrics.intervals import row_intervals
 from train_loop.metrics.label_sets import averages, resampled_averages, row_log_losses, row_metrics, summary
 from train_loop.metrics.probabilities import Floats, binned, rankings
-from train_loop.rows.split import names_of
+from train_loop.rows.split import listed
 
 
 class LabelSetPredictions(Predictions):
@@ -46,12 +46,12 @@ class LabelSetPredictions(Predictions):
         return correct
 
     def answer(self, row: int | np.integer) -> str:
-        return ", ".join(names_of(self.predicted[row], self.labels))
+        return listed(self.predicted[row], self.labels)
 
     def mistake_cells(self, row: int) -> list[str]:
         """Return the labels that are missing, and those that are wrong."""
         true, given = self.split.labels[row], self.predicted[row]
-        return [", ".join(names_of(labels, self.labels)) for labels in (true & ~given, given & ~true)]
+        return [listed(labels, self.labels) for labels in (true & ~given, given & ~true)]
 
     def are_confused(self, true: int, predicted: int) -> NDArray[np.bool_]:
         missing, wrong = self._missing_and_wrong()

@@ -19,11 +19,10 @@ import pyarrow as pa
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError
 from serve.contract.files import sha256_of_file, write_bytes
-from serve.contract.rows.content import open_content
 from serve.contract.rows.delimited import DELIMITERS
 from serve.contract.rows.file import RowFile, given_delimiter, is_stream, require_file, row_format
 from serve.contract.rows.parquet import open_parquet, values_of
-from serve.contract.rows.reader import open_rows
+from serve.contract.rows.reader import open_content, open_rows
 from serve.contract.rows.row import Values, not_utf8
 from train_loop.rows.unsuitable_labels import NO, YES, bad_json_label, one_hot
 

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 from serve.contract.command import is_main_process
 from serve.contract.errors import InputError, first_line
 from serve.contract.files import why_missing
-from serve.contract.rows.columns import require_columns
-from serve.contract.rows.file import TABLE_SUFFIXES, stem_of, suffix_of
+from serve.contract.rows.file import TABLE_SUFFIXES, require_columns, stem_of, suffix_of
 from serve.contract.rows.reader import open_rows
 from train_loop.config import TrainConfig
 from train_loop.rows.cached_file import COLUMNS_HELP, read_file, row_file

@@ -1,6 +1,7 @@
 """The rows of one split, in memory-mapped Arrow and a few numbers per row."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -17,6 +18,13 @@ Labels = NDArray[Any]
 def names_of(given: NDArray[np.bool_], labels: Sequence[str]) -> list[str]:
     """Return the labels that a row has [C]."""
     return [label for label, is_given in zip(labels, given, strict=True) if is_given]
+
+
+def listed(given: NDArray[np.bool_], labels: Sequence[str]) -> str:
+    """Return the labels that a row has [C] as text: with ", " between them, or as JSON if a label has that."""
+    names = names_of(given, labels)
+    has_comma = any(", " in label for label in labels)
+    return json.dumps(names, ensure_ascii=False) if has_comma else ", ".join(names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +74,7 @@ class Split:
         """Return what is known of a row, as text: its label, its labels, or its number."""
         known = self.labels[index]
         if self.labels.ndim == 2:
-            return ", ".join(names_of(known, labels))
+            return listed(known, labels)
         return f"{known:.15g}" if self.labels.dtype.kind == "f" else labels[known]
 
     def answers(self, labels: tuple[str, ...]) -> list[Any]:

@@ -21,8 +21,7 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
 from serve.contract.errors import InputError
-from serve.contract.rows.columns import missing_columns
-from serve.contract.rows.file import RowFile
+from serve.contract.rows.file import RowFile, missing_columns
 from serve.contract.rows.row import Lines, Malformed, Row, is_not_utf8, not_utf8
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}

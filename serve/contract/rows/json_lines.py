@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import InputError
-from serve.contract.rows.columns import missing_columns
-from serve.contract.rows.file import RowFile, stem_of
+from serve.contract.rows.file import RowFile, missing_columns, stem_of
 from serve.contract.rows.row import Malformed, Row, is_not_utf8, not_utf8
 
 Repair = Callable[[str], str]
+MAX_AHEAD = 10_000  # lines that are kept in memory until one of them is an object, which names the columns
 
 
 def json_rows(
@@ -25,7 +25,7 @@ def json_rows(
     malformed.
 
     Raises:
-        InputError: the first object lacks a column.
+        InputError: the first object lacks a column, or comes too late.
     """
     ahead: list[str] = []
     first: dict[str, Any] | None = None
@@ -33,6 +33,8 @@ def json_rows(
     for line in text:
         if not has_begun and (has_begun := bool(line.strip())):
             _refuse_array(line, file)
+        if len(ahead) == MAX_AHEAD:
+            raise InputError(f"{file.name}: no JSON object in the first {MAX_AHEAD:,} lines; write one object per line")
         ahead.append(line)
         if line.strip() and isinstance(found := _parsed(line, file, repair), dict):
             first = found

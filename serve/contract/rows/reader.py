@@ -5,21 +5,24 @@ A row that cannot be read (bytes that are not UTF-8, broken JSON, a misplaced qu
 """
 
 import contextlib
+import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve.contract.errors import InputError
-from serve.contract.rows.content import open_content
 from serve.contract.rows.delimited import JoinedLines, delimited_rows
-from serve.contract.rows.file import RowFile
+from serve.contract.rows.encodings import START_BYTES, conversion, encoding_of, unmarked_utf16
+from serve.contract.rows.file import RowFile, require_file
 from serve.contract.rows.json_lines import Repair, json_rows
 from serve.contract.rows.parquet import open_parquet, values_of
 from serve.contract.rows.row import Malformed, Row, is_not_utf8, not_utf8
 
 LINES_COLUMN = "text"  # name of the only column of plain lines
 PARQUET_ROWS = 512
+GZIP_MAGIC = b"\x1f\x8b"  # first bytes of a gzip file; no text in UTF-8 or UTF-16 begins with them
 
 
 @dataclass
@@ -93,3 +96,35 @@ def _parquet_rows(file: RowFile, needed: Sequence[str], kept: Sequence[str] | No
     )
     types = dict(zip(parquet.columns, parquet.schema.types, strict=True))
     return Rows(file, parquet.columns, values, parquet.share_read, types)
+
+
+@dataclass(frozen=True)
+class Content:
+    """The open content of a file of rows."""
+
+    binary: io.BufferedReader | gzip.GzipFile
+    encoding: str
+    share_read: Callable[[], float | None]  # share of the file read so far; None where its size is unknown
+
+
+@contextlib.contextmanager
+def open_content(file: RowFile) -> Iterator[Content]:
+    """Open the text of a file for reading once; raises InputError if absent, damaged gzip or unmarked UTF-16."""
+    if file.path is not None:
+        require_file(file.path, file.name)
+    size = 0 if file.path is None or not file.path.is_file() else file.path.stat().st_size
+    with open(0, "rb", closefd=False) if file.path is None else file.path.open("rb") as packed:
+        is_packed = packed.peek(2).startswith(GZIP_MAGIC)
+        binary = gzip.GzipFile(fileobj=packed) if is_packed else packed
+        try:
+            start = binary.peek(START_BYTES)[:START_BYTES]
+            if (encoding := unmarked_utf16(start)) is not None:
+                way_out = conversion(file.path, encoding)
+                raise InputError(f"{file.name}: seems to be {encoding} without a byte-order mark; {way_out}")
+            yield Content(binary, encoding_of(start), lambda: packed.tell() / size if size else None)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if not is_packed:
+                raise
+            raise InputError(
+                f"{file.name}: damaged gzip ({error}); write it again, and check it with gzip -t"
+            ) from error

@@ -7,7 +7,7 @@ takes nvidia-ml-py (module `pynvml`) and a driver, and without one of them, thei
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from serve.answer import answer_fields
 from serve.batching.engine import Engine
 from serve.batching.live_texts import LiveTexts
 from serve.batching.request_errors import RequestError
-from serve.batching.ticket import Answer, Item, Outcome
+from serve.batching.ticket import Item, Outcome
 from serve.contract.classifier import Classifier
 from serve.providers import PROVIDERS
 
@@ -51,7 +51,7 @@ class Metrics:
         self._tokens = counter("tokens", "Tokens run, padding excluded.")
         self._padding = counter("padding_tokens", "Tokens of padding run.")
         self._truncated = counter("truncated_inputs", "Inputs that the model saw only part of.")
-        self.failed_inputs = counter("failed_inputs", "Inputs that the model failed on.")
+        self._failed_inputs = counter("failed_inputs", "Inputs that the model failed on.")
         self._labels = counter("predicted_labels", "Inputs by predicted label.", ["label"])
         self._values = summary("predicted_value", "Predicted numbers.", ["label"])
         self._abstained = counter("abstained_inputs", "Inputs without a label: by --abstain, or by the thresholds.")
@@ -81,20 +81,33 @@ class Metrics:
         self._child(self._requests, protocol, str(status)).inc()
         self._child(self._request_seconds, protocol).observe(seconds)
 
-    def batch_ran(self, items: list[Item], seconds: float, length_multiple: int) -> None:
+    def batch_ran(
+        self,
+        classifier: Classifier,
+        length_multiple: int,
+        items: Sequence[Item],
+        outcomes: Sequence[Outcome],
+        seconds: float,
+    ) -> None:
+        """Count a batch, padded to a multiple of a length [tokens], and its inputs of one window."""
         tokens = sum(item.length for item in items)
         longest = -(-max(item.length for item in items) // length_multiple) * length_multiple
-        padding = len(items) * longest - tokens
         self._inference_seconds.observe(seconds)
         self._batch_rows.observe(len(items))
-        self._batch_tokens.observe(tokens + padding)
+        self._batch_tokens.observe(len(items) * longest)
         self._tokens.inc(tokens)
-        self._padding.inc(padding)
+        self._padding.inc(len(items) * longest - tokens)
+        for item, outcome in zip(items, outcomes, strict=True):
+            if item.num_windows == 1 and not item.ticket.is_privileged:  # the canary is not traffic
+                self.input_done(classifier, outcome)
 
-    def answered(self, answer: Answer, classifier: Classifier) -> None:
-        self._queue_seconds.observe(answer.queue_s)
-        self._input_tokens.observe(answer.num_tokens)
-        fields = answer_fields(classifier, answer.scores)
+    def input_done(self, classifier: Classifier, outcome: Outcome) -> None:
+        if isinstance(outcome, RequestError):
+            self._failed_inputs.inc()
+            return
+        self._queue_seconds.observe(outcome.queue_s)
+        self._input_tokens.observe(outcome.num_tokens)
+        fields = answer_fields(classifier, outcome.scores)
         if "value" in fields:
             self._child(self._values, classifier.labels[0]).observe(fields["value"])
         else:
@@ -104,7 +117,7 @@ class Metrics:
                 self._child(self._labels, label).inc()
             if fields.get("abstained") or not labels:
                 self._abstained.inc()
-        if answer.truncated:
+        if outcome.truncated:
             self._truncated.inc()
 
     def model_serves(self, engine: Engine) -> None:
@@ -142,7 +155,6 @@ class Exposition:
         return generate_latest(self)
 
     def collect(self) -> Iterator[Any]:
-        """Yield each metric."""
         yield from ProcessCollector(registry=None).collect()
         if gpus := next((each.gpus for each in self._of_models.values() if each.gpus is not None), None):
             yield from gpus.collect()
@@ -156,28 +168,8 @@ class Exposition:
         yield from whole.values()
 
 
-class BatchMetrics:
-    """Counts the batches of one model, padded to a multiple of a length [tokens]: the batcher's observer."""
-
-    def __init__(self, metrics: Metrics, classifier: Classifier, length_multiple: int) -> None:
-        self._metrics, self._classifier, self._length_multiple = metrics, classifier, length_multiple
-
-    def batch_ran(self, items: list[Item], outcomes: list[Outcome], seconds: float) -> None:
-        self._metrics.batch_ran(items, seconds, self._length_multiple)
-        for item, outcome in zip(items, outcomes, strict=True):
-            if item.num_windows == 1 and not item.ticket.is_privileged:  # the canary is not traffic
-                self.input_done(outcome)
-
-    def input_done(self, outcome: Outcome) -> None:
-        """Count the outcome of an input."""
-        if isinstance(outcome, RequestError):
-            self._metrics.failed_inputs.inc()
-        else:
-            self._metrics.answered(outcome, self._classifier)
-
-
 class GpuCollector:
-    """A collector for a Prometheus registry. The driver may take long to answer: collect in a thread.
+    """The metrics of the GPUs. The driver may take long to answer: collect in a thread.
 
     A GPU is numbered as nvidia-smi does, which CUDA_VISIBLE_DEVICES does not change.
     """
@@ -186,10 +178,6 @@ class GpuCollector:
         self._reading = threading.Lock()
         self._nvml: Any = None
         self._is_absent = False
-
-    def describe(self) -> list[Any]:
-        """Return nothing: so a registry does not read the GPUs when it gets this collector."""
-        return []
 
     def collect(self) -> Iterator[Any]:
         """Yield a gauge of each kind, with a sample for each GPU that tells it."""

@@ -23,6 +23,7 @@ from serve.batching.request_errors import InvalidRequest, UnsupportedEncoding
 from serve.batching.ticket import Answer
 from serve.encoder import TextInput
 from serve.http.protocols.native import TextOrPair, as_input
+from serve.http.protocols.open_inference import model_ready
 from serve.http.protocols.schemas import TEXT, array, record, value
 from serve.http.routes import JSON, Call, Reply, Route, json_reply, one_by_one, plain_error
 from serve.http.settings import ServeSettings
@@ -69,7 +70,7 @@ def routes(settings: ServeSettings) -> list[Route]:
     ping = partial(route, handler=_ping, is_public=True, statuses=(503,), response={"type": "object"})
     found = [
         route("GET", "/v1/models", _models, "The served models, by KServe's V1 protocol", statuses=(503,), **models),
-        route("GET", "/v1/models/{name}", _ready, "Whether it answers", statuses=(404, 503), **ready),
+        route("GET", "/v1/models/{name}", model_ready, "Whether it answers", statuses=(404, 503), **ready),
         predict("POST", "/v1/models/{name}:predict", _predict, "Classify, by KServe's V1 protocol", statuses=(404,)),
         predict("POST", "/invocations", _invoke, "Classify, as Amazon SageMaker asks: JSON, JSON lines or csv"),
         ping(method="GET", path="/ping", summary="Whether to send traffic, for Amazon SageMaker"),
@@ -85,19 +86,14 @@ async def _models(call: Call) -> Reply:
     return json_reply({"models": call.models.names})
 
 
-async def _ready(call: Call) -> Reply:
-    _require_model(call)
-    is_ready = call.service.not_ready_because is None
-    return json_reply({"name": call.path_values["name"], "ready": is_ready}, 200 if is_ready else 503)
-
-
 async def _ping(call: Call) -> Reply:
     reason = call.models.not_ready_because
     return json_reply({"status": "ok"}) if reason is None else json_reply({"error": reason}, 503)
 
 
 async def _predict(call: Call) -> Reply:
-    _require_model(call)
+    if (name := call.path_values.get("name")) is not None:
+        call.models = call.models.only(name)
     request: PredictRequest = await call.read(PredictRequest)
     return await _answered(call, request.instances, request.parameters, _as_json)
 
@@ -117,11 +113,6 @@ async def _invoke(call: Call) -> Reply:
     if kind != JSON:
         raise UnsupportedEncoding(f"content type {kind!r:.100}; this server takes {JSON}, {LINES[0]} and {CSV}")
     return await _predict(call)
-
-
-def _require_model(call: Call) -> None:
-    if (name := call.path_values.get("name")) is not None:
-        call.models = call.models.only(name)
 
 
 def _csv_rows(body: bytes) -> list[str | TextOrPair]:
@@ -163,10 +154,17 @@ def _as_lines(kind: str, predictions: list[dict[str, Any]]) -> Reply:
 
 
 def _as_csv(predictions: list[dict[str, Any]]) -> Reply:
-    """Write value; labels, with semicolons between them, and the highest score; or label and score."""
+    """Write value; labels, as csv with semicolons, and the highest score; or label and score."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     for each in predictions:
-        label = ";".join(each["labels"]) if "labels" in each else each.get("label")
+        label = _joined(each["labels"]) if "labels" in each else each.get("label")
         rows.writerow([each["value"]] if "value" in each else [label, each["score"]])
     return Reply(text.getvalue().encode(), media_type=f"{CSV}; charset=utf-8")
+
+
+def _joined(labels: list[str]) -> str:
+    """Return labels with semicolons between them; one that has a semicolon is quoted."""
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=";", lineterminator="").writerow(labels)
+    return text.getvalue()

@@ -57,7 +57,7 @@ def routes() -> list[Route]:
         route(
             "POST",
             "/v1/classify",
-            classify,
+            _classify,
             "Classify texts or pairs",
             description="Results are in the order of the inputs. An input without an answer has an `error` instead; if "
             "no input has an answer, the status is that of the first error.",
@@ -74,7 +74,7 @@ def routes() -> list[Route]:
         route(
             "POST",
             "/v1/explain",
-            explain_call,
+            _explain,
             "Explain one answer",
             description="The tokens, including those that truncation drops; and how much the score of the predicted "
             "label (or of `label`), or the number, falls when each word is left out (occlusion; Zeiler and Fergus "
@@ -88,7 +88,7 @@ def routes() -> list[Route]:
         route(
             "GET",
             "/v1/card",
-            card,
+            _card,
             "The current model's card: what was proved of it",
             content_type="text/markdown",
             statuses=(404, 503),
@@ -96,7 +96,7 @@ def routes() -> list[Route]:
         route(
             "GET",
             "/v1/model",
-            model,
+            _model,
             "The current model",
             response={"type": "object"},
             response_example={"name": "tweet_sentiment", "version": "0c5ffee0c5ff", "labels": ["negative", "positive"]},
@@ -110,8 +110,7 @@ def error_body(error: RequestError) -> dict[str, Any]:
     return {"error": {"type": error.kind, "message": str(error)}}
 
 
-async def classify(call: Call) -> Reply:
-    """Answer `POST /v1/classify`."""
+async def _classify(call: Call) -> Reply:
     request: ClassifyRequest = await call.read(ClassifyRequest)
     inputs = [as_input(each) for each in request.inputs]
     engine = call.engine
@@ -139,23 +138,20 @@ def _reply(engine: Engine, outcomes: Sequence[Outcome], request: ClassifyRequest
     return json_reply(body | error_body(first), first.status, first.headers)
 
 
-async def explain_call(call: Call) -> Reply:
-    """Answer `POST /v1/explain`."""
+async def _explain(call: Call) -> Reply:
     request: ExplainRequest = await call.read(ExplainRequest)
     engine = call.engine
     explanation = await explain(engine, as_input(request), label=request.label, timeout_s=call.timeout_s)
     return json_reply({"model": _short_facts(engine.facts), **explanation})
 
 
-async def card(call: Call) -> Reply:
-    """Answer `GET /v1/card`."""
+async def _card(call: Call) -> Reply:
     if not call.engine.facts.card:
         raise NotFound("the bundle has no README.md")
     return Reply(call.engine.facts.card, 200, media_type="text/markdown; charset=utf-8")
 
 
-async def model(call: Call) -> Reply:
-    """Answer `GET /v1/model`."""
+async def _model(call: Call) -> Reply:
     facts = call.engine.facts
     classifier = facts.classifier
     return json_reply(

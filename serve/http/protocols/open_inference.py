@@ -206,7 +206,6 @@ def _split(call: Call) -> tuple[bytes, bytes]:
 
 
 def _inputs(request: InferRequest, binary: bytes, max_inputs: int) -> list[TextInput]:
-    """Return the texts, or pairs, of the input tensors."""
     columns: dict[str, list[str]] = {}
     for tensor in request.inputs:
         if tensor.name not in ("text", "text_pair"):

@@ -417,7 +417,7 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
     run(bench, scenario)
 
 
-def test_closing_gives_up_on_a_session_that_never_returns() -> None:
+def test_closing_gives_up_on_a_session_that_never_returns(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
 
     async def scenario() -> None:
@@ -430,6 +430,7 @@ def test_closing_gives_up_on_a_session_that_never_returns() -> None:
             await stuck
 
     run(bench, scenario)
+    assert any("1 running batches are left behind" in message for message in caplog.messages)
 
 
 def test_closing_leaves_the_event_loop_free() -> None:

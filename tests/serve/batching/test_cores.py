@@ -155,6 +155,23 @@ def test_a_batch_that_hangs_in_one_model_stops_no_other() -> None:
     run(NUM_CORES, scenario)
 
 
+def test_a_batch_that_hangs_while_its_model_is_replaced_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.batching.batcher.MAYBE_HANGS_S", 0.05)
+
+    async def scenario(one: Model, other: Model, computing: Computing) -> None:
+        one.gate(is_open=False)
+        stuck = asyncio.create_task(one.ask("1"))
+        await until(one.wide.entered.is_set)
+        closing = asyncio.create_task(one.batcher.close(timeout_s=TIMEOUT_S))
+        async with asyncio.timeout(TIMEOUT_S / 3):
+            await other.ask("2")
+        assert not closing.done(), "what was accepted may still be answered"
+        one.gate(is_open=True)
+        await asyncio.gather(stuck, closing)
+
+    run(NUM_CORES, scenario)
+
+
 def test_a_death_gives_the_cores_back() -> None:
     async def scenario(one: Model, other: Model, computing: Computing) -> None:
         one.wide.dies_of = SystemExit("killed")

@@ -34,16 +34,16 @@ def test_batches_respect_limits_and_lose_no_input(lengths: list[int], max_rows: 
         line.add(item)
     taken: list[Item] = []
     while len(line):
-        waiting = min(item.sequence for item in items if item not in taken)
+        waiting = min(item.rank for item in items if item not in taken)
         batch = line.take(max_rows, max_tokens, time.monotonic())
         longest = max(item.length for item in batch)
-        assert waiting in {item.sequence for item in batch}, "the oldest must not wait for another batch"
+        assert waiting in {item.rank for item in batch}, "the oldest must not wait for another batch"
         assert len(batch) <= max_rows
         assert len(batch) == 1 or len(batch) * longest <= max_tokens
         assert [item.length for item in batch] == sorted(item.length for item in batch)
         taken += batch
         assert line.tokens == sum(lengths) - sum(item.length for item in taken)
-    assert sorted(item.sequence for item in taken) == list(range(1, len(items) + 1))
+    assert sorted(item.rank for item in taken) == list(range(1, len(items) + 1))
 
 
 @given(lengths=st.lists(st.integers(1, 512), min_size=2, max_size=60))

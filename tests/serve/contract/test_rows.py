@@ -137,6 +137,16 @@ def test_bad_json_is_reported_and_the_next_rows_read(tmp_path: Path) -> None:
     assert found[1:] == ["expected a JSON object, found list", None, not_utf8('{"text": "\udcff"}', path), None]
 
 
+def test_a_file_without_an_object_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.contract.rows.json_lines.MAX_AHEAD", 3)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + "no json\n" * 2 + '{"text": "a"}\n')
+    with pytest.raises(InputError, match="no JSON object in the first 3 lines; write one object per line"):
+        read(path, ["text"])
+    path.write_text("no json\n" * 2 + '{"text": "a"}\n' * 5)
+    assert read(path, ["text"])[2:] == [("a",)] * 5
+
+
 def test_half_surrogates_in_json_become_what_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(r'{"text": "a\ud800", "n": ["\udc00", {"k": "\ud83d\ude00"}]}')

@@ -71,6 +71,21 @@ def test_each_file_is_answered_in_its_format(bundle: Path, rows: Path, tmp_path:
     assert capsys.readouterr().err == "0 of 3 files classified by this worker\n"
 
 
+def test_a_folder_that_another_worker_makes_at_that_moment_is_no_file(
+    bundle: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, is_dir = tmp_path / "answers", Path.is_dir
+
+    def is_dir_before_it_is_made(path: Path) -> bool:
+        found = is_dir(path)
+        if path == target and not found:
+            os.mkdir(target)
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", is_dir_before_it_is_made)
+    assert main(["--bundle", str(bundle), "--file", str(rows), "--output", str(target)]) == 0
+
+
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(
     bundle: Path, rows: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -38,6 +38,16 @@ def test_the_documentation_names_paths_with_the_prefix(url: str) -> None:
     assert requests.get(f"{root}{shown['url']}/v1/model", timeout=TIMEOUT_S).json()["name"] == "tiny"
 
 
+@pytest.mark.parametrize("page", ["/docs", "/models/tiny/docs"])
+def test_the_documentation_loads_everything_from_this_server(url: str, page: str) -> None:
+    loaded = re.findall(r"""(?:src|href)="([^"]+)""", requests.get(url + page, timeout=TIMEOUT_S).text)
+    assert len(loaded) >= 2, "a script and a style"
+    for path in loaded:
+        assert path.startswith("/shown/here/")
+        answer = requests.get(url.removesuffix("/shown/here") + path, timeout=TIMEOUT_S)
+        assert (answer.status_code, len(answer.content) > 0) == (200, True), path
+
+
 def test_the_page_asks_for_nothing_outside_the_prefix(url: str) -> None:
     page = requests.get(f"{url}/ui", timeout=TIMEOUT_S).text
     assert not re.search(r"""["'(`]/(?!/)\w""", page), "every path is relative to the page's own"

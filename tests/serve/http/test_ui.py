@@ -1,5 +1,8 @@
 """The page at /ui, used in a headless browser as a person would."""
 
+import csv
+import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from kind_bundles import interval_of, save_numbers, save_several_labels, several
 from live_server import LiveServer, live_server, save_served_bundle, until
 from prefix_proxy import prefix_proxy
 
+from serve.contract.decision import Decision
 from serve.contract.drift import Distribution
 from serve.contract.long_texts import LongTexts
 
@@ -237,6 +241,37 @@ def test_a_dropped_csv_is_answered_row_by_row(page: Any) -> None:
     }.items():
         drop(page, "rows.csv", content)
         playwright.expect(page.locator("#progress")).to_have_text(problem)
+
+
+def downloaded(page: Any, text: str) -> list[dict[str, str]]:
+    page.fill("#lines", text)
+    page.click("#classify-all")
+    answers_of(page)
+    with page.expect_download() as download:
+        page.click("#download")
+    return list(csv.DictReader(io.StringIO(download.value.path().read_text("utf-8-sig"), newline="")))
+
+
+def test_the_download_says_which_answers_are_withheld(browser: Any, tmp_path: Path) -> None:
+    decision = Decision(abstain="score<0.6", abstain_below=0.6)
+    with live_server(save_served_bundle(tmp_path / "one", decision=decision)) as live:
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        rows = downloaded(opened, "good\nw1 w2")
+        assert [row["abstained"] for row in rows] == ["false", "true"]
+        opened.close()
+
+
+def test_labels_with_a_comma_read_back(browser: Any, tmp_path: Path) -> None:
+    folder = save_several_labels(tmp_path / "one", labels=("joy, or love", "fear", "hope"))
+    with live_server(folder) as live:
+        opened = browser.new_page()
+        opened.goto(live.url + "/ui")
+        (row,) = downloaded(opened, "w1 good")
+        (expected,) = live.post("/v1/classify", {"inputs": ["w1 good"]}).json()["results"]
+        assert json.loads(row["answer"]) == expected["labels"]
+        assert len(expected["labels"]) > 1
+        opened.close()
 
 
 def test_a_text_is_no_formula_for_a_spreadsheet(page: Any) -> None:

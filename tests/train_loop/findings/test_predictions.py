@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from held_out import predictions_of
 
 from serve.contract.decision import Decision
+from train_loop.findings.label_sets import LabelSetPredictions
 from train_loop.findings.mistakes import confused_pairs, write_misclassified, write_predictions
 from train_loop.metrics.classes import confusion_matrix
 
@@ -78,6 +80,21 @@ def test_pairs_keep_both_texts(tmp_path: Path) -> None:
     pairs = [("premise", "hypothesis, one"), ("p", "h")]
     write_predictions(tmp_path / "p.csv", predictions_of(pairs, [0, 1], np.eye(2)))
     assert [(row["text"], row["text_pair"]) for row in read(tmp_path / "p.csv")] == pairs
+
+
+def test_labels_with_a_comma_read_back(tmp_path: Path) -> None:
+    names = ("so, so", "good", "so")
+    found = predictions_of(["a", "b"], [0, 1], np.ones((2, 3)), names)
+    split = dataclasses.replace(found.split, labels=np.array([[True, True, False], [False, False, False]]))
+    several = dataclasses.replace(found.classifier, problem_type="multi_label_classification")
+    logits = np.array([[1.0, -1.0, 1.0], [-1.0, -1.0, -1.0]], np.float32)
+    sets = LabelSetPredictions(split, several, found.text_columns, logits)
+    write_predictions(tmp_path / "p.csv", sets)
+    write_misclassified(tmp_path / "m.csv", sets)
+    rows = [[json.loads(row[name]) for name in ("true", "predicted")] for row in read(tmp_path / "p.csv")]
+    assert rows == [[["so, so", "good"], ["so, so", "so"]], [[], []]]
+    (row,) = read(tmp_path / "m.csv")
+    assert [json.loads(row[name]) for name in ("missing", "wrong")] == [["good"], ["so"]]
 
 
 def test_without_a_mistake_the_file_has_only_a_header(tmp_path: Path) -> None:

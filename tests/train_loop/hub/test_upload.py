@@ -226,6 +226,6 @@ def test_what_was_uploaded_loads_in_transformers_optimum_and_rawloop(hub: Hub, r
     inputs = AutoTokenizer.from_pretrained(run / "model")(["good film w3"], return_tensors="pt")
     with torch.no_grad():
         logits = local(**inputs).logits[0].tolist()
-    assert transformers_logits == logits
+    assert transformers_logits == pytest.approx(logits, abs=1e-5)  # two processes: memory is aligned otherwise
     assert optimum_logits == pytest.approx(logits, abs=1e-4)
     assert label == LABELS[logits.index(max(logits))]

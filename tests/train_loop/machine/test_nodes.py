@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_processes_that_differ_are_refused_before_the_first_step(argv: list[str]
     main, other = nodes(argv, [*argv, "--learning_rate", "2e-2"], rank_1="has_another_torch")
     assert (main["status"], other["status"]) == (2, 2)
     assert f"learning_rate: 0.02 on rank 1 ({HOST}), 0.01 on rank 0 ({HOST})" in main["said"]
-    assert f"version of torch: 1.0 on rank 1 ({HOST}), {torch.__version__} on rank 0" in main["said"]
+    assert f"version of torch: 1.0 on rank 1 ({HOST}), {version('torch')} on rank 0" in main["said"]
     header, *rows = (tmp_path / "train.csv").read_text().splitlines()
     (tmp_path / "reversed.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
     main, other = nodes(argv, [*argv, "--train_file", str(tmp_path / "reversed.csv")])

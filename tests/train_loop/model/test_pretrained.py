@@ -3,6 +3,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,7 +160,7 @@ def test_classifier_json_is_the_contract_of_the_run(trained: Path, architecture:
     assert (classifier.temperature, classifier.problem_type) == (1.0, "single_label_classification")
     assert set(classifier.metrics) == {"validation"}
     assert len(classifier.data_fingerprint) == 64
-    assert classifier.versions["torch"] == torch.__version__
+    assert classifier.versions["torch"] == version("torch")
 
 
 def test_tokenizer_json_reproduces_the_ids_of_training(trained: Path, architecture: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.http.observability.metrics import Exposition, GpuCollector, Metrics
+from serve.http.observability.metrics import Exposition, Metrics
 
 
 class NVMLError(Exception):
@@ -128,7 +128,3 @@ def test_a_driver_that_hangs_holds_up_one_scrape(nvml: FakeNvml, monkeypatch: py
     nvml.answers.set()
     stuck.join(30)
     assert len(gpu_samples(metrics)) == 5
-
-
-def test_registering_does_not_read() -> None:
-    assert GpuCollector().describe() == []

@@ -243,7 +243,9 @@ def test_an_explanation_says_that_the_model_abstained(tmp_path: Path) -> None:
     with live_server(save_served_bundle(tmp_path / "b", decision=decision)) as live:
         for text, abstained in (("good", False), ("w1 w2", True)):
             assert live.post("/v1/explain", {"text": text}).json()["abstained"] is abstained
-        metrics_with(live, "rawloop_abstained_inputs_total 4.0")  # w1 w2, both of its parts, and good without good
+            (kserve,) = live.post("/v1/models/tiny:predict", {"instances": [text]}).json()["predictions"]
+            assert kserve["abstained"] is abstained
+        metrics_with(live, "rawloop_abstained_inputs_total 5.0")  # w1 w2, both of its parts, and good without good
 
 
 # ---- operations
