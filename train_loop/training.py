@@ -38,7 +38,7 @@ from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import evaluate_logits, predict_logits
 
-FEW_STEPS = 500
+STEPS_OF_SHORT_RUN = 500
 """Steps below which more epochs helped, on 462 and on 3,000 rows (docs/TRAINING.md)."""
 
 
@@ -270,7 +270,7 @@ def _record_changes(training: Training) -> None:
 def print_run(console: Console, training: Training) -> None:
     """Print the quantities derived from the configuration."""
     config, accelerator, plan = training.config, training.accelerator, training.plan(0)
-    is_short = training.num_steps < FEW_STEPS and config.epochs < 10 and config.max_steps is None
+    is_short = training.num_steps < STEPS_OF_SHORT_RUN and config.epochs < 10 and config.max_steps is None
     table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
     rows = {
         "model": config.model_name,
