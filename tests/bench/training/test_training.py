@@ -12,7 +12,7 @@ from bench.harness.results import Measurement, read_results
 from bench.harness.worker import Message, Session
 from bench.training.contenders import STEPS_OF_REPEAT, main_entrants, scaling_entrants
 from bench.training.pace import PacedTraining
-from bench.training.run import TrainingOptions, measure_passes, run
+from bench.training.run import TrainingOptions, measure_passes, prepare, run
 from serve.contract.errors import InputError
 from train_loop.command_line import write_yaml
 from train_loop.config import TrainConfig
@@ -174,12 +174,30 @@ def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
         TrainingOptions(run=Path("run"), **fields)
 
 
+def test_contenders_train_with_the_default_rates_of_the_run(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
+    """The rate that a null one stands for is the last layer's; those below have less."""
+    recipe = tmp_path / "recipe.yaml"
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(write_rows(labelled_rows(130)))))
+    config, work = prepare(TrainingOptions(run=recipe), tmp_path)
+    assert (config["layer_decay"], work["layer_decay"]) == (0.8, 0.8)
+    assert config["learning_rate"] == work["learning_rate"] > 5e-5
+
+
+def test_rows_with_several_labels_are_refused(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
+    recipe, rows = tmp_path / "recipe.yaml", [(text, "a,b" if label == "good" else "c") for text, label in labelled_rows(60)]
+    fields = {"train_file": str(write_rows(rows)), "label_separator": ","}
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), **fields))
+    with pytest.raises(InputError, match=r"recipe.yaml: rows of multi_label_classification; name a model and rows"):
+        prepare(TrainingOptions(run=recipe), tmp_path)
+
+
 def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
     tiny_model: Path, write_rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     rows = write_rows(labelled_rows(130))
-    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), max_length=24, learning_rate=1e-3))
+    fields = {"max_length": 24, "learning_rate": 1e-3, "layer_decay": 0.5}
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), **fields))
     options = TrainingOptions(
         run=recipe, batch_size=1, quick=True, threads=1,
         contenders=["rawloop fp32", "Trainer dynamic fp32"], output=tmp_path / "out",
@@ -189,6 +207,7 @@ def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
     ours, trainer = results.measurements
     assert [c.status for c in results.contenders] == ["measured", "measured"], [c.reason for c in results.contenders]
     assert ours.facts["padding_share"] == 0.0  # one row a step
+    assert results.work["layer_decay"] == 0.5
     assert "104 rows are fewer than 200 batches of 1" in results.warnings[0]
     assert trainer.facts["rows_per_s"] > 0
     losses = [contender.facts["held_out_loss"] for contender in results.contenders]
