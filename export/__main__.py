@@ -19,9 +19,7 @@ from serve.contract.command import make_ready
 from train_loop.model.flags import ModelFlags
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from export.console import Exported
+    from export.console import Exported, Progress
     from export.source import Source
 
 NEEDED, EXTRA = ("torch", "transformers", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn"), "export-base,cpu"
@@ -72,17 +70,15 @@ def export_run(
     make_ready(NEEDED, EXTRA)
     # Here: these libraries take seconds.
     from export.build import Settings, export_bundle
-    from export.console import prepared_console, print_summary
-    from export.rows import Columns
+    from export.console import prepared_progress, print_summary
     from export.source import RowFiles, source_of_run
 
     settings = Settings(variants=variants, quantization=quantization, min_label_agreement=min_label_agreement)
     folder = Path(run).resolve()
     bundle = folder / "onnx" if output is None else Path(output).resolve()
-    console = prepared_console(bundle)
-    source = source_of_run(folder, RowFiles(None, None, Columns()))
-    exported = export_bundle(source, bundle, settings, console)
-    print_summary(console, exported, None)
+    progress = prepared_progress(bundle)
+    exported = export_bundle(source_of_run(folder, RowFiles()), bundle, settings, progress)
+    print_summary(progress.console, exported, None)
     return exported
 
 
@@ -179,23 +175,26 @@ def _add_row_flags(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--text_pair_column", help="second text of a pair (default: text_pair, if a run has pairs)")
     rows.add_argument("--label_column", default="label", help="label, as the model names it or as a number")
     rows.add_argument("--label_separator", help="between several labels in one cell (default: the model's own)")
+    rows.add_argument(
+        "--label_columns", type=lambda names: names.split(","), help="instead, a column of 0 and 1 for each label: a,b"
+    )
     rows.add_argument("--delimiter", help="between the fields of csv or tsv (default: the format's)")
 
 
 def _export(arguments: argparse.Namespace) -> int:
     # Here, after the command line was checked: these libraries take seconds.
     from export.build import Settings, export_bundle
-    from export.console import prepared_console, print_summary
+    from export.console import prepared_progress, print_summary
     from export.pack import write_triton
 
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
     output: Path = (arguments.output or _default_output(arguments)).resolve()
-    console = prepared_console(output)
-    with _source(arguments, output, console) as source:
-        exported = export_bundle(source, output, settings, console)
+    progress = prepared_progress(output)
+    with _source(arguments, output, progress) as source:
+        exported = export_bundle(source, output, settings, progress)
     if arguments.triton is not None:
         write_triton(arguments.triton, exported.folder, source.classifier, exported.variants)
-    print_summary(console, exported, arguments.triton)
+    print_summary(progress.console, exported, arguments.triton)
     return 1 if exported.left_out and arguments.strict else 0
 
 
@@ -206,9 +205,8 @@ def _default_output(arguments: argparse.Namespace) -> Path:
 
 
 @contextlib.contextmanager
-def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> Iterator["Source"]:
+def _source(arguments: argparse.Namespace, output: Path, progress: "Progress") -> Iterator["Source"]:
     """Yield what to export, as the command line says."""
-    from export.console import Progress
     from export.rows import Columns
     from export.source import RowFiles, source_of_existing_model, source_of_run
     from serve.contract.errors import InputError
@@ -226,7 +224,6 @@ def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> 
         )
     config = ModelFlags.of(arguments).config(files.held_out)
     output.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(console)
     with source_of_existing_model(config, arguments.padding_side, files, output.parent, progress) as source:
         yield source
 

@@ -31,9 +31,9 @@ class Source:
 class RowFiles:
     """Files of rows that the user named, and their columns."""
 
-    held_out: Path | None
-    calibration: Path | None
-    columns: Columns
+    held_out: Path | None = None
+    calibration: Path | None = None
+    columns: Columns = dataclasses.field(default_factory=Columns)
 
     def read(self, path: Path, classifier: Classifier, *, may_lack_labels: bool = False) -> Rows:
         """Return the rows of a file; raises `InputError`, as `read_rows` does."""

@@ -62,6 +62,8 @@ def test_a_folder_and_rows_become_a_bundle_that_answers_like_the_model(
     assert main(["--model", str(model), "--rows", str(rows), "--variants", "int8", "--no_strict"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"rows in rows.csv: \d+ to verify on; \d+ of rows.csv to calibrate on", printed)
+    seconds = [float(found) for found in re.findall(r"^\[ *([\d.]+) s\]", printed, re.MULTILINE)]
+    assert seconds == sorted(seconds)  # one clock, from reading the model to measuring the speed
     assert re.search(r"other rows: accuracy 1.0000, log loss [\d.]+ -> [\d.]+, calibration error", printed)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["sentiment_onnx"]
     assert sorted(model.iterdir()) == before

@@ -35,5 +35,5 @@ def test_the_digest_tells_rows_apart() -> None:
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
 def test_runs_of_several_labels_or_numbers_are_refused(tmp_path: Path, problem_type: ProblemType) -> None:
     run = save_tiny_run(tmp_path / "run", problem_type=problem_type, num_rows=20)
-    with pytest.raises(InputError, match=f"sample of run: rows of {problem_type}; name a model and rows with one label"):
+    with pytest.raises(InputError, match=f"sample of run: rows of {problem_type}; name a model and rows with one"):
         rows_of_run(run, "validation")

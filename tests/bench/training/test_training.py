@@ -184,9 +184,8 @@ def test_contenders_train_with_the_default_rates_of_the_run(tiny_model: Path, wr
 
 
 def test_rows_with_several_labels_are_refused(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
-    recipe, rows = tmp_path / "recipe.yaml", [(text, "a,b" if label == "good" else "c") for text, label in labelled_rows(60)]
-    fields = {"train_file": str(write_rows(rows)), "label_separator": ","}
-    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), **fields))
+    recipe, rows = tmp_path / "recipe.yaml", write_rows(labelled_rows(60, ("a,b", "c")))
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), label_separator=","))
     with pytest.raises(InputError, match=r"recipe.yaml: rows of multi_label_classification; name a model and rows"):
         prepare(TrainingOptions(run=recipe), tmp_path)
 
