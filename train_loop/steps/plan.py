@@ -79,12 +79,6 @@ class BatchPlan:
     """Most tokens of a micro-batch, padding included, unless it is a single longer row."""
 
     def __post_init__(self) -> None:
-        num_rows, num_weights = len(self.lengths), len(self.weights)
-        if num_rows != num_weights or num_rows == 0:
-            raise ValueError(f"expected as many weights as lengths, and some; found {num_weights}, {num_rows}")
-        if self.batch_size < 1 or self.num_processes < 1:
-            counts = f"{self.batch_size}, {self.num_processes}"
-            raise ValueError(f"batch_size and num_processes must be at least 1: {counts}")
         if self.num_windows is not None:
             self._first_windows = np.cumsum(self.num_windows) - self.num_windows
         self._order, self._batch_order = _draw_order(

@@ -228,9 +228,3 @@ def test_a_finer_cut_keeps_the_rows_of_the_step():
 def test_a_row_over_the_budget_gets_its_own_micro_batch():
     step = cut_step(np.arange(3), np.array([500, 10, 10]), max_tokens=100)
     assert [rows.tolist() for rows in step.rows[0]] == [[0], [1, 2]]
-
-
-@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"batch_size": 4, "num_processes": 0}])
-def test_impossible_sizes_are_refused(arguments):
-    with pytest.raises(ValueError, match="at least 1"):
-        BatchPlan(np.ones(4, int), np.ones(4), **arguments)
