@@ -93,11 +93,17 @@ class HuggingFaceTrainer(PacedTraining, TrainerCallback):
         """Set up the instruments, once the Trainer has prepared everything."""
         trainer = self._trainer
         self.attach(trainer.accelerator, trainer.model, trainer.optimizer)
+        trainer.model.register_forward_pre_hook(self._count, with_kwargs=True)
         self.watch(trainer, "get_batch_samples", "data")
         self.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.after_step()
+        self.step_done()
+
+    def _count(self, model: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if model.training:
+            self.tokens = self.tokens + keywords["attention_mask"].sum()  # left on the device: no wait
+            self.padded_tokens += keywords["input_ids"].numel()
 
     def _encode(self, split: Split, tokenizer: Any, max_length: int, padding: str | bool) -> Dataset:
         columns = [split.rows[name] for name in (self._config.text_column, self._config.text_pair_column) if name]

@@ -11,11 +11,14 @@ from torch import nn
 from bench.harness.results import Measurement, read_results
 from bench.harness.worker import Message, Session
 from bench.training.contenders import STEPS_OF_REPEAT, main_entrants, scaling_entrants
-from bench.training.pace import PacedTraining
+from bench.training.loop_worker import OurLoop
+from bench.training.pace import Finished, PacedTraining
 from bench.training.run import TrainingOptions, measure_passes, prepare, run
+from bench.training.trainer_worker import HuggingFaceTrainer
 from serve.contract.errors import InputError
 from train_loop.command_line import write_yaml
 from train_loop.config import TrainConfig
+from train_loop.run.progress import StepReport
 
 
 class Model(nn.Module):
@@ -48,12 +51,13 @@ class Steps(PacedTraining):
         self.model = model = Model()
         unused = SimpleNamespace(device=torch.device("cpu"), backward=None, clip_grad_norm_=None, step=None)
         self.attach(unused, model, unused)
+        model.register_forward_pre_hook(HuggingFaceTrainer._count.__get__(self), with_kwargs=True)
         self.steps = 0
         self.begin()
         while True:
             model(input_ids=torch.ones(1, 4), attention_mask=torch.tensor([[1, 1, 1, 0]]))
             self.steps += 1
-            self.after_step()
+            self.step_done()
 
     def held_out_loss(self) -> float:
         return float(self.steps)
@@ -99,6 +103,28 @@ def test_evaluation_is_not_counted() -> None:
     session = FakeSession({"verb": "loss", "steps": 1}, {"verb": "repeat", "steps": 1})
     Evaluating().serve(session)
     assert [answer["amount"] for answer in session.answers] == [3, 3]
+
+
+def test_our_loop_counts_by_its_reports_as_replayed_passes_run_no_python() -> None:
+    """So on a GPU, where a micro-batch without padding has no mask to count by either."""
+    worker, session = OurLoop({}), FakeSession({"verb": "split", "steps": 2})
+    worker._session = session
+    worker._training = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))  # type: ignore[assignment]
+    graphs, unused = SimpleNamespace(run=lambda: None), SimpleNamespace(device=torch.device("cpu"))
+    unused.step = unused.clip_grad_norm_ = lambda: None
+    worker.attach(unused, Model(), unused, graphs)  # type: ignore[arg-type]
+    report = StepReport(
+        step=1, epoch=0.1, loss=0.5, learning_rate=1e-3, gradient_norm=1.0, updated=True,
+        num_rows=4, num_tokens=30, num_padded_tokens=32, seconds=0.1,
+    )  # fmt: skip
+    worker.begin()
+    graphs.run()
+    worker.after_step(report)
+    with pytest.raises(Finished):
+        worker.after_step(report)
+    (answer,) = session.answers
+    assert (answer["amount"], answer["padded_tokens"]) == (60.0, 64.0)
+    assert answer["split"]["backward"] > 0.0 == answer["split"]["forward"]
 
 
 class FakeArena:
