@@ -211,8 +211,8 @@ def _source(arguments: argparse.Namespace, output: Path, progress: "Progress") -
     from export.source import RowFiles, source_of_existing_model, source_of_run
     from serve.contract.errors import InputError
 
-    columns = Columns.of(arguments, labelled=not arguments.texts)
-    files = RowFiles(arguments.rows or arguments.texts, arguments.calibration_rows, columns)
+    held_out = arguments.rows or arguments.texts
+    files = RowFiles(held_out, arguments.calibration_rows, Columns.of(arguments), unlabelled=arguments.texts)
     if arguments.run is not None:
         ModelFlags.refuse_for_run(arguments)
         yield source_of_run(arguments.run.resolve(), files)

@@ -34,13 +34,13 @@ class Columns:
     label_separator: str | None = None  # between several labels in a cell; None for the model's own
 
     @classmethod
-    def of(cls, flags: Any, *, labelled: bool = True) -> "Columns":
+    def of(cls, flags: Any) -> "Columns":
         """Return those of a command's flags: `text_column`, `label_column`, `delimiter` and so on."""
         several = getattr(flags, "label_columns", None)  # bench knows one label only
         return cls(
             text=flags.text_column,
             text_pair=flags.text_pair_column,
-            labels=tuple(several or [flags.label_column]) if labelled else (),
+            labels=tuple(several or [flags.label_column]),
             delimiter=given_delimiter(flags.delimiter),
             label_separator=getattr(flags, "label_separator", None),
         )

@@ -93,6 +93,16 @@ def test_texts_without_labels_prove_agreement_and_claim_no_accuracy(
     assert "| unknown | unknown |" in card
 
 
+def test_labelled_calibration_rows_calibrate_the_scores_of_texts_without_labels(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.csv").write_text("text\n" + "".join(f"{text_of(number)} w1\n" for number in range(60)))
+    files = ["--texts", str(tmp_path / "texts.csv"), "--calibration_rows", str(rows)]
+    assert main(["--model", str(model), *files, "--output", str(tmp_path / "b"), "--variants", "fp32"]) == 0
+    assert re.search(r"temperature [\d.e-]+, of \d+ rows", capsys.readouterr().out)
+    assert read_bundle(tmp_path / "b").classifier.temperature != 1.0
+
+
 def test_pairs_and_other_columns(tmp_path: Path) -> None:
     model = save_existing_model(tmp_path / "pairs")
     rows = write_answered_rows(tmp_path / "rows.csv", model, pairs=True)
