@@ -14,7 +14,7 @@ its channels that the next integer product needs.
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,13 +76,25 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
     model.graph.initializer.extend(constants)
 
 
-def answer_alike(
-    graph: Path, rewritten: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]], tolerance: float
+def rewritten(
+    graph: Path,
+    output: Path,
+    rewrite: Callable[[onnx.ModelProto], object],
+    batches: Sequence[Mapping[str, NDArray[np.int64]]],
+    tolerance: float,
 ) -> bool:
-    """Return whether two graphs run on the CPU, with logits as close as `tolerance` for inputs [B, T]."""
+    """Write a graph that `rewrite` changes in place, if it does; return whether it is as good as before.
+
+    It is if both run on the CPU, with logits as close as `tolerance` for inputs [B, T].
+    """
+    model = onnx.load(graph)
+    if not rewrite(model):
+        return False
+    output.parent.mkdir(exist_ok=True)
+    onnx.save(model, output)
     logits = []
     try:
-        for each in (graph, rewritten):
+        for each in (graph, output):
             with contextlib.closing(Session(each, num_threads=num_usable_cores())) as session:
                 logits.append([session.run(inputs) for inputs in batches])
     except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
@@ -100,13 +112,8 @@ def with_early_gather(graph: Path, output: Path, batches: Sequence[Mapping[str, 
 
     Both graphs must answer alike on `batches` [B, T].
     """
-    if external_files(graph):
-        return graph
-    model = onnx.load(graph)
-    if not gather_early(model):
-        return graph
-    onnx.save(model, output)
-    return output if answer_alike(graph, output, batches, TOLERANCE) else graph
+    is_small = not external_files(graph)
+    return output if is_small and rewritten(graph, output, gather_early, batches, TOLERANCE) else graph
 
 
 def gather_early(model: onnx.ModelProto) -> list[str]:
