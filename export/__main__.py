@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from serve.contract.bundle import VariantName
-from serve.contract.command import make_ready
+from serve.contract.command import given_arguments, make_ready, run_command, sigterm_as_interrupt
+from serve.contract.errors import InputError
+from serve.contract.files import why_unwritable
 from train_loop.model.flags import ModelFlags
 
 if TYPE_CHECKING:
@@ -29,8 +31,6 @@ VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and return the exit status: 0 done, 1 a variant was left out or the disk is full, 2 bad input."""
-    from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
-
     arguments = _parser().parse_args(given_arguments(argv))
     unchanged = "a bundle that was there before is unchanged"
     with sigterm_as_interrupt():
@@ -188,6 +188,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from export.pack import write_triton
 
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
+    if arguments.triton is not None and (problem := why_unwritable(arguments.triton)):
+        raise InputError(f"--triton {arguments.triton}: {problem}")
     output: Path = (arguments.output or _default_output(arguments)).resolve()
     progress = prepared_progress(output)
     with _source(arguments, output, progress) as source:
@@ -209,7 +211,6 @@ def _source(arguments: argparse.Namespace, output: Path, progress: "Progress") -
     """Yield what to export, as the command line says."""
     from export.rows import Columns
     from export.source import RowFiles, source_of_existing_model, source_of_run
-    from serve.contract.errors import InputError
 
     held_out = arguments.rows or arguments.texts
     files = RowFiles(held_out, arguments.calibration_rows, Columns.of(arguments), unlabelled=arguments.texts)

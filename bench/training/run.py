@@ -96,7 +96,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     for name, count in {"validation": num_held_out, "train": options.rows}.items():
         split = data.splits[name]
         taken = split.take(np.sort(random.permutation(len(split))[:count]), name=name, origin="")
-        mean_tokens = float(taken.lengths.mean())
+        mean_tokens = float(np.minimum(taken.lengths, max_length).mean())  # contenders cut off what is longer
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as target:
             for row, label in zip(taken.rows, taken.labels, strict=True):
                 texts = {key: clean(row[column], source.cleaning) for key, column in columns.items()}

@@ -209,6 +209,16 @@ def test_contenders_train_with_the_default_rates_of_the_run(tiny_model: Path, wr
     assert config["learning_rate"] == work["learning_rate"] > 5e-5
 
 
+def test_rows_read_in_windows_count_what_contenders_read_of_them(
+    tiny_model: Path, write_rows: Any, tmp_path: Path
+) -> None:
+    recipe, rows = tmp_path / "recipe.yaml", write_rows(labelled_rows(130))
+    fields = {"long_texts": "windows", "max_length": 8}
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), **fields))
+    _, work = prepare(TrainingOptions(run=recipe), tmp_path)
+    assert 4 < float(work["mean_tokens_of_a_row"]) < 8
+
+
 def test_rows_with_several_labels_are_refused(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
     recipe, rows = tmp_path / "recipe.yaml", write_rows(labelled_rows(60, ("a,b", "c")))
     write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), label_separator=","))
