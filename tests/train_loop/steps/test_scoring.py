@@ -115,4 +115,4 @@ def test_the_next_step_is_built_while_the_model_runs(
     monkeypatch.setattr(StepFeed, "build", watched)
     monkeypatch.setattr(model, "forward", waiting)
     logits_of(model, split)
-    assert built == ["rawloop-feed"] * 4
+    assert built == ["MainThread", *["rawloop-feed"] * 3]
