@@ -1,13 +1,12 @@
 """Rewrites of a graph that save time and change no answer, and the tools they share with `export.int8`.
 
 Early gather: a classifier's head reads one token of each text (the first; XLNet's the last). The operators after the
-last attention work on each token separately, so that token can be picked before them instead of after: of a
-six-layer model an eighth of the arithmetic is saved.
+last attention work on each token separately, so that token can be picked before them: of a six-layer model an eighth of
+the arithmetic is saved.
 
-Layer normalization: ONNX Runtime's SkipLayerNormalization (bias + residual + normalization in one operator) is made
-for GPUs. On a CPU its loop is not vectorized: on rows of 384 numbers it took 4 to 7 times as long as Add followed by
-LayerNormalization (1.31 times on AVX-512), a fifth of an integer graph's time and a tenth of a float one's. The bias
-costs nothing where the integer product before it can add it.
+Layer normalization: on a CPU, ONNX Runtime's SkipLayerNormalization (bias + residual + normalization) is slow: on rows of
+384 numbers it took 4 to 7 times as long as Add followed by LayerNormalization (1.31 times on AVX-512), a fifth of an
+integer graph's time. The bias costs nothing where the integer product before it can add it.
 
 Smoothing: attention's output is linear in its values, so the scales and biases of the values can do the division of
 its channels that the next integer product needs.

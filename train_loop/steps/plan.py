@@ -126,16 +126,14 @@ class BatchPlan:
 
 def evaluation_plan(
     lengths: NDArray[np.integer], *, num_processes: int, max_tokens: int, rows_per_step: int = 2048
-) -> Iterator[StepPlan]:
-    """Yield steps that visit every row once, for forward passes only.
+) -> list[StepPlan]:
+    """Return steps that visit every row once, for forward passes only.
 
     The longest rows come first, so that a lack of memory shows at once.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    for start in range(0, len(order), rows_per_step):
-        yield cut_step(
-            order[start : start + rows_per_step], lengths, num_processes=num_processes, max_tokens=max_tokens
-        )
+    parts = (order[start : start + rows_per_step] for start in range(0, len(order), rows_per_step))
+    return [cut_step(part, lengths, num_processes=num_processes, max_tokens=max_tokens) for part in parts]
 
 
 def cut_step(

@@ -65,7 +65,7 @@ def predict_logits(
     forward = model if sharded else accelerator.unwrap_model(model)
     was_training = model.training
     model.eval()
-    steps = list(evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens))
+    steps = evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens)
     rows: list[Rows] = []
     outputs: list[NDArray[np.float32]] = []
     copies: deque[HostCopy] = deque()

@@ -152,7 +152,7 @@ def test_large_steps_are_cut_in_few_operations(grouping):
 @given(plans(), st.integers(1, 4), st.integers(1, 2000))
 @settings(max_examples=100)
 def test_evaluation_visits_each_row_once_on_equal_numbers_of_passes(arguments, num_processes, max_tokens):
-    steps = list(evaluation_plan(arguments["lengths"], num_processes=num_processes, max_tokens=max_tokens))
+    steps = evaluation_plan(arguments["lengths"], num_processes=num_processes, max_tokens=max_tokens)
     rows = np.concatenate([rows for step in steps for process in step.rows for rows in process])
     assert sorted(rows) == list(range(len(arguments["lengths"])))
     assert all(len({len(process) for process in step.rows}) == 1 for step in steps)
