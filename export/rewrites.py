@@ -4,8 +4,8 @@ Early gather: a classifier's head reads one token of each text (the first; XLNet
 last attention work on each token separately, so that token can be picked before them: of a six-layer model an eighth of
 the arithmetic is saved.
 
-Layer normalization: on a CPU, ONNX Runtime's SkipLayerNormalization (bias + residual + normalization) is slow: on rows of
-384 numbers it took 4 to 7 times as long as Add followed by LayerNormalization (1.31 times on AVX-512), a fifth of an
+Layer normalization: on a CPU, ONNX Runtime's SkipLayerNormalization (bias + residual + normalization) is slow: on rows
+of 384 numbers it took 4 to 7 times as long as Add followed by LayerNormalization (1.31 times on AVX-512), a fifth of an
 integer graph's time. The bias costs nothing where the integer product before it can add it.
 
 Smoothing: attention's output is linear in its values, so the scales and biases of the values can do the division of
