@@ -87,11 +87,12 @@ def read_rows(
     elif columns.text_pair is not None:
         raise InputError("--text_pair_column: the model takes single texts; leave it out")
     texts = [columns.text, *([] if columns.text_pair is None else [columns.text_pair])]
+    or_several = " or --label_columns" if classifier.problem_type == "multi_label_classification" else ""
     file = RowFile(
         path=path,
         form=row_format(path, str(path)),
         name=str(path),
-        columns_help="Choose them with --text_column, --text_pair_column and --label_column",
+        columns_help=f"Choose them with --text_column, --text_pair_column and --label_column{or_several}",
         delimiter=columns.delimiter,
         delimiter_flag="--delimiter",
     )

@@ -74,6 +74,7 @@ def test_several_labels_may_have_a_column_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classifier", "columns", "message"),
     [
+        (several_of(), Columns(labels=("mood",)), "--text_pair_column and --label_column or --label_columns"),
         (several_of(), Columns(labels=("angry", "happy")), "--label_columns angry,happy: name one for each label of"),
         (several_of(), Columns(labels=("angry", "happy", "sad")), "line 2, column 'happy': expected 0 or 1, found '2'"),
         (number_of(), Columns(labels=("angry", "happy")), "--label_columns is for models of several labels; leave"),
