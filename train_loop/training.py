@@ -39,7 +39,7 @@ from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import evaluate_logits, predict_logits
 
 STEPS_OF_SHORT_RUN = 500
-"""Steps below which more epochs helped, on 462 and on 3,000 rows (docs/TRAINING.md)."""
+"""Steps below which more epochs helped, on 462 and on 3,000 rows (docs/RESULTS.md)."""
 
 
 @dataclasses.dataclass(kw_only=True)
