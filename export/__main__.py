@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from serve.contract.bundle import VariantName
-from serve.contract.command import make_ready
+from serve.contract.command import given_arguments, make_ready, run_command, sigterm_as_interrupt
+from serve.contract.errors import InputError
+from serve.contract.files import why_unwritable
 from train_loop.model.flags import ModelFlags
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from export.console import Exported
+    from export.console import Exported, Progress
     from export.source import Source
 
 NEEDED, EXTRA = ("torch", "transformers", "onnx", "onnxruntime", "pyarrow", "rich", "sklearn"), "export-base,cpu"
@@ -31,8 +31,6 @@ VARIANTS: tuple[VariantName, ...] = get_args(VariantName)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and return the exit status: 0 done, 1 a variant was left out or the disk is full, 2 bad input."""
-    from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
-
     arguments = _parser().parse_args(given_arguments(argv))
     unchanged = "a bundle that was there before is unchanged"
     with sigterm_as_interrupt():
@@ -72,17 +70,15 @@ def export_run(
     make_ready(NEEDED, EXTRA)
     # Here: these libraries take seconds.
     from export.build import Settings, export_bundle
-    from export.console import prepared_console, print_summary
-    from export.rows import Columns
+    from export.console import prepared_progress, print_summary
     from export.source import RowFiles, source_of_run
 
     settings = Settings(variants=variants, quantization=quantization, min_label_agreement=min_label_agreement)
     folder = Path(run).resolve()
     bundle = folder / "onnx" if output is None else Path(output).resolve()
-    console = prepared_console(bundle)
-    source = source_of_run(folder, RowFiles(None, None, Columns()))
-    exported = export_bundle(source, bundle, settings, console)
-    print_summary(console, exported, None)
+    progress = prepared_progress(bundle)
+    exported = export_bundle(source_of_run(folder, RowFiles()), bundle, settings, progress)
+    print_summary(progress.console, exported, None)
     return exported
 
 
@@ -179,23 +175,28 @@ def _add_row_flags(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--text_pair_column", help="second text of a pair (default: text_pair, if a run has pairs)")
     rows.add_argument("--label_column", default="label", help="label, as the model names it or as a number")
     rows.add_argument("--label_separator", help="between several labels in one cell (default: the model's own)")
+    rows.add_argument(
+        "--label_columns", type=lambda names: names.split(","), help="instead, a column of 0 and 1 for each label: a,b"
+    )
     rows.add_argument("--delimiter", help="between the fields of csv or tsv (default: the format's)")
 
 
 def _export(arguments: argparse.Namespace) -> int:
     # Here, after the command line was checked: these libraries take seconds.
     from export.build import Settings, export_bundle
-    from export.console import prepared_console, print_summary
+    from export.console import prepared_progress, print_summary
     from export.pack import write_triton
 
     settings = Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
+    if arguments.triton is not None and (problem := why_unwritable(arguments.triton)):
+        raise InputError(f"--triton {arguments.triton}: {problem}")
     output: Path = (arguments.output or _default_output(arguments)).resolve()
-    console = prepared_console(output)
-    with _source(arguments, output, console) as source:
-        exported = export_bundle(source, output, settings, console)
+    progress = prepared_progress(output)
+    with _source(arguments, output, progress) as source:
+        exported = export_bundle(source, output, settings, progress)
     if arguments.triton is not None:
         write_triton(arguments.triton, exported.folder, source.classifier, exported.variants)
-    print_summary(console, exported, arguments.triton)
+    print_summary(progress.console, exported, arguments.triton)
     return 1 if exported.left_out and arguments.strict else 0
 
 
@@ -206,15 +207,13 @@ def _default_output(arguments: argparse.Namespace) -> Path:
 
 
 @contextlib.contextmanager
-def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> Iterator["Source"]:
+def _source(arguments: argparse.Namespace, output: Path, progress: "Progress") -> Iterator["Source"]:
     """Yield what to export, as the command line says."""
-    from export.console import Progress
     from export.rows import Columns
     from export.source import RowFiles, source_of_existing_model, source_of_run
-    from serve.contract.errors import InputError
 
-    columns = Columns.of(arguments, labelled=not arguments.texts)
-    files = RowFiles(arguments.rows or arguments.texts, arguments.calibration_rows, columns)
+    held_out = arguments.rows or arguments.texts
+    files = RowFiles(held_out, arguments.calibration_rows, Columns.of(arguments), unlabelled=arguments.texts)
     if arguments.run is not None:
         ModelFlags.refuse_for_run(arguments)
         yield source_of_run(arguments.run.resolve(), files)
@@ -226,7 +225,6 @@ def _source(arguments: argparse.Namespace, output: Path, console: "Console") -> 
         )
     config = ModelFlags.of(arguments).config(files.held_out)
     output.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(console)
     with source_of_existing_model(config, arguments.padding_side, files, output.parent, progress) as source:
         yield source
 

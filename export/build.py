@@ -19,7 +19,6 @@ from typing import Annotated, Literal, get_args
 import filelock
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from export.console import Exported, Progress
 from export.existing import examined
@@ -104,7 +103,7 @@ class Float32:
     source: Path  # as `proved`, but with fused layer norms: int8 splits them itself, and on CUDA float16 needs them
 
 
-def export_bundle(source: Source, output: Path, settings: Settings, console: Console) -> Exported:
+def export_bundle(source: Source, output: Path, settings: Settings, progress: Progress) -> Exported:
     """Export, verify and pack a model.
 
     The folder `output` is replaced as a whole, or left as it was.
@@ -117,7 +116,6 @@ def export_bundle(source: Source, output: Path, settings: Settings, console: Con
     switch_off_telemetry()
     require_device(settings.verify_device)
     exporter = choose(settings.exporter)
-    progress = Progress(console)
     classifier, held_out = source.classifier, source.held_out
     if classifier.problem_type == "regression" and settings.min_label_agreement is not None:
         raise InputError("--min_label_agreement is for labels, and the model answers with numbers; leave it out")

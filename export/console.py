@@ -43,8 +43,8 @@ class Exported:
     """Variant -> bytes of its graph."""
 
 
-def prepared_console(output: Path) -> Console:
-    """Return the console of an export into a folder that loses nothing by it; quieten libraries.
+def prepared_progress(output: Path) -> "Progress":
+    """Return the progress of an export into a folder that loses nothing by it; quieten libraries.
 
     Raises:
         InputError: the folder is a file, cannot be written to, or holds something else than a bundle.
@@ -60,32 +60,32 @@ def prepared_console(output: Path) -> Console:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # of transformers 5, while it loads weights
-    return build_console()
+    return Progress(build_console())
 
 
 class Progress:
     """Prints the steps of one export, with the seconds since its start."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
+        self.console = console
         self._started = time.monotonic()
 
     def step(self, text: str) -> None:
         seconds = time.monotonic() - self._started
-        self._console.print(f"[{seconds:5.1f} s] {text} ...", highlight=False, markup=False)
+        self.console.print(f"[{seconds:5.1f} s] {text} ...", highlight=False, markup=False)
 
     def note(self, text: str) -> None:
-        self._console.print(f"  {text}", highlight=False, markup=False)
+        self.console.print(f"  {text}", highlight=False, markup=False)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"  {text}", style="yellow", highlight=False, markup=False)
+        self.console.print(f"  {text}", style="yellow", highlight=False, markup=False)
 
     @contextlib.contextmanager
     def count(self, text: str, total: int) -> Iterator[Advance]:
         """Announce a step of `total` parts; its bar disappears when it ends."""
         self.step(text)
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-        with Bars(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bars:
+        with Bars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             task = bars.add_task("", total=total)
             yield lambda done: bars.advance(task, done)
 

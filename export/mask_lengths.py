@@ -8,16 +8,15 @@ Such kernels may leave anything in the rows of the padding, NaN too. So nothing 
 that was not fused would multiply NaN by 0), and the head must read the first token only.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.graphs import Candidate, to_half
-from export.rewrites import EARLY_INDEX, answer_alike, name_nodes, weights_of
+from export.rewrites import EARLY_INDEX, name_nodes, rewritten, weights_of
 from export.verify import Judge
 
 MASK = "attention_mask"
@@ -38,7 +37,8 @@ def float16_candidates(
     to_half(source, graph)
     may = judge.encoder.classifier.padding_side == "right" and not raw_mask
     method, details = "float16 inside, float32 at inputs and outputs", {"verified_on": verified_on}
-    if may and with_mask_lengths(graph, with_lengths, judge.odd_shapes(right_padding_only=True)):
+    right_padded = judge.odd_shapes(right_padding_only=True)
+    if may and rewritten(graph, with_lengths, use_lengths, right_padded, TOLERANCE):
         yield Candidate(
             graph=with_lengths,
             method=f"{method}, for padding on the right",
@@ -46,16 +46,6 @@ def float16_candidates(
             details={**details, MASK: "lengths"},
         )
     yield Candidate(graph=graph, method=method, details={**details, MASK: "raw"})
-
-
-def with_mask_lengths(graph: Path, output: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> bool:
-    """Write a graph whose attention gets lengths instead of the mask; return whether it answers `batches` alike."""
-    model = onnx.load(graph)
-    if not use_lengths(model):
-        return False
-    output.parent.mkdir(exist_ok=True)
-    onnx.save(model, output)
-    return answer_alike(graph, output, batches, TOLERANCE)
 
 
 def use_lengths(model: onnx.ModelProto) -> bool:

@@ -1,13 +1,13 @@
 """PyTorch's answers in float32: the truth that every graph is compared with."""
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.exporters.versions import attention
 from export.rows import Rows
 from serve.contract.classifier import Classifier
 from serve.contract.labels import ProblemType
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from train_loop.rows.tokens import Encoded
 
 MAX_TOKENS, MAX_ROWS = 4_096, 32  # limits of one forward pass
+
+
+def attention() -> str | None:
+    """Return the attention whose traced operators ONNX Runtime fuses; None is the default of transformers."""
+    return "eager" if int(version("transformers").partition(".")[0]) >= 5 else None
 
 
 class Reference:
@@ -59,8 +64,8 @@ class Reference:
 
     def tokenizer_remedy(self) -> str:
         """Return what to do where this transformers does not tokenize as that which trained the model."""
-        version = self._model.config.transformers_version  # of the one that saved it
-        named = f" ({version})" if version else ""
+        saved_by = self._model.config.transformers_version
+        named = f" ({saved_by})" if saved_by else ""
         return (
             f"Export with the transformers that trained the model{named}, or let this one take tokenizer.json as "
             'it is: in the model\'s tokenizer_config.json, set "tokenizer_class" to "PreTrainedTokenizerFast" and '

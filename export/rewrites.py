@@ -1,20 +1,19 @@
 """Rewrites of a graph that save time and change no answer, and the tools they share with `export.int8`.
 
 Early gather: a classifier's head reads one token of each text (the first; XLNet's the last). The operators after the
-last attention work on each token separately, so that token can be picked before them instead of after: of a
-six-layer model an eighth of the arithmetic is saved.
+last attention work on each token separately, so that token can be picked before them: of a six-layer model an eighth of
+the arithmetic is saved.
 
-Layer normalization: ONNX Runtime's SkipLayerNormalization (bias + residual + normalization in one operator) is made
-for GPUs. On a CPU its loop is not vectorized: on rows of 384 numbers it took 4 to 7 times as long as Add followed by
-LayerNormalization (1.31 times on AVX-512), a fifth of an integer graph's time and a tenth of a float one's. The bias
-costs nothing where the integer product before it can add it.
+Layer normalization: on a CPU, ONNX Runtime's SkipLayerNormalization (bias + residual + normalization) is slow: on rows
+of 384 numbers it took 4 to 7 times as long as Add followed by LayerNormalization (1.31 times on AVX-512), a fifth of an
+integer graph's time. The bias costs nothing where the integer product before it can add it.
 
 Smoothing: attention's output is linear in its values, so the scales and biases of the values can do the division of
 its channels that the next integer product needs.
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,13 +75,25 @@ def replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> No
     model.graph.initializer.extend(constants)
 
 
-def answer_alike(
-    graph: Path, rewritten: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]], tolerance: float
+def rewritten(
+    graph: Path,
+    output: Path,
+    rewrite: Callable[[onnx.ModelProto], object],
+    batches: Sequence[Mapping[str, NDArray[np.int64]]],
+    tolerance: float,
 ) -> bool:
-    """Return whether two graphs run on the CPU, with logits as close as `tolerance` for inputs [B, T]."""
+    """Write a graph that `rewrite` changes in place, if it does; return whether it is as good as before.
+
+    It is if both run on the CPU, with logits as close as `tolerance` for inputs [B, T].
+    """
+    model = onnx.load(graph)
+    if not rewrite(model):
+        return False
+    output.parent.mkdir(exist_ok=True)
+    onnx.save(model, output)
     logits = []
     try:
-        for each in (graph, rewritten):
+        for each in (graph, output):
             with contextlib.closing(Session(each, num_threads=num_usable_cores())) as session:
                 logits.append([session.run(inputs) for inputs in batches])
     except (InputError, RuntimeError):  # ONNX Runtime cannot load or run it
@@ -100,13 +111,8 @@ def with_early_gather(graph: Path, output: Path, batches: Sequence[Mapping[str, 
 
     Both graphs must answer alike on `batches` [B, T].
     """
-    if external_files(graph):
-        return graph
-    model = onnx.load(graph)
-    if not gather_early(model):
-        return graph
-    onnx.save(model, output)
-    return output if answer_alike(graph, output, batches, TOLERANCE) else graph
+    is_small = not external_files(graph)
+    return output if is_small and rewritten(graph, output, gather_early, batches, TOLERANCE) else graph
 
 
 def gather_early(model: onnx.ModelProto) -> list[str]:

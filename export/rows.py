@@ -17,6 +17,7 @@ from serve.encoder import TextInput
 from train_loop.rows.cuts import strata, stratified_sample
 from train_loop.rows.export_samples import NUM_ROWS
 from train_loop.rows.numbers import as_number
+from train_loop.rows.unsuitable_labels import NO, YES
 
 NUM_CALIBRATION, NUM_PROOF = NUM_ROWS["train"], NUM_ROWS["validation"]
 SPLIT_SEED = 0
@@ -28,17 +29,21 @@ class Columns:
 
     text: str = "text"
     text_pair: str | None = None  # None for single texts
-    label: str | None = "label"  # None if the rows have no labels
+    labels: tuple[str, ...] = ("label",)  # several: of 0 and 1, one for each label; empty if the rows have no labels
     delimiter: str | None = None  # character between the fields of csv or tsv; None for the format's own
     label_separator: str | None = None  # between several labels in a cell; None for the model's own
 
     @classmethod
-    def of(cls, flags: Any, *, labelled: bool = True) -> "Columns":
+    def of(cls, flags: Any) -> "Columns":
         """Return those of a command's flags: `text_column`, `label_column`, `delimiter` and so on."""
-        label = flags.label_column if labelled else None
-        texts = {"text": flags.text_column, "text_pair": flags.text_pair_column}
-        separator = getattr(flags, "label_separator", None)  # bench knows one label only
-        return cls(**texts, label=label, delimiter=given_delimiter(flags.delimiter), label_separator=separator)
+        several = getattr(flags, "label_columns", None)  # bench knows one label only
+        return cls(
+            text=flags.text_column,
+            text_pair=flags.text_pair_column,
+            labels=tuple(several or [flags.label_column]),
+            delimiter=given_delimiter(flags.delimiter),
+            label_separator=getattr(flags, "label_separator", None),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +81,25 @@ def read_rows(
             "--calibration_rows and --rows"
         )
     columns = columns or Columns()
+    _require_fitting_labels(columns, classifier)
     if classifier.text_pair_column is not None:
         columns = dataclasses.replace(columns, text_pair=columns.text_pair or "text_pair")
     elif columns.text_pair is not None:
         raise InputError("--text_pair_column: the model takes single texts; leave it out")
     texts = [columns.text, *([] if columns.text_pair is None else [columns.text_pair])]
+    or_several = " or --label_columns" if classifier.problem_type == "multi_label_classification" else ""
     file = RowFile(
         path=path,
         form=row_format(path, str(path)),
         name=str(path),
-        columns_help="Choose them with --text_column, --text_pair_column and --label_column",
+        columns_help=f"Choose them with --text_column, --text_pair_column and --label_column{or_several}",
         delimiter=columns.delimiter,
         delimiter_flag="--delimiter",
     )
     inputs: list[TextInput] = []
     found: list[Any] = []
     places = []
-    wanted = [] if columns.label is None or (may_lack_labels and not _has(file, columns.label)) else [columns.label]
+    wanted = [] if may_lack_labels and not _has(file, columns.labels) else columns.labels
     with open_rows(file, [*texts, *wanted]) as rows:
         for number, row in enumerate(rows.all_good(), start=1):
             places.append(f"row {number}" if row.lines is None else f"line {row.lines[0]}")
@@ -100,7 +107,7 @@ def read_rows(
             if not all(isinstance(text, str) for text in values):
                 raise InputError(f"{path}, {places[-1]}: expected text, found {list(values)!r:.80}")
             inputs.append(values[0] if len(values) == 1 else (values[0], values[1]))
-            found += label
+            found.append(label[0] if len(label) == 1 else _marked(wanted, label, f"{path}, {places[-1]}"))
     if not inputs:
         raise InputError(f"{path}: no rows")
     if not wanted:
@@ -149,10 +156,29 @@ def _names(value: Any, separator: str | None) -> list[str]:
     return [name for part in parts if (name := part.strip())]
 
 
-def _has(file: RowFile, column: str) -> bool:
-    """Whether a file has a column; of jsonl, whether its first row has it."""
+def _require_fitting_labels(columns: Columns, classifier: Classifier) -> None:
+    """Raise InputError if rows have a column for each of several labels, and the classifier others, or one."""
+    if len(columns.labels) < 2:
+        return
+    if classifier.problem_type != "multi_label_classification":
+        raise InputError("--label_columns is for models of several labels; leave it out")
+    if {*match_labels(columns.labels, classifier.labels).values()} != {*range(len(classifier.labels))}:
+        given, wanted = ",".join(columns.labels), ",".join(classifier.labels)
+        raise InputError(f"--label_columns {given}: name one for each label of the model: {wanted}")
+
+
+def _marked(columns: Sequence[str], cells: Sequence[Any], where: str) -> list[str]:
+    """Return the columns whose cell is 1; raises InputError for one that is neither 0 nor 1."""
+    for column, cell in zip(columns, cells, strict=True):
+        if str(cell).capitalize() not in (*YES, *NO):  # true, as pandas writes it: True
+            raise InputError(f"{where}, column {column!r}: expected 0 or 1, found {cell!r:.80}")
+    return [column for column, cell in zip(columns, cells, strict=True) if str(cell).capitalize() in YES]
+
+
+def _has(file: RowFile, columns: Sequence[str]) -> bool:
+    """Whether a file has columns; of jsonl, whether its first row has them."""
     with open_rows(file, [], None) as rows:
-        return column in rows.columns
+        return {*columns} <= {*rows.columns}
 
 
 def halves(rows: Rows) -> tuple[Rows, Rows]:

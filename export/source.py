@@ -31,13 +31,15 @@ class Source:
 class RowFiles:
     """Files of rows that the user named, and their columns."""
 
-    held_out: Path | None
-    calibration: Path | None
-    columns: Columns
+    held_out: Path | None = None
+    calibration: Path | None = None
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    unlabelled: Path | None = None  # the one whose labels are not read, if it has some
 
     def read(self, path: Path, classifier: Classifier, *, may_lack_labels: bool = False) -> Rows:
         """Return the rows of a file; raises `InputError`, as `read_rows` does."""
-        return read_rows(path, path.name, classifier, self.columns, may_lack_labels=may_lack_labels)
+        columns = dataclasses.replace(self.columns, labels=()) if path == self.unlabelled else self.columns
+        return read_rows(path, path.name, classifier, columns, may_lack_labels=may_lack_labels)
 
 
 def source_of_run(run: Path, files: RowFiles) -> Source:

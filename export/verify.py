@@ -177,22 +177,17 @@ class Judge:
 
 def contract_problems(encoder: Encoder, reference: Reference) -> list[str]:
     """Return where the bundle's contract contradicts the model."""
-    problems = []
     classifier = encoder.classifier
-    if classifier.problem_type != reference.problem_type:
-        problems.append(
-            f"problem type: classifier.json has {classifier.problem_type}, the model {reference.problem_type}"
-        )
-    if classifier.labels != reference.labels:
-        problems.append(
-            f"label order: classifier.json has {list(classifier.labels)[:10]}, the model {list(reference.labels)[:10]}"
-        )
-    if classifier.padding_side != reference.tokenizer.padding_side:
-        problems.append(
-            f"padding side: classifier.json has {classifier.padding_side}, the model's tokenizer "
-            f"{reference.tokenizer.padding_side}"
-        )
-    return problems
+    compared = {
+        "problem type": (classifier.problem_type, reference.problem_type),
+        "label order": (classifier.labels, reference.labels),
+        "padding side": (classifier.padding_side, reference.tokenizer.padding_side),
+    }
+    return [
+        f"{what}: classifier.json has {ours!s:.400}, the model {theirs!s:.400}"
+        for what, (ours, theirs) in compared.items()
+        if ours != theirs
+    ]
 
 
 def tokenizer_problem(encodings: Sequence[Encoding], reference: Reference, rows: Rows) -> str | None:

@@ -98,9 +98,8 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         fields = {name: value for name, value in fields.items() if name not in SOURCE_FIELDS}
     if not fields:
         return _as_config(given)
-    from_files = _parser().parse_object(fields)
     parser = _new_parser()
-    parser.set_defaults({name: from_files[name] for name in fields})
+    parser.set_defaults(fields)
     return _as_config(parser.parse_args(list(argv)))
 
 
@@ -166,7 +165,7 @@ def _fields_of(path: Path) -> dict[str, Any]:
     fields = read_yaml(path)
     if isinstance(fields.get("label_names"), list):
         _require_strings(path.read_text(encoding="utf-8"), f"{path}: ")
-    typed_fields(fields, f"{path}: ")
+    fields = typed_fields(fields, f"{path}: ")
     for name in FILE_FIELDS:
         file = fields.get(name)
         if file is not None and not Path(file).exists() and (path.parent / file).exists():

@@ -20,7 +20,6 @@ from serve.contract.files import write_json
 from train_loop.machine.packages import NEEDED
 from train_loop.machine.threads import limit_spinning
 
-FRACTIONS = (0.1, 0.3, 1.0)
 TIMES = (2, 4)  # as many rows as there are that the curve is continued to
 NUM_DRAWS = 2_000
 FIXED = ("output_dir", "run_name", "resume", "max_train_rows", "push_to_hub")
@@ -95,9 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train on more and more of the rows; all other flags are those of training.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--fractions", default=",".join(map(str, FRACTIONS)), help="of the training rows (default: %(default)s)"
-    )
+    parser.add_argument("--fractions", default="0.1,0.3,1.0", help="of the training rows (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs for each fraction (default: 1)")
     parser.add_argument("--curve", type=Path, default=Path("curve"), help="folder to write (default: curve)")
     return parser

@@ -11,7 +11,7 @@ from train_loop.rows.data import Data
 
 USUAL_RATE, USUAL_SIZE, MOST_RATE = 5e-5, 768, 2e-4
 """Learning rate for BERT's hidden size; a narrower model's is higher, up to MiniLM's (docs/TRAINING.md)."""
-FEW_STEPS = 700
+STEPS_AT_FULL_RATE = 700
 """Steps up to which a narrow model has the higher rate in full, where a row has one label; beyond, it falls."""
 LAYER_DECAY, RATE_OF_TOP, FEW_LABELS = 0.8, 2.5, 3
 """While that rate is above the usual one: each layer's share of the one above, the head's factor for more labels."""
@@ -76,9 +76,14 @@ def _usual_rate(config: TrainConfig, data: Data) -> tuple[float, float]:
     rate = USUAL_RATE * (USUAL_SIZE / getattr(load_model_config(config), "hidden_size", USUAL_SIZE)) ** 2
     rate, decay = min(MOST_RATE, rate), config.layer_decay or 1.0
     if rate > USUAL_RATE and data.problem_type == "single_label_classification":
-        steps = config.max_steps or config.epochs * math.ceil(len(data.learned) / config.batch_size)
-        rate = max(USUAL_RATE, rate * min(1.0, FEW_STEPS / steps))
+        rate = max(USUAL_RATE, rate * min(1.0, STEPS_AT_FULL_RATE / num_steps_of(config, data)))
         if rate > USUAL_RATE and config.layer_decay != 1.0:
             rate *= RATE_OF_TOP if len(data.labels) > FEW_LABELS else 1.0
             decay = config.layer_decay or LAYER_DECAY
     return float(f"{rate:.1g}"), decay
+
+
+def num_steps_of(config: TrainConfig, data: Data) -> int:
+    """Return the optimizer steps of a run."""
+    num_steps = config.epochs * math.ceil(len(data.learned) / config.batch_size)
+    return min(num_steps, config.max_steps or num_steps)

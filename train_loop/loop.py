@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from serve.contract.errors import InputError, WorkStopped
-from train_loop.config import LOWER_IS_BETTER, TrainConfig
+from train_loop.config import LOWER_IS_BETTER
 from train_loop.machine.device import is_out_of_memory, return_unused_memory
-from train_loop.machine.processes import any_process, from_all_processes
+from train_loop.machine.processes import from_all_processes
 from train_loop.run.checkpoint import TrainState
 from train_loop.run.interrupt import Interrupted, InterruptWatch
 from train_loop.run.progress import StepReport
@@ -65,6 +65,7 @@ def train(training: Training, state: TrainState) -> None:
         InputError: a checkpoint cannot be written, or a single row does not fit into memory.
     """
     config, accelerator = training.config, training.accelerator
+    patience = config.early_stopping_patience or math.inf
     plan, epoch = training.plan(0), 0
     steps_per_epoch = len(plan)
     underway: _StepUnderway | None = None
@@ -74,7 +75,7 @@ def train(training: Training, state: TrainState) -> None:
         InterruptWatch() as watch,
         training.progress.running(state.step),
     ):
-        while state.step < training.num_steps and not _out_of_patience(config, state):
+        while state.step < training.num_steps and state.evaluations_since_best < patience:
             began = time.perf_counter()
             if state.step // steps_per_epoch != epoch:
                 epoch = state.step // steps_per_epoch
@@ -119,11 +120,6 @@ def train(training: Training, state: TrainState) -> None:
                 raise Interrupted(interrupted, state.step, training.checkpoints.folder.parent)
 
 
-def _out_of_patience(config: TrainConfig, state: TrainState) -> bool:
-    patience = config.early_stopping_patience
-    return patience is not None and state.evaluations_since_best >= patience
-
-
 def _forward_and_backward(training: Training, step: int, feed: StepFeed, plan: BatchPlan) -> tuple[StepPlan, Tensor]:
     """Accumulate a step's gradients; if memory runs out, cut the step finer and start it over.
 
@@ -158,7 +154,7 @@ def _attempt(training: Training, step: int, step_plan: StepPlan, batches: list[M
         if not (may_cut and is_out_of_memory(error)):
             raise
     if agree_first:
-        if any_process(accelerator, loss is None):
+        if any(from_all_processes(accelerator, loss is None)):
             return None
         _run_micro_batches(training, step_plan, [training.collate(np.empty(0, np.int64))], exchange=True)
     if loss is not None and training.optimizer.state:  # AdamW allocates it in the first update; then less room is left

@@ -1,7 +1,6 @@
 """Everything the loop needs, assembled: model, optimizer, data, class weights, checkpoints."""
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from serve.contract.long_texts import pool
 from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, read_config, write_yaml
 from train_loop.config import CONFIG_FILE, ClassWeights, TrainConfig
+from train_loop.defaults import num_steps_of
 from train_loop.distillation.student import as_student
 from train_loop.machine.device import precision_name, shard_by_layer
 from train_loop.machine.processes import on_main_process
@@ -38,8 +38,8 @@ from train_loop.steps.optimizer import build_optimizer, num_warmup_updates
 from train_loop.steps.plan import BatchPlan
 from train_loop.steps.scoring import evaluate_logits, predict_logits
 
-FEW_STEPS = 500
-"""Steps below which more epochs helped, on 462 and on 3,000 rows (docs/TRAINING.md)."""
+STEPS_OF_SHORT_RUN = 500
+"""Steps below which more epochs helped, on 462 and on 3,000 rows (docs/RESULTS.md)."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -167,9 +167,7 @@ def build_training(
     console: Console,
 ) -> Training:
     """Return everything the loop needs; `weights` are of the classes [C]; call on all processes."""
-    num_steps = config.epochs * math.ceil(len(data.learned) / config.batch_size)
-    if config.max_steps is not None:
-        num_steps = min(num_steps, config.max_steps)
+    num_steps = num_steps_of(config, data)
     identity = Identity(
         parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
         labels=data.labels,
@@ -270,7 +268,7 @@ def _record_changes(training: Training) -> None:
 def print_run(console: Console, training: Training) -> None:
     """Print the quantities derived from the configuration."""
     config, accelerator, plan = training.config, training.accelerator, training.plan(0)
-    is_short = training.num_steps < FEW_STEPS and config.epochs < 10 and config.max_steps is None
+    is_short = training.num_steps < STEPS_OF_SHORT_RUN and config.epochs < 10 and config.max_steps is None
     table = Table(title="Run", title_justify="left", box=None, pad_edge=False, show_header=False)
     rows = {
         "model": config.model_name,

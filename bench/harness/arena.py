@@ -1,8 +1,4 @@
-"""The contenders of a benchmark: started one after the other, then measured in turn.
-
-In turn is forwards in one round and backwards in the next, A B C, C B A, A B C ...: a machine that slowly heats up or
-gets busy then slows all alike.
-"""
+"""The contenders of a benchmark: started one after the other, then measured in turn."""
 
 import contextlib
 import dataclasses
@@ -166,6 +162,7 @@ def take_turns(
 ) -> dict[str, list[Answer]]:
     """Measure contenders in turn, ABC, CBA, ABC, ..., until each has enough; return the answers of each by round.
 
+    A machine that slowly heats up or gets busy then slows all alike.
     `repeat` does a contender's work of a round; the warm-up is round -1. Every round holds all contenders: those that
     have enough continue until the last one has. One that fails is passed to `on_failure` and keeps its answers.
     """

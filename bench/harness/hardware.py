@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from serve.contract.versions import installed_versions
+from serve.variants import cpu_words
 
 PACKAGES = (
     "rawloop", "torch", "transformers", "accelerate", "datasets", "tokenizers", "onnxruntime", "onnxruntime-gpu",
@@ -70,7 +71,7 @@ def describe_machine(*, cores: tuple[int, ...], num_threads: int, pythons: Itera
     here = str(Path(__file__).parent)
     return Machine(
         processor=processor.get("model name") or platform.machine(),
-        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in processor.get("flags", "").split()),
+        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in cpu_words()),
         cores=cores,
         num_threads=num_threads,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),

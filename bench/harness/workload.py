@@ -10,6 +10,7 @@ import numpy as np
 
 from serve.contract.classifier import Classifier, read_classifier
 from serve.contract.errors import InputError
+from serve.contract.labels import ProblemType
 from serve.contract.text import clean
 from serve.encoder import TextInput
 
@@ -57,8 +58,19 @@ def rows_of_run(run: Path, split: Literal["train", "validation"]) -> Workload:
     return workload_of(rows, classifier)
 
 
+def require_one_label(problem_type: ProblemType, origin: str) -> None:
+    """Raise InputError unless the rows have one label each, by which contenders are judged."""
+    if problem_type != "single_label_classification":
+        raise InputError(f"{origin}: rows of {problem_type}; name a model and rows with one label a row")
+
+
 def workload_of(rows: "Rows", classifier: Classifier) -> Workload:
-    """Return labelled rows as the classifier gets them: cleaned, which changes nothing the second time."""
+    """Return labelled rows as the classifier gets them: cleaned, which changes nothing the second time.
+
+    Raises:
+        InputError: they have several labels, or numbers.
+    """
+    require_one_label(classifier.problem_type, rows.name)
 
     def cleaned(row: TextInput) -> TextInput:
         if isinstance(row, str):

@@ -137,7 +137,7 @@ def subject(options: InferenceOptions, work: Path, console: Console) -> Iterator
     config, progress = options.config(options.rows_file), Progress(console)
     with source_of_existing_model(config, options.padding_side, files, work, progress) as source:
         rows = drawn(workload_of(source.held_out, source.classifier))  # too few are reported before the export
-        exported = export_bundle(source, work / "onnx", Settings(), console)
+        exported = export_bundle(source, work / "onnx", Settings(), progress)
         bundle = read_bundle(exported.folder)
         calibration = workload_of(source.calibration, source.classifier).sample(NUM_CALIBRATION_ROWS, options.seed)
         yield Graphs(source.model_folder, bundle, calibration, work, options.openvino_python), rows

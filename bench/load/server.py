@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import psutil
 
 from bench.harness.arena import Answer
-from bench.harness.processes import ContenderFailed, Running
+from bench.harness.processes import START_TIMEOUT_S, ContenderFailed, Running
 from bench.load.contenders import FORMATS, ServerSpec
 from bench.load.traffic import OK, Traffic, ask, closed_loop, generate, open_loop, steady_lengths
 from serve.encoder import TextInput
 
-START_TIMEOUT_S = 120.0
 NUM_CLOSED_TRIES = 3  # turns without any answer after which a server is dropped
 
 

@@ -16,6 +16,7 @@ from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import load_data
 from train_loop.run.checkpoint import TrainState
 from train_loop.run.directory import open_run
+from train_loop.run.progress import StepReport
 from train_loop.steps.feed import StepFeed
 from train_loop.training import build_training, initial_model
 
@@ -41,16 +42,21 @@ class OurLoop(PacedTraining):
             console = Console(quiet=True)
             training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)
         self._training = training
-        self.attach(accelerator, training.model, training.optimizer)
+        self.attach(accelerator, training.model, training.optimizer, training.graphs)
         self.watch(StepFeed, "take", "data")
         training.progress = self  # type: ignore[assignment]  # it has the methods that the loop calls
         train(training, TrainState())
 
     @contextlib.contextmanager
     def running(self, first_step: int) -> Iterator[None]:
-        """Take the place of the loop's progress reports, as `after_step` does."""
+        """Take the place of the loop's progress reports, as `after_step` and `note` do."""
         self.begin()
         yield
+
+    def after_step(self, report: StepReport) -> None:
+        self.tokens += report.num_tokens
+        self.padded_tokens += report.num_padded_tokens
+        self.step_done()
 
     def note(self, text: str) -> None:
         print(text, flush=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.harness.worker import ContenderWorker, Message, Session
+from train_loop.steps.graphs import PassGraphs
 
 PARTS = ("data", "forward", "backward", "clip", "optimizer")
 
@@ -22,15 +23,15 @@ class Finished(Exception):
 
 
 class PacedTraining(ContenderWorker):
-    """A contender that trains; its loop calls `begin` before its first step and `after_step` after each.
+    """A contender that trains; its loop calls `begin` before its first step and `step_done` after each.
 
     Commands: `repeat`, `split` and `loss`, each with `steps` to do first; `start` and `memory`.
     """
 
     _session: Session | None = None
     _split_s: dict[str, float] | None = None  # part of a step -> its time [s], while steps are split
-    _tokens: Tensor | int = 0
-    _padded_tokens = 0
+    tokens: Tensor | int = 0  # of the steps since they were asked for; the loop's own counts them
+    padded_tokens = 0
 
     def serve(self, session: Session | None) -> None:
         self._session = session
@@ -49,12 +50,14 @@ class PacedTraining(ContenderWorker):
         """Return the first process's command in all processes."""
         return command
 
-    def attach(self, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
+    def attach(self, accelerator: Any, model: nn.Module, optimizer: Any, graphs: PassGraphs | None = None) -> None:
         """Set up the instruments on what both loops do through Accelerate; the source of data is watched apart."""
         self._device = accelerator.device
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
-        self.watch(model, "forward", "forward")
-        self.watch(accelerator, "backward", "backward")
+        if graphs is None:
+            self.watch(model, "forward", "forward")
+            self.watch(accelerator, "backward", "backward")
+        else:  # a replay has both in one, and a wait within a pass would break its recording
+            self.watch(graphs, "run", "backward")
         self.watch(accelerator, "clip_grad_norm_", "clip")
         self.watch(optimizer, "step", "optimizer")
 
@@ -92,13 +95,13 @@ class PacedTraining(ContenderWorker):
                 case _:
                     self._answer(**self.memory())
 
-    def after_step(self, *_: Any) -> None:
+    def step_done(self) -> None:
         """Count a step; at the end of those asked for, answer, and wait for more."""
         self._num_left -= 1
         if self._num_left > 0:
             return
         seconds = self._now() - self._began
-        work = {"amount": float(self._tokens), "padded_tokens": float(self._padded_tokens)}
+        work = {"amount": float(self.tokens), "padded_tokens": float(self.padded_tokens)}
         self._answer(seconds=seconds, **work, **self._answer_after())
         self._split_s = None
         self.begin()
@@ -113,13 +116,8 @@ class PacedTraining(ContenderWorker):
         """Let the loop do some steps; `answer` is called after them."""
         self._num_left = steps
         self._answer_after = answer
-        self._tokens, self._padded_tokens = 0, 0
+        self.tokens, self.padded_tokens = 0, 0
         self._began = self._now()
-
-    def _count(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if model.training:
-            self._tokens = self._tokens + keywords["attention_mask"].sum()  # left on the device: no wait
-            self._padded_tokens += keywords["input_ids"].numel()
 
     def _now(self) -> float:
         """Return the time [s], once a GPU has done its work."""

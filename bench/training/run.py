@@ -17,6 +17,7 @@ from bench.harness.pictures import draw_bars, draw_shares
 from bench.harness.report import build_console, publish
 from bench.harness.results import Measurement, Results, Work
 from bench.harness.samples import median_interval, median_rate
+from bench.harness.workload import require_one_label
 from bench.training.contenders import OURS, SPLIT_STEPS, STEPS_OF_REPEAT, main_entrants, scaling_entrants
 from serve.contract.field_limits import AT_LEAST_1
 
@@ -34,7 +35,7 @@ class TrainingOptions(CommonOptions):
     benchmark = "training"
 
     run: Path
-    """Run directory, or a recipe's YAML file: its model, rows, lengths and learning rate are used."""
+    """Run directory, or a recipe's YAML file: its model, rows, lengths and learning rates are used."""
     rows: Annotated[int, AT_LEAST_1] = 3200
     """Training rows, drawn by the seed; all, where there are fewer."""
     batch_size: Annotated[int, AT_LEAST_1] = 16
@@ -74,7 +75,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     """Write the drawn rows into files; return the contenders' configuration and the description of the work.
 
     Raises:
-        InputError: the run or recipe cannot be read.
+        InputError: the run or recipe cannot be read, or its rows have not one label each.
     """
     from serve.contract.text import clean
     from train_loop.command_line import read_config
@@ -87,6 +88,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     source = read_config(file)
     tokenizer, max_length = load_tokenizer(source)
     data = load_data(source, tokenizer, max_length)
+    require_one_label(data.problem_type, str(file))
     source = with_defaults(source, data)
     random = np.random.default_rng(options.seed)
     columns = {"text": source.text_column} | ({"pair": source.text_pair_column} if source.text_pair_column else {})
@@ -94,7 +96,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
     for name, count in {"validation": num_held_out, "train": options.rows}.items():
         split = data.splits[name]
         taken = split.take(np.sort(random.permutation(len(split))[:count]), name=name, origin="")
-        mean_tokens = float(taken.lengths.mean())
+        mean_tokens = float(np.minimum(taken.lengths, max_length).mean())  # contenders cut off what is longer
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as target:
             for row, label in zip(taken.rows, taken.labels, strict=True):
                 texts = {key: clean(row[column], source.cleaning) for key, column in columns.items()}
@@ -111,6 +113,7 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
         "max_length": max_length,
         "batch_size": options.batch_size,
         "learning_rate": source.learning_rate,
+        "layer_decay": source.layer_decay,
         "lr_schedule": "constant",  # contenders stop when enough was measured
         "warmup_ratio": 0.0,
         "seed": options.seed,
@@ -124,6 +127,8 @@ def prepare(options: TrainingOptions, folder: Path) -> tuple[Answer, Work]:
         "mean_tokens_of_a_row": round(mean_tokens, 2),
         "loss_after_steps": options.loss_after,
     }
+    if source.layer_decay != 1.0:
+        work["layer_decay"] = config["layer_decay"]
     return config, work
 
 

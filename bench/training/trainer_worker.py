@@ -21,6 +21,7 @@ from train_loop.machine.device import resolve_precision
 from train_loop.model.pretrained import load_tokenizer
 from train_loop.rows.data import load_data
 from train_loop.rows.split import Split
+from train_loop.steps.optimizer import build_optimizer
 
 MANY_PASSES = 10**6
 ON_5 = hasattr(TrainingArguments, "train_sampling_strategy")
@@ -61,9 +62,7 @@ class HuggingFaceTrainer(PacedTraining, TrainerCallback):
             num_train_epochs=MANY_PASSES,
             per_device_train_batch_size=config.batch_size,
             per_device_eval_batch_size=ROWS_OF_EVALUATION,
-            learning_rate=config.learning_rate,
             lr_scheduler_type=config.lr_schedule,
-            weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=device.type == "cuda",
@@ -74,9 +73,16 @@ class HuggingFaceTrainer(PacedTraining, TrainerCallback):
             disable_tqdm=True,
             **self._options,
         )
-        collator = DataCollatorWithPadding(tokenizer)
+        optimizer = build_optimizer(model, config)  # the Trainer has no learning rates by layer
+        for group in optimizer.param_groups:
+            group["lr"] *= group["share"]
         self._trainer = Trainer(
-            model=model, args=arguments, data_collator=collator, train_dataset=rows, callbacks=[self]
+            model=model,
+            args=arguments,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            train_dataset=rows,
+            callbacks=[self],
+            optimizers=(optimizer, None),
         )
         self._trainer.train()
 
@@ -87,11 +93,17 @@ class HuggingFaceTrainer(PacedTraining, TrainerCallback):
         """Set up the instruments, once the Trainer has prepared everything."""
         trainer = self._trainer
         self.attach(trainer.accelerator, trainer.model, trainer.optimizer)
+        trainer.model.register_forward_pre_hook(self._count, with_kwargs=True)
         self.watch(trainer, "get_batch_samples", "data")
         self.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.after_step()
+        self.step_done()
+
+    def _count(self, model: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if model.training:
+            self.tokens = self.tokens + keywords["attention_mask"].sum()  # left on the device: no wait
+            self.padded_tokens += keywords["input_ids"].numel()
 
     def _encode(self, split: Split, tokenizer: Any, max_length: int, padding: str | bool) -> Dataset:
         columns = [split.rows[name] for name in (self._config.text_column, self._config.text_pair_column) if name]

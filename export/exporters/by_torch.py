@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 
-from export.exporters.versions import attention
 from export.graphs import RAW_GRAPH, external_files
+from export.reference import attention
 
 OPSET = 18
 EXAMPLE = ("The quick brown fox jumps over the lazy dog.", "A fox is jumping.")

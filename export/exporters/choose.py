@@ -5,12 +5,13 @@ Optimum knows each architecture, but only those of transformers 4. torch's expor
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 from export.exporters import by_optimum, by_torch
-from export.exporters.versions import require_exportable
 from export.graphs import RAW_GRAPH, Refused, external_files, quiet
 from serve.contract.errors import InputError, first_line
 
@@ -78,7 +79,12 @@ def choose(name: ExporterName) -> Exporter:
     Raises:
         InputError: Optimum is asked for and cannot be imported, or transformers has a version that does not export.
     """
-    require_exportable()
+    found = tuple(map(int, re.findall(r"\d+", version("transformers"))[:2]))
+    if (5,) <= found < (5, 12):
+        raise InputError(
+            f"transformers {version('transformers')}: models of versions 5.0 to 5.11 do not export well (5.0 fuses no "
+            "operator, 5.8 fails); pip install -U 'transformers>=5.12'"
+        )
     problem = None if name == "torch" else _why_not_optimum()
     if name == "optimum" and problem:
         raise InputError(

@@ -1,13 +1,7 @@
-"""One layer as 8-bit integers: smoothing, scales, rounding.
+"""One layer as 8-bit integers: smoothing, scales, rounding; docs/QUANTIZATION.md says why.
 
-Smoothing moves difficulty from the activations to the weights: x W = (x / s)(s W). A few activation channels of a
-transformer are far larger than the rest and would claim the whole range of one 8-bit scale; dividing each channel by
-s moves that into the weights, which have a scale for each output channel. s = max|x|^a / max|W|^(1-a) (SmoothQuant,
-Xiao et al. 2022, arXiv 2211.10438); the exponent a is chosen per layer, by the error of its output on calibration rows.
-
-Rounding each weight to the nearest integer is not best for the layer's output: later weights can compensate for the
-error of earlier ones, as far as their inputs are correlated on the calibration rows. This is GPTQ (Frantar et al.
-2022, arXiv 2210.17323), here for 8 bits and all columns of a block at once.
+Smoothing is SmoothQuant's (Xiao et al. 2022, arXiv 2211.10438): x W = (x / s)(s W), s = max|x|^a / max|W|^(1-a).
+Rounding is GPTQ's (Frantar et al. 2022, arXiv 2210.17323), for 8 bits and all columns of a block at once.
 """
 
 import dataclasses

@@ -62,6 +62,8 @@ def test_a_folder_and_rows_become_a_bundle_that_answers_like_the_model(
     assert main(["--model", str(model), "--rows", str(rows), "--variants", "int8", "--no_strict"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"rows in rows.csv: \d+ to verify on; \d+ of rows.csv to calibrate on", printed)
+    seconds = [float(found) for found in re.findall(r"^\[ *([\d.]+) s\]", printed, re.MULTILINE)]
+    assert seconds == sorted(seconds)  # one clock, from reading the model to measuring the speed
     assert re.search(r"other rows: accuracy 1.0000, log loss [\d.]+ -> [\d.]+, calibration error", printed)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["sentiment_onnx"]
     assert sorted(model.iterdir()) == before
@@ -89,6 +91,16 @@ def test_texts_without_labels_prove_agreement_and_claim_no_accuracy(
     card = (output / "README.md").read_text(encoding="utf-8")
     assert "rows of rows.csv without labels" in card
     assert "| unknown | unknown |" in card
+
+
+def test_labelled_calibration_rows_calibrate_the_scores_of_texts_without_labels(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.csv").write_text("text\n" + "".join(f"{text_of(number)} w1\n" for number in range(60)))
+    files = ["--texts", str(tmp_path / "texts.csv"), "--calibration_rows", str(rows)]
+    assert main(["--model", str(model), *files, "--output", str(tmp_path / "b"), "--variants", "fp32"]) == 0
+    assert re.search(r"temperature [\d.e-]+, of \d+ rows", capsys.readouterr().out)
+    assert read_bundle(tmp_path / "b").classifier.temperature != 1.0
 
 
 def test_pairs_and_other_columns(tmp_path: Path) -> None:

@@ -19,6 +19,16 @@ from serve.contract.classifier import Classifier, read_classifier, write_classif
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
 
+def test_a_triton_repository_that_cannot_be_written_is_reported_before_the_export(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["--run", str(run), "--output", str(tmp_path / "b"), "--variants", "fp32", "--triton"]
+    assert main([*arguments, str(tmp_path / "file")]) == 2
+    assert "file: this is a file; name a folder" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_command_writes_a_bundle_and_prints_what_is_next(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from export.rows import Rows, halves, read_rows, recombined
+from export.rows import Columns, Rows, halves, read_rows, recombined
 from serve.contract.classifier import Classifier
 from serve.contract.errors import InputError
 from serve.encoder import TextInput
@@ -56,6 +56,36 @@ def test_several_labels_are_a_list_or_a_cell(tmp_path: Path, name: str) -> None:
         assert rows.pick(np.array([2])).labels.tolist() == [[False, True, False]]
     numbers = read_rows(write(tmp_path / "n.jsonl", [[0, 2], [1]]), "rows", several_of(("0", "1", "2"))).labels
     assert numbers.tolist() == [[True, False, True], [False, True, False]]
+
+
+def test_several_labels_may_have_a_column_each(tmp_path: Path) -> None:
+    columns = Columns(labels=("sad", "Angry", "happy"))
+    (tmp_path / "rows.csv").write_text("text,Angry,happy,sad\ngood,1,0,1\nbad,False,false,0.0\n")
+    pq.write_table(
+        pa.table({"text": ["good", "bad"], "Angry": [1, 0], "happy": [False, False], "sad": [1.0, 0.0]}),
+        tmp_path / "rows.parquet",
+    )
+    for name in ("rows.csv", "rows.parquet"):
+        rows = read_rows(tmp_path / name, "rows", several_of(), columns)
+        assert rows.labels is not None
+        assert rows.labels.tolist() == [[True, False, True], [False, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("classifier", "columns", "message"),
+    [
+        (several_of(), Columns(labels=("mood",)), "--text_pair_column and --label_column or --label_columns"),
+        (several_of(), Columns(labels=("angry", "happy")), "--label_columns angry,happy: name one for each label of"),
+        (several_of(), Columns(labels=("angry", "happy", "sad")), "line 2, column 'happy': expected 0 or 1, found '2'"),
+        (number_of(), Columns(labels=("angry", "happy")), "--label_columns is for models of several labels; leave"),
+    ],
+)
+def test_columns_that_do_not_fit_the_model_are_refused(
+    tmp_path: Path, classifier: Classifier, columns: Columns, message: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("text,label,angry,happy,sad\ngood,1,1,2,1\n")
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_rows(tmp_path / "rows.csv", "rows", classifier, columns)
 
 
 def test_numbers_are_read_of_text_too(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from export.build import Settings, export_bundle
-from export.console import Exported
-from export.rows import Columns
+from export.console import Exported, Progress
 from export.source import RowFiles, source_of_run
 from serve.contract.bundle import Bundle
 from serve.encoder import Encoder
@@ -18,8 +17,8 @@ from serve.session import Session
 def export_tiny_run(run: Path, output: Path, **settings: object) -> Exported:
     """Export a run with its own samples."""
     wanted = Settings(**settings)  # type: ignore[arg-type]
-    source = source_of_run(run, RowFiles(None, None, Columns()))
-    return export_bundle(source, output, wanted, Console(quiet=True))
+    source = source_of_run(run, RowFiles())
+    return export_bundle(source, output, wanted, Progress(Console(quiet=True)))
 
 
 def logits_of(bundle: Bundle, variant: str, inputs: list[str], batch: int) -> NDArray[np.float32]:

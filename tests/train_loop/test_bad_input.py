@@ -313,8 +313,8 @@ BAD_FLAGS: dict[str, tuple[list[str], list[str]]] = {
         ["--label_names", "[good, great]"],
         ["--label_names ['good', 'great']: the data has ['bad', 'good']"],
     ),
-    "output under a file": (["--output_dir", "rows.csv/runs"], ["--output_dir rows.csv/runs: not writable"]),
-    "output is a file": (["--output_dir", "rows.csv"], ["--output_dir rows.csv: not writable"]),
+    "output under a file": (["--output_dir", "rows.csv/runs"], ["--output_dir rows.csv/runs", "is not a folder that"]),
+    "output is a file": (["--output_dir", "rows.csv"], ["--output_dir rows.csv: this is a file; name a folder"]),
     "run exists": (
         ["--output_dir", ".", "--run_name", "folder", "--text_column", "body"],
         ["--run_name folder", "exists already", "--resume"],

@@ -59,6 +59,14 @@ def test_the_rate_of_a_narrow_model_is_lower_for_many_steps_of_one_label(
     assert (filled.learning_rate, filled.layer_decay) == found
 
 
+@pytest.mark.parametrize(("max_steps", "rate"), [(2_000, 2e-4), (100_000, 1e-4)])
+def test_the_rate_is_that_of_the_steps_that_are_made(max_steps: int, rate: float, tmp_path: Path) -> None:
+    """Of 29,000 rows in batches of 32, three epochs are 2,721 steps, whatever more is allowed."""
+    BertConfig(hidden_size=384, num_attention_heads=8).save_pretrained(tmp_path)
+    config = TrainConfig(train_file="a.csv", model_name=str(tmp_path), max_steps=max_steps)
+    assert with_defaults(config, rows(num_rows=29_000)).learning_rate == rate
+
+
 @pytest.mark.parametrize(
     ("hidden_size", "problem_type", "num_labels", "asked", "found"),
     [

@@ -63,11 +63,6 @@ def all_gather_patiently(value: T) -> list[T]:
     return values
 
 
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Return, on all processes, whether `flag` is true on any."""
-    return any(from_all_processes(accelerator, flag))
-
-
 def from_all_processes(accelerator: Accelerator, value: T) -> list[T]:
     """Return, on all processes, the values of all of them, in order of rank."""
     return [value] if accelerator.num_processes == 1 else list(gather_object([value]))

@@ -105,7 +105,7 @@ def load_tokenizer(config: TrainConfig, flag: str = "--model_name") -> tuple[Pre
         )
     if tokenizer.pad_token_id is None:
         raise InputError(f"{flag} {config.model_name}: its tokenizer has no padding token; choose an encoder")
-    limit = max_length_of(model_config, tokenizer)
+    limit = min(stated_limits(model_config, tokenizer), default=DEFAULT_MAX_LENGTH)
     if config.max_length is not None and config.max_length > limit:
         raise InputError(
             f"--max_length {config.max_length}: {config.model_name} takes at most {limit} tokens; lower it"
@@ -136,11 +136,6 @@ def _has_sentencepiece_model(folder: Path, error: Exception) -> bool:
     if not folder.is_dir():  # from the Hub
         return "sentencepiece" in str(error).lower()
     return not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model"))
-
-
-def max_length_of(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the most tokens a model takes, special tokens included."""
-    return min(stated_limits(config, tokenizer), default=DEFAULT_MAX_LENGTH)
 
 
 def stated_limits(config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -213,14 +213,11 @@ def last_layer(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     return layers[-1]
 
 
-def freeze_unused_parameters(
-    model: PreTrainedModel, input_names: Collection[str] = ("input_ids", "attention_mask", "token_type_ids")
-) -> list[str]:
-    """Freeze parameters that get no gradient, and return their names (XLNet's `mask_emb`).
+def freeze_unused_parameters(model: PreTrainedModel, input_names: Collection[str]) -> None:
+    """Freeze parameters that get no gradient (XLNet's `mask_emb`): DDP would wait for it forever.
 
-    DDP would wait for their gradients forever. They are found by one backward pass over a short row with the
-    inputs of training, the tokenizer's `model_input_names`: XLNet uses its segment parameters only with
-    token_type_ids.
+    They are found by one backward pass over a short row with the inputs of training, the tokenizer's
+    `model_input_names`: XLNet uses its segment parameters only with token_type_ids.
     """
     was_training = model.training
     model.eval()
@@ -232,14 +229,10 @@ def freeze_unused_parameters(
     }
     accepted = inspect.signature(model.forward).parameters
     model(**{name: inputs[name] for name in input_names if name in accepted}).logits.sum().backward()
-    unused = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.requires_grad_(False)
-            unused.append(name)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
     model.zero_grad(set_to_none=True)
     model.train(was_training)
-    return unused
 
 
 def _settle_head(

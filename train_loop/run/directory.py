@@ -1,15 +1,12 @@
 """The run directory: name, lock, files. Two runs never share one."""
 
-import contextlib
 import dataclasses
 import datetime
-import errno
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from serve.contract.errors import InputError
-from serve.contract.files import write_json
+from serve.contract.files import why_unwritable, write_json
 from serve.contract.versions import installed_versions
 from train_loop.command_line import DECISION_FLAGS, LENGTH_FLAGS, RESUME_FLAGS, read_config, write_yaml
 from train_loop.config import BY_NAME, CONFIG_FILE, TrainConfig
@@ -140,10 +137,9 @@ def how_to_go_on(config: TrainConfig, run: RunDirectory) -> str:
 
 
 def _create(config: TrainConfig) -> RunDirectory:
-    with _refusing_unwritable(config.output_dir):
-        parent = Path(config.output_dir).resolve()
-        parent.mkdir(parents=True, exist_ok=True)
-        run = RunDirectory(_make_new(parent, config.run_name or _name(config), may_number=config.run_name is None))
+    parent = Path(config.output_dir).resolve()
+    parent.mkdir(parents=True, exist_ok=True)
+    run = RunDirectory(_make_new(parent, config.run_name or _name(config), may_number=config.run_name is None))
     run.lock()
     for folder in (run.checkpoints, run.results, run.logs):
         folder.mkdir()
@@ -160,11 +156,10 @@ def _reopen(name: str) -> RunDirectory:
 
 
 def require_writable(folder: str) -> None:
-    """Raise InputError, before anything slow, if the folder for runs cannot be created or written to."""
-    with _refusing_unwritable(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "Permission denied")
+    """Create the folder for runs; raise InputError, before anything slow, if it cannot be, or not be written to."""
+    if problem := why_unwritable(Path(folder)):
+        raise InputError(f"--output_dir {folder}: {problem}")
+    Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def require_new_name(config: TrainConfig) -> None:
@@ -177,14 +172,6 @@ def require_new_name(config: TrainConfig) -> None:
 def _is_taken(name: str, path: Path) -> InputError:
     remedy = f"choose another name, or continue with --resume {path}"
     return InputError(f"--run_name {name}: {path} exists already; {remedy}")
-
-
-@contextlib.contextmanager
-def _refusing_unwritable(folder: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"--output_dir {folder}: not writable ({error.strerror}); choose another folder") from error
 
 
 def _make_new(parent: Path, name: str, *, may_number: bool) -> Path:

@@ -1,5 +1,6 @@
 """Accelerate's trackers: one run and one curve each, whatever is killed and resumed; one that fails is dropped."""
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -203,5 +204,5 @@ def _dropped_if_it_fails(name: str, notify: Notify) -> Iterator[None]:
     except Exception as error:  # of whatever library the tracker uses
         reason = first_line(error)
         notify(f"Tracker {name} failed and gets nothing more ({reason}). logs/metrics.jsonl has every number.")
-        if name == "mlflow":  # it will try to end its run at exit, and again for minutes
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        if name == "mlflow":  # at exit it tries to end its run, for minutes unless this comes first
+            atexit.register(os.environ.setdefault, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -191,18 +191,6 @@ class StepFeed:
         """Build this process's micro-batches of a step now."""
         return step_plan, [self._collate(rows) for rows in step_plan.rows[self._process]]
 
-    def run(self, steps: Iterator[StepPlan]) -> Iterator[list[MicroBatch]]:
-        """Yield this process's micro-batches of each step; those of the next are built meanwhile."""
-
-        def build_next() -> list[MicroBatch] | None:
-            step_plan = next(steps, None)
-            return None if step_plan is None else self.build(step_plan)[1]
-
-        ahead = self._pool.submit(build_next)
-        while (batches := ahead.result()) is not None:
-            ahead = self._pool.submit(build_next)
-            yield batches
-
     def discard(self) -> None:
         """Discard what was built ahead, because the plan changed."""
         self._ahead = None

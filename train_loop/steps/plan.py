@@ -79,12 +79,6 @@ class BatchPlan:
     """Most tokens of a micro-batch, padding included, unless it is a single longer row."""
 
     def __post_init__(self) -> None:
-        num_rows, num_weights = len(self.lengths), len(self.weights)
-        if num_rows != num_weights or num_rows == 0:
-            raise ValueError(f"expected as many weights as lengths, and some; found {num_weights}, {num_rows}")
-        if self.batch_size < 1 or self.num_processes < 1:
-            counts = f"{self.batch_size}, {self.num_processes}"
-            raise ValueError(f"batch_size and num_processes must be at least 1: {counts}")
         if self.num_windows is not None:
             self._first_windows = np.cumsum(self.num_windows) - self.num_windows
         self._order, self._batch_order = _draw_order(
@@ -132,16 +126,14 @@ class BatchPlan:
 
 def evaluation_plan(
     lengths: NDArray[np.integer], *, num_processes: int, max_tokens: int, rows_per_step: int = 2048
-) -> Iterator[StepPlan]:
-    """Yield steps that visit every row once, for forward passes only.
+) -> list[StepPlan]:
+    """Return steps that visit every row once, for forward passes only.
 
     The longest rows come first, so that a lack of memory shows at once.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
-    for start in range(0, len(order), rows_per_step):
-        yield cut_step(
-            order[start : start + rows_per_step], lengths, num_processes=num_processes, max_tokens=max_tokens
-        )
+    parts = (order[start : start + rows_per_step] for start in range(0, len(order), rows_per_step))
+    return [cut_step(part, lengths, num_processes=num_processes, max_tokens=max_tokens) for part in parts]
 
 
 def cut_step(

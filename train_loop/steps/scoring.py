@@ -65,7 +65,7 @@ def predict_logits(
     forward = model if sharded else accelerator.unwrap_model(model)
     was_training = model.training
     model.eval()
-    plan = evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens)
+    steps = evaluation_plan(collate.widths, num_processes=accelerator.num_processes, max_tokens=max_tokens)
     rows: list[Rows] = []
     outputs: list[NDArray[np.float32]] = []
     copies: deque[HostCopy] = deque()
@@ -74,7 +74,8 @@ def predict_logits(
             StepFeed(collate, accelerator.process_index) as feed,
             torch.inference_mode() if not sharded else torch.no_grad(),
         ):
-            for batches in feed.run(plan):
+            for step in range(len(steps)):
+                _, batches = feed.take(step, steps.__getitem__, last=step + 1 == len(steps))
                 # Under FSDP a filler keeps the processes together; its logits are dropped.
                 used = [batch for batch in batches if sharded or not batch.is_filler]
                 parts = [_forward(accelerator, forward, batch, collate, may_halve=not sharded) for batch in used]

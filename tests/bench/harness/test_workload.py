@@ -1,6 +1,12 @@
 import dataclasses
+from pathlib import Path
 
-from bench.harness.workload import Workload
+import pytest
+from tiny_runs import save_tiny_run
+
+from bench.harness.workload import Workload, rows_of_run
+from serve.contract.errors import InputError
+from serve.contract.labels import ProblemType
 
 ROWS = Workload(origin="here", inputs=tuple(f"text {n}" for n in range(50)), labels=tuple(n % 3 for n in range(50)))
 
@@ -24,3 +30,10 @@ def test_the_digest_tells_rows_apart() -> None:
     }
     assert len(digests) == 5
     assert dataclasses.replace(ROWS, origin="elsewhere").digest == ROWS.digest
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_runs_of_several_labels_or_numbers_are_refused(tmp_path: Path, problem_type: ProblemType) -> None:
+    run = save_tiny_run(tmp_path / "run", problem_type=problem_type, num_rows=20)
+    with pytest.raises(InputError, match=f"sample of run: rows of {problem_type}; name a model and rows with one"):
+        rows_of_run(run, "validation")

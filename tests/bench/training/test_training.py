@@ -11,11 +11,14 @@ from torch import nn
 from bench.harness.results import Measurement, read_results
 from bench.harness.worker import Message, Session
 from bench.training.contenders import STEPS_OF_REPEAT, main_entrants, scaling_entrants
-from bench.training.pace import PacedTraining
-from bench.training.run import TrainingOptions, measure_passes, run
+from bench.training.loop_worker import OurLoop
+from bench.training.pace import Finished, PacedTraining
+from bench.training.run import TrainingOptions, measure_passes, prepare, run
+from bench.training.trainer_worker import HuggingFaceTrainer
 from serve.contract.errors import InputError
 from train_loop.command_line import write_yaml
 from train_loop.config import TrainConfig
+from train_loop.run.progress import StepReport
 
 
 class Model(nn.Module):
@@ -48,12 +51,13 @@ class Steps(PacedTraining):
         self.model = model = Model()
         unused = SimpleNamespace(device=torch.device("cpu"), backward=None, clip_grad_norm_=None, step=None)
         self.attach(unused, model, unused)
+        model.register_forward_pre_hook(HuggingFaceTrainer._count.__get__(self), with_kwargs=True)
         self.steps = 0
         self.begin()
         while True:
             model(input_ids=torch.ones(1, 4), attention_mask=torch.tensor([[1, 1, 1, 0]]))
             self.steps += 1
-            self.after_step()
+            self.step_done()
 
     def held_out_loss(self) -> float:
         return float(self.steps)
@@ -99,6 +103,28 @@ def test_evaluation_is_not_counted() -> None:
     session = FakeSession({"verb": "loss", "steps": 1}, {"verb": "repeat", "steps": 1})
     Evaluating().serve(session)
     assert [answer["amount"] for answer in session.answers] == [3, 3]
+
+
+def test_our_loop_counts_by_its_reports_as_replayed_passes_run_no_python() -> None:
+    """So on a GPU, where a micro-batch without padding has no mask to count by either."""
+    worker, session = OurLoop({}), FakeSession({"verb": "split", "steps": 2})
+    worker._session = session
+    worker._training = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1))  # type: ignore[assignment]
+    graphs, unused = SimpleNamespace(run=lambda: None), SimpleNamespace(device=torch.device("cpu"))
+    unused.step = unused.clip_grad_norm_ = lambda: None
+    worker.attach(unused, Model(), unused, graphs)  # type: ignore[arg-type]
+    report = StepReport(
+        step=1, epoch=0.1, loss=0.5, learning_rate=1e-3, gradient_norm=1.0, updated=True,
+        num_rows=4, num_tokens=30, num_padded_tokens=32, seconds=0.1,
+    )  # fmt: skip
+    worker.begin()
+    graphs.run()
+    worker.after_step(report)
+    with pytest.raises(Finished):
+        worker.after_step(report)
+    (answer,) = session.answers
+    assert (answer["amount"], answer["padded_tokens"]) == (60.0, 64.0)
+    assert answer["split"]["backward"] > 0.0 == answer["split"]["forward"]
 
 
 class FakeArena:
@@ -174,12 +200,39 @@ def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
         TrainingOptions(run=Path("run"), **fields)
 
 
+def test_contenders_train_with_the_default_rates_of_the_run(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
+    """The rate that a null one stands for is the last layer's; those below have less."""
+    recipe = tmp_path / "recipe.yaml"
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(write_rows(labelled_rows(130)))))
+    config, work = prepare(TrainingOptions(run=recipe), tmp_path)
+    assert (config["layer_decay"], work["layer_decay"]) == (0.8, 0.8)
+    assert config["learning_rate"] == work["learning_rate"] > 5e-5
+
+
+def test_rows_read_in_windows_count_what_contenders_read_of_them(
+    tiny_model: Path, write_rows: Any, tmp_path: Path
+) -> None:
+    recipe, rows = tmp_path / "recipe.yaml", write_rows(labelled_rows(130))
+    fields = {"long_texts": "windows", "max_length": 8}
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), **fields))
+    _, work = prepare(TrainingOptions(run=recipe), tmp_path)
+    assert 4 < float(work["mean_tokens_of_a_row"]) < 8
+
+
+def test_rows_with_several_labels_are_refused(tiny_model: Path, write_rows: Any, tmp_path: Path) -> None:
+    recipe, rows = tmp_path / "recipe.yaml", write_rows(labelled_rows(60, ("a,b", "c")))
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), label_separator=","))
+    with pytest.raises(InputError, match=r"recipe.yaml: rows of multi_label_classification; name a model and rows"):
+        prepare(TrainingOptions(run=recipe), tmp_path)
+
+
 def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
     tiny_model: Path, write_rows: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     rows = write_rows(labelled_rows(130))
-    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), max_length=24, learning_rate=1e-3))
+    fields = {"max_length": 24, "learning_rate": 1e-3, "layer_decay": 0.5}
+    write_yaml(recipe, TrainConfig(model_name=str(tiny_model), train_file=str(rows), **fields))
     options = TrainingOptions(
         run=recipe, batch_size=1, quick=True, threads=1,
         contenders=["rawloop fp32", "Trainer dynamic fp32"], output=tmp_path / "out",
@@ -189,6 +242,7 @@ def test_our_loop_and_the_trainer_are_measured_on_the_same_rows(
     ours, trainer = results.measurements
     assert [c.status for c in results.contenders] == ["measured", "measured"], [c.reason for c in results.contenders]
     assert ours.facts["padding_share"] == 0.0  # one row a step
+    assert results.work["layer_decay"] == 0.5
     assert "104 rows are fewer than 200 batches of 1" in results.warnings[0]
     assert trainer.facts["rows_per_s"] > 0
     losses = [contender.facts["held_out_loss"] for contender in results.contenders]

@@ -8,7 +8,7 @@ import pytest
 
 from export.__main__ import main
 from export.exporters.choose import OPTIMUM, TORCH, ExporterName, choose
-from export.exporters.versions import attention
+from export.reference import attention
 from serve.contract.bundle import read_bundle
 from serve.contract.errors import InputError
 
@@ -60,7 +60,7 @@ def test_what_optimum_does_not_know_is_exported_by_torch(
 def test_versions_of_transformers_that_do_not_export_well_are_refused(
     version: str, exports: bool, name: ExporterName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.exporters.versions.version", lambda name: version)
+    monkeypatch.setattr("export.exporters.choose.version", lambda name: version)
     monkeypatch.setattr("export.exporters.choose._why_not_optimum", lambda: "not installed")
     if exports:
         assert choose(name) is TORCH
@@ -73,5 +73,5 @@ def test_versions_of_transformers_that_do_not_export_well_are_refused(
 def test_the_attention_is_the_one_that_is_fused(
     version: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.exporters.versions.version", lambda name: version)
+    monkeypatch.setattr("export.reference.version", lambda name: version)
     assert attention() == expected

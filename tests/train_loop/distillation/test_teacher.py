@@ -174,7 +174,8 @@ def test_a_student_learns_what_only_the_teacher_knows(argv: list[str], tmp_path:
 def test_the_default_learning_rate_counts_texts_that_only_the_teacher_labels(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(defaults, "FEW_STEPS", 4)  # half as many as the rows with labels make; the 9 texts make another
+    # Half as many as the rows with labels make; the 9 texts make another.
+    monkeypatch.setattr(defaults, "STEPS_AT_FULL_RATE", 4)
     assert train.main([*argv, *with_new_texts(tmp_path), "--run_name=taught"]) == 0
     assert read_config(tmp_path / "runs/taught/config.yaml").learning_rate == 9e-5
 

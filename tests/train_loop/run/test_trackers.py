@@ -1,4 +1,6 @@
+import atexit
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,20 @@ def test_a_tracker_that_cannot_start_is_dropped_and_the_others_go_on(tmp_path: P
     accelerator = FakeAccelerator("mlflow", "tensorboard", down=("mlflow",))
     assert run_with(accelerator, tmp_path, lambda: log_to_trackers(accelerator, {"loss": 1.0}, 1, print)) == [DROPPED]
     assert accelerator.log_with == ["mlflow", "tensorboard"]
+
+
+def test_after_a_dead_mlflow_the_environment_changes_only_at_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow ends its run at exit, and would retry for minutes; until then, the process may have runs of its own."""
+    at_exit: list[Callable[[], object]] = []
+    monkeypatch.setattr(atexit, "register", lambda work, *given: at_exit.append(lambda: work(*given)))
+    monkeypatch.setattr(os, "environ", {})
+    run_with(FakeAccelerator("mlflow", down=("mlflow",)), tmp_path)
+    assert os.environ == {}
+    for work in at_exit:
+        work()
+    assert os.environ == {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 def test_a_tracker_that_fails_later_is_dropped_and_the_others_go_on(tmp_path: Path) -> None:
