@@ -9,15 +9,15 @@ accelerate launch -m train_loop.evaluation --run runs/latest          # on sever
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.contract.classifier import Classifier, read_classifier
+from serve.contract.classifier import CLASSIFIER_FILE, Classifier, read_classifier
 from serve.contract.command import given_arguments, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError
 from serve.contract.files import why_unwritable
@@ -44,7 +44,7 @@ class _Subject:
     name: str
     run: Path | None  # None for a classifier that was trained elsewhere
     config: TrainConfig  # of the run, or made from the command line; with the command line's changes
-    results: Path  # folder to write, unless --output names one
+    results: Path  # folder to write
 
 
 def run(argv: Sequence[str]) -> None:
@@ -59,11 +59,12 @@ def evaluate_as_asked(arguments: argparse.Namespace) -> Path:
     """Evaluate by the flags of the command and return the results folder; raises what `run` raises."""
     # Imported here, so that --help and the message about a missing extra come at once.
     from train_loop.machine.device import build_accelerator, precision_name
+    from train_loop.model.existing import existing_model_folder
     from train_loop.model.pretrained import fitting_precision
     from train_loop.run.progress import build_console
 
     subject = _model_of(arguments) if arguments.run is None else _run_of(arguments)
-    results, config, read = _results_folder(arguments.output, subject.results), subject.config, subject.config
+    config = read = subject.config
     if subject.run is not None:
         read = dataclasses.replace(config, model_name=str(subject.run / "model"), model_revision=None)
     runnable = dataclasses.replace(config, mixed_precision=fitting_precision(read))
@@ -75,11 +76,14 @@ def evaluate_as_asked(arguments: argparse.Namespace) -> Path:
             f"evaluating in {precision_name(accelerator)}.",
             style="yellow",
         )
-    subject = dataclasses.replace(subject, results=results)
-    with _model_folder(subject, arguments, accelerator, console) as model_folder:
-        _evaluate(subject, arguments, model_folder, accelerator, console)
+    if subject.run is not None:
+        _evaluate(subject, arguments, subject.run / "model", accelerator, console)
+    else:
+        console.print(f"Reading {config.model_name} ...", highlight=False, markup=False)
+        with existing_model_folder(accelerator, config, subject.results.parent, arguments.padding_side) as folder:
+            _evaluate(subject, arguments, folder, accelerator, console)
     accelerator.end_training()
-    return results
+    return subject.results
 
 
 def _run_of(arguments: argparse.Namespace) -> _Subject:
@@ -90,6 +94,9 @@ def _run_of(arguments: argparse.Namespace) -> _Subject:
     folder = Path(arguments.run).resolve()
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"--run {arguments.run}: no {CONFIG_FILE} there; pass a run directory such as runs/latest")
+    if not (folder / "model" / CLASSIFIER_FILE).is_file():
+        way_out = f"continue it with train_loop/main.py --resume {shlex.quote(str(folder))}"
+        raise InputError(f"--run {arguments.run}: this run is not finished; {way_out}")
     config, classifier = read_config(folder / CONFIG_FILE), read_classifier(folder / "model")
     columns = {name: getattr(arguments, name) for name in COLUMN_FLAGS if getattr(arguments, name) is not None}
     if columns and arguments.file is None:
@@ -100,7 +107,7 @@ def _run_of(arguments: argparse.Namespace) -> _Subject:
         columns = {"label_separator": None, "label_columns": None} | columns
     changes = {"trackers": [], "resume": None, "output_dir": str(folder.parent)} | columns | _limit(arguments)
     name = arguments.split or (_plain(arguments.file.stem) if arguments.file else None)
-    results = folder / (f"results_{name}" if name else "results")
+    results = _results_folder(arguments.output, folder / (f"results_{name}" if name else "results"))
     return _Subject(name=folder.name, run=folder, config=dataclasses.replace(config, **changes), results=results)
 
 
@@ -118,22 +125,7 @@ def _model_of(arguments: argparse.Namespace) -> _Subject:
     _, contract = read_existing_model(config)
     name = name_of(config, contract)
     results = Path(f"results_{_plain(name)}_{_plain(arguments.file.stem)}")
-    return _Subject(name=name, run=None, config=config, results=results)
-
-
-@contextlib.contextmanager
-def _model_folder(
-    subject: _Subject, arguments: argparse.Namespace, accelerator: Accelerator, console: Console
-) -> Iterator[Path]:
-    """Yield the run's `model/`, or a folder like it that one process of each machine writes, and removes in the end."""
-    from train_loop.model.existing import existing_model_folder
-
-    if subject.run is not None:
-        yield subject.run / "model"
-        return
-    console.print(f"Reading {subject.config.model_name} ...", highlight=False, markup=False)
-    with existing_model_folder(accelerator, subject.config, subject.results.parent, arguments.padding_side) as folder:
-        yield folder
+    return _Subject(name=name, run=None, config=config, results=_results_folder(arguments.output, results))
 
 
 def _evaluate(
@@ -159,7 +151,8 @@ def _evaluate(
             style="yellow",
         )
     console.print(
-        f"Running the model over {' and '.join(f'{len(each):,} rows of {name}' for name, each in splits.items())} ..."
+        f"Running the model over {' and '.join(f'{len(each):,} rows of {name}' for name, each in splits.items())} ...",
+        markup=False,
     )
     limit = config.eval_max_tokens_per_forward
     found = predict_splits(accelerator, model_folder, classifier, tokenizer, splits.values(), limit)
@@ -236,8 +229,7 @@ def _rows(
     from train_loop.rows.label_codes import OTHER_COLUMN
 
     if arguments.file is not None:
-        remedies = OTHER_COLUMN
-        remedies += "" if arguments.model is None else ", or name the model's labels with --label_names"
+        remedies = OTHER_COLUMN + (", or name the model's labels with --label_names" if arguments.model else "")
         limit, kind = classifier.max_length, classifier.problem_type
         split = load_labelled_file(arguments.file, config, classifier.labels, tokenizer, limit, remedies, kind)
         return {split.name: split}, None, ""
@@ -247,10 +239,9 @@ def _rows(
             f"the run's rows now have the labels {list(data.labels)}, the model {list(classifier.labels)}; restore the "
             "rows it was trained on, or evaluate others with --file"
         )
-    names = [arguments.split] if arguments.split else [name for name in data.splits if name != "train"]
-    missing = [name for name in names if name not in data.splits]
-    if missing:
-        raise InputError(f"--split {missing[0]}: the run has no such split; choose one of {', '.join(data.splits)}")
+    if (asked := arguments.split) not in (None, *data.splits):
+        raise InputError(f"--split {asked}: the run has no such split; choose one of {', '.join(data.splits)}")
+    names = [asked] if asked else [name for name in data.splits if name != "train"]
     return {name: data.splits[name] for name in names}, data.train, data.fingerprint
 
 

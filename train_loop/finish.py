@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from typing import get_args
 
 import numpy as np
@@ -85,7 +86,8 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
 
     on_main_process(accelerator, examine_and_write)
     console.print(f"Finished in {state.seconds:.0f} s of training: {run.path}", highlight=False, markup=False)
-    console.print(f"Export it: python -m export --run {os.path.relpath(run.path)}", highlight=False, markup=False)
+    path = shlex.quote(os.path.relpath(run.path))
+    console.print(f"Export it: python -m export --run {path}", highlight=False, markup=False)
 
 
 def _pooled_best(config: TrainConfig, logits: NDArray[np.float32], validation: Split) -> LongTexts:

@@ -315,7 +315,7 @@ def _evaluate(training: Training, state: TrainState, epoch: float) -> None:
     state.evaluations.append({"step": state.step, "epoch": epoch, **metrics})
     training.progress.after_evaluation(state.step, epoch, metrics, is_best=state.best_step == state.step)
     if training.after_evaluation is not None:
-        training.after_evaluation(epoch, score, state.step == training.num_steps)
+        training.after_evaluation(state.step / training.num_steps, score)
 
 
 def _non_finite_message(training: Training, step: int, own_loss: float, loss: float) -> str:

@@ -64,8 +64,8 @@ class Training:
     """Most padded tokens of one forward pass, once memory ran out; not saved, as a resumed run may have more."""
     sizes_that_fit: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     """(rows, tokens of a row) of micro-batches that fitted into memory on every process along with AdamW's state."""
-    after_evaluation: Callable[[float, float, bool], None] | None = None
-    """Called after each evaluation with the epoch, the score (higher is better) and whether it is the last; what it
+    after_evaluation: Callable[[float, float], None] | None = None
+    """Called after each evaluation with the share of the steps that are done and the score (higher is better); what it
     raises ends the loop."""
 
     def __post_init__(self) -> None:

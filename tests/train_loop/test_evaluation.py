@@ -76,13 +76,16 @@ def test_a_split_is_written_to_its_own_folder(finished: Path) -> None:
 def test_any_labelled_file_is_evaluated_with_its_own_columns(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = write(tmp_path / "new rows.csv", labelled_rows(20), ("message", "team"))
+    rows = write(tmp_path / "new [rows].csv", labelled_rows(20), ("message", "team"))
     arguments = ["--run", str(finished), "--file", str(rows), "--text_column", "message", "--label_column", "team"]
     assert evaluate(arguments) == 0
-    assert "not checked for near duplicates of training rows" in " ".join(capsys.readouterr().out.split())
-    folder = finished / "results_new_rows"
+    output = " ".join(capsys.readouterr().out.split())
+    assert "not checked for near duplicates of training rows" in output
+    assert "20 rows of new [rows] ..." in output
+    assert "new [rows] (95 % interval)" in output
+    folder = finished / "results_new_rows_"
     found = metrics_of(folder)
-    assert found["splits"]["new rows"]["rows"] == 20  # type: ignore[index]
+    assert found["splits"]["new [rows]"]["rows"] == 20  # type: ignore[index]
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         assert [row["message"] for row in csv.DictReader(file)] == [text for text, _ in labelled_rows(20)]
     assert (finished / "results" / "training.png").is_file()
@@ -137,9 +140,17 @@ def test_an_unsupported_precision_is_replaced_and_reported(
 @pytest.mark.usefixtures("no_more_pictures")
 def test_labels_the_model_was_trained_on_are_not_suspected(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--run", str(finished), "--split", "train"]) == 0
-    assert "0 suspected label errors, 0 near duplicates" in capsys.readouterr().out
+    assert "0 suspected label errors, not checked for near duplicates" in capsys.readouterr().out
     warnings = metrics_of(finished / "results_train")["warnings"]
     assert "The metrics are of the train split: the model was trained on these rows." in warnings  # type: ignore[operator]
+
+
+def test_an_unfinished_run_is_to_be_resumed(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    shutil.copy(finished / "config.yaml", run)
+    assert evaluate(["--run", str(run)]) == 2
+    assert f"not finished; continue it with train_loop/main.py --resume '{run}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

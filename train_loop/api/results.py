@@ -58,7 +58,8 @@ class Results:
     def predictions(self) -> "DataFrame":
         """Every row: `row` (its number in the source, from 1), texts, `true`, `predicted`, `score`, probabilities.
 
-        For numbers: an error and the ends of an interval in the place of the last two.
+        With a threshold of the score, also `abstained` (bool). For numbers: an error and the ends of an interval in the
+        place of score and probabilities.
         """
         return self._table("predictions.csv", "true")
 
@@ -81,8 +82,12 @@ class Results:
         texts = columns[columns.index("row") + 1 : columns.index(after_texts)]
         numbers = (*NUMBERS, *(("true", "predicted") if self._content["problem_type"] == "regression" else ()))
         for column in columns:
-            if column not in texts and (column in numbers or column.startswith("probability_")):
+            if column in texts:
+                continue
+            if column in numbers or column.startswith("probability_"):
                 frame[column] = pandas.to_numeric(frame[column], errors="coerce")  # empty: NaN
+            elif column == "abstained":
+                frame[column] = frame[column] == "true"
         return frame
 
 

@@ -63,8 +63,8 @@ def load_rows(rows: "TrainConfig | DataFrame | str | Path | None" = None, **fiel
         fields: fields of `TrainConfig`, as in `train`; text_column and label_column say what is read.
 
     Raises:
-        InputError: a file or column is missing, a row is malformed, a class is too small to be split, or a field is
-            unknown or out of range.
+        InputError: a file or column is missing or has the name of one that is added, a row is malformed, a class is too
+            small to be split, or a field is unknown or out of range.
     """
     make_ready(NEEDED, "train")
     limit_spinning()  # before torch is imported
@@ -75,6 +75,8 @@ def load_rows(rows: "TrainConfig | DataFrame | str | Path | None" = None, **fiel
     from train_loop.rows.summary import figures_of
 
     config = config_of_rows(rows, fields)
+    if taken := {"row", "num_tokens", "truncated"}.intersection(config.columns):
+        raise InputError(f"column {taken.pop()!r}: load_rows adds one of that name; rename yours")
     tokenizer, max_length = load_tokenizer(config)
     data = load_data(config, tokenizer, max_length)
     return LabelledRows(
@@ -89,17 +91,9 @@ def load_rows(rows: "TrainConfig | DataFrame | str | Path | None" = None, **fiel
 
 
 def _frame(split: "Split", data: "Data", config: TrainConfig) -> "DataFrame":
-    import numpy as np
-
-    from train_loop.rows.split import names_of
-
     frame = split.rows.select_columns(list(config.text_columns)).to_pandas()
     frame.insert(0, "row", split.source_rows + 1)
-    if split.labels.ndim == 2:
-        frame[config.label_column] = [names_of(row, data.labels) for row in split.labels]
-    else:
-        is_number = data.problem_type == "regression"
-        frame[config.label_column] = split.labels if is_number else np.array(data.labels, object)[split.labels]
+    frame[config.label_column] = split.answers(data.labels)
     return frame.assign(num_tokens=split.lengths, truncated=split.truncated)
 
 

@@ -27,14 +27,12 @@ class StoredLogits:
         Raises:
             KeyError: it has none of a text.
         """
+        if self.missing(hashes).any():
+            raise KeyError(f"{self._path} lacks logits of some of {len(hashes)} texts")
         records = self._records()
         stored = np.array(records["text_hash"])
         order = np.argsort(stored, kind="stable")
-        found = np.searchsorted(stored, hashes, sorter=order)
-        places = order[np.minimum(found, len(order) - 1)] if len(order) else np.zeros(len(hashes), np.int64)
-        if not len(order) or (stored[places] != hashes).any():
-            raise KeyError(f"{self._path} lacks logits of some of {len(hashes)} texts")
-        return places, records["logits"]
+        return order[np.searchsorted(stored, hashes, sorter=order)], records["logits"]
 
     def add(self, hashes: NDArray[np.int64], logits: NDArray[np.float32]) -> None:
         """Store the logits of texts [N, C]."""

@@ -53,7 +53,7 @@ def as_student(
         """Return some validation rows, and the model's logits of them, in passes of as many tokens."""
         validation = data.splits["validation"]
         rows = np.linspace(0, len(validation) - 1, min(NUM_ROWS, len(validation))).astype(np.int64)
-        sample = validation.take(rows, name="sample", origin="")
+        sample = validation.take(rows)
         collate = Collator(sample, tokenizer, data.max_length)
         logits = predict_logits(accelerator, model, len(data.labels), collate, max_tokens)
         return sample, pool(logits, sample.num_windows, config.long_text_rule.pooling)

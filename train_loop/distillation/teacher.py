@@ -34,11 +34,7 @@ REPORT_EVERY = 10.0  # seconds between reports of progress
 
 
 def with_teacher(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    tokenizer: PreTrainedTokenizerFast,
-    data: Data,
-    console: Console,
+    config: TrainConfig, accelerator: Accelerator, tokenizer: PreTrainedTokenizerFast, data: Data, console: Console
 ) -> Data:
     """Return the data with a teacher's logits of the rows to learn from; call on all processes.
 
@@ -54,7 +50,8 @@ def with_teacher(
     if config.teacher_rows is not None:
         with local_main_process_first(accelerator):  # the others find the tokens cached
             taught = _unlabelled_rows(config, tokenizer, data)
-        console.print(f"Rows that only the teacher labels: {len(taught):,}, from {taught.origin}", highlight=False)
+        line = f"Rows that only the teacher labels: {len(taught):,}, from {taught.origin}"
+        console.print(line, highlight=False, markup=False)
     with _teacher_folder(config, accelerator) as folder:
         classifier = read_classifier(folder)
         _require_fitting(config, classifier, data)
@@ -68,7 +65,8 @@ def with_teacher(
         taught = dataclasses.replace(taught, labels=_likeliest(soft, len(data.train), data))
     metrics = evaluate_logits(logits, validation.labels, data.offset, data.scale)
     name = config.metric_for_best or "loss"
-    console.print(f"Teacher: {config.teacher}, {name} {metrics[name]:.4f} on validation rows", highlight=False)
+    line = f"Teacher: {config.teacher}, {name} {metrics[name]:.4f} on validation rows"
+    console.print(line, highlight=False, markup=False)
     return dataclasses.replace(data, teacher=soft, taught=taught)
 
 
@@ -114,7 +112,7 @@ def _require_fitting(config: TrainConfig, classifier: Classifier, data: Data) ->
 def _unlabelled_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, data: Data) -> Split:
     """Return the rows that only the teacher labels, each text once, and none that a split has."""
     path = Path(str(config.teacher_rows))
-    rows = read_file(path, list(config.text_columns), config.delimiter)
+    rows = read_file(path, config.text_columns, config.delimiter, has_label=False)
     check_texts(rows, config, "--teacher_rows", str(path))
     split = build_split(rows, np.zeros(len(rows), np.int64), "taught", str(path), config, tokenizer, data.max_length)
     known = np.concatenate([each.text_hashes for each in data.splits.values()])
@@ -125,7 +123,7 @@ def _unlabelled_rows(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, da
             f"--teacher_rows {path}: all {len(rows):,} texts are among the training, validation and test rows; pass "
             "others"
         )
-    return split.take(new, name="taught", origin=str(path))
+    return split.take(new)
 
 
 def _likeliest(soft: SoftTargets, first: int, data: Data) -> Labels:
@@ -211,4 +209,4 @@ class _Teacher:
             with local_main_process_first(self._accelerator):  # the others find the tokens cached
                 own = build_split(chosen, split.labels[rows], "", "", self._config, self._tokenizer, limit)
             for first in range(0, len(own), ROWS_AT_ONCE):
-                yield own.take(np.arange(first, min(first + ROWS_AT_ONCE, len(own))), name="", origin="")
+                yield own.take(np.arange(first, min(first + ROWS_AT_ONCE, len(own))))

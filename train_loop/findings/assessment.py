@@ -16,11 +16,9 @@ from train_loop.findings.baselines import Baseline, compare
 from train_loop.findings.decisions import decide
 from train_loop.findings.label_sets import LabelSetPredictions
 from train_loop.findings.mistakes import ConfusedPair, confused_pairs
-from train_loop.findings.near_duplicates import near_duplicates
 from train_loop.findings.numbers import NumberPredictions
-from train_loop.findings.predictions import Predictions
+from train_loop.findings.predictions import Predictions, SplitMetrics
 from train_loop.findings.slices import Slice, analyse_slices
-from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import Split
 
 MAX_TRAINING_ROWS = 200_000  # most training rows, from the first, to compare held-out rows with
@@ -114,7 +112,8 @@ def assess(
     findings += [finding for rows in searched for finding in contradictions(rows, labels, config.text_columns)]
     if train is not None and held_out:
         notify(f"Comparing held-out rows with {min(len(train), MAX_TRAINING_ROWS):,} training rows ...")
-        findings += _duplicates(held_out, train)
+        nearest = train if len(train) <= MAX_TRAINING_ROWS else train.take(np.arange(MAX_TRAINING_ROWS))
+        findings += duplicate_findings([*held_out.values()], nearest)
         if len(train) > MAX_TRAINING_ROWS:
             warnings.append(
                 f"Near duplicates were searched for in the first {MAX_TRAINING_ROWS:,} of {len(train):,} training rows."
@@ -132,24 +131,7 @@ def assess(
         confused=confused_pairs(main, metrics[headline].matrix),
         findings=worst_first(findings),
         baselines=baselines,
-        compared_with_training=train is not None,
+        compared_with_training=train is not None and bool(held_out),
         warnings=warnings,
         footnotes=footnotes,
     )
-
-
-def _duplicates(predictions: dict[str, Predictions], train: Split) -> list[Finding]:
-    """Compare all held-out splits with the training rows, in one pass over the latter."""
-    any_split = next(iter(predictions.values()))
-    if len(train) > MAX_TRAINING_ROWS:
-        train = train.take(np.arange(MAX_TRAINING_ROWS), name="train", origin="")
-    texts = (text for held_out in predictions.values() for text in held_out.texts())
-    found = near_duplicates(texts, train.texts(any_split.text_columns))
-    findings: list[Finding] = []
-    first = 0  # of the split's rows, among those of all
-    for held_out in (each.split for each in predictions.values()):
-        rows = range(first, first + len(held_out))
-        mine = [dataclasses.replace(each, row=each.row - first) for each in found if each.row in rows]
-        findings += duplicate_findings(mine, held_out, train, any_split.labels, any_split.text_columns)
-        first = rows.stop
-    return findings

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.near_duplicates import NearDuplicate
+from train_loop.findings.near_duplicates import near_duplicates
 from train_loop.findings.predictions import Predictions
 from train_loop.rows.split import Split
 
@@ -106,30 +106,32 @@ def label_findings(predictions: Predictions) -> list[Finding]:
 def contradictions(split: Split, labels: tuple[str, ...], text_columns: Sequence[str]) -> list[Finding]:
     """Return each row whose text has another label earlier in the split."""
     order = np.argsort(split.text_hashes, kind="stable")
-    starts = np.flatnonzero(np.diff(split.text_hashes[order])) + 1
-    suspects: list[tuple[Any, ...]] = []
-    for first, *others in np.split(order, starts) if len(order) else ():
-        for row in others:
-            if np.any(split.labels[row] != split.labels[first]):
-                answers = (split.answer_of(each, labels) for each in (row, first))
-                suspects.append((row, 1.0, *answers, split.row_number(first)))
+    hashes = split.text_hashes[order]
+    firsts = order[np.searchsorted(hashes, hashes)]  # of each row, the first one with its text
+    differs = np.atleast_2d((split.labels[order] != split.labels[firsts]).T).any(axis=0)  # [N], of several labels too
+    suspects = [
+        (row, 1.0, split.answer_of(row, labels), split.answer_of(first, labels), split.row_number(first))
+        for row, first in zip(order[differs].tolist(), firsts[differs].tolist(), strict=True)
+    ]
     return _findings("contradiction", split, text_columns, suspects)
 
 
-def duplicate_findings(
-    duplicates: Sequence[NearDuplicate],
-    held_out: Split,
-    train: Split,
-    labels: tuple[str, ...],
-    text_columns: Sequence[str],
-) -> list[Finding]:
-    """Return the held-out rows that nearly equal a training row."""
-    others = train.texts_of(np.array([each.train_row for each in duplicates], np.int64), text_columns)
-    suspects = []
-    for each, text in zip(duplicates, others, strict=True):
-        label, other = held_out.answer_of(each.row, labels), train.answer_of(each.train_row, labels)
-        suspects.append((each.row, each.similarity, label, other, train.row_number(each.train_row), text))
-    return _findings("near_duplicate", held_out, text_columns, suspects)
+def duplicate_findings(held_out: Sequence[Predictions], train: Split) -> list[Finding]:
+    """Return the rows of held-out splits that nearly equal a training row; one pass over the latter for all splits."""
+    labels, columns = held_out[0].labels, held_out[0].text_columns
+    duplicates = near_duplicates((text for each in held_out for text in each.texts()), train.texts(columns))
+    others = train.texts_of(np.array([each.train_row for each in duplicates], np.int64), columns)
+    findings: list[Finding] = []
+    first = 0  # of the split's rows, among those of all
+    for split in (each.split for each in held_out):
+        suspects = []
+        for each, text in zip(duplicates, others, strict=True):
+            if 0 <= (row := each.row - first) < len(split):
+                answers = split.answer_of(row, labels), train.answer_of(each.train_row, labels)
+                suspects.append((row, each.similarity, *answers, train.row_number(each.train_row), text))
+        findings += _findings("near_duplicate", split, columns, suspects)
+        first += len(split)
+    return findings
 
 
 def _findings(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serve.contract.classifier import Classifier
 from serve.contract.labels import ProblemType
+from train_loop.config import LOWER_IS_BETTER
 from train_loop.findings.decisions import decide
 from train_loop.findings.predictions import Predictions
 from train_loop.metrics.classes import Counts, count_metrics
@@ -25,7 +26,6 @@ COMPARED: dict[ProblemType, tuple[str, str]] = {
     "multi_label_classification": ("macro_f1", "micro_f1"),
     "regression": ("r2", "mae"),
 }
-LOWER_IS_BETTER = ("mae",)
 # Bounds that keep the linear model within about a minute of one core.
 MAX_CHARACTERS = 10_000_000  # of the training rows, and of the rows that are compared
 MAX_TARGETS = 1_500_000  # training rows x labels
@@ -73,7 +73,7 @@ def compare(
     generator, kind, columns = np.random.default_rng(seed), type(main), main.text_columns
     fitted = _sample(train, columns, max(1_000, MAX_TARGETS // len(main.labels)), generator)
     rows = _sample(main.split, columns, len(main.split), generator)
-    split = main.split.take(rows, name=main.split.name, origin=main.split.origin)
+    split = main.split.take(rows)
     mine = kind(split, main.classifier, columns, main.logits[rows])
     texts, known = [_texts(train, fitted, columns), _texts(main.split, rows, columns)], train.labels[fitted]
     decision = dataclasses.replace(main.classifier.decision, thresholds=())  # the model's are of its own scores

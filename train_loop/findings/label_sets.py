@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.labels import scores_from_logits
-from train_loop.findings.predictions import Predictions
+from train_loop.findings.predictions import Predictions, SplitMetrics
 from train_loop.metrics.classes import Counts, per_class
 from train_loop.metrics.intervals import row_intervals
 from train_loop.metrics.label_sets import averages, resampled_averages, row_log_losses, row_metrics, summary
 from train_loop.metrics.probabilities import Floats, binned, rankings
-from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import listed
 
 

@@ -42,7 +42,7 @@ def confused_pairs(
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions.csv: row, text, true, predicted, score, and `probability_LABEL` for each label.
+    """Write predictions.csv: row, text, true, predicted, score, `probability_LABEL`s and, if it may be, `abstained`.
 
     Of a number: its error in the place of the score, and the ends of its interval. Rows are numbered from 1, as in the
     source.

@@ -5,11 +5,10 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from train_loop.findings.predictions import Predictions
+from train_loop.findings.predictions import Predictions, SplitMetrics
 from train_loop.metrics.intervals import row_intervals
 from train_loop.metrics.numbers import number_metrics
 from train_loop.metrics.probabilities import Floats
-from train_loop.metrics.split import SplitMetrics
 
 
 class NumberPredictions(Predictions):

@@ -18,11 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 
-from train_loop.findings.predictions import Predictions
+from train_loop.findings.predictions import Predictions, SplitMetrics
 from train_loop.metrics.classes import Counts, most_confused
 from train_loop.metrics.label_sets import averages
 from train_loop.metrics.probabilities import NUM_BINS, Floats
-from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.data import class_counts
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -54,7 +53,7 @@ def draw_all(folder: Path, metrics: SplitMetrics, predictions: Predictions, titl
             figures["thresholds.png"] = thresholds_figure
         case _:
             figures["risk_coverage.png"] = risk_coverage_figure
-    pictures = {name: partial(figure, metrics, predictions, title) for name, figure in figures.items()}
+    pictures = {name: partial(figure, metrics, predictions, _plain(title)) for name, figure in figures.items()}
     if log is not None and log.is_file():
         pictures["training.png"] = partial(training_figure, log, predictions.during)
     families, absent = _fonts_for("".join((*predictions.labels, title)))

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from serve.contract.classifier import Classifier
 from serve.contract.labels import scores_from_logits
 from train_loop.metrics.classes import Counts, confusion_matrix, count_metrics, per_class
-from train_loop.metrics.intervals import count_intervals, row_intervals
+from train_loop.metrics.intervals import Interval, count_intervals, row_intervals
 from train_loop.metrics.probabilities import (
     Floats,
+    Ranking,
+    Reliability,
     log_loss,
     mean_areas,
     rankings,
@@ -22,10 +24,34 @@ from train_loop.metrics.probabilities import (
     row_brier_scores,
     row_log_losses,
 )
-from train_loop.metrics.split import SplitMetrics
 from train_loop.rows.split import Split
 
 Names = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitMetrics:
+    """The metrics of one split."""
+
+    values: dict[str, float]  # metric -> value; NaN if undefined, such as a ROC AUC with only one class
+    intervals: dict[str, Interval]
+    """Metric -> 95 % bootstrap interval. The calibration error has none: resampling inflates it."""
+    per_class: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    matrix: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """[C, C]: rows are true classes; of several labels, in how many rows one is missing and another wrong."""
+    rankings: list[Ranking] = dataclasses.field(default_factory=list)  # one per class, for the curves
+    before: Reliability | None = None  # without the temperature; None for numbers
+    after: Reliability | None = None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a temperature has changed the scores."""
+        return self.values.get("log_loss") != self.values.get("log_loss_uncalibrated")
+
+    def shown(self, metric: str) -> str:
+        """Return a metric as text, with its interval if it has one."""
+        low, high = self.intervals.get(metric, (math.nan, math.nan))
+        return f"{self.values[metric]:.4f}" + ("" if math.isnan(low) else f" ({low:.3f} to {high:.3f})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +117,18 @@ class Predictions:
         return self.split.answer_of(row, self.labels)
 
     @property
+    def _abstains(self) -> bool:
+        return self.classifier.decision.abstain_below > 0.0
+
+    @property
     def score_columns(self) -> list[str]:
         """Further columns of predictions.csv."""
-        return [f"probability_{label}" for label in self.labels]
+        return [*(f"probability_{label}" for label in self.labels), *["abstained"] * self._abstains]
 
     def score_cells(self, row: int) -> list[str]:
         """Return a row's values in them."""
-        return [f"{value:.6g}" for value in self.probabilities[row]]
+        cells = [f"{value:.6g}" for value in self.probabilities[row]]
+        return [*cells, str(self.classifier.abstains(self.scores[row])).lower()] if self._abstains else cells
 
     mistake_columns: ClassVar[Names] = ("probability_of_true", "runner_up", "margin")
     """Further columns of misclassified.csv."""
@@ -152,7 +183,7 @@ class Predictions:
             in_set = self.probabilities >= cut  # [N, C]
             values["label_set_90_coverage"] = float(in_set[np.arange(len(in_set)), self.split.labels].mean())
             values["label_set_90_size"] = float(in_set.sum(axis=1).mean())
-        if self.classifier.decision.abstain_below > 0.0:
+        if self._abstains:
             is_answered = self.scores >= self.classifier.decision.abstain_below
             is_right = self.is_correct[is_answered]
             values["answered"] = float(is_answered.mean())

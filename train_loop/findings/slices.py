@@ -7,7 +7,7 @@ Fisher's exact test, one-sided, at a false discovery rate of 5 % over all slices
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,18 @@ Flags = NDArray[np.bool_]
 MIN_ROWS = 10  # slices of fewer rows are left out
 FALSE_DISCOVERY_RATE = 0.05
 
-_NEGATION = re.compile(
-    r"\b(?:not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot)\b|n['\u2019]t\b", re.IGNORECASE
-)
-_EMOJI = re.compile("[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u2600-\u27bf\u2b50\u2b55]")
-_CAPITALS = re.compile(r"(?<![#@\w])[A-Z]{3,}(?!\w)")
-
-TEXT_KINDS: dict[str, Callable[[str], bool]] = {
-    "negation (English)": lambda text: _NEGATION.search(text) is not None,
-    "question mark": lambda text: "?" in text,
-    "exclamation mark": lambda text: "!" in text,
-    "word in capitals": lambda text: _CAPITALS.search(text) is not None,
-    "emoji": lambda text: _EMOJI.search(text) is not None,
-    "hashtag": lambda text: re.search(r"#\w", text) is not None,
-    "mention (@)": lambda text: re.search(r"@\w", text) is not None,
-    "web address": lambda text: re.search(r"https?://|www\.", text) is not None,
-    "digits": lambda text: re.search(r"\d", text) is not None,
+TEXT_KINDS = {
+    "negation (English)": re.compile(
+        r"\b(?:not|no|never|none|nobody|nothing|nowhere|neither|nor|without|cannot)\b|n['\u2019]t\b", re.IGNORECASE
+    ),
+    "question mark": re.compile(r"\?"),
+    "exclamation mark": re.compile("!"),
+    "word in capitals": re.compile(r"(?<![#@\w])[A-Z]{3,}(?!\w)"),
+    "emoji": re.compile("[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff\u2600-\u27bf\u2b50\u2b55]"),
+    "hashtag": re.compile(r"#\w"),
+    "mention (@)": re.compile(r"@\w"),
+    "web address": re.compile(r"https?://|www\."),
+    "digits": re.compile(r"\d"),
 }
 
 
@@ -131,8 +127,8 @@ def _text_flags(texts: Iterator[tuple[str, ...]], num_rows: int) -> Iterator[tup
     are_pairs = False
     for row, parts in enumerate(texts):
         joined = "\n".join(parts)
-        for name, is_kind in TEXT_KINDS.items():
-            flags[name][row] = is_kind(joined)
+        for name, pattern in TEXT_KINDS.items():
+            flags[name][row] = pattern.search(joined) is not None
         if len(parts) == 2:
             are_pairs = True
             first, second = (set(part.lower().split()) for part in parts)

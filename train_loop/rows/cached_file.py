@@ -31,8 +31,10 @@ ARROW_FORMAT_VERSION = "4"  # part of the cache's address; raise it when what is
 COLUMNS_HELP = "Choose them with --text_column, --text_pair_column and --label_column"
 
 
-def read_file(path: Path, columns: Sequence[str], delimiter: str | None = None) -> datasets.Dataset:
-    """Return the rows of one file, memory-mapped, with only `columns`, of which the last is the label.
+def read_file(
+    path: Path, columns: Sequence[str], delimiter: str | None = None, *, has_label: bool = True
+) -> datasets.Dataset:
+    """Return the rows of one file, memory-mapped, with only `columns`, of which the last is the label if there is one.
 
     Raises:
         InputError: the file is absent, empty, of an unknown type, not UTF-8, malformed, or lacks a column.
@@ -45,9 +47,9 @@ def read_file(path: Path, columns: Sequence[str], delimiter: str | None = None) 
     note = cached.with_suffix(".note")
     if not cached.is_file():
         try:
-            _write_arrow(cached, _batches(file, columns, note))
+            _write_arrow(cached, _batches(file, columns, note, has_label))
         except InputError:
-            if (problem := _one_hot_columns(file, columns)) is not None:
+            if has_label and (problem := _one_hot_columns(file, columns)) is not None:
                 raise InputError(f"{path}: no column {columns[-1]!r}; {problem}") from None
             raise
     if note.is_file() and is_main_process():
@@ -146,7 +148,7 @@ def _write_arrow(cached: Path, batches: Iterator[pa.RecordBatch]) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _batches(file: RowFile, columns: Sequence[str], note: Path) -> Iterator[pa.RecordBatch]:
+def _batches(file: RowFile, columns: Sequence[str], note: Path, has_label: bool) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file, in at least one batch, which may be empty; write `note` if the user should look."""
     if file.form == "parquet":
         yield from _parquet_batches(file, columns)
@@ -161,7 +163,7 @@ def _batches(file: RowFile, columns: Sequence[str], note: Path) -> Iterator[pa.R
                 numbers.append(row.lines[0] if row.lines else 0)
             if file.form == "jsonl":
                 kinds = kinds or _json_kinds(values, len(columns))
-                _check_kinds(file, values, numbers, columns, kinds)
+                _check_kinds(file, values, numbers, columns, kinds, has_label)
             by_column = zip(*values, strict=True) if values else [()] * len(columns)
             typed = zip(by_column, kinds, strict=True)
             arrays = [pa.array(_cells(column, kind), JSON_KINDS[kind]) for column, kind in typed]
@@ -221,7 +223,12 @@ TYPE_NAMES = {
 
 
 def _check_kinds(
-    file: RowFile, rows: Sequence[Values], numbers: Sequence[int], columns: Sequence[str], kinds: Sequence[type]
+    file: RowFile,
+    rows: Sequence[Values],
+    numbers: Sequence[int],
+    columns: Sequence[str],
+    kinds: Sequence[type],
+    has_label: bool,
 ) -> None:
     for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
         for values, number in zip(rows, numbers, strict=True):
@@ -230,7 +237,7 @@ def _check_kinds(
                     f"expected {TYPE_NAMES[kind]}, found {TYPE_NAMES[type(value)]}, {value!r:.80}; "
                     "make each column all strings or all whole numbers"
                 )
-                if place == len(columns) - 1:
+                if has_label and place == len(columns) - 1:
                     lists = (each for row in rows if isinstance(each := row[place], list) and len(each) > 1)
                     value = next(lists, value) if isinstance(value, list) else value
                     problem = bad_json_label(problem, str(file.path), column, kind, value)

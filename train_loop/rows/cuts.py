@@ -36,11 +36,11 @@ def complete_splits(splits: dict[str, Split], labels: tuple[str, ...], config: T
             raise InputError(f"{error}; {_way_out(given, config)}") from None
         origin = f"{fraction:.0%} of {origin_of(config, 'train')}, stratified, seed {config.seed}"
         splits[name] = train.take(cut, name=name, origin=origin)
-        splits["train"] = train.take(kept, name="train", origin=train.origin)
+        splits["train"] = train.take(kept)
     if config.max_train_rows is not None:
         train = splits["train"]
         chosen = stratified_sample(strata(train.labels), config.max_train_rows, config.seed)
-        splits["train"] = train.take(chosen, name="train", origin=f"{len(chosen):,} rows of {train.origin}")
+        splits["train"] = train.take(chosen, origin=f"{len(chosen):,} rows of {train.origin}")
     return {name: splits[name] for name in SPLITS if name in splits}
 
 
@@ -156,9 +156,10 @@ def stratified_sample(labels: NDArray[np.int64], num_rows: int, seed: int) -> ND
 
 def _way_out(given: dict[str, Split], config: TrainConfig) -> str:
     """Return how to get the splits that could not be cut: by fractions where there are any that work, else by files."""
-    labels = given["train"].labels
-    counts = np.bincount(labels if labels.dtype.kind == "i" else np.zeros(len(labels), np.int64))
-    counts = counts[counts > 0]
+    train = given["train"]
+    has_classes = train.labels.dtype.kind == "i"  # else whole texts are cut off
+    counts = np.bincount(train.labels) if has_classes else np.array([len(np.unique(train.text_hashes))])
+    counts, more_rows = counts[counts > 0], "add rows, merge or drop the class" if has_classes else "add rows"
     missing = [
         name for name in ("test", "validation") if name not in given and (name != "test" or config.test_fraction)
     ]
@@ -170,6 +171,6 @@ def _way_out(given: dict[str, Split], config: TrainConfig) -> str:
             flags = [f"--{name}_fraction {fraction if name in names else 0}" for name in missing]
             return f"pass {' '.join(flags)}, or more rows"
     if config.train_file is None:
-        return f"add rows, merge or drop the class, or train on files, with {' and '.join(missing)} rows of your own"
+        return f"{more_rows}, or train on files, with {' and '.join(missing)} rows of your own"
     files = " and ".join(f"--{name}_file" for name in missing)
-    return f"add rows, merge or drop the class, or pass rows of your own: {files}"
+    return f"{more_rows}, or pass rows of your own: {files}"

@@ -152,25 +152,23 @@ def build_split(
 ) -> Split:
     """Return rows as a split; `codes` is what is known of them, as in `Split.labels`."""
     tokens = tokenize(rows, config, tokenizer, max_length)
+    counts = {
+        column: pc.list_value_length(tokens.data.column(column)).to_numpy().astype(np.int32)
+        for column in ("input_ids", "window_lengths")
+        if column in tokens.column_names
+    }
     return Split(
         name=name,
         origin=origin,
         rows=rows,
         tokens=tokens.select_columns([c for c in tokens.column_names if c.endswith(("_ids", "_lengths"))]),
-        num_windows=_num_windows(tokens),
+        num_windows=counts.get("window_lengths", np.ones(len(rows), np.int32)),
         labels=codes,
-        lengths=pc.list_value_length(tokens.data.column("input_ids")).to_numpy().astype(np.int32),
+        lengths=counts["input_ids"],
         truncated=tokens.data.column("truncated").to_numpy(),
         text_hashes=tokens.data.column("text_hash").to_numpy(),
         source_rows=np.arange(len(rows)),
     )
-
-
-def _num_windows(tokens: datasets.Dataset) -> NDArray[np.int32]:
-    if "window_lengths" not in tokens.column_names:
-        return np.ones(len(tokens), np.int32)
-    counts: NDArray[np.int32] = pc.list_value_length(tokens.data.column("window_lengths")).to_numpy().astype(np.int32)
-    return counts
 
 
 def check_texts(rows: datasets.Dataset, config: TrainConfig, where: str, origin: str) -> None:

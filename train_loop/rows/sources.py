@@ -42,7 +42,7 @@ def read_sources(config: TrainConfig) -> dict[str, datasets.Dataset]:
     assert config.dataset_name is not None
     folder = Path(config.dataset_name)
     if not folder.is_dir():
-        return _read_hub(config, columns)
+        return _read_hub(config.dataset_name, config, columns)
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _read_saved(folder, config, columns)
     splits = {}
@@ -134,9 +134,7 @@ def _read_saved(folder: Path, config: TrainConfig, columns: Sequence[str]) -> di
     return _chosen_splits(splits, str(folder), config, columns)
 
 
-def _read_hub(config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets.Dataset]:
-    name = config.dataset_name
-    assert name is not None
+def _read_hub(name: str, config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets.Dataset]:
     if suffix_of(Path(name)) in TABLE_SUFFIXES:
         raise InputError(f"--dataset_name {name}: that is a file's name; use --train_file {name}")
     if problem := why_missing(name):

@@ -77,6 +77,13 @@ class Split:
             return listed(known, labels)
         return f"{known:.15g}" if self.labels.dtype.kind == "f" else labels[known]
 
+    def answers(self, labels: tuple[str, ...]) -> list[Any]:
+        """Return what is known of each row: its label, the list of its labels, or its number."""
+        if self.labels.ndim == 2:
+            return [names_of(row, labels) for row in self.labels]
+        known: list[Any] = self.labels.tolist()
+        return known if self.labels.dtype.kind == "f" else [labels[code] for code in known]
+
     def texts(self, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """Yield each row's texts, in the order of the columns, without loading them all."""
         for start in range(0, len(self), ROWS_PER_BATCH):
@@ -105,7 +112,8 @@ class Split:
             **joined,
         )
 
-    def take(self, indices: NDArray[np.int64], *, name: str, origin: str) -> Self:
+    def take(self, indices: NDArray[np.int64], **changes: Any) -> Self:
+        """Return some of the rows; `changes` are another name and origin."""
         tables = {table: getattr(self, table).select(indices, keep_in_memory=True) for table in ("rows", "tokens")}
         arrays = {array: getattr(self, array)[indices] for array in (*ARRAYS, "source_rows")}
-        return dataclasses.replace(self, name=name, origin=origin, **tables, **arrays)
+        return dataclasses.replace(self, **changes, **tables, **arrays)

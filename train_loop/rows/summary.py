@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -18,8 +19,8 @@ PERCENTILES = (50, 90, 99, 100)  # of the tokens of a row
 
 def figures_table(title: str, first: str, others: Iterable[str]) -> Table:
     """Return an empty table with a first column of words, the others of figures, by their headers."""
-    figures = (Column(name, justify="right") for name in others)
-    return Table(Column(first), *figures, title=title, title_justify="left", box=None, pad_edge=False)
+    figures = (Column(escape(name), justify="right") for name in others)  # a file's name may look like rich markup
+    return Table(Column(first), *figures, title=escape(title), title_justify="left", box=None, pad_edge=False)
 
 
 def print_data(console: Console, data: Data) -> None:
@@ -53,18 +54,22 @@ def print_data(console: Console, data: Data) -> None:
 
 
 def figures_of(split: Split, data: Data) -> dict[str, float]:
-    """Return counts of a split's rows, percentiles of their tokens, and the share of those that are not read whole."""
+    """Return counts of a split's rows, percentiles of their tokens, and the share of those that are not read whole.
+
+    Exact duplicates repeat an earlier text of the split; same_text_other_label are all rows of such a text.
+    """
     percentiles = np.percentile(split.lengths, PERCENTILES).tolist()
     tokens = {f"tokens_{percent}_percent": each for percent, each in zip(PERCENTILES, percentiles, strict=True)}
-    overlap = {} if split is data.train else {"texts_also_in_train": count_overlap(split, data)}
+    hashes, known = split.text_hashes, data.train.text_hashes
+    overlap = {} if split is data.train else {"texts_also_in_train": int(np.isin(hashes, known).sum())}
     return {
         "rows": len(split),
         **tokens,
         "truncated": float(split.truncated.mean()),
-        "empty_texts": count_empty(split),
-        "exact_duplicates": count_duplicates(split),
+        "empty_texts": int(np.isin(hashes, [hash_text(""), hash_text("", "")]).sum()),
+        "exact_duplicates": len(split) - len(np.unique(hashes)),
         **overlap,
-        "same_text_other_label": count_contradictions(split),
+        "same_text_other_label": _count_contradictions(split),
     }
 
 
@@ -110,41 +115,22 @@ def _warnings(data: Data) -> list[str]:
             f"Labels {', '.join(data.labels)} are numbers, but count as classes without an order or a distance; to "
             "predict a number, pass --problem_type regression."
         )
+    by_case: dict[str, list[str]] = {}
+    for label in data.labels:
+        by_case.setdefault(label.casefold(), []).append(label)
     warnings += [
         f"Labels {', '.join(map(repr, sorted(group)))} differ only in case, and count as different classes; "
         "if they are one class, make them equal."
-        for group in _by_case(data.labels).values()
+        for group in by_case.values()
         if len(group) > 1
     ]
     return warnings
 
 
-def count_empty(split: Split) -> int:
-    """Return how many rows have an empty text, or a pair of them."""
-    return int(np.isin(split.text_hashes, [hash_text(""), hash_text("", "")]).sum())
-
-
-def count_duplicates(split: Split) -> int:
-    """Return how many rows repeat an earlier text of the split."""
-    return len(split) - len(np.unique(split.text_hashes))
-
-
-def count_overlap(split: Split, data: Data) -> int:
-    """Return how many held-out rows have a text that is also in the training rows."""
-    return int(np.isin(split.text_hashes, data.train.text_hashes).sum())
-
-
-def count_contradictions(split: Split) -> int:
+def _count_contradictions(split: Split) -> int:
     """Return how many rows share their text with a row that has another label."""
     _, texts, counts = np.unique(split.text_hashes, return_inverse=True, return_counts=True)
     _, answers = np.unique(split.labels, axis=0, return_inverse=True)
     pairs = np.unique(np.stack([texts, answers.ravel()]), axis=1)
     labels_of_text = np.bincount(pairs[0], minlength=len(counts))
     return int(counts[labels_of_text > 1].sum())
-
-
-def _by_case(labels: tuple[str, ...]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(label.casefold(), []).append(label)
-    return groups

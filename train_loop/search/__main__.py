@@ -84,7 +84,8 @@ def _search(given: argparse.Namespace, rest: list[str]) -> None:
         result = "loss not finite" if ended.value is None else f"{study.metric} {study.sign * ended.value:.4f}"
         state = ended.state.name.lower().replace("fail", "failed")
         line = f"trial {ended.number} {state}: {result}, {shown(ended.params)}"
-        console.print(f"{line} · {num_left} of {given.trials} trials left, about {soon:.0f} min", highlight=False)
+        left = f"{num_left} of {given.trials} trials left, about {soon:.0f} min"
+        console.print(f"{line} · {left}", highlight=False, markup=False)
     else:
         console.print(f"{given.minutes:g} minutes are over; the same command goes on.", highlight=False)
     if study.is_shared():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import shutil
 import warnings
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from serve.contract.errors import InputError
 from serve.contract.files import write_json
@@ -36,7 +38,7 @@ def report(study: Study, config: TrainConfig, num_seeds: int, console: Console) 
     table = Table("trial", f"validation {study.metric}", "values", title="Best trials", title_justify="left", box=None)
     for trial in best[:NUM_SHOWN]:
         name = f"{trial.number}{'' if trial.number else ' (as configured)'}"
-        table.add_row(name, f"{study.sign * trial.values[0]:.4f}", shown(trial.params))
+        table.add_row(name, f"{study.sign * trial.values[0]:.4f}", Text(shown(trial.params)))
     console.print(table, highlight=False)
     winner, path = dataclasses.replace(config, run_name=None, **best[0].params), study.folder / "best.yaml"
     write_yaml(path, winner)
@@ -46,8 +48,9 @@ def report(study: Study, config: TrainConfig, num_seeds: int, console: Console) 
         console.print(_confirm(study, {0: config, best[0].number: winner}, seeds, console), highlight=False)
     elif num_seeds:
         console.print("The configuration as it is was the best: there is no gain to confirm.")
-    console.print(f"Picture: {path.with_name('search.png')}", highlight=False)
-    console.print(f"Next: accelerate launch train_loop/main.py --config {path}", highlight=False)
+    console.print(f"Picture: {path.with_name('search.png')}", highlight=False, markup=False)
+    command = f"accelerate launch train_loop/main.py --config {shlex.quote(str(path))}"
+    console.print(f"Next: {command}", highlight=False, markup=False)
 
 
 def _confirm(study: Study, configs: dict[int, TrainConfig], seeds: range, console: Console) -> str:

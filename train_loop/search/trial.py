@@ -31,23 +31,27 @@ def load_rows(config: TrainConfig, *, with_test: bool = False) -> Rows:
         config = dataclasses.replace(config, test_file=None, test_fraction=0.0)
     tokenizer, max_length = load_tokenizer(config)
     data = load_data(config, tokenizer, max_length)
-    kept = {name: split for name, split in data.splits.items() if with_test or name != "test"}
-    return tokenizer, dataclasses.replace(data, splits=kept)
+    return tokenizer, data if with_test else _without_test(data)
+
+
+def _without_test(data: Data) -> Data:
+    return dataclasses.replace(data, splits={name: split for name, split in data.splits.items() if name != "test"})
 
 
 def run_trial(study: Study, trial: Trial, config: TrainConfig) -> FrozenTrial:
     """Train a trial to its end, or until it is pruned, and return how it ended."""
 
-    def judge(epoch: float, score: float, is_last: bool) -> None:
-        percent = round(100 * epoch)  # by epoch, as trials have batches of different sizes
-        if percent not in study.optuna.trials[trial.number].intermediate_values:  # it is there after a kill
-            trial.report(score, percent)
-        if trial.number and not is_last and trial.should_prune():  # the configuration itself is what others are held to
+    def judge(share: float, score: float) -> None:
+        place = round(1_000 * share)  # of its own schedule: where a short one has settled, a long one still learns fast
+        if place not in study.optuna.trials[trial.number].intermediate_values:  # it is there after a kill
+            trial.report(score, place)
+        if trial.number and share < 1.0 and trial.should_prune():  # the configuration itself is what others are held to
             raise TrialPruned
 
     config = dataclasses.replace(config, **trial.params)
+    rows = load_rows(config, with_test=config.teacher_rows is not None)  # whose texts the teacher's rows may not have
     try:
-        _, state = train_run(study, study.folder_of(trial.number).name, config, load_rows(config), judge)
+        _, state = train_run(study, study.folder_of(trial.number).name, config, rows, judge)
     except TrialPruned:
         return study.end(trial, TrialState.PRUNED)
     except NonFiniteLoss:
@@ -72,7 +76,7 @@ def train_run(
     clear_device_cache(garbage_collection=True)  # of the run before
     accelerator = build_accelerator(dataclasses.replace(config, mixed_precision=fitting_precision(config)))
     console = Console(quiet=True)  # the run directory has its log
-    data = with_teacher(config, accelerator, tokenizer, data, console)
+    data = _without_test(with_teacher(config, accelerator, tokenizer, data, console))
     model, weights = initial_model(config, accelerator, tokenizer, data)
     with open_run(config, accelerator) as run:
         training = build_training(config, accelerator, model, tokenizer, data, weights, run, console)

@@ -43,6 +43,14 @@ def test_several_labels_are_lists_and_numbers_are_numbers(tiny_model: Path, tmp_
     assert set(pd.concat(rows.splits.values())["label"]) == set(numbers["label"])
 
 
+def test_a_column_that_would_be_lost_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"row": [f"good {number}" for number in range(30)], "label": ["a", "b", "c"] * 10})
+    with pytest.raises(ValueError, match="column 'row': load_rows adds one of that name"):
+        load(frame, tiny_model, tmp_path, text_column="row")
+    renamed = load(frame.rename(columns={"row": "text"}), tiny_model, tmp_path)
+    assert len(renamed.splits["train"]) == 18
+
+
 def test_categories_and_missing_labels(tiny_model: Path, tmp_path: Path) -> None:
     frame = pd.DataFrame({"text": [f"good {number}" for number in range(30)], "label": ["a", "b", "c"] * 10})
     rows = load(frame.astype({"label": "category"}), tiny_model, tmp_path)

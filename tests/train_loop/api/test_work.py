@@ -40,6 +40,7 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "learning_rate": 3e-3,
         "validation_fraction": 0.3,
         "baselines": False,
+        "abstain": "score<0.6",
     }
 
 
@@ -60,6 +61,7 @@ def test_a_run_on_a_frame_has_its_metrics_and_answers_as_frames(run: Run) -> Non
     texts = frame_of(200)["message"]
     assert predictions["message"].tolist() == [texts[row - 1] for row in predictions["row"]]
     assert predictions["score"].dtype == float
+    assert predictions["abstained"].tolist() == (predictions["score"] < 0.6).tolist()
     assert list(results.audit.columns[:5]) == ["finding", "severity", "split", "row", "message"]
 
 

@@ -200,6 +200,23 @@ def test_bad_input(argv: list[str], change: list[str], message: str) -> None:
         build([*argv, *change])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "body,a,b\nhello,1,0\nbye,0,1\n", "no column 'text'; it has 'body', 'a', 'b'"),
+        ("a.jsonl", '{"text": "hello"}\n{"text": ["x", "y"]}\n', "expected a string, found a list"),
+    ],
+)
+def test_texts_for_the_teacher_are_not_taken_for_labels(
+    argv: list[str], tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+        build([*argv, f"--teacher_rows={tmp_path / name}"])
+    assert message in str(caught.value)
+    assert "label" not in str(caught.value).replace("--label_column", "")
+
+
 def test_a_teacher_of_other_labels_or_of_pairs_is_refused(argv: list[str], tmp_path: Path) -> None:
     other = save_teacher(tmp_path / "other", ["yes", "no"])
     with pytest.raises(InputError, match=r"its labels are \['yes', 'no'\], those of the rows"):

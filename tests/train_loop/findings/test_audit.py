@@ -88,6 +88,19 @@ def test_texts_that_only_share_words_are_not_duplicates() -> None:
     assert found_rows(sentences(200, 3), sentences(500, 4)) == {}
 
 
+def test_duplicates_in_several_splits_have_the_numbers_of_their_own_rows() -> None:
+    texts = ["one text of some length", "another text, of more words", "a third one that is like no other"]
+    splits = [predictions_of([texts[0], "w1"], [0, 1], np.eye(2), name="validation")]
+    splits += [predictions_of(["w2", texts[2], texts[1]], [0, 1, 0], np.eye(2)[[0, 1, 0]], name="test")]
+    found = duplicate_findings(splits, split_of(texts, [0, 1, 1], "train"))
+    assert {(each.split, each.row, each.other_row) for each in found} == {
+        ("validation", 1, 1),
+        ("test", 2, 3),
+        ("test", 3, 2),
+    }
+    assert {(each.label, each.other_label) for each in found} == {("bad", "bad"), ("good", "good"), ("bad", "good")}
+
+
 @settings(max_examples=30)
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=15))
 def test_every_text_is_its_own_duplicate(texts: list[str]) -> None:
@@ -130,10 +143,7 @@ def test_the_audit_is_written_worst_first_and_reads_back(tmp_path: Path) -> None
     labels = [0, 0, 1, 1]
     found = predictions_of(texts, labels, np.array([[0.1, 0.9], [0.9, 0.1], [0.1, 0.9], [0.35, 0.65]]))
     train = split_of(["unrelated words here", 'A "quoted"  line 🙂'], [0, 1], "train")
-    duplicates = near_duplicates(found.texts(), ((row["text"],) for row in train.rows))
-    findings = worst_first(
-        [*label_findings(found), *duplicate_findings(duplicates, found.split, train, found.labels, ("text",))]
-    )
+    findings = worst_first([*label_findings(found), *duplicate_findings([found], train)])
     write_audit(tmp_path / "audit.csv", findings, ("text",))
     with (tmp_path / "audit.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -41,6 +41,19 @@ def test_log_loss_never_increases_on_the_rows_it_was_fitted_on(seed: int, rows: 
     assert log_loss(scores_from_logits(logits, temperature), labels) <= before
 
 
+def test_few_rows_that_show_no_gain_leave_calibrated_scores_as_they_are() -> None:
+    new_logits, new_labels = overconfident(5_000, 1.0, seed=1_000)
+    own = reliability(scores_from_logits(new_logits), new_labels).expected_calibration_error
+    found = [fit_temperature(*overconfident(40, 1.0, seed)) for seed in range(40)]
+    left_out = [each for each in found if each.temperature == 1.0]
+    assert len(left_out) > 25
+    assert all("left out, as no temperature is shown to help on 40" in str(each.warning) for each in left_out)
+    scores = (scores_from_logits(new_logits, each.temperature) for each in found)
+    errors = [reliability(each, new_labels).expected_calibration_error for each in scores]
+    assert np.mean(errors) < own + 0.02
+    assert all(fit_temperature(*overconfident(40, 4.0, seed)).temperature > 1.0 for seed in range(10))
+
+
 @pytest.mark.parametrize(
     ("num_rows", "all_correct", "message"),
     [(10, False, "too few to calibrate"), (100, True, "no mistake"), (100, False, "on only 100 validation rows")],

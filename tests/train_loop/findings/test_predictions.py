@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from held_out import predictions_of
 
+from serve.contract.decision import Decision
 from train_loop.findings.label_sets import LabelSetPredictions
 from train_loop.findings.mistakes import confused_pairs, write_misclassified, write_predictions
 from train_loop.metrics.classes import confusion_matrix
@@ -52,6 +53,17 @@ def test_predictions_read_back_with_every_text_unchanged(tmp_path: Path) -> None
     written = np.array([[float(row[f"probability_{name}"]) for name in NAMES] for row in rows])
     assert written == pytest.approx(PROBABILITIES, abs=1e-5)
     assert [float(row["score"]) for row in rows] == pytest.approx(PROBABILITIES.max(axis=1), abs=1e-5)
+
+
+def test_predictions_below_the_threshold_of_the_score_say_so(tmp_path: Path) -> None:
+    found = predictions_of(TEXTS, LABELS, PROBABILITIES, NAMES)
+    decision = Decision(abstain="score<0.65", abstain_below=0.65)
+    classifier = dataclasses.replace(found.classifier, decision=decision)
+    write_predictions(tmp_path / "p.csv", dataclasses.replace(found, classifier=classifier))
+    expected = ["false", "true", "false", "true", "true", "false", "false", "false"]
+    assert [row["abstained"] for row in read(tmp_path / "p.csv")] == expected
+    write_predictions(tmp_path / "p.csv", found)
+    assert "abstained" not in read(tmp_path / "p.csv")[0]
 
 
 def test_mistakes_are_sorted_by_confidence_with_runner_up_and_margin(tmp_path: Path) -> None:

@@ -171,6 +171,11 @@ def test_the_report_references_no_external_address(written: Path) -> None:
     assert re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)) == []
 
 
+def test_dollars_in_the_name_of_a_file_start_no_formula(tmp_path: Path) -> None:
+    assessment = assessed(names=("$_$ prices", "validation"))
+    assert not failed_plots(write_results(tmp_path / "results", assessment, None))
+
+
 def test_a_failing_plot_is_named_and_the_rest_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no font")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -171,16 +172,16 @@ def test_a_run_that_cannot_be_pushed_is_finished_and_the_printed_command_uploads
     hub: Hub, tiny_model: Path, write_rows: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(labelled_rows(60))
-    argv = [f"--model_name={tiny_model}", f"--train_file={rows}", f"--output_dir={tmp_path}", "--run_name=r"]
+    argv = [f"--model_name={tiny_model}", f"--train_file={rows}", f"--output_dir={tmp_path}", "--run_name=my run"]
     hub.may_write = False
     assert train([*argv, "--epochs=1", "--push_to_hub=router"]) == 1
     captured = capsys.readouterr()
     shown = " ".join(captured.err.split())
     assert "The run is finished, nothing of it is lost" in shown
-    assert "Export it: python -m export" in captured.out
+    assert "/my run'" in captured.out.partition("Export it: python -m export --run '")[2]
     assert "so few may learn too little: try --epochs 10" in captured.out
     hub.may_write = True
-    command = shown.partition("upload it later: python -m train_loop.hub ")[2].split()[:4]
+    command = shlex.split(shown.partition("upload it later: python -m train_loop.hub ")[2])[:4]
     assert main(command) == 0
     assert b'"text-classification", "me/router"' in hub.repositories["me/router"].files["README.md"]
 

@@ -23,7 +23,7 @@ from train_loop.config import TrainConfig
 from train_loop.rows.data import Data, class_counts, load_data
 from train_loop.rows.label_codes import encode_known_labels, encode_labels
 from train_loop.rows.split import Split
-from train_loop.rows.summary import count_contradictions, count_duplicates, count_overlap, print_data
+from train_loop.rows.summary import figures_of, print_data
 from train_loop.rows.tokens import hash_text
 
 Writer = Callable[..., Path]
@@ -501,19 +501,19 @@ def test_duplicates_overlap_and_contradictions_of_handmade_rows() -> None:
     train = hand_made([10, 20, 20, 30, 30, 30], [0, 1, 1, 0, 1, 0])
     held_out = hand_made([20, 20, 99, 30], [0, 0, 0, 0], "test")
     data = Data(splits={"train": train, "test": held_out}, labels=("a", "b"), max_length=8, fingerprint="")
-    assert count_duplicates(train) == 3
-    assert count_contradictions(train) == 3
-    assert count_overlap(held_out, data) == 3
-    assert count_duplicates(held_out) == 1
-    assert count_contradictions(held_out) == 0
+    names = ("exact_duplicates", "same_text_other_label", "texts_also_in_train")
+    of_train, of_held_out = figures_of(train, data), figures_of(held_out, data)
+    assert [of_train.get(name) for name in names] == [3, 3, None]
+    assert [of_held_out[name] for name in names] == [1, 0, 3]
 
 
 @given(rows=st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 2)), min_size=1, max_size=20))
 def test_counts_match_plain_python(rows: list[tuple[int, int]]) -> None:
     texts, labels = zip(*rows, strict=True)
     split = hand_made(texts, labels)
-    assert count_duplicates(split) == sum(number - 1 for number in Counter(texts).values())
-    assert count_contradictions(split) == sum(
+    found = figures_of(split, Data(splits={"train": split}, labels=("a", "b", "c"), max_length=8, fingerprint=""))
+    assert found["exact_duplicates"] == sum(number - 1 for number in Counter(texts).values())
+    assert found["same_text_other_label"] == sum(
         any(text == other and label != another for other, another in rows) for text, label in rows
     )
 

@@ -1,15 +1,19 @@
 """Numbers to predict: how they are read, what is refused, and cuts that spread them alike."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from held_out import split_of
 from tiny_models import tiny_tokenizer
 
 from serve.contract.errors import InputError
 from train_loop.config import TrainConfig
+from train_loop.rows.cuts import complete_splits
 from train_loop.rows.data import Data, load_data
 
 
@@ -22,6 +26,22 @@ def load(path: Path, cells: list[Any], **fields: Any) -> Data:
         path.write_text("\n".join(lines) + "\n")
     config = TrainConfig(train_file=str(path), problem_type="regression", **fields)
     return load_data(config, tiny_tokenizer("bert"), 16)
+
+
+@pytest.mark.parametrize("num_texts", [1, 3, 4])
+def test_the_way_out_of_too_few_texts_to_cut_counts_texts_and_works(num_texts: int) -> None:
+    texts = [f"text {number % num_texts}" for number in range(60)]
+    train = dataclasses.replace(split_of(texts, [0] * 60, "train"), labels=np.arange(60.0))
+    config = TrainConfig(train_file="rows.csv", problem_type="regression", test_fraction=0.01, validation_fraction=0.01)
+    with pytest.raises(InputError, match=f"^{num_texts} distinct texts are too few to cut 1 rows off") as caught:
+        complete_splits({"train": train}, ("label",), config)
+    flags = re.findall(r"--(\w+_fraction) ([0-9.]+)", str(caught.value))
+    assert len(flags) == (0 if num_texts == 1 else 2)
+    if flags:
+        better = dataclasses.replace(config, **{name: float(value) for name, value in flags})
+        assert len(complete_splits({"train": train}, ("label",), better)) == 3
+    else:
+        assert "; add rows, or pass rows of your own: --test_file and --validation_file" in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

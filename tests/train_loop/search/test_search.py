@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 from labelled_rows import labelled_rows
+from teachers import save_teacher
 
 from train_loop.command_line import read_config
 from train_loop.main import main as train
@@ -52,6 +54,46 @@ def test_poor_trials_are_pruned_counted_and_leave_no_checkpoints(
     best = read_config(folder / "best.yaml")
     assert (best.learning_rate, best.run_name) == (5e-3, None)
     assert "0 (as configured)" in output
+
+
+def test_a_longer_schedule_is_not_held_to_the_end_of_a_shorter_one(
+    tmp_path: Path, argv: Any, trials: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "NUM_UNPRUNED", 1)
+    (tmp_path / "space.yaml").write_text("epochs: {choices: [1, 3]}")
+    evaluate, done = trial.Training.evaluate, dict.fromkeys(range(4), 0)
+
+    def by_share(self: Any, split: Any) -> dict[str, float]:
+        """Score all runs alike at the end of their schedules, and lower before."""
+        number = int(self.checkpoints.folder.parent.name[-4:])
+        done[number] += 1
+        return evaluate(self, split) | {"macro_f1": done[number] / self.config.epochs}
+
+    monkeypatch.setattr(trial.Training, "evaluate", by_share)
+    assert main(argv("--trials=4", "--epochs=1")) == 0
+    assert {each.params["epochs"] for each in trials()} == {1, 3}
+    assert {each.state.name for each in trials()} == {"COMPLETE"}
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_texts_for_the_teacher_that_equal_test_rows_are_not_learned(
+    tmp_path: Path, argv: Any, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, in_file: bool
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    flags = [f"--test_file={write_rows(labelled_rows(100)[80:], 'test.csv')}"] if in_file else ["--test_fraction=0.2"]
+    texts = write_rows([(text,) for text, _ in labelled_rows(100)] + [("w1 new",)], "more.csv", ("text",))
+    flags += [f"--teacher={save_teacher(tmp_path / 'teacher', ['bad', 'good'])}", f"--teacher_rows={texts}"]
+    taught: list[tuple[str, ...]] = []
+
+    def watched(training: Any, state: Any) -> None:
+        taught.extend(training.data.taught.texts(["text"]))
+        assert set(training.data.splits) == {"train", "validation"}
+        train_loop(training, state)
+
+    train_loop = trial.train
+    monkeypatch.setattr(trial, "train", watched)
+    assert main(argv("--trials=1", "--epochs=1", *flags)) == 0
+    assert len(taught) == (1 if in_file else 21)  # with those of 20 rows that are in no split
 
 
 @pytest.mark.parametrize("in_file", [True, False])
@@ -119,9 +161,11 @@ def test_the_winner_is_confirmed_on_other_seeds_with_its_interval(
 def test_without_a_gain_there_is_nothing_to_confirm(
     tmp_path: Path, argv: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(argv("--trials=1", "--confirm=2")) == 0
-    assert "there is no gain to confirm" in capsys.readouterr().out
-    assert not (tmp_path / "runs" / "s" / "confirmed.json").exists()
+    assert main(argv("--trials=1", "--confirm=2", "--run_name=my [s]")) == 0
+    output, folder = capsys.readouterr().out, tmp_path / "runs" / "my [s]"
+    assert "there is no gain to confirm" in output
+    assert f"Next: accelerate launch train_loop/main.py --config '{folder / 'best.yaml'}'" in output
+    assert not (folder / "confirmed.json").exists()
 
 
 def test_a_trial_whose_loss_is_not_finite_failed_and_the_others_go_on(
