@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ def print_summary(console: Console, exported: Exported, triton: Path | None) -> 
     console.print(table, highlight=False)
     for name, reason in exported.left_out.items():
         console.print(f"Left out: {name}: {reason}", style="bold yellow", highlight=False, markup=False)
-    where = os.path.relpath(exported.folder)
+    where = shlex.quote(os.path.relpath(exported.folder))
     lines = [
         f"Bundle: {where}",
         *([] if triton is None else [f"Triton model repository: {triton}"]),

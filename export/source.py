@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,8 @@ def source_of_run(run: Path, files: RowFiles) -> Source:
     """Return a run with its own samples, or files' rows; raises InputError if unfinished, or they cannot be read."""
     model_folder = run / "model"
     if not model_folder.exists() and (run / "checkpoints").is_dir():
-        raise InputError(f"--run {run}: this run is not finished; continue it with train_loop/main.py --resume {run}")
+        remedy = f"continue it with train_loop/main.py --resume {shlex.quote(str(run))}"
+        raise InputError(f"--run {run}: this run is not finished; {remedy}")
     classifier = read_classifier(model_folder)
     calibration, held_out = (
         read_rows(run / "samples" / f"{split}.parquet", f"the {split} split", classifier)

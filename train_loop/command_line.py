@@ -143,7 +143,8 @@ def _require_resumable(flags: set[str], run: Path) -> None:
         raise InputError(
             f"--resume continues a run as it was; {', '.join('--' + name for name in longer)} cannot change, because "
             f"its {config.lr_schedule} learning rate ends at 0 after the planned steps. To train longer, start "
-            f"from its model: --config {run / CONFIG_FILE} --model_name {run / 'model'}{name} --epochs MORE"
+            f"from its model: --config {shlex.quote(str(run / CONFIG_FILE))} "
+            f"--model_name {shlex.quote(str(run / 'model'))}{name} --epochs MORE"
         )
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections import deque
@@ -113,7 +114,7 @@ class Job:
         if not self._journal_path.exists():
             return fresh
         found = read_record(self._journal_path, Journal, JOURNAL_VERSION, made_by="python -m serve.predict")
-        start_over = f"start over: rm {self._journal_path}"
+        start_over = f"start over: rm {shlex.quote(str(self._journal_path))}"
         if not self._settings.resume:
             raise InputError(
                 f"--output {self._output}: a job was interrupted after {found.num_rows:,} rows; "

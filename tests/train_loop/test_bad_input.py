@@ -316,8 +316,8 @@ BAD_FLAGS: dict[str, tuple[list[str], list[str]]] = {
     "output under a file": (["--output_dir", "rows.csv/runs"], ["--output_dir rows.csv/runs", "is not a folder that"]),
     "output is a file": (["--output_dir", "rows.csv"], ["--output_dir rows.csv: this is a file; name a folder"]),
     "run exists": (
-        ["--output_dir", ".", "--run_name", "folder", "--text_column", "body"],
-        ["--run_name folder", "exists already", "--resume"],
+        ["--output_dir", ".", "--run_name", "a run", "--text_column", "body"],
+        ["--run_name a run", "exists already", "--resume '", "/a run'"],
     ),
     "run name is a path": (["--run_name", "a/b"], ["--run_name must be a plain folder name"]),
     "negative weight": (["--class_weights", '{"good": -1}'], ["--class_weights must be positive"]),
@@ -326,7 +326,9 @@ BAD_FLAGS: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize(("argv", "expected"), BAD_FLAGS.values(), ids=BAD_FLAGS)
 def test_a_bad_flag(refused: Refused, argv: list[str], expected: list[str]) -> None:
-    said = refused("--train_file", "rows.csv", *argv, files={"rows.csv": GOOD, "folder/notes.txt": b""})
+    said = refused(
+        "--train_file", "rows.csv", *argv, files={"rows.csv": GOOD, "folder/notes.txt": b"", "a run/notes.txt": b""}
+    )
     for part in expected:
         assert part in said
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,7 +112,7 @@ def read_existing_model(config: TrainConfig) -> tuple[PretrainedConfig, Classifi
     if (folder / BUNDLE_FILE).is_file():
         _refuse(config, "a bundle, which is exported already; pass the model that it was made from")
     if (folder / CONFIG_FILE).is_file() and (folder / "model").is_dir():
-        _refuse(config, f"a run of training; pass --run {config.model_name}")
+        _refuse(config, f"a run of training; pass --run {shlex.quote(config.model_name)}")
     file = _own_file(config, CLASSIFIER_FILE)
     contract = None if file is None else read_classifier(file.parent)
     model_config = load_model_config(config, "--model")

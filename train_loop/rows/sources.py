@@ -136,7 +136,7 @@ def _read_saved(folder: Path, config: TrainConfig, columns: Sequence[str]) -> di
 
 def _read_hub(name: str, config: TrainConfig, columns: Sequence[str]) -> dict[str, datasets.Dataset]:
     if suffix_of(Path(name)) in TABLE_SUFFIXES:
-        raise InputError(f"--dataset_name {name}: that is a file's name; use --train_file {name}")
+        raise InputError(f"--dataset_name {name}: that is a file's name; use --train_file {shlex.quote(name)}")
     if problem := why_missing(name):
         raise InputError(f"--dataset_name {name}: {problem}")
     try:

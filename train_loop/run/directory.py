@@ -5,6 +5,7 @@ import datetime
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,7 @@ def require_new_name(config: TrainConfig) -> None:
 
 
 def _is_taken(name: str, path: Path) -> InputError:
-    remedy = f"choose another name, or continue with --resume {path}"
+    remedy = f"choose another name, or continue with --resume {shlex.quote(str(path))}"
     return InputError(f"--run_name {name}: {path} exists already; {remedy}")
 
 

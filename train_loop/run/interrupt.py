@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM during training: finish the step, save once, say how to continue."""
 
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ class Interrupted(WorkStopped):
     def __init__(self, signal_number: int, step: int, run: Path) -> None:
         super().__init__(
             f"Stopped by {signal.Signals(signal_number).name} after step {step}, which is saved. "
-            f"To continue: accelerate launch train_loop/main.py --resume {run}"
+            f"To continue: accelerate launch train_loop/main.py --resume {shlex.quote(str(run))}"
         )
         self.exit_status = 128 + signal_number
 

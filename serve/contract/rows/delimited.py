@@ -201,7 +201,7 @@ def _refuse_other_delimiter(file: RowFile, header: str) -> None:
         program = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{found}'))"
         remedy = (
             "csv means commas here, and tsv means tabs; convert it: "
-            f'python -c "{program}" < {file.path or "rows.csv"} > commas.csv'
+            f'python -c "{program}" < {shlex.quote(str(file.path or "rows.csv"))} > commas.csv'
         )
     raise InputError(
         f"{file.name}: the header {header!r:.200} is a single field as {file.form}; it seems separated by {found!r}: "
