@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from serve.contract.bundle import VariantName
+from serve.contract.classifier import CLASSIFIER_FILE, read_classifier
 from serve.contract.command import given_arguments, make_ready, run_command, sigterm_as_interrupt
 from serve.contract.errors import InputError
 from serve.contract.files import why_unwritable
@@ -203,7 +204,10 @@ def _export(arguments: argparse.Namespace) -> int:
 def _default_output(arguments: argparse.Namespace) -> Path:
     if arguments.run is not None:
         return Path(arguments.run).resolve() / "onnx"
-    return Path(f"{Path(arguments.model).resolve().name}_onnx")  # of a folder, or the Hub id without its namespace
+    folder = Path(arguments.model).resolve()
+    if (folder / CLASSIFIER_FILE).is_file():  # of a run, whose folder is called `model`, as all are
+        return Path(f"{read_classifier(folder).name}_onnx")
+    return Path(f"{folder.name}_onnx")  # of a folder, or the Hub id without its namespace
 
 
 @contextlib.contextmanager

@@ -140,11 +140,12 @@ def _require_resumable(flags: set[str], run: Path) -> None:
     longer = sorted(flags & LENGTH_FLAGS)
     if longer and (config := read_config(run / CONFIG_FILE)).lr_schedule != "constant":
         name = "" if config.run_name is None else " --run_name NEW_NAME"
+        more_steps = "" if config.max_steps is None else " --max_steps null"
         raise InputError(
             f"--resume continues a run as it was; {', '.join('--' + name for name in longer)} cannot change, because "
             f"its {config.lr_schedule} learning rate ends at 0 after the planned steps. To train longer, start "
             f"from its model: --config {shlex.quote(str(run / CONFIG_FILE))} "
-            f"--model_name {shlex.quote(str(run / 'model'))}{name} --epochs MORE"
+            f"--model_name {shlex.quote(str(run / 'model'))}{name} --epochs MORE{more_steps}"
         )
 
 
@@ -224,6 +225,16 @@ def _require_known(names: Iterable[str], prefix: str, *, where: str = "") -> Non
             raise InputError(f"{where}{prefix}{name}: no such field; {hint}")
 
 
+class _UniqueKeys(SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found = [key.value for key, _ in node.value]
+        if twice := [key for place, key in enumerate(found) if key in found[:place]]:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds.
 
@@ -231,7 +242,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: the file is absent, not YAML or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise InputError(f"{path}: {error.strerror}; the recipes that ship with rawloop are {shipped}") from error

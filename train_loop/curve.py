@@ -48,7 +48,8 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"--seeds must be at least 1, found {arguments.seeds}")
     limit_spinning()  # before torch is imported
     # Imported here, so that --help comes at once.
-    from train_loop.command_line import QUICKSTART, parse_config
+    from train_loop.command_line import QUICKSTART, parse_config, read_config, write_yaml
+    from train_loop.config import CONFIG_FILE
     from train_loop.findings.baselines import COMPARED
 
     rest = rest or ["--config", QUICKSTART]
@@ -62,6 +63,12 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(
             f"--fractions {arguments.fractions}: of {num_rows} rows, these are the same number; pass others"
         )
+    if (folder / CONFIG_FILE).is_file():
+        there = dataclasses.replace(read_config(folder / CONFIG_FILE), seed=config.seed)
+        if changed := [name for name, value in vars(config).items() if getattr(there, name) != value]:
+            raise InputError(
+                f"--curve {folder}: is a curve with another {', '.join(changed)}; pass a new --curve FOLDER"
+            )
     points, metric = [], ""
     for rows in sizes:
         found = []
@@ -71,10 +78,11 @@ def run(argv: Sequence[str]) -> None:
             own += ["--resume", "auto", "--baselines", "false", "--push_to_hub", "null"]
             command = [sys.executable, "-m", "train_loop.main", *rest, *own]
             if (status := run_child(command)) != 0:
-                way_out = "The same command goes on; for other rows or fields, pass a new --curve FOLDER"
-                stop = WorkStopped(f"the run on {rows:,} rows ended with status {status}. {way_out}")
+                way_out = "the reason is above" if status == 2 else "the same command goes on"
+                stop = WorkStopped(f"the run on {rows:,} rows ended with status {status}; {way_out}")
                 stop.exit_status = max(status, 1)
                 raise stop
+            write_yaml(folder / CONFIG_FILE, config)
             found.append(json.loads((folder / name / "results" / "metrics.json").read_text()))
         metric = COMPARED[found[0]["problem_type"]][0]
         headline = [each["splits"][each["headline_split"]] for each in found]

@@ -146,9 +146,10 @@ def _evaluate(
     with local_main_process_first(accelerator):  # the others find the tokens cached
         splits, train, fingerprint = _rows(arguments, config, classifier, tokenizer)
     if train is not None and fingerprint != classifier.data_fingerprint:
-        console.print(
-            f"The run's data has changed since training ({fingerprint[:12]}, was {classifier.data_fingerprint[:12]}).",
-            style="yellow",
+        raise InputError(
+            f"--run {arguments.run}: its rows have changed since training ({fingerprint[:12]}, were "
+            f"{classifier.data_fingerprint[:12]}), and its splits may hold rows that it learned from; restore them, or "
+            "pass rows to evaluate as --file"
         )
     console.print(
         f"Running the model over {' and '.join(f'{len(each):,} rows of {name}' for name, each in splits.items())} ...",

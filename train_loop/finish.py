@@ -69,7 +69,13 @@ def finish(training: Training, state: TrainState, run: RunDirectory, console: Co
         print_results(console, assessment, run.results)
         model = accelerator.unwrap_model(training.model)
         assert isinstance(model, PreTrainedModel)
-        card = render_model_card(assessment, data.max_length, len(data.train))
+        card = render_model_card(
+            assessment,
+            max_length=data.max_length,
+            num_training_rows=len(data.train),
+            num_taught_rows=len(data.learned) - len(data.train),
+            epochs=state.step / len(training.plan(0)),
+        )
         metrics = finite_metrics(assessment)
         classifier = dataclasses.replace(assessment.main.classifier, metrics=metrics)
         write_model(

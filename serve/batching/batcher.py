@@ -122,6 +122,7 @@ class Batcher:
         truncation: Truncation | None = None,
         whole: bool = True,
         privileged: bool = False,
+        made_here: bool = False,
     ) -> list[Outcome]:
         """Return one outcome per input, in order. Cancelling the caller drops what has not been run yet.
 
@@ -132,6 +133,7 @@ class Batcher:
             whole: an input that cannot be encoded refuses the request before any work; otherwise only that input has an
                 error as its outcome.
             privileged: never refused, and run before all others: for the canary.
+            made_here: not a client's inputs, so not counted as such.
 
         Raises:
             Overloaded: it does not fit into the line, or could not be answered in time.
@@ -144,7 +146,9 @@ class Batcher:
                 raise DeadlineExceeded("the request's time was over before it was looked at")
             self._require_open()
             self._admission.check_early(len(inputs), timeout_s)
-        ticket = Ticket(inputs, timeout_s, truncation=truncation, whole=whole, is_privileged=privileged)
+        ticket = Ticket(
+            inputs, timeout_s, truncation=truncation, whole=whole, is_privileged=privileged, made_here=made_here
+        )
         too_late = DeadlineExceeded("the request's time was over before it was answered")
         timer = ticket.loop.call_later(timeout_s, ticket.fail, too_late)
         self._tickets.add(ticket)
@@ -257,7 +261,7 @@ class Batcher:
         for item, outcome in zip(items, outcomes, strict=True):
             if item.num_windows == 1:
                 item.ticket.settle(item.position, outcome)
-            elif whole := item.ticket.settle_window(item, outcome, self._join):
+            elif (whole := item.ticket.settle_window(item, outcome, self._join)) and item.ticket.is_traffic:
                 self._on_long_text(whole)
 
     # ---- what else ends a request

@@ -90,14 +90,16 @@ class Engine:
     ) -> list[Outcome]:
         """Return the outcome of each input, in order; with `whole`, all are answers.
 
-        Inputs that were `made_here` are not subject to the limits of a request, and no live texts.
+        Inputs that were `made_here` are not subject to the limits of a request, and not counted as traffic.
 
         Raises:
             RequestError: the request as a whole gets no answer; with `whole`, also if one input gets none.
         """
         if not made_here:
             self.require_within_limits(inputs)
-        outcomes = await self.batcher.submit(inputs, timeout_s=timeout_s, truncation=truncation, whole=whole)
+        outcomes = await self.batcher.submit(
+            inputs, timeout_s=timeout_s, truncation=truncation, whole=whole, made_here=made_here
+        )
         for outcome in outcomes if not made_here else ():
             if isinstance(outcome, Answer):
                 self.live_texts.add(outcome)

@@ -70,7 +70,7 @@ class Ticket:
 
     Everything but `closed`, which any thread may read, belongs to the event loop's thread.
 
-    `truncation`, `whole` and `is_privileged` are as in `Batcher.submit`.
+    `truncation`, `whole`, `is_privileged` and `made_here` are as in `Batcher.submit`.
     """
 
     def __init__(
@@ -81,8 +81,10 @@ class Ticket:
         truncation: Truncation | None = None,
         whole: bool = True,
         is_privileged: bool = False,
+        made_here: bool = False,
     ) -> None:
         self.inputs, self.truncation, self.whole, self.is_privileged = inputs, truncation, whole, is_privileged
+        self.is_traffic = not (made_here or is_privileged)
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[list[Outcome]] = self.loop.create_future()
         self.outcomes: list[Outcome | None] = [None] * len(inputs)

@@ -5,6 +5,7 @@ Exit statuses: 0 done, 1 failed, 2 bad input, 128 + n stopped by signal n.
 
 import contextlib
 import importlib.util
+import io
 import os
 import platform
 import re
@@ -47,6 +48,16 @@ def run_child(command: Sequence[str]) -> int:
             return process.wait()
 
 
+def _prepare_streams() -> None:
+    """Let output be closed, or of an encoding that lacks a character, which is then escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_command(
     work: Callable[[], int | None],
     *,
@@ -72,6 +83,7 @@ def run_command(
         print_error(message if status > 128 else f"error: {message}")
         return status
 
+    _prepare_streams()
     try:
         make_ready(needs, extra)
         return work() or 0

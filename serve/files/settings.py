@@ -85,7 +85,7 @@ class JobSettings(AnswerOptions):
             path=None if self.file == STDIN else Path(self.file),
             form=self.input_format,
             name=f"--file {self.file}",
-            columns_help="Choose them with --text_column, --text_pair_column and --id_column",
+            columns_help="Choose them with --text_column, --text_pair_column, --id_column and --keep_columns",
             use_form="pass --input_format {}",
             delimiter=self.delimiter,
             delimiter_flag="--delimiter",

@@ -72,7 +72,9 @@ class Service:
         self._keep(self._watch())
 
     async def reload(self, folder: Path | None = None, *, change_problem_type: bool = False) -> None:
-        """Replace the current bundle, and read the keys again; on any failure the old ones stay.
+        """Replace the current bundle, by default by what its folder holds now, and read the keys again.
+
+        On any failure the old ones stay.
 
         Raises:
             InputError: the bundle is damaged, cannot be loaded, does not answer its canary or has another problem type
@@ -93,6 +95,7 @@ class Service:
                     raise
                 self._logger.exception("reload of %s refused", folder)
                 raise InputError(f"{folder}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+            self.folder = folder
             self.keys.become(keys)
             self.metrics.reloads.labels("done").inc()
             self._logger.info("serving %s, version %s", folder, self.engine.facts.version)

@@ -26,7 +26,7 @@ class ReloadRequest(BaseModel, strict=True, extra="forbid"):
 
     model: str | None = Field(default=None, description="Name of the model, where the server has several.")
     bundle: str | None = Field(
-        default=None, max_length=4_096, description="Folder of the bundle; null for the one of --bundle."
+        default=None, max_length=4_096, description="Folder of the bundle; null for the one that is served."
     )
     change_problem_type: bool = Field(
         default=False, description="Also load a bundle whose answers are of another kind, such as numbers."

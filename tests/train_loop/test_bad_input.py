@@ -349,6 +349,8 @@ def test_a_bad_recipe(refused: Refused) -> None:
     assert "recipe.yaml: not YAML" in refused("--config", "recipe.yaml", files={"recipe.yaml": b"a: [1"})
     assert "epohcs" in refused("--config", "recipe.yaml", files={"recipe.yaml": b"train_file: a.csv\nepohcs: 1\n"})
     assert "absent.yaml: No such file" in refused("--config", "absent.yaml")
+    twice = b"train_file: a.csv\nclass_weights: {good: 1, bad: 2, bad: 7}\n"
+    assert "bad is there twice" in refused("--config", "recipe.yaml", files={"recipe.yaml": twice})
 
 
 def test_nothing_to_train_on(refused: Refused) -> None:

@@ -48,6 +48,9 @@ def test_a_curve_is_trained_drawn_and_found_again(
     assert curve.main(argv) == 0  # all runs are finished
     assert json.loads((folder / "curve.json").read_text()) == found
     assert "optimizer steps" not in capsys.readouterr().out
+    assert curve.main([*argv, "--epochs=2"]) == 2
+    assert "is a curve with another epochs; pass a new --curve FOLDER" in capsys.readouterr().err
+    assert json.loads((folder / "curve.json").read_text()) == found
 
 
 def test_without_arguments_it_is_the_quickstart(
@@ -62,7 +65,7 @@ def test_without_arguments_it_is_the_quickstart(
 
     monkeypatch.setattr(curve, "run_child", refuse)
     assert curve.main([]) == 2
-    said = "46 rows ended with status 2. The same command goes on; for other rows or fields, pass a new --curve FOLDER"
+    said = "46 rows ended with status 2; the reason is above"
     assert said in capsys.readouterr().err
     assert commands[0][3:5] == ["--config", "quickstart"]
     write_yaml(finished := tmp_path / "config.yaml", parse_config(["--config=quickstart", "--run_name=r"]))

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from labelled_rows import labelled_rows
 from tiny_models import save_tiny_model
 
 from serve.contract.classifier import read_classifier
+from train_loop.command_line import read_config, write_yaml
 from train_loop.evaluation import main as evaluate
 from train_loop.main import main
 
@@ -67,7 +69,7 @@ def test_a_split_is_written_to_its_own_folder(finished: Path) -> None:
     assert evaluate(["--run", str(finished), "--split", "validation"]) == 0
     found = metrics_of(finished / "results_validation")
     assert list(found["splits"]) == ["validation"]  # type: ignore[call-overload]
-    why = "these rows also selected the checkpoint, the temperature and the cuts on the scores"
+    why = "these rows also selected the checkpoint, and calibrated its answers"
     note = f"The metrics are of the validation split: {why}."
     assert note in found["warnings"]  # type: ignore[operator]
     assert (finished / "results" / "metrics.json").read_bytes() == before
@@ -293,3 +295,18 @@ def test_two_processes_share_one_copy_of_a_model_and_leave_none(finished: Path, 
     assert [process["status"] for process in ended] == [0, 0], ended[0]["errors"]
     assert metrics_of(tmp_path / "out")["splits"]["rows"]["rows"] == 11  # type: ignore[index]
     assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "out"}
+
+
+def test_splits_of_rows_that_changed_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut anew from other rows, they would hold rows that the model learned from."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = read_config(run / "config.yaml")
+    rows = write(tmp_path / "fewer.csv", labelled_rows(60), ("text", "label"))
+    write_yaml(run / "config.yaml", dataclasses.replace(config, train_file=str(rows)))
+    before = (run / "results" / "metrics.json").read_bytes()
+    assert evaluate(["--run", str(run)]) == 2
+    assert "its rows have changed since training" in capsys.readouterr().err
+    assert (run / "results" / "metrics.json").read_bytes() == before

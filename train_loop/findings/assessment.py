@@ -29,7 +29,7 @@ KINDS: dict[ProblemType, type[Predictions]] = {
 }
 FOOTNOTES = {
     "train": "the model was trained on these rows",
-    "validation": "these rows also selected the checkpoint, the temperature and the cuts on the scores",
+    "validation": "these rows also selected the checkpoint, and calibrated its answers",
 }
 """Split that is not fully held out -> why its metrics are optimistic."""
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from train_loop.findings.assessment import Assessment
 
 
-def render_model_card(assessment: Assessment, max_length: int, num_training_rows: int) -> str:
+def render_model_card(
+    assessment: Assessment, *, max_length: int, num_training_rows: int, num_taught_rows: int = 0, epochs: float
+) -> str:
     """Return the card: what the model is, its held-out results, how to use it and how it was trained."""
     # Imported here: only needed at the end of a run.
     import jinja2
@@ -46,4 +48,6 @@ def render_model_card(assessment: Assessment, max_length: int, num_training_rows
         metrics=main.card,
         weak=[found for found in assessment.slices if found.is_worse][:8],
         num_training_rows=num_training_rows,
+        num_taught_rows=num_taught_rows,
+        epochs=epochs,
     )

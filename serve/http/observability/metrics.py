@@ -98,7 +98,7 @@ class Metrics:
         self._tokens.inc(tokens)
         self._padding.inc(len(items) * longest - tokens)
         for item, outcome in zip(items, outcomes, strict=True):
-            if item.num_windows == 1 and not item.ticket.is_privileged:  # the canary is not traffic
+            if item.num_windows == 1 and item.ticket.is_traffic:
                 self.input_done(classifier, outcome)
 
     def input_done(self, classifier: Classifier, outcome: Outcome) -> None:

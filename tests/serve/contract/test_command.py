@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -115,3 +116,12 @@ sys.exit(3)"""
     threading.Thread(target=stop).start()
     assert run_child([sys.executable, "-c", saving]) == 3
     assert saved.exists()
+
+
+@pytest.mark.parametrize(("redirection", "printed"), [("", b"\\xb7"), (">&-", b"")])
+def test_output_may_be_ascii_or_closed(redirection: str, printed: bytes) -> None:
+    work = "run_command(lambda: print(chr(183)), extra='')"
+    program = f"from serve.contract.command import run_command; raise SystemExit({work})"
+    command = f'"{sys.executable}" -c "{program}" {redirection}'
+    done = subprocess.run(command, shell=True, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, printed, b"")

@@ -445,6 +445,8 @@ def test_the_served_name_outlives_a_reload(bundle: Path, other_bundle: Path, nam
         done = live.post("/admin/reload", {"bundle": str(renamed)}, headers=chief)
         assert (done.status_code, done.json()["name"]) == (200, served)
         assert live.service.engine.facts.folder == renamed
+        assert live.post("/admin/reload", {}, headers=chief).status_code == 200
+        assert live.service.engine.facts.folder == renamed, "what is served is reloaded, not what was at the start"
         assert live.get(f"/v2/models/{served}").json()["name"] == served
         assert live.post("/classify", {"input": ["w1"], "model": served}).json()["model"] == served
         assert live.get("/v1/model").json()["name"] == served

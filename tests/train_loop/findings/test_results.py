@@ -140,7 +140,7 @@ def test_metrics_of_rows_that_selected_the_model_are_never_reported_as_held_out(
     report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
     out = io.StringIO()
     print_results(Console(file=out, width=200), assessment, tmp_path)
-    reason = "these rows also selected the checkpoint, the temperature and the cuts on the scores"
+    reason = "these rows also selected the checkpoint, and calibrated its answers"
     for text in (report, out.getvalue()):
         assert f"The metrics are of the validation split: {reason}." in text
         assert "validation *" in text
@@ -156,9 +156,7 @@ def test_validation_metrics_have_a_footnote_next_to_test_metrics(tmp_path: Path)
     assert not any("metrics are of" in warning for warning in assessment.warnings)
     write_results(tmp_path / "results", assessment, None)
     report = Page((tmp_path / "results" / "report.html").read_text(encoding="utf-8")).text
-    assert (
-        "* validation: these rows also selected the checkpoint, the temperature and the cuts on the scores." in report
-    )
+    assert "* validation: these rows also selected the checkpoint, and calibrated its answers." in report
 
 
 def test_contradictions_among_training_rows_are_found_too() -> None:
