@@ -233,9 +233,10 @@ def _check_kinds(
     for place, (column, kind) in enumerate(zip(columns, kinds, strict=True)):
         for values, number in zip(rows, numbers, strict=True):
             if not _fits(value := values[place], kind):
+                is_large = type(value) is kind is int
                 problem = (
-                    f"expected {TYPE_NAMES[kind]}, found {TYPE_NAMES[type(value)]}, {value!r:.80}; "
-                    "make each column all strings or all whole numbers"
+                    f"expected {TYPE_NAMES[kind]}, found {'a larger one' if is_large else TYPE_NAMES[type(value)]}, "
+                    f"{value!r:.80}; make each column all strings or all whole numbers"
                 )
                 if has_label and place == len(columns) - 1:
                     lists = (each for row in rows if isinstance(each := row[place], list) and len(each) > 1)

@@ -1,5 +1,6 @@
 """The summary of the rows printed before training: balance, lengths, duplicates, contradictions."""
 
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -101,6 +102,15 @@ def _print_labels(console: Console, data: Data) -> None:
         console.print(f"Labels of a row: {', '.join(means)}; rows without: {', '.join(without)}.", highlight=False)
 
 
+def _without_spelling(label: str) -> str:
+    """Return a label without its case, composed characters, or the way that a number is written."""
+    text = unicodedata.normalize("NFC", label.casefold())
+    try:
+        return str(float(text))
+    except ValueError:
+        return text
+
+
 def _warnings(data: Data) -> list[str]:
     """Return what may be wrong with the labels."""
     if data.problem_type == "regression":
@@ -115,13 +125,13 @@ def _warnings(data: Data) -> list[str]:
             f"Labels {', '.join(data.labels)} are numbers, but count as classes without an order or a distance; to "
             "predict a number, pass --problem_type regression."
         )
-    by_case: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for label in data.labels:
-        by_case.setdefault(label.casefold(), []).append(label)
+        alike.setdefault(_without_spelling(label), []).append(label)
     warnings += [
-        f"Labels {', '.join(map(repr, sorted(group)))} differ only in case, and count as different classes; "
-        "if they are one class, make them equal."
-        for group in by_case.values()
+        f"Labels {', '.join(map(repr, sorted(group)))} differ only in how they are written, and count as different "
+        "classes; if they are one class, make them equal."
+        for group in alike.values()
         if len(group) > 1
     ]
     return warnings

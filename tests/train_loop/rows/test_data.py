@@ -534,14 +534,15 @@ def test_the_summary_shows_rows_classes_lengths_and_warnings(write_rows: Writer,
 
 
 def test_the_summary_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("[/INST]", "[bold]x", ":smile:", "[link=a]", "[BOLD]x")
-    splits = {"train": hand_made([1, 2, 3, hash_text("")], [0, 1, 2, 4])}
+    names = ("[/INST]", "[bold]x", ":smile:", "[link=a]", "[BOLD]x", "1", "1.0", "caf\u00e9", "cafe\u0301")
+    splits = {"train": hand_made([1, 2, 3, hash_text(""), 5, 6, 7, 8], [0, 1, 2, 4, 5, 6, 7, 8])}
     print_data(Console(width=160), Data(splits=splits, labels=names, max_length=8, fingerprint=""))
     said = capsys.readouterr().out
     for name in names:
         assert name in said
     assert "No training rows for ['[link=a]']" in said
-    assert "Labels '[BOLD]x', '[bold]x' differ only in case" in said
+    for pair in ("'[BOLD]x', '[bold]x'", "'1', '1.0'", "'cafe\u0301', 'caf\u00e9'"):
+        assert f"Labels {pair} differ only in how they are written" in said
     assert re.search(r"empty texts +1\b", said)
 
 
