@@ -144,7 +144,7 @@ def test_metrics_of_rows_that_selected_the_model_are_never_reported_as_held_out(
     for text in (report, out.getvalue()):
         assert f"The metrics are of the validation split: {reason}." in text
         assert "validation *" in text
-    card = render_model_card(assessment, 128, 1_000)
+    card = render_model_card(assessment, max_length=128, num_training_rows=1_000, epochs=3.0)
     assert "validation \\* (60 rows)" in card
     assert f"{reason}, and there are no test rows." in card
 
