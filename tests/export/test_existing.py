@@ -376,3 +376,14 @@ def test_overconfident_scores_get_a_temperature() -> None:
     measured = found.metrics["rows"]
     assert measured["log_loss"] < measured["log_loss_uncalibrated"]
     assert measured["expected_calibration_error"] < 0.05 < measured["expected_calibration_error_uncalibrated"]
+
+
+def test_the_bundle_of_a_runs_model_is_named_by_the_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is called `model`, as that of every run."""
+    monkeypatch.chdir(tmp_path)
+    rows = write_answered_rows(tmp_path / "rows.csv", run / "model")
+    assert main(["--model", str(run / "model"), "--rows", str(rows), "--variants", "fp32"]) == 0
+    name = read_classifier(run / "model").name
+    assert read_bundle(tmp_path / f"{name}_onnx").classifier.name == name
