@@ -180,7 +180,8 @@ def _predict_texts(arguments: argparse.Namespace) -> int:
             print(f"note: text {number} is empty or white space; its answer means little", file=sys.stderr)
     if arguments.json:
         for item, prediction in zip(items, predictions, strict=True):
-            print(json_text(_as_json(item, prediction, top_k)))
+            line = json_text(_as_json(item, prediction, top_k)) + "\n"
+            sys.stdout.buffer.write(line.encode())  # JSON is UTF-8, whatever the terminal
     else:
         print(_as_table(items, predictions, top_k))
     return 0

@@ -307,6 +307,12 @@ def test_pairs_come_from_two_columns(pair_bundle: str, tmp_path: Path, capsys: C
     assert f"{shown['score']:.6g}" == expected[0]
 
 
+def test_json_is_utf_8_where_the_terminal_is_not(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert predict(bundle, "--text", "caf\u00e9", "--json") == 0
+    assert json.loads(sys.stdout.buffer.getvalue())["text"] == "caf\u00e9"  # type: ignore[attr-defined]
+
+
 def test_texts_are_shown_in_a_table(bundle: str, capsys: Capture) -> None:
     assert predict(bundle, "--text", "w1 good", "--text", "bad\x1b[31m\n" + "bad " * 40, "--top_k", "2") == 0
     header, first, second = capsys.readouterr().out.splitlines()
